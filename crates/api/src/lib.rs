@@ -1,1 +1,14 @@
-//! Placeholder until the crate's rooms are laid out.
+//! The vocabulary of Shoal: ids, specs, objects, task states, the network view, and the wire.
+//!
+//! Every other crate speaks in these types. The crate decides nothing and touches nothing; it is also the only
+//! bridge between the domain and the protobuf messages in `proto/` (module `wire`).
+
+pub mod container;
+pub mod id;
+pub mod network;
+pub mod task_state;
+pub mod time;
+
+pub use id::{ClusterId, ConfigId, IdSource, NetworkId, NodeId, ObjectId, RandomIds, SecretId, ServiceId, TaskId};
+pub use task_state::{Actor, TaskState, may_move};
+pub use time::Timestamp;
