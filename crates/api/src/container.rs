@@ -1,7 +1,7 @@
 //! Containers as the engine sees them: what may be asked of one, and what can be seen of one.
 //!
 //! The meaning of every field is that of the Docker Engine API (v1.51) unless its comment says otherwise; the shapes
-//! are our own. Absent means "engine default". Sizes are bytes, instants are [`SystemTime`], absent where Docker
+//! are our own. Absent means "engine default". Sizes are bytes, instants are [`Timestamp`](crate::Timestamp), `ZERO` where Docker
 //! prints its zero time.
 
 mod observed;

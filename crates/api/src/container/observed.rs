@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
-use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
 use super::{ContainerId, ContainerSpec, EndpointSpec, Port, PortProtocol};
+use crate::Timestamp;
 
 /// Where a container is in its life.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -54,8 +54,8 @@ pub struct ContainerState {
     pub oom_killed: bool,
     /// Why the last start failed; empty when it did not.
     pub error: String,
-    pub started_at: Option<SystemTime>,
-    pub finished_at: Option<SystemTime>,
+    pub started_at: Timestamp,
+    pub finished_at: Timestamp,
     pub health: Option<Health>,
 }
 
@@ -92,8 +92,8 @@ impl HealthStatus {
 /// One run of a health check.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HealthProbe {
-    pub start: SystemTime,
-    pub end: SystemTime,
+    pub start: Timestamp,
+    pub end: Timestamp,
     /// 0 healthy, 1 unhealthy, 2 reserved, -1 the probe itself failed or timed out.
     pub exit_code: i32,
     /// At most 4 KiB.
@@ -110,7 +110,7 @@ pub struct ContainerSummary {
     pub image_id: String,
     /// Entry point and command in one line.
     pub command: String,
-    pub created: SystemTime,
+    pub created: Timestamp,
     pub state: ContainerState,
     pub labels: BTreeMap<String, String>,
     pub ports: Vec<PublishedPort>,
@@ -128,7 +128,7 @@ pub struct ContainerInspect {
     pub id: ContainerId,
     /// Without the leading slash that the Engine API shows.
     pub name: String,
-    pub created: SystemTime,
+    pub created: Timestamp,
     /// The executable and its arguments.
     pub path: String,
     pub args: Vec<String>,
@@ -222,7 +222,7 @@ pub struct Volume {
     pub name: String,
     pub driver: String,
     pub mountpoint: PathBuf,
-    pub created: SystemTime,
+    pub created: Timestamp,
     pub labels: BTreeMap<String, String>,
     pub options: BTreeMap<String, String>,
     /// Made by the engine for a container, without a name given by the user.

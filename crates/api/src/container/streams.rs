@@ -1,11 +1,11 @@
 //! What flows out of a container and what can be started in a running one: logs, execs, statistics, events.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
 use super::{ContainerId, ContainerStatus, Port};
+use crate::Timestamp;
 
 /// Which of the three standard streams. The numbers are those of Docker's stream frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -21,7 +21,7 @@ pub enum StdStream {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogLine {
     pub stream: StdStream,
-    pub time: SystemTime,
+    pub time: Timestamp,
     /// With its newline, if it has one.
     pub bytes: Vec<u8>,
 }
@@ -34,8 +34,8 @@ pub struct LogQuery {
     pub stderr: bool,
     /// Go on with lines as they are written, until the container ends.
     pub follow: bool,
-    pub since: Option<SystemTime>,
-    pub until: Option<SystemTime>,
+    pub since: Option<Timestamp>,
+    pub until: Option<Timestamp>,
     /// Only the last so many lines; absent means all.
     pub tail: Option<usize>,
 }
@@ -75,7 +75,7 @@ pub struct ExecInspect {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Stats {
-    pub read: Option<SystemTime>,
+    pub read: Timestamp,
     pub cpu: CpuStats,
     pub memory: MemoryStats,
     pub pids: PidsStats,
@@ -142,7 +142,7 @@ pub struct Event {
     /// Docker's word: `create`, `start`, `die`, `health_status: healthy`, `exec_create: ls`, …
     pub action: String,
     pub actor: EventActor,
-    pub time: SystemTime,
+    pub time: Timestamp,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
