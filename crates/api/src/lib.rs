@@ -5,6 +5,7 @@
 
 pub mod container;
 pub mod id;
+pub mod image;
 pub mod network;
 pub mod task_state;
 pub mod time;
