@@ -1,0 +1,5 @@
+//! Decisions about identity: pure functions of their arguments.
+
+pub mod authorize;
+pub mod role;
+pub mod token;

@@ -1,0 +1,94 @@
+//! Who may call which RPC, as one table. What is not in it is refused.
+//!
+//! After SwarmKit's `tls_authorization` options. A row only opens the door: the services themselves also bind the
+//! caller's node id to what it asks for.
+
+use super::role::Role;
+
+/// Callers that a row lets in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Callers {
+    /// Everyone, even without a certificate.
+    Anyone,
+    /// Every node of the cluster.
+    Nodes,
+    /// Managers only.
+    Managers,
+}
+
+/// `Service.Method`, or `Service.*` for all methods of a service.
+const TABLE: &[(&str, Callers)] = &[
+    ("Ca.GetRootCa", Callers::Anyone),
+    ("Ca.IssueNodeCertificate", Callers::Anyone), // a token or the current certificate decides
+    ("Control.*", Callers::Managers),
+    ("Dispatcher.Session", Callers::Nodes),
+    ("Dispatcher.Heartbeat", Callers::Nodes),
+    ("Dispatcher.Assignments", Callers::Nodes),
+    ("Dispatcher.UpdateTaskStatus", Callers::Nodes),
+    ("Logs.Listen", Callers::Nodes),
+    ("Logs.Publish", Callers::Nodes),
+    ("Logs.Subscribe", Callers::Managers),
+    ("Raft.*", Callers::Managers),
+    ("RaftMembership.*", Callers::Managers),
+];
+
+/// Whether a caller of this role (`None`: no certificate) may call the RPC at this gRPC path.
+///
+/// Paths look like `/shoal.v1.Dispatcher/Session`; the package does not matter.
+pub fn is_allowed(path: &str, caller: Option<Role>) -> bool {
+    match (row(path), caller) {
+        (Some(Callers::Anyone), _) | (Some(Callers::Nodes), Some(_)) => true,
+        (Some(Callers::Managers), Some(Role::Manager)) => true,
+        (Some(Callers::Nodes | Callers::Managers), _) | (None, _) => false,
+    }
+}
+
+/// Whether the table has a row for the RPC at this path.
+pub fn is_listed(path: &str) -> bool {
+    row(path).is_some()
+}
+
+fn row(path: &str) -> Option<Callers> {
+    let (service, method) = path.strip_prefix('/')?.split_once('/')?;
+    let service = service.rsplit('.').next()?;
+    TABLE
+        .iter()
+        .find(|(name, _)| {
+            name.split_once('.')
+                .is_some_and(|(s, m)| s == service && (m == "*" || m == method))
+        })
+        .map(|(_, callers)| *callers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(path: &str, anonymous: bool, worker: bool, manager: bool) {
+        let got =
+            [None, Some(Role::Worker), Some(Role::Manager)].map(|role| is_allowed(path, role));
+        assert_eq!(got, [anonymous, worker, manager], "{path}");
+    }
+
+    #[test]
+    fn doors_open_by_role() {
+        check("/shoal.v1.Ca/GetRootCa", true, true, true);
+        check("/shoal.v1.Dispatcher/Session", false, true, true);
+        check("/shoal.v1.Raft/Step", false, false, true);
+        check("/shoal.v1.Control/CreateService", false, false, true);
+    }
+
+    #[test]
+    fn what_is_not_listed_is_refused_to_everyone() {
+        for path in [
+            "",
+            "/",
+            "Raft/Step",
+            "/shoal.v1.Ca/GetUnlockKey",
+            "/shoal.v1.Dispatcher/Sessions",
+            "/x/y/z",
+        ] {
+            check(path, false, false, false);
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! Certificates made, presented, checked and kept.
+
+pub mod bootstrap;
+pub mod files;
+pub mod issuer;
+pub mod tls;

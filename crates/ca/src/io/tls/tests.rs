@@ -1,0 +1,272 @@
+use std::time::{Duration, SystemTime};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    net::TcpListener,
+};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use super::*;
+use crate::{
+    core::token::{JoinToken, TokenError},
+    io::{
+        bootstrap::fetch_root,
+        files::IdentityFiles,
+        issuer::{NODE_CERTIFICATE_VALIDITY, NodeKey, RootCa, Subject},
+    },
+};
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+fn identity_at(ca: &RootCa, role: Role, issued: SystemTime) -> NodeIdentity {
+    let key = NodeKey::generate().unwrap();
+    let subject = Subject {
+        node_id: "node1".parse().unwrap(),
+        role,
+        cluster_id: "cluster1".parse().unwrap(),
+    };
+    let certificate = ca
+        .issue(
+            &key.request_pem().unwrap(),
+            &subject,
+            NODE_CERTIFICATE_VALIDITY,
+            issued,
+        )
+        .unwrap();
+    NodeIdentity::new(ca.certificate().clone(), certificate, key.pem()).unwrap()
+}
+
+fn identity(ca: &RootCa, role: Role) -> NodeIdentity {
+    identity_at(ca, role, SystemTime::now())
+}
+
+fn new_ca() -> RootCa {
+    RootCa::create(SystemTime::now()).unwrap()
+}
+
+/// One byte both ways over TLS; what the server saw of the client, or the first refusal.
+async fn talk(
+    server: &NodeIdentity,
+    clients: ClientAuth,
+    root: &RootCertificate,
+    client: Option<&NodeIdentity>,
+) -> Result<Option<PeerIdentity>, String> {
+    let (near, far): (DuplexStream, DuplexStream) = duplex(1 << 16);
+    let acceptor = TlsAcceptor::from(server_config(server, clients).unwrap());
+    let serving = async move {
+        let mut stream = acceptor.accept(far).await.map_err(|e| e.to_string())?;
+        stream.write_u8(1).await.map_err(|e| e.to_string())?;
+        let certificate = stream
+            .get_ref()
+            .1
+            .peer_certificates()
+            .and_then(|chain| chain.first())
+            .cloned();
+        certificate
+            .map(|c| peer_identity(&c).map_err(|e| e.to_string()))
+            .transpose()
+    };
+    let connector = TlsConnector::from(client_config(root, client).unwrap());
+    let calling = async move {
+        let mut stream = connector
+            .connect(server_name(Role::Manager), near)
+            .await
+            .map_err(|e| e.to_string())?;
+        // With TLS 1.3 a refused client learns of it with the first byte that it reads.
+        stream.read_u8().await.map_err(|e| e.to_string())
+    };
+    let (served, called) = tokio::join!(serving, calling);
+    called?;
+    served
+}
+
+#[tokio::test]
+async fn both_ends_learn_who_the_other_is() {
+    let ca = new_ca();
+    let seen = talk(
+        &identity(&ca, Role::Manager),
+        ClientAuth::Required,
+        ca.certificate(),
+        Some(&identity(&ca, Role::Worker)),
+    )
+    .await;
+    assert_eq!(seen.unwrap().unwrap().role, Role::Worker);
+}
+
+#[tokio::test]
+async fn a_caller_without_certificate_is_let_in_only_where_that_is_wanted() {
+    let ca = new_ca();
+    let manager = identity(&ca, Role::Manager);
+    assert_eq!(
+        talk(&manager, ClientAuth::Optional, ca.certificate(), None).await,
+        Ok(None)
+    );
+    talk(&manager, ClientAuth::Required, ca.certificate(), None)
+        .await
+        .unwrap_err();
+}
+
+#[tokio::test]
+async fn a_worker_is_no_manager() {
+    let ca = new_ca();
+    let error = talk(
+        &identity(&ca, Role::Worker),
+        ClientAuth::Optional,
+        ca.certificate(),
+        None,
+    )
+    .await
+    .unwrap_err();
+    assert!(error.contains("not valid for name"), "{error}");
+}
+
+#[tokio::test]
+async fn a_foreign_root_is_refused_on_both_sides() {
+    let (ours, theirs) = (new_ca(), new_ca());
+    let server = identity(&theirs, Role::Manager);
+    talk(&server, ClientAuth::Optional, ours.certificate(), None)
+        .await
+        .unwrap_err();
+    let foreigner = identity(&ours, Role::Manager);
+    talk(
+        &server,
+        ClientAuth::Optional,
+        theirs.certificate(),
+        Some(&foreigner),
+    )
+    .await
+    .unwrap_err();
+}
+
+#[tokio::test]
+async fn an_expired_certificate_is_refused_on_both_sides() {
+    let ca = new_ca();
+    let expired = identity_at(
+        &ca,
+        Role::Manager,
+        SystemTime::now() - NODE_CERTIFICATE_VALIDITY - DAY,
+    );
+    let error = talk(&expired, ClientAuth::Optional, ca.certificate(), None)
+        .await
+        .unwrap_err();
+    assert!(error.contains("expired"), "{error}");
+    let server = identity(&ca, Role::Manager);
+    talk(
+        &server,
+        ClientAuth::Optional,
+        ca.certificate(),
+        Some(&expired),
+    )
+    .await
+    .unwrap_err();
+}
+
+#[test]
+fn an_identity_of_parts_that_do_not_fit_is_refused() {
+    let (ca, other) = (new_ca(), new_ca());
+    let good = identity(&ca, Role::Worker);
+    let swapped_key = NodeKey::generate().unwrap().pem();
+    let parts = |root: &RootCa, key: &str| {
+        NodeIdentity::new(
+            root.certificate().clone(),
+            good.certificate_pem().to_owned(),
+            key.to_owned(),
+        )
+    };
+    parts(&ca, good.key_pem()).unwrap();
+    parts(&ca, &swapped_key).unwrap_err();
+    parts(&other, good.key_pem()).unwrap_err();
+}
+
+#[test]
+fn an_identity_is_kept_on_disk_for_its_owner_only() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().unwrap();
+    let files = IdentityFiles::new(directory.path().join("certificates"));
+    assert!(files.load().unwrap().is_none());
+    let ca = new_ca();
+    files.save(&identity(&ca, Role::Manager)).unwrap();
+    let renewed = identity(&ca, Role::Worker);
+    files.save(&renewed).unwrap();
+    assert_eq!(files.load().unwrap().unwrap().peer(), renewed.peer());
+    for entry in std::fs::read_dir(directory.path().join("certificates")).unwrap() {
+        assert_eq!(
+            entry.unwrap().metadata().unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+    }
+    files.clear().unwrap();
+    assert!(files.load().unwrap().is_none());
+}
+
+/// Serves handshakes of this identity on loopback until dropped; gives the address.
+async fn serve(server: &NodeIdentity) -> (String, tokio::task::JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let acceptor = TlsAcceptor::from(server_config(server, ClientAuth::Optional).unwrap());
+    let serving = tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            drop(acceptor.accept(stream).await);
+        }
+    });
+    (address, serving)
+}
+
+#[tokio::test]
+async fn a_joiner_recognises_the_cluster_by_its_token() {
+    let (ca, other) = (new_ca(), new_ca());
+    let (address, serving) = serve(&identity(&ca, Role::Manager)).await;
+    assert_eq!(
+        &fetch_root(&address, &ca.new_join_token()).await.unwrap(),
+        ca.certificate()
+    );
+    let refused = fetch_root(&address, &other.new_join_token())
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(refused, CaError::Token(TokenError::ForeignRoot)),
+        "{refused:?}"
+    );
+    serving.abort();
+
+    // A worker that answers with the right root is still not a manager.
+    let (address, serving) = serve(&identity(&ca, Role::Worker)).await;
+    let refused = fetch_root(&address, &ca.new_join_token())
+        .await
+        .unwrap_err();
+    assert!(matches!(refused, CaError::Fetch { .. }), "{refused:?}");
+    serving.abort();
+
+    // Nor is one who shows our root without holding a certificate under it.
+    let (address, serving) = serve_forged_chain(&ca, &other).await;
+    let refused = fetch_root(&address, &ca.new_join_token())
+        .await
+        .unwrap_err();
+    assert!(matches!(refused, CaError::Fetch { .. }), "{refused:?}");
+    serving.abort();
+    assert!(JoinToken::parse(&ca.new_join_token().reveal()).is_ok());
+}
+
+/// A server with a certificate under `real` that shows the root of `shown`.
+async fn serve_forged_chain(
+    shown: &RootCa,
+    real: &RootCa,
+) -> (String, tokio::task::JoinHandle<()>) {
+    let (mut chain, key) = identity(real, Role::Manager).chain_and_key().unwrap();
+    *chain.last_mut().unwrap() = shown.certificate().der().clone();
+    let config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let serving = tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            drop(acceptor.accept(stream).await);
+        }
+    });
+    (address, serving)
+}
