@@ -160,6 +160,9 @@ mod tests {
     #[test]
     fn a_foreign_string_is_refused_with_its_value() {
         let refused = "web 1".parse::<ServiceId>().unwrap_err();
-        assert_eq!(refused.to_string(), "invalid service id \"web 1\": expected 1 to 64 characters of a-z, A-Z, 0-9");
+        assert_eq!(
+            refused.to_string(),
+            "invalid service id \"web 1\": expected 1 to 64 characters of a-z, A-Z, 0-9"
+        );
     }
 }

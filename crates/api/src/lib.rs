@@ -7,9 +7,14 @@ pub mod container;
 pub mod id;
 pub mod image;
 pub mod network;
+pub mod object;
+pub mod spec;
 pub mod task_state;
 pub mod time;
 
-pub use id::{ClusterId, ConfigId, IdSource, NetworkId, NodeId, ObjectId, RandomIds, SecretId, ServiceId, TaskId};
+pub use id::{
+    ClusterId, ConfigId, IdSource, NetworkId, NodeId, ObjectId, RandomIds, SecretId, ServiceId,
+    TaskId,
+};
 pub use task_state::{Actor, TaskState, may_move};
 pub use time::Timestamp;

@@ -113,7 +113,9 @@ pub struct IngressPort {
 }
 
 /// Transport protocol of a port.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// TCP.
@@ -149,7 +151,9 @@ impl std::str::FromStr for Protocol {
             "tcp" => Ok(Self::Tcp),
             "udp" => Ok(Self::Udp),
             "sctp" => Ok(Self::Sctp),
-            _ => Err(format!("invalid protocol {text:?}: expected tcp, udp or sctp")),
+            _ => Err(format!(
+                "invalid protocol {text:?}: expected tcp, udp or sctp"
+            )),
         }
     }
 }

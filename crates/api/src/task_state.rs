@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 ///
 /// The numbers are those of SwarmKit's `api/types.proto`, 64 apart so that states can be added between. States are a
 /// logical clock: an observed state only ever grows, and merging two reports is taking the greater one.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 #[repr(u32)]
 pub enum TaskState {
@@ -142,11 +144,19 @@ pub fn may_move(who: Actor, from: Option<TaskState>, to: Option<TaskState>) -> b
         (Actor::Scheduler, Some(S::Pending), Some(S::Assigned)) => true,
         // A task that never reached a node ends where it stands; one whose node stopped fitting is rejected there.
         (Actor::Orchestrator, Some(S::New | S::Pending), Some(S::Shutdown)) => true,
-        (Actor::Orchestrator, Some(from), Some(S::Rejected)) => from >= S::Assigned && from <= S::Running,
-        (Actor::Agent, Some(from), Some(to)) => {
-            from >= S::Assigned && from <= S::Running && to > from && to <= S::Rejected && to != S::Remove
+        (Actor::Orchestrator, Some(from), Some(S::Rejected)) => {
+            from >= S::Assigned && from <= S::Running
         }
-        (Actor::Dispatcher, Some(from), Some(S::Orphaned)) => from >= S::Assigned && from < S::Orphaned,
+        (Actor::Agent, Some(from), Some(to)) => {
+            from >= S::Assigned
+                && from <= S::Running
+                && to > from
+                && to <= S::Rejected
+                && to != S::Remove
+        }
+        (Actor::Dispatcher, Some(from), Some(S::Orphaned)) => {
+            from >= S::Assigned && from < S::Orphaned
+        }
         (Actor::Reaper, Some(from), None) => from < S::Assigned || from.is_terminal(),
         _ => false,
     }
@@ -171,7 +181,10 @@ mod tests {
         for who in ACTORS {
             for from in TaskState::ALL {
                 for to in TaskState::ALL {
-                    assert!(!may_move(who, Some(from), Some(to)) || to > from, "{who:?} moves {from} to {to}");
+                    assert!(
+                        !may_move(who, Some(from), Some(to)) || to > from,
+                        "{who:?} moves {from} to {to}"
+                    );
                 }
             }
         }
@@ -186,7 +199,10 @@ mod tests {
             (Some(S::Pending), Some(S::Assigned), Actor::Scheduler),
             (Some(S::Assigned), Some(S::Running), Actor::Agent),
         ] {
-            let owners: Vec<_> = ACTORS.into_iter().filter(|who| may_move(*who, from, to)).collect();
+            let owners: Vec<_> = ACTORS
+                .into_iter()
+                .filter(|who| may_move(*who, from, to))
+                .collect();
             assert_eq!(owners, [owner], "{from:?} → {to:?}");
         }
     }
