@@ -1,0 +1,308 @@
+//! What the API needs from the cluster: its members, its objects, and this node's place in it.
+
+use std::net::IpAddr;
+
+use async_trait::async_trait;
+use shoal_api::{
+    ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId,
+    container::{Event, LogLine, LogQuery},
+    image::RegistryAuth,
+    object::{Cluster, Config, Network, Node, Secret, Service, Task},
+    spec::{Availability, ClusterSpec, ConfigSpec, NetworkSpec, NodeSpec, SecretSpec, ServiceSpec},
+};
+
+use super::{ApiError, ApiResult, ItemStream};
+use shoal_api::Timestamp;
+
+/// This node's place in a cluster.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SwarmInfo {
+    /// Whether it is in one.
+    pub state: LocalNodeState,
+    /// Its identity there.
+    pub node_id: Option<NodeId>,
+    /// The address that it advertises.
+    pub node_addr: Option<IpAddr>,
+    /// Whether it is a manager and can answer for the cluster.
+    pub control_available: bool,
+    /// What goes wrong; empty if nothing does.
+    pub error: String,
+    /// Managers that it knows.
+    pub remote_managers: Vec<RemoteManager>,
+}
+
+/// Whether this node is in a cluster.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LocalNodeState {
+    /// In none.
+    #[default]
+    Inactive,
+    /// Joining.
+    Pending,
+    /// In one.
+    Active,
+    /// In one that it cannot reach.
+    Error,
+    /// In one whose state on this disk is sealed.
+    Locked,
+}
+
+impl LocalNodeState {
+    /// Docker's word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Inactive => "inactive",
+            Self::Pending => "pending",
+            Self::Active => "active",
+            Self::Error => "error",
+            Self::Locked => "locked",
+        }
+    }
+}
+
+/// A manager as other nodes know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteManager {
+    /// Identity; unknown while joining.
+    pub node_id: Option<NodeId>,
+    /// `host:port`.
+    pub addr: String,
+}
+
+/// What `swarm init` says. Addresses are as the user wrote them: `addr`, `addr:port`, an interface, or empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SwarmInit {
+    /// Where the manager listens; empty is `0.0.0.0:2377`.
+    pub listen_addr: String,
+    /// Where others reach it.
+    pub advertise_addr: String,
+    /// Where others reach its data path; empty is the advertised address.
+    pub data_path_addr: String,
+    /// Start again from this node's state with this node as the only manager.
+    pub force_new_cluster: bool,
+    /// Whether this node takes tasks.
+    pub availability: Availability,
+    /// Settings, with defaults filled in.
+    pub spec: ClusterSpec,
+}
+
+/// What `swarm join` says. Addresses as in [`SwarmInit`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SwarmJoin {
+    /// Where it listens if it is a manager; empty is `0.0.0.0:2377`.
+    pub listen_addr: String,
+    /// Where others reach it.
+    pub advertise_addr: String,
+    /// Where others reach its data path.
+    pub data_path_addr: String,
+    /// Managers to ask, `host:port`.
+    pub remote_addrs: Vec<String>,
+    /// The join token; decides the role.
+    pub token: String,
+    /// Whether this node takes tasks.
+    pub availability: Availability,
+}
+
+/// The cluster as managers show it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SwarmView {
+    /// The object; its key never reaches a client.
+    pub cluster: Cluster,
+    /// Whole join token of workers, `SWMTKN-1-…`.
+    pub worker_token: String,
+    /// Whole join token of managers.
+    pub manager_token: String,
+}
+
+/// Secrets that `swarm update` makes anew.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rotations {
+    /// The workers' join token.
+    pub worker_token: bool,
+    /// The managers' join token.
+    pub manager_token: bool,
+    /// The key that opens sealed managers.
+    pub unlock_key: bool,
+}
+
+/// A node with what only the leader knows of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeView {
+    /// The object.
+    pub node: Node,
+    /// For managers.
+    pub manager: Option<ManagerView>,
+}
+
+/// A manager as the leader sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ManagerView {
+    /// Whether it leads.
+    pub leader: bool,
+    /// Whether the leader hears it; `None` if that is unknown.
+    pub reachable: Option<bool>,
+    /// `host:port`.
+    pub addr: String,
+}
+
+/// A service was made or changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreatedService {
+    /// Its identity.
+    pub id: ServiceId,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// How a service's spec is replaced.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ServiceUpdate {
+    /// Ignore the given spec and go back to the previous one.
+    pub rollback: bool,
+    /// Credentials for the image; `None` keeps those of the current or previous spec.
+    pub auth: Option<RegistryAuth>,
+    /// Keep the credentials of the previous spec instead of the current one's.
+    pub auth_from_previous: bool,
+}
+
+/// Which tasks are wanted; kinds are and-ed, the values of one kind or-ed, empty is any.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TaskSelection {
+    /// Of these services.
+    pub services: Vec<ServiceId>,
+    /// On these nodes.
+    pub nodes: Vec<NodeId>,
+}
+
+/// Whose logs are wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogSelection {
+    /// All tasks of a service.
+    Service(ServiceId),
+    /// One task.
+    Task(TaskId),
+}
+
+/// A line of a task's output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskLogLine {
+    /// Where it ran.
+    pub node: NodeId,
+    /// Its service.
+    pub service: ServiceId,
+    /// The task.
+    pub task: TaskId,
+    /// The line.
+    pub line: LogLine,
+}
+
+/// The cluster. On a node that is no manager everything but [`ClusterBackend::swarm_info`], init, join, leave and
+/// unlock answers [`ApiError::no_swarm`], [`ApiError::not_a_manager`] or [`ApiError::swarm_locked`]; the routes check
+/// that by `swarm_info` before they call.
+///
+/// Objects are addressed by exact ids; the routes turn names and prefixes into ids. An update names the version that
+/// it read and fails with a 500 `rpc error: code = Unknown desc = update out of sequence` if there is a newer one.
+#[async_trait]
+pub trait ClusterBackend: Send + Sync + 'static {
+    /// This node's place. Cheap: each request asks, from memory.
+    async fn swarm_info(&self) -> SwarmInfo;
+    /// Makes a cluster of this node; answers its id there.
+    async fn swarm_init(&self, request: SwarmInit) -> ApiResult<NodeId>;
+    /// Joins one; answers once the node is in it.
+    async fn swarm_join(&self, request: SwarmJoin) -> ApiResult<()>;
+    /// Leaves it.
+    async fn swarm_leave(&self, force: bool) -> ApiResult<()>;
+    /// Settings and join tokens.
+    async fn swarm_inspect(&self) -> ApiResult<SwarmView>;
+    /// Replaces the settings.
+    async fn swarm_update(
+        &self,
+        version: u64,
+        spec: ClusterSpec,
+        rotate: Rotations,
+    ) -> ApiResult<()>;
+    /// Opens a sealed manager.
+    async fn swarm_unlock(&self, _key: &str) -> ApiResult<()> {
+        Err(ApiError::not_implemented("unlocking a swarm"))
+    }
+    /// The key that opens sealed managers; empty without autolock.
+    async fn swarm_unlock_key(&self) -> ApiResult<String> {
+        Err(ApiError::not_implemented("the unlock key of a swarm"))
+    }
+
+    /// All nodes.
+    async fn nodes(&self) -> ApiResult<Vec<NodeView>>;
+    /// Replaces a node's spec.
+    async fn node_update(&self, id: &NodeId, version: u64, spec: NodeSpec) -> ApiResult<()>;
+    /// Forgets a node.
+    async fn node_remove(&self, id: &NodeId, force: bool) -> ApiResult<()>;
+
+    /// All services.
+    async fn services(&self) -> ApiResult<Vec<Service>>;
+    /// The service of this id. Progress bars ask five times a second; override it where that is cheaper than a list.
+    async fn service(&self, id: &ServiceId) -> ApiResult<Option<Service>> {
+        let services = self.services().await?;
+        Ok(services.into_iter().find(|service| service.id == *id))
+    }
+    /// Makes one.
+    async fn service_create(
+        &self,
+        spec: ServiceSpec,
+        auth: Option<RegistryAuth>,
+    ) -> ApiResult<CreatedService>;
+    /// Replaces its spec; answers warnings.
+    async fn service_update(
+        &self,
+        id: &ServiceId,
+        version: u64,
+        spec: ServiceSpec,
+        update: ServiceUpdate,
+    ) -> ApiResult<Vec<String>>;
+    /// Removes it with its tasks.
+    async fn service_remove(&self, id: &ServiceId) -> ApiResult<()>;
+
+    /// Tasks.
+    async fn tasks(&self, selection: TaskSelection) -> ApiResult<Vec<Task>>;
+    /// Output of tasks, wherever they run.
+    async fn task_logs(
+        &self,
+        _selection: LogSelection,
+        _query: LogQuery,
+    ) -> ApiResult<ItemStream<TaskLogLine>> {
+        Err(ApiError::not_implemented("reading the logs of services"))
+    }
+
+    /// All cluster networks.
+    async fn networks(&self) -> ApiResult<Vec<Network>>;
+    /// Makes one.
+    async fn network_create(&self, spec: NetworkSpec) -> ApiResult<NetworkId>;
+    /// Removes one that nothing uses.
+    async fn network_remove(&self, id: &NetworkId) -> ApiResult<()>;
+
+    /// All secrets; the data may be left out.
+    async fn secrets(&self) -> ApiResult<Vec<Secret>>;
+    /// Makes one.
+    async fn secret_create(&self, spec: SecretSpec) -> ApiResult<SecretId>;
+    /// Replaces its labels; empty data means "as it is".
+    async fn secret_update(&self, id: &SecretId, version: u64, spec: SecretSpec) -> ApiResult<()>;
+    /// Removes one that no service uses.
+    async fn secret_remove(&self, id: &SecretId) -> ApiResult<()>;
+
+    /// All configs.
+    async fn configs(&self) -> ApiResult<Vec<Config>>;
+    /// Makes one.
+    async fn config_create(&self, spec: ConfigSpec) -> ApiResult<ConfigId>;
+    /// Replaces its labels.
+    async fn config_update(&self, id: &ConfigId, version: u64, spec: ConfigSpec) -> ApiResult<()>;
+    /// Removes one that no service uses.
+    async fn config_remove(&self, id: &ConfigId) -> ApiResult<()>;
+
+    /// What happens to cluster objects.
+    async fn events(
+        &self,
+        _since: Option<Timestamp>,
+        _until: Option<Timestamp>,
+    ) -> ApiResult<ItemStream<Event>> {
+        Ok(Box::pin(futures_util::stream::empty()))
+    }
+}
