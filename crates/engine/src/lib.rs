@@ -1,1 +1,4 @@
-//! Placeholder until the crate's rooms are laid out.
+//! The container engine of one host: images, containers, and the shim that runs them.
+
+pub mod core;
+pub mod io;

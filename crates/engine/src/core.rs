@@ -1,0 +1,3 @@
+//! Decisions of the engine: pure, without files, clocks or sockets.
+
+pub mod images;

@@ -1,0 +1,3 @@
+//! Deeds of the engine.
+
+pub mod images;
