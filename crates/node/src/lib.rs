@@ -1,1 +1,3 @@
-//! Placeholder until the crate's rooms are laid out.
+//! The daemon of one host, and the lab that makes many hosts of one machine.
+
+pub mod lab;
