@@ -1,0 +1,126 @@
+//! Who answers a question: we, an upstream server, or nobody.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use shoal_api::NetworkId;
+
+use super::{
+    records::{Addresses, Records, Zone},
+    wire::{CLASS_ANY, CLASS_IN, Query, RrSet, qtype},
+};
+
+/// What to do with a question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer<'r> {
+    /// The name is ours and has these records of the type asked for.
+    Records(&'r RrSet),
+    /// The name is ours and has no record of that type.
+    Empty,
+    /// There is no such name, and nobody else is to be asked.
+    NoSuchName,
+    /// Not ours: an upstream server knows.
+    Forward,
+    /// The client's networks are not known yet, so neither are their names nor whether questions may leave.
+    NotYet,
+}
+
+/// Answers a question of a client that takes part in `networks`.
+///
+/// The first network that knows the name wins. A name may be followed by the name of one of the client's networks, as
+/// with docker. A question leaves the node only if one of the networks has a way out (CVE-2024-29018).
+pub fn answer<'r>(records: &'r Records, networks: &[NetworkId], query: &Query<'_>) -> Answer<'r> {
+    let zones = || networks.iter().filter_map(|network| records.zone(network));
+    if matches!(query.qclass, CLASS_IN | CLASS_ANY) {
+        let name = query.name.labels();
+        if let Some(address) = reverse_address(name) {
+            if let Some(set) = zones().find_map(|zone| zone.reverse.get(&address)) {
+                return if matches!(query.qtype, qtype::PTR | qtype::ANY) {
+                    Answer::Records(set)
+                } else {
+                    Answer::Empty
+                };
+            }
+            if zones().any(|zone| zone.subnets.iter().any(|subnet| subnet.contains(&address))) {
+                return Answer::NoSuchName;
+            }
+        } else if let Some(found) = find(zones, name) {
+            return found.of_type(query.qtype);
+        }
+    }
+    if zones().any(|zone| !zone.internal) || networks.is_empty() {
+        Answer::Forward
+    } else if zones().count() < networks.len() {
+        Answer::NotYet
+    } else {
+        Answer::NoSuchName
+    }
+}
+
+fn find<'r, I: Iterator<Item = &'r Zone>>(
+    zones: impl Fn() -> I,
+    name: &[u8],
+) -> Option<&'r Addresses> {
+    if let Some(found) = zones().find_map(|zone| zone.names.get(name)) {
+        return Some(found);
+    }
+    let mut end = 0;
+    while let Some(length) = name.get(end).filter(|_| end < name.len()) {
+        end += 1 + usize::from(*length);
+        let (host, network) = name.split_at(end.min(name.len()));
+        let found = zones()
+            .filter(|zone| *zone.suffix == *network)
+            .find_map(|zone| zone.names.get(host));
+        if !network.is_empty() && found.is_some() {
+            return found;
+        }
+    }
+    None
+}
+
+impl Addresses {
+    fn of_type(&self, kind: u16) -> Answer<'_> {
+        let set = match kind {
+            qtype::A => &self.v4,
+            qtype::AAAA => &self.v6,
+            // One of the sets will do (RFC 8482 §4.1).
+            qtype::ANY if self.v4.count() > 0 => &self.v4,
+            qtype::ANY => &self.v6,
+            _ => return Answer::Empty,
+        };
+        if set.count() > 0 {
+            Answer::Records(set)
+        } else {
+            Answer::Empty
+        }
+    }
+}
+
+/// The address that a name under `in-addr.arpa` or `ip6.arpa` stands for (RFC 1035 §3.5, RFC 3596 §2.5).
+fn reverse_address(name: &[u8]) -> Option<IpAddr> {
+    if let Some(mut labels) = name.strip_suffix(b"\x07in-addr\x04arpa") {
+        let mut octets = [0u8; 4];
+        for octet in octets.iter_mut().rev() {
+            let digits;
+            (digits, labels) = split_label(labels)?;
+            *octet = std::str::from_utf8(digits).ok()?.parse().ok()?;
+        }
+        return labels.is_empty().then(|| Ipv4Addr::from(octets).into());
+    }
+    let mut labels = name.strip_suffix(b"\x03ip6\x04arpa")?;
+    let mut bits = 0u128;
+    for place in 0..32 {
+        let digits;
+        (digits, labels) = split_label(labels)?;
+        let [digit] = digits else { return None };
+        bits |= u128::from(char::from(*digit).to_digit(16)?) << (4 * place);
+    }
+    labels.is_empty().then(|| Ipv6Addr::from(bits).into())
+}
+
+fn split_label(labels: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = labels.split_first()?;
+    rest.split_at_checked(usize::from(*length))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,385 @@
+//! The resolvers of all clients, and the table from which all of them answer.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{SocketAddr, SocketAddrV4},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use shoal_api::{NetworkId, network::RESOLVER};
+use tokio::{
+    net::{TcpListener, TcpStream, UdpSocket},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::{JoinHandle, JoinSet},
+    time::timeout,
+};
+
+use super::{
+    forward::{Patience, Transport, Upstreams, read_message, write_message},
+    namespace,
+};
+use crate::core::{
+    answer::{Answer, answer},
+    records::Records,
+    resolv_conf::DNS_PORT,
+    wire::{Malformed, Query, Rcode, TCP_BYTES_MAX, UDP_BYTES_MAX, write_error},
+};
+
+/// Queries of one client that may wait for upstream servers; as docker's 1024 for all of them.
+const FORWARDS_PER_CLIENT_MAX: usize = 1024;
+/// TCP connections of one client.
+const CONNECTIONS_PER_CLIENT_MAX: usize = 64;
+/// How long a TCP connection may be silent.
+const CONNECTION_IDLE: Duration = Duration::from_secs(10);
+/// Pause after the system had no descriptor left for a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Limits of the resolver.
+#[derive(Debug, Clone)]
+pub struct DnsConfig {
+    /// When a second upstream server is asked because the first is silent.
+    pub next_server_after: Duration,
+    /// When a forwarded query is given up; docker's 4 s.
+    pub query_timeout: Duration,
+    /// Queries of all clients that may wait for upstream servers. Each holds a descriptor.
+    pub forwards_max: usize,
+}
+
+impl Default for DnsConfig {
+    fn default() -> Self {
+        Self {
+            next_server_after: Duration::from_millis(500),
+            query_timeout: Duration::from_secs(4),
+            forwards_max: 8192,
+        }
+    }
+}
+
+/// What a client may see, and whom its other questions go to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ClientScope {
+    /// Its networks; the first that knows a name answers.
+    pub networks: Vec<NetworkId>,
+    /// Servers for what is not ours, reached from the host's namespace.
+    pub upstreams: Vec<SocketAddr>,
+}
+
+/// Why a client cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum DnsError {
+    /// Its sockets cannot be made: the namespace is gone, or something else is bound there.
+    #[error("cannot open the resolver of {client} in {}", netns.display())]
+    Open {
+        /// Key of the client.
+        client: String,
+        /// Its network namespace.
+        netns: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// The resolvers of this node's containers. Dropping it closes them all.
+#[derive(Debug)]
+pub struct Dns {
+    shared: Arc<Shared>,
+    clients: Mutex<BTreeMap<String, Client>>,
+}
+
+/// What all clients have in common.
+#[derive(Debug)]
+struct Shared {
+    records: ArcSwap<Records>,
+    forwards: Arc<Semaphore>,
+    turn: AtomicU32,
+    patience: Patience,
+}
+
+/// A client's running tasks; they end with it.
+#[derive(Debug)]
+struct Client {
+    scope: Arc<ArcSwap<Scope>>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+#[derive(Debug)]
+struct Scope {
+    networks: Vec<NetworkId>,
+    upstreams: Upstreams,
+}
+
+/// What one socket's task needs to answer.
+#[derive(Clone)]
+struct Desk {
+    shared: Arc<Shared>,
+    scope: Arc<ArcSwap<Scope>>,
+    forwards: Arc<Semaphore>,
+}
+
+enum Verdict {
+    Reply,
+    Forward,
+    Drop,
+}
+
+impl Dns {
+    /// A resolver without clients and names.
+    pub fn start(config: &DnsConfig) -> Self {
+        let shared = Shared {
+            records: ArcSwap::default(),
+            forwards: Arc::new(Semaphore::new(config.forwards_max)),
+            turn: AtomicU32::new(0),
+            patience: Patience {
+                next_server: config.next_server_after,
+                whole_query: config.query_timeout,
+            },
+        };
+        Self {
+            shared: Arc::new(shared),
+            clients: Mutex::default(),
+        }
+    }
+
+    /// Replaces all names at once; every question that arrives from now on is answered from `records`.
+    pub fn publish(&self, records: Arc<Records>) {
+        self.shared.records.store(records);
+    }
+
+    /// Serves 127.0.0.11:53, UDP and TCP, in the network namespace at `netns`, until [`Self::stop`].
+    ///
+    /// A client that is served already is stopped first. Needs `CAP_SYS_ADMIN` to enter the namespace.
+    pub async fn serve(
+        &self,
+        client: &str,
+        netns: &Path,
+        scope: ClientScope,
+    ) -> Result<(), DnsError> {
+        self.stop(client).await;
+        let failed = |source| DnsError::Open {
+            client: client.to_owned(),
+            netns: netns.to_owned(),
+            source,
+        };
+        let sockets = namespace::open(netns.to_owned(), SocketAddrV4::new(RESOLVER, DNS_PORT))
+            .await
+            .map_err(failed)?;
+        let udp = UdpSocket::from_std(sockets.udp).map_err(failed)?;
+        let tcp = TcpListener::from_std(sockets.tcp).map_err(failed)?;
+        let scope = Arc::new(ArcSwap::from_pointee(Scope::from(scope)));
+        let desk = Desk {
+            shared: Arc::clone(&self.shared),
+            scope: Arc::clone(&scope),
+            forwards: Arc::new(Semaphore::new(FORWARDS_PER_CLIENT_MAX)),
+        };
+        let tasks = [
+            tokio::spawn(serve_udp(Arc::new(udp), desk.clone())),
+            tokio::spawn(serve_tcp(tcp, desk)),
+        ];
+        self.lock()
+            .insert(client.to_owned(), Client { scope, tasks });
+        Ok(())
+    }
+
+    /// Changes what a served client sees. Returns whether there is such a client.
+    pub fn rescope(&self, client: &str, scope: ClientScope) -> bool {
+        self.lock()
+            .get(client)
+            .map(|client| client.scope.store(Arc::new(scope.into())))
+            .is_some()
+    }
+
+    /// Closes a client's sockets; they are closed when this returns. Does nothing for a stranger.
+    pub async fn stop(&self, client: &str) {
+        let removed = self.lock().remove(client);
+        if let Some(mut client) = removed {
+            for task in &mut client.tasks {
+                task.abort();
+                // Cancelled, which is what was asked for.
+                let _ = task.await;
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Client>> {
+        // Nothing that can fail happens while it is held, so a poisoned map is still a whole one.
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl From<ClientScope> for Scope {
+    fn from(scope: ClientScope) -> Self {
+        Self {
+            networks: scope.networks,
+            upstreams: Upstreams::new(scope.upstreams),
+        }
+    }
+}
+
+impl Desk {
+    /// Answers from the table into `out`, or says that the question must be forwarded.
+    fn decide(&self, packet: &[u8], transport: Transport, out: &mut Vec<u8>) -> Verdict {
+        let query = match Query::parse(packet) {
+            Ok(query) => query,
+            Err(Malformed::Drop) => return Verdict::Drop,
+            Err(Malformed::Reply(code)) => {
+                write_error(packet, code, out);
+                return Verdict::Reply;
+            }
+        };
+        if query.edns.is_some_and(|edns| edns.version != 0) {
+            query.write_code(Rcode::BadVers, out);
+            return Verdict::Reply;
+        }
+        let records = self.shared.records.load();
+        match answer(&records, &self.scope.load().networks, &query) {
+            Answer::Records(set) => {
+                let limit = match transport {
+                    Transport::Udp => query.udp_limit(),
+                    Transport::Tcp => TCP_BYTES_MAX,
+                };
+                query.write_records(set, self.next_turn(), limit, out);
+            }
+            Answer::Empty => query.write_code(Rcode::NoError, out),
+            Answer::NoSuchName => query.write_code(Rcode::NxDomain, out),
+            Answer::NotYet => query.write_code(Rcode::ServFail, out),
+            Answer::Forward => return Verdict::Forward,
+        }
+        Verdict::Reply
+    }
+
+    /// The next place in everybody's rotation.
+    ///
+    /// Multiplying by 2³²/φ spreads every subsequence evenly: a client that always asks two questions in a row would
+    /// otherwise see only every second address.
+    fn next_turn(&self) -> u32 {
+        self.shared
+            .turn
+            .fetch_add(1, Ordering::Relaxed)
+            .wrapping_mul(0x9e37_79b1)
+            >> 8
+    }
+
+    /// A place among the queries that wait for upstream servers, `None` if all are taken.
+    fn place(&self) -> Option<[OwnedSemaphorePermit; 2]> {
+        let own = Arc::clone(&self.forwards).try_acquire_owned().ok()?;
+        let all = Arc::clone(&self.shared.forwards).try_acquire_owned().ok()?;
+        Some([own, all])
+    }
+
+    /// The reply of an upstream server, or our own that there was none.
+    async fn forward(&self, packet: &Arc<[u8]>, transport: Transport) -> Vec<u8> {
+        let scope = self.scope.load_full();
+        match scope
+            .upstreams
+            .ask(packet, transport, self.shared.patience)
+            .await
+        {
+            Some(reply) => reply,
+            None => failure(packet),
+        }
+    }
+}
+
+fn failure(packet: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    match Query::parse(packet) {
+        Ok(query) => query.write_code(Rcode::ServFail, &mut out),
+        Err(_) => write_error(packet, Rcode::ServFail, &mut out),
+    }
+    out
+}
+
+async fn serve_udp(socket: Arc<UdpSocket>, desk: Desk) {
+    let mut packet = vec![0; UDP_BYTES_MAX];
+    let mut out = Vec::with_capacity(UDP_BYTES_MAX);
+    let mut forwards = JoinSet::new();
+    loop {
+        let (length, from) = match socket.recv_from(&mut packet).await {
+            Ok(received) => received,
+            Err(error) => {
+                tracing::error!(%error, "cannot read queries; the resolver of a container stops");
+                return;
+            }
+        };
+        let packet = &packet[..length];
+        match desk.decide(packet, Transport::Udp, &mut out) {
+            Verdict::Reply => {
+                // As on any network, what does not fit into the client's queue is lost and asked for again.
+                let _ = socket.try_send_to(&out, from);
+            }
+            Verdict::Forward => {
+                while forwards.try_join_next().is_some() {}
+                let Some(place) = desk.place() else {
+                    let _ = socket.try_send_to(&failure(packet), from);
+                    continue;
+                };
+                let (desk, socket, packet) =
+                    (desk.clone(), Arc::clone(&socket), Arc::<[u8]>::from(packet));
+                forwards.spawn(async move {
+                    let reply = desk.forward(&packet, Transport::Udp).await;
+                    let _ = socket.send_to(&reply, from).await;
+                    drop(place);
+                });
+            }
+            Verdict::Drop => {}
+        }
+    }
+}
+
+async fn serve_tcp(listener: TcpListener, desk: Desk) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) if connections.len() < CONNECTIONS_PER_CLIENT_MAX => {
+                    connections.spawn(serve_connection(stream, desk.clone()));
+                }
+                // Closed at once: the client has enough of them.
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection to a resolver");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+/// Answers the questions of one connection, one after the other, until it ends or is silent for too long.
+async fn serve_connection(mut stream: TcpStream, desk: Desk) {
+    let (mut packet, mut out) = (Vec::new(), Vec::new());
+    while let Ok(Ok(())) = timeout(CONNECTION_IDLE, read_message(&mut stream, &mut packet)).await {
+        match desk.decide(&packet, Transport::Tcp, &mut out) {
+            Verdict::Reply => {}
+            Verdict::Forward => match desk.place() {
+                Some(_place) => {
+                    out = desk
+                        .forward(&Arc::from(packet.as_slice()), Transport::Tcp)
+                        .await
+                }
+                None => out = failure(&packet),
+            },
+            Verdict::Drop => return,
+        }
+        if !matches!(
+            timeout(CONNECTION_IDLE, write_message(&mut stream, &out)).await,
+            Ok(Ok(()))
+        ) {
+            return;
+        }
+    }
+}

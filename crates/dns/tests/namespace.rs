@@ -1,0 +1,433 @@
+//! The resolver in a real network namespace, asked by packets that another library makes and reads. Needs root.
+//!
+//! Namespaces are held by descriptors only, so nothing remains when a test ends, however it ends.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    os::fd::AsRawFd,
+    path::PathBuf,
+    process::Command,
+    sync::Arc,
+    time::Duration,
+};
+
+use hickory_proto::{
+    op::{Edns, Message, OpCode, Query, ResponseCode},
+    rr::{DNSClass, Name, RData, Record, RecordType, rdata::A},
+};
+use nix::sched::{CloneFlags, setns, unshare};
+use shoal_dns::{ClientScope, Dns, DnsConfig, Host, Records, Zone};
+
+const RESOLVER: (&str, u16) = ("127.0.0.11", 53);
+
+/// A fresh network namespace whose loopback is up.
+struct Namespace(File);
+
+impl Namespace {
+    fn new() -> Self {
+        let made = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root");
+            let status = Command::new("ip")
+                .args(["link", "set", "lo", "up"])
+                .status()
+                .expect("iproute2 is installed");
+            assert!(status.success());
+            File::open("/proc/thread-self/ns/net").expect("every thread has a namespace")
+        });
+        Self(made.join().expect("the thread ends"))
+    }
+
+    fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
+    }
+
+    /// Runs `work` inside, off the runtime.
+    async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let inside = self.0.try_clone().expect("a descriptor");
+        let (done, result) = tokio::sync::oneshot::channel();
+        std::thread::spawn(move || {
+            setns(inside, CloneFlags::CLONE_NEWNET).expect("this test needs root");
+            let _ = done.send(work());
+        });
+        result
+            .await
+            .expect("the work inside the namespace succeeds")
+    }
+
+    async fn ask_udp(&self, query: Message) -> Message {
+        self.run(move || {
+            let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
+            socket
+                .set_read_timeout(Some(Duration::from_secs(10)))
+                .expect("a timeout");
+            socket
+                .send_to(&query.to_vec().expect("a packet"), RESOLVER)
+                .expect("sent");
+            let mut reply = [0; 65_535];
+            let (length, from) = socket.recv_from(&mut reply).expect("a reply");
+            assert_eq!(from, "127.0.0.11:53".parse().expect("an address"));
+            read(&query, &reply[..length])
+        })
+        .await
+    }
+
+    async fn ask_tcp(&self, query: Message) -> Message {
+        self.run(move || {
+            let mut stream = TcpStream::connect(RESOLVER).expect("a connection");
+            stream
+                .set_read_timeout(Some(Duration::from_secs(10)))
+                .expect("a timeout");
+            let packet = query.to_vec().expect("a packet");
+            stream
+                .write_all(&(packet.len() as u16).to_be_bytes())
+                .expect("sent");
+            stream.write_all(&packet).expect("sent");
+            let mut length = [0; 2];
+            stream.read_exact(&mut length).expect("a reply");
+            let mut reply = vec![0; usize::from(u16::from_be_bytes(length))];
+            stream.read_exact(&mut reply).expect("a reply");
+            read(&query, &reply)
+        })
+        .await
+    }
+}
+
+fn read(query: &Message, reply: &[u8]) -> Message {
+    let reply = Message::from_vec(reply).expect("a reply");
+    assert_eq!(reply.metadata.id, query.metadata.id);
+    assert_eq!(reply.queries, query.queries);
+    reply
+}
+
+fn query(name: &str, kind: RecordType) -> Message {
+    let mut message = Message::query();
+    message.metadata.op_code = OpCode::Query;
+    message.metadata.recursion_desired = true;
+    let mut question = Query::query(Name::from_ascii(name).expect("a name"), kind);
+    question.set_query_class(DNSClass::IN);
+    message.add_query(question);
+    message
+}
+
+fn addresses(reply: &Message) -> Vec<String> {
+    assert_eq!(reply.metadata.response_code, ResponseCode::NoError);
+    let mut addresses: Vec<String> = reply
+        .answers
+        .iter()
+        .map(|record| record.data.to_string())
+        .collect();
+    addresses.sort();
+    addresses
+}
+
+fn records(names: &[(&str, u8)]) -> Arc<Records> {
+    let mut hosts: BTreeMap<&str, Host> = BTreeMap::new();
+    for (name, last) in names {
+        let host = hosts.entry(name).or_default();
+        host.names = vec![(*name).to_owned()];
+        host.addresses.push(IpAddr::from([10, 9, 0, *last]));
+    }
+    let hosts: Vec<Host> = hosts.into_values().collect();
+    let mut records = Records::default();
+    records.insert(
+        "net1".parse().expect("an id"),
+        Zone::local("front", false, Vec::new(), &hosts),
+    );
+    Arc::new(records)
+}
+
+fn scope(upstreams: &[SocketAddr]) -> ClientScope {
+    ClientScope {
+        networks: vec!["net1".parse().expect("an id")],
+        upstreams: upstreams.to_vec(),
+    }
+}
+
+/// A server on the host's loopback that gives one address over UDP, cut off for names that begin with `big`, and all
+/// `count` of them over TCP. Names that begin with `never` get no reply.
+async fn upstream(count: u8) -> SocketAddr {
+    let (udp, tcp) = loop {
+        let udp = tokio::net::UdpSocket::bind("127.0.0.1:0")
+            .await
+            .expect("a port");
+        // The same port may be in use for TCP.
+        if let Ok(tcp) = tokio::net::TcpListener::bind(udp.local_addr().expect("bound")).await {
+            break (udp, tcp);
+        }
+    };
+    let address = udp.local_addr().expect("bound");
+    let reply = move |packet: &[u8], tcp: bool| {
+        let mut message = Message::from_vec(packet).expect("a query");
+        let name = message.queries[0].name().clone();
+        message.metadata.message_type = hickory_proto::op::MessageType::Response;
+        message.metadata.truncation = !tcp && name.to_ascii().starts_with("big");
+        for last in 0..if tcp { count } else { 1 } {
+            message.add_answer(Record::from_rdata(
+                name.clone(),
+                60,
+                RData::A(A::new(192, 0, 2, last)),
+            ));
+        }
+        (!name.to_ascii().starts_with("never")).then(|| message.to_vec().expect("a packet"))
+    };
+    tokio::spawn(async move {
+        let mut packet = [0; 4096];
+        loop {
+            let (length, from) = udp.recv_from(&mut packet).await.expect("a query");
+            if let Some(reply) = reply(&packet[..length], false) {
+                udp.send_to(&reply, from).await.expect("sent");
+            }
+        }
+    });
+    tokio::spawn(async move {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        loop {
+            let (mut stream, _) = tcp.accept().await.expect("a connection");
+            let length = stream.read_u16().await.expect("a length");
+            let mut packet = vec![0; usize::from(length)];
+            stream.read_exact(&mut packet).await.expect("a query");
+            let reply = reply(&packet, true).expect("an answer");
+            stream.write_u16(reply.len() as u16).await.expect("sent");
+            stream.write_all(&reply).await.expect("sent");
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn own_names_over_udp_and_tcp_and_a_table_swapped_at_once() {
+    let (namespace, dns) = (Namespace::new(), Dns::start(&DnsConfig::default()));
+    dns.publish(records(&[("web", 1), ("web", 2)]));
+    dns.serve("c1", &namespace.path(), scope(&[]))
+        .await
+        .expect("served");
+
+    let reply = namespace.ask_udp(query("web.", RecordType::A)).await;
+    assert_eq!(addresses(&reply), ["10.9.0.1", "10.9.0.2"]);
+    assert!(reply.metadata.recursion_available);
+    assert_eq!(
+        addresses(&namespace.ask_tcp(query("WEB.front.", RecordType::A)).await),
+        ["10.9.0.1", "10.9.0.2"]
+    );
+    assert!(addresses(&namespace.ask_udp(query("web.", RecordType::AAAA)).await).is_empty());
+
+    dns.publish(records(&[("web", 3)]));
+    assert_eq!(
+        addresses(&namespace.ask_udp(query("web.", RecordType::A)).await),
+        ["10.9.0.3"]
+    );
+
+    // The same key again: the sockets are made anew, also right after the end of the old ones.
+    dns.serve("c1", &namespace.path(), scope(&[]))
+        .await
+        .expect("served again");
+    assert_eq!(
+        addresses(&namespace.ask_udp(query("web.", RecordType::A)).await),
+        ["10.9.0.3"]
+    );
+    dns.stop("c1").await;
+    let refused = namespace
+        .run(|| TcpStream::connect(RESOLVER).is_err())
+        .await;
+    assert!(refused, "nobody listens any more");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_address_of_a_name_comes_first_in_turn() {
+    let (namespace, dns) = (Namespace::new(), Dns::start(&DnsConfig::default()));
+    dns.publish(records(&[("web", 1), ("web", 2), ("web", 3)]));
+    dns.serve("c1", &namespace.path(), scope(&[]))
+        .await
+        .expect("served");
+    let mut first: BTreeMap<String, u32> = BTreeMap::new();
+    for _ in 0..60 {
+        let reply = namespace.ask_udp(query("web.", RecordType::A)).await;
+        *first.entry(reply.answers[0].data.to_string()).or_default() += 1;
+    }
+    assert!(
+        first.len() == 3 && first.values().all(|times| (15..=25).contains(times)),
+        "{first:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn long_answers_are_cut_over_udp_and_whole_over_tcp() {
+    let (namespace, dns) = (Namespace::new(), Dns::start(&DnsConfig::default()));
+    dns.publish(records(
+        &(0..100).map(|last| ("many", last)).collect::<Vec<_>>(),
+    ));
+    dns.serve("c1", &namespace.path(), scope(&[]))
+        .await
+        .expect("served");
+
+    let reply = namespace.ask_udp(query("many.", RecordType::A)).await;
+    assert!(reply.metadata.truncation && !reply.answers.is_empty());
+    let reply = namespace.ask_tcp(query("many.", RecordType::A)).await;
+    assert!(!reply.metadata.truncation && addresses(&reply).len() == 100);
+
+    let mut large = query("many.", RecordType::A);
+    large.edns = Some(Edns::new());
+    large.edns.as_mut().expect("just set").set_max_payload(4096);
+    let reply = namespace.ask_udp(large).await;
+    assert!(!reply.metadata.truncation && addresses(&reply).len() == 100);
+    assert!(reply.edns.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_ours_is_asked_upstream() {
+    let (namespace, dns) = (Namespace::new(), Dns::start(&DnsConfig::default()));
+    dns.publish(records(&[("web", 1)]));
+    let server = upstream(50).await;
+    dns.serve("c1", &namespace.path(), scope(&[server]))
+        .await
+        .expect("served");
+
+    assert_eq!(
+        addresses(
+            &namespace
+                .ask_udp(query("example.com.", RecordType::A))
+                .await
+        ),
+        ["192.0.2.0"]
+    );
+    assert!(
+        namespace
+            .ask_udp(query("big.example.com.", RecordType::A))
+            .await
+            .metadata
+            .truncation
+    );
+    assert_eq!(
+        addresses(
+            &namespace
+                .ask_tcp(query("big.example.com.", RecordType::A))
+                .await
+        )
+        .len(),
+        50
+    );
+
+    // A silent server delays its own query only, and the next server is asked in its place.
+    let (silent, held) = (
+        tokio::net::UdpSocket::bind("127.0.0.1:0")
+            .await
+            .expect("a port"),
+        Duration::from_secs(60),
+    );
+    let config = DnsConfig {
+        next_server_after: held,
+        query_timeout: held,
+        ..DnsConfig::default()
+    };
+    let patient = Dns::start(&config);
+    patient.publish(records(&[("web", 1)]));
+    dns.stop("c1").await;
+    patient
+        .serve(
+            "c1",
+            &namespace.path(),
+            scope(&[silent.local_addr().expect("bound")]),
+        )
+        .await
+        .expect("served");
+    namespace
+        .run(|| {
+            let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
+            socket
+                .send_to(
+                    &query("slow.", RecordType::A).to_vec().expect("a packet"),
+                    RESOLVER,
+                )
+                .expect("sent");
+        })
+        .await;
+    assert_eq!(
+        addresses(&namespace.ask_udp(query("web.", RecordType::A)).await),
+        ["10.9.0.1"]
+    );
+    assert!(patient.rescope("c1", scope(&[server])));
+    assert_eq!(
+        addresses(
+            &namespace
+                .ask_udp(query("example.com.", RecordType::A))
+                .await
+        ),
+        ["192.0.2.0"]
+    );
+    patient.stop("c1").await;
+
+    dns.serve(
+        "c1",
+        &namespace.path(),
+        scope(&[silent.local_addr().expect("bound"), server]),
+    )
+    .await
+    .expect("served");
+    assert_eq!(
+        addresses(
+            &namespace
+                .ask_udp(query("example.com.", RecordType::A))
+                .await
+        ),
+        ["192.0.2.0"]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_upstream_is_a_failure_and_not_silence() {
+    let config = DnsConfig {
+        query_timeout: Duration::from_millis(300),
+        ..DnsConfig::default()
+    };
+    let (namespace, dns) = (Namespace::new(), Dns::start(&config));
+    dns.publish(records(&[]));
+    let server = upstream(1).await;
+    dns.serve("c1", &namespace.path(), scope(&[]))
+        .await
+        .expect("served");
+    dns.serve("c2", &Namespace::new().path(), scope(&[]))
+        .await
+        .expect("another namespace has its own port 53");
+    for (upstreams, name) in [
+        (vec![], "example.com."),
+        (vec![server], "never.example.com."),
+    ] {
+        assert!(dns.rescope("c1", scope(&upstreams)));
+        let reply = namespace.ask_udp(query(name, RecordType::A)).await;
+        assert_eq!(
+            reply.metadata.response_code,
+            ResponseCode::ServFail,
+            "{name}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rubbish_does_not_disturb_it() {
+    let (namespace, dns) = (Namespace::new(), Dns::start(&DnsConfig::default()));
+    dns.publish(records(&[("web", 1)]));
+    dns.serve("c1", &namespace.path(), scope(&[]))
+        .await
+        .expect("served");
+    namespace
+        .run(|| {
+            let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
+            for length in [0, 1, 11, 12, 100, 9000] {
+                socket.send_to(&vec![0x01; length], RESOLVER).expect("sent");
+            }
+            let mut stream = TcpStream::connect(RESOLVER).expect("a connection");
+            stream.write_all(&[0xff; 40]).expect("sent");
+        })
+        .await;
+    assert_eq!(
+        addresses(&namespace.ask_udp(query("web.", RecordType::A)).await),
+        ["10.9.0.1"]
+    );
+    assert_eq!(
+        addresses(&namespace.ask_tcp(query("web.", RecordType::A)).await),
+        ["10.9.0.1"]
+    );
+}
