@@ -275,6 +275,9 @@ pub struct TaskStatus {
     pub container: Option<ContainerStatus>,
     /// Host-mode ports in force.
     pub host_ports: Vec<PortConfig>,
+    /// When it came to run, by the observer's clock; kept once it has ended. Updates judge early ends by it.
+    #[serde(default)]
+    pub running_since: Option<Timestamp>,
 }
 
 /// A task's container.
@@ -360,7 +363,8 @@ pub struct Cluster {
     pub worker_token: String,
     /// Secret part of the manager join token. Writer: user.
     pub manager_token: String,
-    /// Identities that may not come back, with the end of their certificates. Writer: dispatcher (membership).
+    /// Identities that may not come back, with the end of their certificates. Writers: dispatcher (membership), and the
+    /// user who removes a node.
     pub blacklisted: BTreeMap<NodeId, Timestamp>,
     /// Greatest Raft id ever given; ids are never reused. Writer: dispatcher (membership).
     pub last_raft_id: u64,
