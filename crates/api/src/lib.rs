@@ -11,6 +11,7 @@ pub mod object;
 pub mod spec;
 pub mod task_state;
 pub mod time;
+pub mod wire;
 
 pub use id::{
     ClusterId, ConfigId, IdSource, NetworkId, NodeId, ObjectId, RandomIds, SecretId, ServiceId,

@@ -1,0 +1,33 @@
+//! Compiles `proto/` without protoc.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let root = "../../proto";
+    let rooms = [
+        "types",
+        "specs",
+        "objects",
+        "ca",
+        "control",
+        "dispatcher",
+        "logs",
+        "raft",
+    ];
+    let files: Vec<_> = rooms
+        .iter()
+        .map(|room| format!("{root}/{room}.proto"))
+        .collect();
+    println!("cargo::rerun-if-changed={root}");
+    let descriptors = protox::compile(&files, [root])?;
+    tonic_prost_build::configure()
+        // Same value, same bytes: maps are written in the order of their keys.
+        .btree_map(".")
+        // Their fields are secrets, which no log may show; `wire.rs` writes these by hand.
+        .skip_debug([
+            ".shoal.v1.SecretSpec",
+            ".shoal.v1.Cluster",
+            ".shoal.v1.IssueNodeCertificateRequest",
+        ])
+        .emit_rerun_if_changed(false)
+        .compile_fds(descriptors)?;
+    Ok(())
+}

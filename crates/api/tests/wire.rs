@@ -1,0 +1,152 @@
+//! Every domain value survives the wire, and no bytes make it panic.
+
+mod sample;
+
+use std::sync::Arc;
+
+use proptest::{collection::vec, prelude::*};
+use prost::Message;
+use sample::{Generator, Sample};
+use shoal_api::{
+    Actor, Timestamp,
+    network::NetworkView,
+    object::{Batch, Change, Expect, Object, Task},
+    spec::{ServiceSpec, TaskSpec},
+    wire,
+};
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn a_service_spec_survives(seed: u64) {
+        let spec = ServiceSpec::sample(&mut Generator::new(seed));
+        let bytes = wire::ServiceSpec::from(&spec).encode_to_vec();
+        let read = ServiceSpec::try_from(wire::ServiceSpec::decode(&bytes[..]).unwrap());
+        prop_assert_eq!(read, Ok(spec));
+    }
+
+    #[test]
+    fn a_network_view_survives(seed: u64) {
+        let view = NetworkView::sample(&mut Generator::new(seed));
+        let bytes = wire::NetworkView::from(&view).encode_to_vec();
+        let read = NetworkView::try_from(wire::NetworkView::decode(&bytes[..]).unwrap());
+        prop_assert_eq!(read, Ok(view));
+    }
+
+    #[test]
+    fn an_object_survives(seed: u64) {
+        let object = Object::sample(&mut Generator::new(seed));
+        prop_assert_eq!(wire::decode_object(&wire::encode_object(&object)), Ok(object));
+    }
+
+    #[test]
+    fn a_batch_survives(seed: u64) {
+        let batch = Batch::sample(&mut Generator::new(seed));
+        let bytes = wire::encode_batch(&batch);
+        prop_assert_eq!(&bytes, &wire::encode_batch(&batch), "same value, same bytes");
+        prop_assert_eq!(wire::decode_batch(&bytes), Ok(batch));
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic(bytes in vec(any::<u8>(), 0..400)) {
+        let _ = wire::decode_batch(&bytes);
+        let _ = wire::decode_object(&bytes);
+    }
+
+    #[test]
+    fn a_damaged_batch_is_read_or_refused(seed: u64, cut: prop::sample::Index, flip: prop::sample::Index, bit in 0..8u32) {
+        let mut bytes = wire::encode_batch(&Batch::sample(&mut Generator::new(seed)));
+        prop_assume!(!bytes.is_empty());
+        let _ = wire::decode_batch(&bytes[..cut.index(bytes.len())]);
+        let at = flip.index(bytes.len());
+        bytes[at] ^= 1 << bit;
+        let _ = wire::decode_batch(&bytes);
+    }
+}
+
+fn batch_of(task: &Task) -> Batch {
+    let object = Box::new(Object::Task(task.clone()));
+    Batch {
+        actor: Actor::Orchestrator,
+        at: Timestamp(1),
+        changes: vec![Change::Put {
+            object,
+            expect: Expect::Absent,
+        }],
+    }
+}
+
+#[test]
+fn a_lean_task_row_gets_its_spec_from_the_reader() {
+    let mut generator = Generator::new(7);
+    let mut task = Task::sample(&mut generator);
+    let spec = Arc::new(TaskSpec::sample(&mut generator));
+    task.spec = spec.clone();
+    let batch = batch_of(&task);
+
+    let lean = wire::encode_batch_lean(&batch, &|_, _| Some(spec.clone()));
+    assert!(lean.len() < wire::encode_batch(&batch).len());
+    assert_eq!(
+        wire::decode_batch_with(&lean, &|service, version| {
+            (*service == task.service && version == task.spec_version).then(|| spec.clone())
+        }),
+        Ok(batch)
+    );
+    assert_eq!(
+        wire::decode_batch(&lean).unwrap_err().to_string(),
+        "cannot decode Batch.changes[0].object.Task.spec: required field is missing"
+    );
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    let good = wire::Task::from(&Task::sample(&mut Generator::new(3)));
+    let problem = |spoil: fn(&mut wire::Task)| {
+        let mut task = good.clone();
+        spoil(&mut task);
+        Task::try_from(task).unwrap_err().to_string()
+    };
+    let seen = [
+        problem(|task| task.id.clear()),
+        problem(|task| task.node = Some("n 1".to_owned())),
+        problem(|task| task.meta = None),
+        problem(|task| task.desired_state = 1),
+        problem(|task| {
+            task.networks = vec![wire::TaskAttachment {
+                network: "a".to_owned(),
+                addresses: vec!["10.0.0.0/8".to_owned(), "10.0.0.300/24".to_owned()],
+                aliases: Vec::new(),
+            }];
+        }),
+        problem(|task| {
+            task.ports = vec![wire::PortConfig {
+                target: 65_536,
+                ..Default::default()
+            }];
+        }),
+        problem(|task| task.spec.as_mut().unwrap().restart.as_mut().unwrap().delay = -1),
+    ];
+    expect_test::expect![[r#"
+        cannot decode Task.id: invalid task id ""
+        cannot decode Task.node: invalid node id "n 1"
+        cannot decode Task.meta: required field is missing
+        cannot decode Task.desired_state: unknown TaskState 1
+        cannot decode Task.networks[0].addresses[1]: invalid prefix "10.0.0.300/24"
+        cannot decode Task.ports[0].target: 65536 is greater than 65535
+        cannot decode Task.spec.restart.delay: negative duration -1 ns"#]]
+    .assert_eq(&seen.join("\n"));
+}
+
+#[test]
+fn secrets_do_not_show_in_logs() {
+    let data = b"hunter2".to_vec();
+    let spec = wire::SecretSpec {
+        annotations: None,
+        data,
+    };
+    assert_eq!(
+        format!("{spec:?}"),
+        "SecretSpec { annotations: None, data_bytes: 7 }"
+    );
+}
