@@ -1,1 +1,4 @@
-//! Placeholder until the crate's rooms are laid out.
+//! The manager: one replicated value, the control loops that change it, and the services that show it.
+
+pub mod core;
+pub mod io;

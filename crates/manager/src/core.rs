@@ -1,0 +1,3 @@
+//! Decisions: pure functions and values, the same on every manager and in the simulator.
+
+pub mod consensus;

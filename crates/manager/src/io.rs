@@ -1,0 +1,3 @@
+//! Acts for the cores: the log, the network, the clock.
+
+pub mod raft;
