@@ -1,0 +1,254 @@
+//! The main job before a newcomer's eyes: three hosts, one stack, from image to routing mesh.
+
+use std::{
+    collections::BTreeSet,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{packages, shell};
+
+const LAB: &str = "demo";
+const HOSTS: [(&str, &str); 3] = [
+    ("n1", "192.0.2.11"),
+    ("n2", "192.0.2.12"),
+    ("n3", "192.0.2.13"),
+];
+const PORT: u16 = 8080;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Runs the demo; `keep` leaves the cluster up.
+pub(crate) fn run(keep: bool) -> Result<()> {
+    shell::need_root("the demo")?;
+    packages::ensure(&[packages::BUILD, packages::RUN])?;
+    println!("building shoal");
+    let demo = Demo {
+        shoal: shell::build_shoal("dev")?,
+        began: Instant::now(),
+    };
+    // A demo that was interrupted, or kept.
+    if demo
+        .shoal(&["lab", "ls", "-q"])?
+        .lines()
+        .any(|name| name == LAB)
+    {
+        demo.shoal(&["lab", "down", "--name", LAB])?;
+    }
+    let shown = demo.show();
+    if shown.is_ok() && keep {
+        println!(
+            "\nThe cluster is up. Try, for instance:\n  \
+             {0} lab exec --name {LAB} n1 -- shoal service ls\n  \
+             curl http://{1}:{PORT}\n  \
+             {0} lab down --name {LAB}",
+            demo.shoal.display(),
+            HOSTS[1].1,
+        );
+        return Ok(());
+    }
+    demo.say("taking the lab down");
+    let down = demo.shoal(&["lab", "down", "--name", LAB]);
+    shown?;
+    down?;
+    demo.say("done, nothing remains");
+    Ok(())
+}
+
+struct Demo {
+    shoal: PathBuf,
+    began: Instant,
+}
+
+impl Demo {
+    fn say(&self, text: &str) {
+        println!("[{:5.1} s] {text}", self.began.elapsed().as_secs_f32());
+    }
+
+    fn shoal(&self, words: &[&str]) -> Result<String> {
+        shell::read(path(&self.shoal), words)
+    }
+
+    /// Runs `shoal` on a host.
+    fn on(&self, host: &str, words: &[&str]) -> Result<String> {
+        let mut all = vec!["lab", "exec", "--name", LAB, host, "--", "shoal"];
+        all.extend(words);
+        self.shoal(&all)
+    }
+
+    fn show(&self) -> Result<()> {
+        self.say("three hosts, each a daemon in namespaces of its own, on one bridge");
+        self.shoal(&["lab", "up", "--name", LAB, "--nodes", "3"])?;
+
+        self.say("n1: shoal swarm init");
+        let printed = self.on("n1", &["swarm", "init", "--advertise-addr", HOSTS[0].1])?;
+        let token = printed
+            .split_whitespace()
+            .find(|word| word.starts_with("SWMTKN-1-"));
+        let token =
+            token.with_context(|| format!("swarm init printed no join token:\n{printed}"))?;
+        for (host, _) in &HOSTS[1..] {
+            self.say(&format!(
+                "{host}: shoal swarm join --token {}…",
+                &token[..16.min(token.len())]
+            ));
+            self.on(
+                host,
+                &[
+                    "swarm",
+                    "join",
+                    "--token",
+                    token,
+                    &format!("{}:2377", HOSTS[0].1),
+                ],
+            )?;
+        }
+        println!("{}", self.on("n1", &["node", "ls"])?);
+
+        self.say("shoal stack deploy -c deploy/examples/demo.yml demo");
+        let file = shell::root().join("deploy/examples/demo.yml");
+        self.on(
+            "n1",
+            &["stack", "deploy", "--detach", "-c", path(&file), "demo"],
+        )?;
+        self.wait_running(3)?;
+        println!("{}", self.on("n1", &["service", "ls"])?);
+
+        self.say(&format!(
+            "asking port {PORT} of each host until every task has answered"
+        ));
+        self.ask_everywhere(3)?;
+
+        self.say("shoal service scale demo_web=6");
+        self.on("n1", &["service", "scale", "--detach", "demo_web=6"])?;
+        self.wait_running(6)?;
+        self.ask_everywhere(6)?;
+
+        let (host, container) = self.a_container()?;
+        self.say(&format!("{host}: shoal kill {container}"));
+        let before = self.tasks()?;
+        self.on(host, &["kill", &container])?;
+        self.wait("the killed task's slot to be filled again", || {
+            let now = self.tasks()?;
+            Ok((now.len() == 6 && now != before).then_some(()))
+        })?;
+        println!("{}", self.on("n1", &["service", "ps", "demo_web"])?);
+        self.ask_everywhere(6)?;
+        self.say("every slot is filled and every task answers, on every host");
+        Ok(())
+    }
+
+    /// Waits until a question has an answer.
+    fn wait<T>(&self, what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+        let began = Instant::now();
+        loop {
+            if let Some(answer) = ask()? {
+                return Ok(answer);
+            }
+            if began.elapsed() > PATIENCE {
+                let tasks = self.on(
+                    "n1",
+                    &["service", "ps", "--no-trunc", "demo_web", "demo_backend"],
+                )?;
+                bail!(
+                    "waited {} s for {what}; the tasks are\n{tasks}",
+                    PATIENCE.as_secs()
+                );
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Ids of the web tasks that run.
+    fn tasks(&self) -> Result<BTreeSet<String>> {
+        let words = [
+            "service",
+            "ps",
+            "--no-trunc",
+            "--filter",
+            "desired-state=running",
+            "--format",
+            "{{.ID}} {{.CurrentState}}",
+            "demo_web",
+        ];
+        let printed = self.on("n1", &words)?;
+        let running = printed
+            .lines()
+            .filter_map(|line| line.split_once(' '))
+            .filter(|(_, state)| state.starts_with("Running"));
+        Ok(running.map(|(id, _)| id.to_owned()).collect())
+    }
+
+    fn wait_running(&self, tasks: usize) -> Result<()> {
+        self.wait(&format!("{tasks} running tasks"), || {
+            Ok((self.tasks()?.len() == tasks).then_some(()))
+        })
+    }
+
+    /// Asks the published port of each host until all tasks have answered through it, backend included.
+    fn ask_everywhere(&self, tasks: usize) -> Result<()> {
+        for (host, addr) in HOSTS {
+            let mut seen = BTreeSet::new();
+            let mut last = String::new();
+            self.wait(
+                &format!("{tasks} tasks to answer on {host} (seen {seen:?}, last {last:?})"),
+                || {
+                    match get(addr, PORT) {
+                        Ok(body) => {
+                            let task = body
+                                .split_whitespace()
+                                .find_map(|word| word.strip_prefix("task="));
+                            if body.contains("backend=[task=backend.1") {
+                                seen.extend(task.map(str::to_owned));
+                            }
+                            last = body;
+                        }
+                        Err(problem) => last = format!("{problem:#}"),
+                    }
+                    Ok((seen.len() == tasks).then_some(()))
+                },
+            )
+            .with_context(|| format!("{host} ({addr}:{PORT})"))?;
+            println!(
+                "  {host}: {}, for instance: {}",
+                seen.into_iter().collect::<Vec<_>>().join(" "),
+                last.trim()
+            );
+        }
+        Ok(())
+    }
+
+    /// A host that runs a web task, and the task's container.
+    fn a_container(&self) -> Result<(&'static str, String)> {
+        for (host, _) in HOSTS {
+            let filter = "label=com.docker.swarm.service.name=demo_web";
+            let printed = self.on(host, &["ps", "-q", "--filter", filter])?;
+            if let Some(id) = printed.lines().next() {
+                return Ok((host, id.to_owned()));
+            }
+        }
+        bail!("no host shows a container of demo_web")
+    }
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("paths of the checkout are UTF-8")
+}
+
+/// Body of the answer to `GET /`.
+fn get(addr: &str, port: u16) -> Result<String> {
+    let to = SocketAddr::new(addr.parse()?, port);
+    let mut connection = TcpStream::connect_timeout(&to, Duration::from_secs(1))?;
+    connection.set_read_timeout(Some(Duration::from_secs(5)))?;
+    write!(connection, "GET / HTTP/1.0\r\nHost: {addr}\r\n\r\n")?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer)?;
+    answer
+        .split_once("\r\n\r\n")
+        .map(|(_, body)| body.to_owned())
+        .context("an answer without a body")
+}

@@ -1,0 +1,83 @@
+//! Running programs and saying what went wrong.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+
+/// The root of the checkout.
+pub(crate) fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask lies in the workspace")
+        .to_owned()
+}
+
+/// Runs a program with this one's output and fails if it fails.
+pub(crate) fn run(program: &str, words: &[&str]) -> Result<()> {
+    let status = Command::new(program)
+        .args(words)
+        .current_dir(root())
+        .status();
+    let status = status.with_context(|| format!("cannot run {program}"))?;
+    if !status.success() {
+        bail!("`{program} {}` ended with {status}", words.join(" "));
+    }
+    Ok(())
+}
+
+/// Runs a program and returns what it printed; its complaints go into the error.
+pub(crate) fn read(program: &str, words: &[&str]) -> Result<String> {
+    let output = Command::new(program)
+        .args(words)
+        .current_dir(root())
+        .stdin(Stdio::null())
+        .output();
+    let output = output.with_context(|| format!("cannot run {program}"))?;
+    if !output.status.success() {
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        bail!(
+            "`{program} {}` ended with {}: {}",
+            words.join(" "),
+            output.status,
+            complaint.trim()
+        );
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Whether a program is on PATH.
+pub(crate) fn has(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+}
+
+/// Cargo as it runs this tool.
+pub(crate) fn cargo() -> String {
+    std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned())
+}
+
+/// Where cargo puts what it builds.
+pub(crate) fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+/// Builds the `shoal` binary in a profile and returns its path.
+pub(crate) fn build_shoal(profile: &str) -> Result<PathBuf> {
+    run(
+        &cargo(),
+        &["build", "--package", "shoal", "--profile", profile],
+    )?;
+    let folder = if profile == "dev" { "debug" } else { profile };
+    Ok(target().join(folder).join("shoal"))
+}
+
+/// Fails with a clear line unless this is root on Linux.
+pub(crate) fn need_root(what: &str) -> Result<()> {
+    if read("id", &["-u"])?.trim() != "0" {
+        bail!("{what} makes namespaces, bridges and mounts: run it as root");
+    }
+    Ok(())
+}

@@ -1,0 +1,159 @@
+//! All tests, rung by rung, with one line at the end that says how many ran and what was skipped because of what.
+
+use std::{
+    collections::BTreeMap,
+    io::{BufRead, BufReader, Write},
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{packages, shell, tidy};
+
+/// The rungs of the ladder in the order in which they are cheap.
+const RUNGS: [&str; 5] = ["tidy", "unit", "net", "cluster", "compat"];
+
+/// What the rungs so far have shown.
+#[derive(Default)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    /// Reason → number of tests.
+    skipped: BTreeMap<String, u64>,
+    broken: Vec<String>,
+}
+
+/// Runs the named rungs, or all.
+pub(crate) fn run(rungs: &[&str]) -> Result<()> {
+    if let Some(unknown) = rungs.iter().find(|rung| !RUNGS.contains(rung)) {
+        bail!("unknown rung {unknown:?}: there are {}", RUNGS.join(" "));
+    }
+    shell::need_root("the test suite")?;
+    packages::ensure(&[packages::BUILD, packages::RUN, packages::TEST])?;
+    let mut tally = Tally::default();
+    for rung in RUNGS
+        .into_iter()
+        .filter(|rung| rungs.is_empty() || rungs.contains(rung))
+    {
+        let began = Instant::now();
+        println!("== {rung}");
+        let done = match rung {
+            "tidy" => tidy::run(),
+            "unit" => cargo_test(&["--workspace", "--lib", "--bins"], &mut tally),
+            "net" => cargo_test(
+                &["--workspace", "--exclude", "shoal-tests", "--test", "*"],
+                &mut tally,
+            ),
+            "cluster" => with_shoal(
+                &["--package", "shoal-tests", "--test", "cluster"],
+                &mut tally,
+            ),
+            _ => with_shoal(
+                &["--package", "shoal-tests", "--test", "docker_compat"],
+                &mut tally,
+            ),
+        };
+        if let Err(problem) = done {
+            tally.broken.push(format!("{rung}: {problem:#}"));
+        }
+        println!("== {rung}: {:.0} s", began.elapsed().as_secs_f32());
+    }
+    tally.tell()
+}
+
+/// The rungs that start the real program get it built first, and its path.
+fn with_shoal(words: &[&str], tally: &mut Tally) -> Result<()> {
+    let shoal = shell::build_shoal("dev")?;
+    cargo_test_with(
+        words,
+        &[(
+            "SHOAL_BIN",
+            shoal.to_str().context("a path that is not UTF-8")?,
+        )],
+        tally,
+    )
+}
+
+fn cargo_test(words: &[&str], tally: &mut Tally) -> Result<()> {
+    cargo_test_with(words, &[], tally)
+}
+
+/// Runs `cargo test`, shows its output as it comes and counts what it says.
+fn cargo_test_with(words: &[&str], env: &[(&str, &str)], tally: &mut Tally) -> Result<()> {
+    // Tests write `skipped, because …` straight to standard error, which the harness does not capture; both streams
+    // come through one pipe, in order.
+    let mut command = Command::new("sh");
+    command
+        .args([
+            "-c",
+            "exec \"$@\" 2>&1",
+            "sh",
+            &shell::cargo(),
+            "test",
+            "--no-fail-fast",
+        ])
+        .args(words);
+    command
+        .current_dir(shell::root())
+        .envs(env.iter().copied())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    let mut child = command.spawn().context("cannot run cargo test")?;
+    let output = child.stdout.take().context("the pipe was asked for")?;
+    for line in BufReader::new(output).split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).into_owned();
+        writeln!(std::io::stdout(), "{line}")?;
+        tally.read(&line);
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("cargo test {} ended with {status}", words.join(" "));
+    }
+    Ok(())
+}
+
+impl Tally {
+    fn read(&mut self, line: &str) {
+        if let Some(counts) = line.strip_prefix("test result: ") {
+            for part in counts.split(['.', ';']) {
+                let mut words = part.split_whitespace();
+                let (count, what) = (
+                    words.next().and_then(|word| word.parse::<u64>().ok()),
+                    words.next(),
+                );
+                match (count, what) {
+                    (Some(count), Some("passed")) => self.passed += count,
+                    (Some(count), Some("failed")) => self.failed += count,
+                    _ => {}
+                }
+            }
+        }
+        if let Some((_, reason)) = line.split_once("skipped, because ") {
+            *self.skipped.entry(reason.trim().to_owned()).or_default() += 1;
+        }
+    }
+
+    fn tell(self) -> Result<()> {
+        let skipped: u64 = self.skipped.values().sum();
+        println!();
+        for (reason, count) in &self.skipped {
+            println!("skipped {count}, because {reason}");
+        }
+        for broken in &self.broken {
+            println!("failed: {broken}");
+        }
+        println!(
+            "{} passed, {} failed, {skipped} skipped",
+            self.passed - skipped.min(self.passed),
+            self.failed
+        );
+        if !self.broken.is_empty() || self.failed > 0 {
+            bail!("not all tests passed");
+        }
+        if self.passed == 0 && self.failed == 0 {
+            println!("no test ran in these rungs");
+        }
+        Ok(())
+    }
+}
