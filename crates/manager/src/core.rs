@@ -1,3 +1,5 @@
 //! Decisions: pure functions and values, the same on every manager and in the simulator.
 
 pub mod consensus;
+pub mod reconcile;
+pub mod state;

@@ -1,0 +1,256 @@
+//! The replicated state: one value, changed by [`State::apply`] and by nothing else.
+//!
+//! A `State` is a persistent value: copying it is cheap and copies share what they have in common. Readers hold copies,
+//! control loops plan on copies, and a batch that is refused leaves no trace because it was tried on a copy.
+//! What is looked up by something else than its id has an index here; indexes are derived, never written to the log.
+
+mod apply;
+mod change;
+mod claim;
+mod ownership;
+mod references;
+mod table;
+
+#[cfg(test)]
+mod tests;
+
+use std::{net::IpAddr, sync::Arc};
+
+use shoal_api::{
+    ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId, TaskState,
+    object::{Cluster, Config, Network, Node, Object, ObjectKey, Secret, Service, Task},
+    spec::{Protocol, TaskSpec},
+};
+
+pub use change::{Delta, Event, LogIndex, Rejected};
+pub use claim::{Claim, Kind, overlap};
+pub use references::{User, in_use};
+pub use table::Table;
+
+/// Everything that the cluster knows, after the batch at one index of the log.
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    index: LogIndex,
+    cluster: Option<Arc<Cluster>>,
+    nodes: Table<NodeId, Arc<Node>>,
+    services: Table<ServiceId, Arc<Service>>,
+    tasks: Table<TaskId, Arc<Task>>,
+    networks: Table<NetworkId, Arc<Network>>,
+    secrets: Table<SecretId, Arc<Secret>>,
+    configs: Table<ConfigId, Arc<Config>>,
+    /// Who holds what only one may hold.
+    claims: Table<Claim, ObjectKey>,
+    tasks_by_service: Table<(ServiceId, TaskId), ()>,
+    tasks_by_node: Table<(NodeId, TaskId), ()>,
+    /// Tasks in the states New and Pending, which wait for the allocator and the scheduler.
+    waiting: Table<(TaskState, TaskId), ()>,
+    /// What tasks run, by service and spec version, with the number of objects that refer to it.
+    specs: Table<(ServiceId, u64), (Arc<TaskSpec>, u64)>,
+}
+
+impl State {
+    /// Index of the last batch that was applied or refused.
+    pub fn index(&self) -> LogIndex {
+        self.index
+    }
+
+    /// The cluster; `None` before it is made.
+    pub fn cluster(&self) -> Option<&Arc<Cluster>> {
+        self.cluster.as_ref()
+    }
+
+    /// A node.
+    pub fn node(&self, id: &NodeId) -> Option<&Arc<Node>> {
+        self.nodes.get(id)
+    }
+
+    /// All nodes by id.
+    pub fn nodes(&self) -> impl DoubleEndedIterator<Item = &Arc<Node>> {
+        self.nodes.values()
+    }
+
+    /// A service.
+    pub fn service(&self, id: &ServiceId) -> Option<&Arc<Service>> {
+        self.services.get(id)
+    }
+
+    /// All services by id.
+    pub fn services(&self) -> impl DoubleEndedIterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
+    /// A task.
+    pub fn task(&self, id: &TaskId) -> Option<&Arc<Task>> {
+        self.tasks.get(id)
+    }
+
+    /// All tasks by id.
+    pub fn tasks(&self) -> impl DoubleEndedIterator<Item = &Arc<Task>> {
+        self.tasks.values()
+    }
+
+    /// The tasks of a service, past ones included, by id.
+    pub fn tasks_of_service(&self, service: &ServiceId) -> impl Iterator<Item = &Arc<Task>> {
+        let of_service = self.tasks_by_service.iter_from(move |(s, _)| s < service);
+        of_service
+            .take_while(move |((s, _), ())| s == service)
+            .map(|((_, task), ())| self.indexed(task))
+    }
+
+    /// The tasks on a node, past ones included, by id.
+    pub fn tasks_of_node(&self, node: &NodeId) -> impl Iterator<Item = &Arc<Task>> {
+        let of_node = self.tasks_by_node.iter_from(move |(n, _)| n < node);
+        of_node
+            .take_while(move |((n, _), ())| n == node)
+            .map(|((_, task), ())| self.indexed(task))
+    }
+
+    /// The tasks in the observed state New or Pending, by id.
+    pub fn tasks_waiting(&self, state: TaskState) -> impl Iterator<Item = &Arc<Task>> {
+        let in_state = self.waiting.iter_from(move |(s, _)| *s < state);
+        in_state
+            .take_while(move |((s, _), ())| *s == state)
+            .map(|((_, task), ())| self.indexed(task))
+    }
+
+    /// A network.
+    pub fn network(&self, id: &NetworkId) -> Option<&Arc<Network>> {
+        self.networks.get(id)
+    }
+
+    /// All networks by id.
+    pub fn networks(&self) -> impl DoubleEndedIterator<Item = &Arc<Network>> {
+        self.networks.values()
+    }
+
+    /// The ingress network, if there is one.
+    pub fn ingress_network(&self) -> Option<&Arc<Network>> {
+        self.networks().find(|network| network.spec.ingress)
+    }
+
+    /// A secret.
+    pub fn secret(&self, id: &SecretId) -> Option<&Arc<Secret>> {
+        self.secrets.get(id)
+    }
+
+    /// All secrets by id.
+    pub fn secrets(&self) -> impl DoubleEndedIterator<Item = &Arc<Secret>> {
+        self.secrets.values()
+    }
+
+    /// A config.
+    pub fn config(&self, id: &ConfigId) -> Option<&Arc<Config>> {
+        self.configs.get(id)
+    }
+
+    /// All configs by id.
+    pub fn configs(&self) -> impl DoubleEndedIterator<Item = &Arc<Config>> {
+        self.configs.values()
+    }
+
+    /// The object of a key.
+    pub fn object(&self, key: &ObjectKey) -> Option<Object> {
+        Some(match key {
+            ObjectKey::Node(id) => Object::Node(self.node(id)?.as_ref().clone()),
+            ObjectKey::Service(id) => Object::Service(self.service(id)?.as_ref().clone()),
+            ObjectKey::Task(id) => Object::Task(self.task(id)?.as_ref().clone()),
+            ObjectKey::Network(id) => Object::Network(self.network(id)?.as_ref().clone()),
+            ObjectKey::Secret(id) => Object::Secret(self.secret(id)?.as_ref().clone()),
+            ObjectKey::Config(id) => Object::Config(self.config(id)?.as_ref().clone()),
+            ObjectKey::Cluster => Object::Cluster(self.cluster()?.as_ref().clone()),
+        })
+    }
+
+    /// Version of the object of a key.
+    pub fn version(&self, key: &ObjectKey) -> Option<LogIndex> {
+        Some(match key {
+            ObjectKey::Node(id) => self.node(id)?.meta.version,
+            ObjectKey::Service(id) => self.service(id)?.meta.version,
+            ObjectKey::Task(id) => self.task(id)?.meta.version,
+            ObjectKey::Network(id) => self.network(id)?.meta.version,
+            ObjectKey::Secret(id) => self.secret(id)?.meta.version,
+            ObjectKey::Config(id) => self.config(id)?.meta.version,
+            ObjectKey::Cluster => self.cluster()?.meta.version,
+        })
+    }
+
+    /// The object of a kind that has a name.
+    pub fn named(&self, kind: Kind, name: &str) -> Option<&ObjectKey> {
+        self.claims.get(&Claim::Name(kind, name.to_owned()))
+    }
+
+    /// Who holds a claim.
+    pub fn holder(&self, claim: &Claim) -> Option<&ObjectKey> {
+        self.claims.get(claim)
+    }
+
+    /// The addresses in use in a network, ascending from `from` on.
+    pub fn addresses_from(
+        &self,
+        network: &NetworkId,
+        from: IpAddr,
+    ) -> impl Iterator<Item = IpAddr> + use<'_> {
+        let network = network.clone();
+        let start = Claim::Address(network.clone(), from);
+        self.claims
+            .iter_from(move |claim| *claim < start)
+            .map_while(move |(claim, _)| match claim {
+                Claim::Address(of, address) if *of == network => Some(*address),
+                _ => None,
+            })
+    }
+
+    /// The greatest address in use in a network that is at most `to`.
+    pub fn last_address(&self, network: &NetworkId, to: IpAddr) -> Option<IpAddr> {
+        let end = Claim::Address(network.clone(), to);
+        match self.claims.last_before(|claim| *claim <= end)?.0 {
+            Claim::Address(of, address) if of == network => Some(*address),
+            _ => None,
+        }
+    }
+
+    /// The VXLAN network identifiers in use, ascending.
+    pub fn vnis(&self) -> impl Iterator<Item = u32> {
+        self.claims
+            .iter_from(|claim| *claim < Claim::Vni(0))
+            .map_while(|(claim, _)| match claim {
+                Claim::Vni(vni) => Some(*vni),
+                _ => None,
+            })
+    }
+
+    /// The service that publishes a port on all nodes.
+    pub fn ingress_port_holder(&self, protocol: Protocol, port: u16) -> Option<&Arc<Service>> {
+        match self.claims.get(&Claim::IngressPort(protocol, port))? {
+            ObjectKey::Service(id) => self.service(id),
+            _ => None,
+        }
+    }
+
+    /// What tasks of a service at a spec version run. All tasks of that version share it.
+    pub fn task_spec(&self, service: &ServiceId, spec_version: u64) -> Option<&Arc<TaskSpec>> {
+        let (spec, _) = self.specs.get(&(service.clone(), spec_version))?;
+        Some(spec)
+    }
+
+    /// All objects, for a snapshot of the log. Cluster first, then by kind and id.
+    pub fn snapshot(&self) -> Vec<Object> {
+        let own = |cluster: &Arc<Cluster>| Object::Cluster(cluster.as_ref().clone());
+        self.cluster
+            .iter()
+            .map(own)
+            .chain(self.nodes().map(|o| Object::Node(o.as_ref().clone())))
+            .chain(self.networks().map(|o| Object::Network(o.as_ref().clone())))
+            .chain(self.secrets().map(|o| Object::Secret(o.as_ref().clone())))
+            .chain(self.configs().map(|o| Object::Config(o.as_ref().clone())))
+            .chain(self.services().map(|o| Object::Service(o.as_ref().clone())))
+            .chain(self.tasks().map(|o| Object::Task(o.as_ref().clone())))
+            .collect()
+    }
+
+    fn indexed(&self, task: &TaskId) -> &Arc<Task> {
+        self.tasks
+            .get(task)
+            .expect("an index lists only tasks that exist")
+    }
+}

@@ -1,0 +1,297 @@
+//! How anything ever changes: a batch is checked as a whole and applied as a whole, or not at all.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use shoal_api::{
+    Actor, ServiceId, Timestamp,
+    object::{Batch, Change, Expect, Object, ObjectKey, Service, Task},
+    spec::TaskSpec,
+};
+
+use super::{
+    Delta, Event, LogIndex, Rejected, State, claim, ownership, references,
+};
+
+impl State {
+    /// Applies the batch at `index` of the log and tells what changed.
+    ///
+    /// The result depends on the state, the index and the batch alone, so it is the same on every manager.
+    ///
+    /// # Errors
+    /// The first rule that the batch breaks; then nothing has changed but [`State::index`].
+    pub fn apply(&mut self, index: LogIndex, batch: &Batch) -> Result<Vec<Event>, Rejected> {
+        debug_assert!(index >= self.index, "the log is applied in order");
+        self.index = index;
+        let mut next = self.clone();
+        let mut events = Vec::with_capacity(batch.changes.len());
+        for change in &batch.changes {
+            events.push(next.apply_change(batch.actor, batch.at, change)?);
+        }
+        *self = next;
+        Ok(events)
+    }
+
+    /// Makes the state that a snapshot at `index` describes.
+    ///
+    /// # Errors
+    /// The first object that contradicts another one.
+    pub fn restore(index: LogIndex, objects: Vec<Object>) -> Result<Self, Rejected> {
+        let mut state = Self { index, ..Self::default() };
+        for object in objects {
+            let key = object.key();
+            state.exchange_claims(&key, None, Some(&object))?;
+            state.store(None, Some(object))?;
+        }
+        Ok(state)
+    }
+
+    fn apply_change(&mut self, actor: Actor, at: Timestamp, change: &Change) -> Result<Event, Rejected> {
+        let (key, expect, new) = match change {
+            Change::Put { object, expect } => (object.key(), *expect, Some(object.as_ref())),
+            Change::Delete { key, expect } => (key.clone(), *expect, None),
+        };
+        let old = self.object(&key);
+        let found = old.as_ref().map(|object| object.meta().version);
+        let expected = match expect {
+            Expect::Absent => None,
+            Expect::Version(version) => Some(version),
+        };
+        if found != expected || (found.is_none() && new.is_none()) {
+            return Err(Rejected::Stale { key, expected, found });
+        }
+        ownership::check(actor, &key, old.as_ref(), new)?;
+        self.check_rules(&key, old.as_ref(), new)?;
+        self.exchange_claims(&key, old.as_ref(), new)?;
+        let new = new.map(|object| {
+            let mut object = object.clone();
+            let index = self.index;
+            let meta = object.meta_mut();
+            meta.version = index;
+            meta.created_at = old.as_ref().map_or(at, |old| old.meta().created_at);
+            meta.updated_at = at;
+            object
+        });
+        self.store(old, new)
+    }
+
+    /// Rules that are neither about owners nor about claims.
+    fn check_rules(
+        &self,
+        key: &ObjectKey,
+        old: Option<&Object>,
+        new: Option<&Object>,
+    ) -> Result<(), Rejected> {
+        let illegal = |rule| Err(Rejected::Illegal { key: key.clone(), rule });
+        match (old, new) {
+            (None, Some(Object::Task(task))) if self.service(&task.service).is_none() => {
+                illegal("its service does not exist")
+            }
+            (None, Some(Object::Task(task))) if task.node.as_ref().is_some_and(|node| self.node(node).is_none()) => {
+                illegal("its node does not exist")
+            }
+            (Some(Object::Task(old)), Some(Object::Task(new)))
+                if new.node.as_ref().is_some_and(|node| self.node(node).is_none()) && old.node.is_none() =>
+            {
+                illegal("its node does not exist")
+            }
+            (None, Some(Object::Network(network)))
+                if network.spec.ingress && self.ingress_network().is_some() =>
+            {
+                illegal("there is an ingress network already")
+            }
+            (Some(old), None) => references::check_unused(self, old),
+            (old, Some(new)) if old.is_none_or(|old| !same_spec(old, new)) => references::check_targets(self, new),
+            _ => Ok(()),
+        }
+    }
+
+    fn exchange_claims(
+        &mut self,
+        key: &ObjectKey,
+        old: Option<&Object>,
+        new: Option<&Object>,
+    ) -> Result<(), Rejected> {
+        let old = old.map_or_else(BTreeSet::new, claim::claims_of);
+        let new = new.map_or_else(BTreeSet::new, claim::claims_of);
+        claim::exchange(&mut self.claims, key, &old, new)
+    }
+
+    /// Puts `new` in the place of `old` and brings the indexes up to date.
+    fn store(&mut self, old: Option<Object>, new: Option<Object>) -> Result<Event, Rejected> {
+        /// Replaces one entry and returns what happened.
+        macro_rules! replace {
+            ($table:ident, $kind:ident, $old:ident, $new:ident) => {{
+                let delta = match $new {
+                    Some(object) => {
+                        let new = Arc::new(object);
+                        let old = self.$table.insert(new.id.clone(), new.clone());
+                        Delta { old, new: Some(new) }
+                    }
+                    None => Delta { old: $old.and_then(|object| self.$table.remove(&object.id)), new: None },
+                };
+                Event::$kind(delta)
+            }};
+        }
+        /// Unwraps the same kind from before and after.
+        macro_rules! both {
+            ($kind:ident) => {
+                (
+                    old.and_then(|o| if let Object::$kind(o) = o { Some(o) } else { None }),
+                    new.and_then(|o| if let Object::$kind(o) = o { Some(o) } else { None }),
+                )
+            };
+        }
+        let kind = old.as_ref().or(new.as_ref()).map(Object::key);
+        Ok(match kind.expect("something is stored or removed") {
+            ObjectKey::Node(_) => {
+                let (old, new) = both!(Node);
+                replace!(nodes, Node, old, new)
+            }
+            ObjectKey::Network(_) => {
+                let (old, new) = both!(Network);
+                replace!(networks, Network, old, new)
+            }
+            ObjectKey::Secret(_) => {
+                let (old, new) = both!(Secret);
+                replace!(secrets, Secret, old, new)
+            }
+            ObjectKey::Config(_) => {
+                let (old, new) = both!(Config);
+                replace!(configs, Config, old, new)
+            }
+            ObjectKey::Cluster => {
+                let (_, new) = both!(Cluster);
+                let new = new.map(Arc::new);
+                let old = std::mem::replace(&mut self.cluster, new.clone());
+                Event::Cluster(Delta { old, new })
+            }
+            ObjectKey::Service(_) => {
+                let (old, new) = both!(Service);
+                if let Some(new) = &new {
+                    for (version, spec) in specs_of_service(new) {
+                        self.retain_spec(&new.id, version, spec)?;
+                    }
+                }
+                if let Some(old) = &old {
+                    for (version, _) in specs_of_service(old) {
+                        self.release_spec(&old.id, version);
+                    }
+                }
+                replace!(services, Service, old, new)
+            }
+            ObjectKey::Task(_) => {
+                let (old, mut new) = both!(Task);
+                if let Some(new) = &mut new {
+                    let shared = self.retain_spec(&new.service, new.spec_version, &new.spec)?;
+                    new.spec = shared;
+                }
+                if let Some(old) = &old {
+                    self.release_spec(&old.service, old.spec_version);
+                }
+                self.index_task(old.as_ref(), new.as_ref());
+                replace!(tasks, Task, old, new)
+            }
+        })
+    }
+
+    fn index_task(&mut self, old: Option<&Task>, new: Option<&Task>) {
+        let waits = |task: &&Task| task.status.state < shoal_api::TaskState::Assigned;
+        if let Some(task) = old {
+            if new.is_none() {
+                self.tasks_by_service.remove(&(task.service.clone(), task.id.clone()));
+            }
+            if let Some(node) = &task.node
+                && new.is_none()
+            {
+                self.tasks_by_node.remove(&(node.clone(), task.id.clone()));
+            }
+            if waits(&task) && new.is_none_or(|new| new.status.state != task.status.state) {
+                self.waiting.remove(&(task.status.state, task.id.clone()));
+            }
+        }
+        if let Some(task) = new {
+            if old.is_none() {
+                self.tasks_by_service.insert((task.service.clone(), task.id.clone()), ());
+            }
+            if let Some(node) = &task.node
+                && old.is_none_or(|old| old.node.is_none())
+            {
+                self.tasks_by_node.insert((node.clone(), task.id.clone()), ());
+            }
+            if waits(&task) && old.is_none_or(|old| old.status.state != task.status.state) {
+                self.waiting.insert((task.status.state, task.id.clone()), ());
+            }
+        }
+    }
+
+    /// Counts one more use of a spec and returns the copy that all its users share.
+    fn retain_spec(
+        &mut self,
+        service: &ServiceId,
+        version: u64,
+        spec: &(impl SpecRef + ?Sized),
+    ) -> Result<Arc<TaskSpec>, Rejected> {
+        let key = (service.clone(), version);
+        let (shared, uses) = match self.specs.get(&key) {
+            Some((known, uses)) if spec.is(known) => (known.clone(), *uses),
+            Some(_) => {
+                let key = ObjectKey::Service(service.clone());
+                return Err(Rejected::Illegal { key, rule: "one spec version has two specs" });
+            }
+            None => (spec.share(), 0),
+        };
+        self.specs.insert(key, (shared.clone(), uses + 1));
+        Ok(shared)
+    }
+
+    fn release_spec(&mut self, service: &ServiceId, version: u64) {
+        let key = (service.clone(), version);
+        let Some((spec, uses)) = self.specs.get(&key) else {
+            return;
+        };
+        if *uses > 1 {
+            let entry = (spec.clone(), uses - 1);
+            self.specs.insert(key, entry);
+        } else {
+            self.specs.remove(&key);
+        }
+    }
+}
+
+/// A task spec by itself, or shared already.
+trait SpecRef {
+    fn is(&self, known: &Arc<TaskSpec>) -> bool;
+    fn share(&self) -> Arc<TaskSpec>;
+}
+
+impl SpecRef for Arc<TaskSpec> {
+    fn is(&self, known: &Arc<TaskSpec>) -> bool {
+        Arc::ptr_eq(self, known) || self == known
+    }
+    fn share(&self) -> Arc<TaskSpec> {
+        self.clone()
+    }
+}
+
+impl SpecRef for TaskSpec {
+    fn is(&self, known: &Arc<TaskSpec>) -> bool {
+        *self == **known
+    }
+    fn share(&self) -> Arc<TaskSpec> {
+        Arc::new(self.clone())
+    }
+}
+
+/// The specs that a service keeps, by version: the one in force and the one before.
+fn specs_of_service(service: &Service) -> impl Iterator<Item = (u64, &TaskSpec)> {
+    let now = (service.spec_version, &service.spec.task);
+    let before = service.previous_spec.as_ref();
+    [now].into_iter().chain(before.map(|spec| (service.previous_spec_version, &spec.task)))
+}
+
+fn same_spec(old: &Object, new: &Object) -> bool {
+    match (old, new) {
+        (Object::Service(old), Object::Service(new)) => Arc::ptr_eq(&old.spec, &new.spec) || old.spec == new.spec,
+        _ => false,
+    }
+}
