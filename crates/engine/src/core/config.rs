@@ -1,0 +1,470 @@
+//! A container's spec made whole: the image's configuration merged in, and what the engine cannot honour refused.
+
+use shoal_api::container::{ContainerSpec, HealthCheck, MountKind, NetworkMode, Port, Propagation};
+use shoal_api::image::ImageConfig;
+
+use super::oci::overlay_env;
+
+/// A wish the engine does not fulfil. Never passed over in silence.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    #[error("{field} is not supported yet: {value}")]
+    Unsupported { field: &'static str, value: String },
+    #[error("{field} is invalid: {value}")]
+    Invalid { field: &'static str, value: String },
+    #[error("conflicting options: {0}")]
+    Conflict(&'static str),
+    #[error("minimum memory limit allowed is 6MB")]
+    MemoryTooSmall,
+}
+
+/// Least memory a container can be limited to, as in Docker.
+const MEMORY_MIN: u64 = 6 << 20;
+
+/// Lays the user's spec over what the image says, by Docker's rules.
+pub fn merge(mut spec: ContainerSpec, image: &ImageConfig) -> ContainerSpec {
+    if spec.entrypoint.is_none() {
+        // A new entry point takes the image's command away, since that was meant for the old one.
+        spec.entrypoint.clone_from(&image.entrypoint);
+        if spec.cmd.as_ref().is_none_or(Vec::is_empty) {
+            spec.cmd.clone_from(&image.cmd);
+        }
+    }
+    let mut env = image.env.clone();
+    overlay_env(&mut env, &spec.env);
+    spec.env = env;
+    if spec.working_dir.as_ref().is_none_or(String::is_empty) {
+        spec.working_dir = Some(image.working_dir.clone()).filter(|dir| !dir.is_empty());
+    }
+    if spec.user.as_ref().is_none_or(String::is_empty) {
+        spec.user = Some(image.user.clone()).filter(|user| !user.is_empty());
+    }
+    for (key, value) in &image.labels {
+        spec.labels
+            .entry(key.clone())
+            .or_insert_with(|| value.clone());
+    }
+    spec.exposed_ports.extend(
+        image
+            .exposed_ports
+            .iter()
+            .filter_map(|port| port.parse::<Port>().ok()),
+    );
+    spec.volumes.extend(image.volumes.iter().cloned());
+    if spec.stop_signal.is_none() {
+        spec.stop_signal.clone_from(&image.stop_signal);
+    }
+    spec.healthcheck = merge_health(spec.healthcheck, image.healthcheck.as_ref());
+    spec
+}
+
+fn merge_health(own: Option<HealthCheck>, image: Option<&HealthCheck>) -> Option<HealthCheck> {
+    let Some(mut own) = own else {
+        return image.cloned();
+    };
+    if let Some(image) = image {
+        if own.test.is_empty() {
+            own.test.clone_from(&image.test);
+        }
+        own.interval = own.interval.or(image.interval);
+        own.timeout = own.timeout.or(image.timeout);
+        own.start_period = own.start_period.or(image.start_period);
+        own.start_interval = own.start_interval.or(image.start_interval);
+        own.retries = own.retries.or(image.retries);
+    }
+    Some(own)
+}
+
+/// Refuses what is wrong or not supported.
+pub fn check(spec: &ContainerSpec) -> Result<(), ConfigError> {
+    let host = &spec.host;
+    let unsupported = |wished: bool, field: &'static str, value: String| {
+        if wished {
+            Err(ConfigError::Unsupported { field, value })
+        } else {
+            Ok(())
+        }
+    };
+    unsupported(host.privileged, "HostConfig.Privileged", "true".into())?;
+    unsupported(host.init == Some(true), "HostConfig.Init", "true".into())?;
+    unsupported(
+        !host.volumes_from.is_empty(),
+        "HostConfig.VolumesFrom",
+        host.volumes_from.join(","),
+    )?;
+    let driver = host.volume_driver.clone().unwrap_or_default();
+    unsupported(
+        !matches!(driver.as_str(), "" | "local"),
+        "HostConfig.VolumeDriver",
+        driver,
+    )?;
+    unsupported(
+        !host.links.is_empty(),
+        "HostConfig.Links",
+        host.links.join(","),
+    )?;
+    let devices: Vec<&str> = host
+        .devices
+        .iter()
+        .map(|device| device.host_path.as_str())
+        .collect();
+    unsupported(!devices.is_empty(), "HostConfig.Devices", devices.join(","))?;
+    let rules = &host.device_cgroup_rules;
+    unsupported(
+        !rules.is_empty(),
+        "HostConfig.DeviceCgroupRules",
+        rules.join(","),
+    )?;
+    unsupported(
+        !host.device_requests.is_empty(),
+        "HostConfig.DeviceRequests",
+        host.device_requests.join(","),
+    )?;
+    unsupported(
+        !host.storage_opt.is_empty(),
+        "HostConfig.StorageOpt",
+        format!("{:?}", host.storage_opt),
+    )?;
+    unsupported(
+        host.cgroup_parent
+            .as_deref()
+            .is_some_and(|parent| !parent.is_empty()),
+        "HostConfig.CgroupParent",
+        host.cgroup_parent.clone().unwrap_or_default(),
+    )?;
+    let runtime = host.runtime.clone().unwrap_or_default();
+    unsupported(
+        !matches!(runtime.as_str(), "" | "runc" | "shoal"),
+        "HostConfig.Runtime",
+        runtime,
+    )?;
+    modes(spec)?;
+    for option in &host.security_opt {
+        let known = [
+            "no-new-privileges",
+            "no-new-privileges:true",
+            "no-new-privileges=true",
+            "no-new-privileges:false",
+            "no-new-privileges=false",
+            "seccomp=unconfined",
+            "seccomp:unconfined",
+            "seccomp=builtin",
+            "apparmor=unconfined",
+            "apparmor:unconfined",
+            "label=disable",
+            "label:disable",
+        ];
+        unsupported(
+            !known.contains(&option.as_str()),
+            "HostConfig.SecurityOpt",
+            option.clone(),
+        )?;
+    }
+    let log = host.log.driver.as_deref().unwrap_or_default();
+    unsupported(
+        !matches!(log, "" | "json-file" | "none"),
+        "HostConfig.LogConfig.Type",
+        log.to_owned(),
+    )?;
+    for (key, value) in &host.log.options {
+        match key.as_str() {
+            "max-size" if parse_size(value).is_some() => {}
+            "max-file" if value.parse::<u32>().is_ok_and(|files| files > 0) => {}
+            "max-size" | "max-file" => {
+                return Err(ConfigError::Invalid {
+                    field: "HostConfig.LogConfig.Config",
+                    value: format!("{key}={value}"),
+                });
+            }
+            _ => {
+                return Err(ConfigError::Unsupported {
+                    field: "HostConfig.LogConfig.Config",
+                    value: key.clone(),
+                });
+            }
+        }
+    }
+    mounts(spec)?;
+    limits(spec)
+}
+
+fn modes(spec: &ContainerSpec) -> Result<(), ConfigError> {
+    let host = &spec.host;
+    let mode = |field: &'static str, mode: &Option<String>, known: &[&str]| match mode.as_deref() {
+        Some(mode) if !mode.is_empty() && !known.contains(&mode) => Err(ConfigError::Unsupported {
+            field,
+            value: mode.to_owned(),
+        }),
+        _ => Ok(()),
+    };
+    mode("HostConfig.PidMode", &host.pid_mode, &["host", "private"])?;
+    mode("HostConfig.IpcMode", &host.ipc_mode, &["private", "host"])?;
+    mode("HostConfig.UTSMode", &host.uts_mode, &["host"])?;
+    mode("HostConfig.UsernsMode", &host.userns_mode, &["host"])?;
+    mode(
+        "HostConfig.CgroupnsMode",
+        &host.cgroupns_mode,
+        &["private", "host"],
+    )?;
+    if host.uts_mode.as_deref() == Some("host") && spec.hostname.is_some() {
+        return Err(ConfigError::Conflict("hostname and the UTS mode"));
+    }
+    let shared = matches!(
+        host.network_mode,
+        NetworkMode::Host | NetworkMode::Container(_)
+    );
+    if shared && !host.sysctls.keys().all(|key| !key.starts_with("net.")) {
+        return Err(ConfigError::Conflict("net sysctls and the network mode"));
+    }
+    if matches!(host.network_mode, NetworkMode::Container(_)) {
+        if !host.port_bindings.is_empty() || host.publish_all_ports {
+            return Err(ConfigError::Conflict(
+                "port publishing and the container type network mode",
+            ));
+        }
+        if spec.hostname.is_some() {
+            return Err(ConfigError::Conflict("hostname and the network mode"));
+        }
+    }
+    if host.auto_remove && host.restart != shoal_api::container::RestartPolicy::No {
+        return Err(ConfigError::Conflict(
+            "can't set 'AutoRemove' container and restart policy",
+        ));
+    }
+    Ok(())
+}
+
+fn mounts(spec: &ContainerSpec) -> Result<(), ConfigError> {
+    let shared = |propagation: Propagation| {
+        matches!(propagation, Propagation::Shared | Propagation::Rshared)
+    };
+    for mount in &spec.host.mounts {
+        match &mount.kind {
+            // The container's mounts hang below a slave of the host's, so nothing can travel outwards.
+            MountKind::Bind { propagation, .. } if shared(*propagation) => {
+                return Err(ConfigError::Unsupported {
+                    field: "Mounts.BindOptions.Propagation",
+                    value: propagation.as_str().into(),
+                });
+            }
+            MountKind::Volume {
+                driver: Some(driver),
+                ..
+            } if !matches!(driver.as_str(), "" | "local") => {
+                return Err(ConfigError::Unsupported {
+                    field: "Mounts.VolumeOptions.DriverConfig",
+                    value: driver.clone(),
+                });
+            }
+            MountKind::Volume { driver_opts, .. } if !driver_opts.is_empty() => {
+                return Err(ConfigError::Unsupported {
+                    field: "Mounts.VolumeOptions.DriverConfig.Options",
+                    value: format!("{driver_opts:?}"),
+                });
+            }
+            MountKind::Volume {
+                subpath: Some(subpath),
+                ..
+            } if !subpath.is_empty() => {
+                return Err(ConfigError::Unsupported {
+                    field: "Mounts.VolumeOptions.Subpath",
+                    value: subpath.clone(),
+                });
+            }
+            MountKind::Bind { .. } | MountKind::Volume { .. } | MountKind::Tmpfs { .. } => {}
+        }
+    }
+    for bind in &spec.host.binds {
+        let mode = bind.split(':').nth(2).unwrap_or_default();
+        if mode
+            .split(',')
+            .any(|option| matches!(option, "shared" | "rshared"))
+        {
+            return Err(ConfigError::Unsupported {
+                field: "HostConfig.Binds",
+                value: bind.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn limits(spec: &ContainerSpec) -> Result<(), ConfigError> {
+    let limits = &spec.host.resources;
+    let unsupported = |wished: bool, field: &'static str, value: String| {
+        if wished {
+            Err(ConfigError::Unsupported { field, value })
+        } else {
+            Ok(())
+        }
+    };
+    unsupported(
+        limits.oom_kill_disable,
+        "HostConfig.OomKillDisable",
+        "true".into(),
+    )?;
+    unsupported(
+        limits.memory_swappiness.is_some(),
+        "HostConfig.MemorySwappiness",
+        format!("{:?}", limits.memory_swappiness),
+    )?;
+    unsupported(
+        limits.kernel_memory_tcp_bytes.is_some(),
+        "HostConfig.KernelMemoryTCP",
+        format!("{:?}", limits.kernel_memory_tcp_bytes),
+    )?;
+    unsupported(
+        limits.cpu_realtime_period_us.is_some(),
+        "HostConfig.CpuRealtimePeriod",
+        format!("{:?}", limits.cpu_realtime_period_us),
+    )?;
+    unsupported(
+        limits.cpu_realtime_runtime_us.is_some(),
+        "HostConfig.CpuRealtimeRuntime",
+        format!("{:?}", limits.cpu_realtime_runtime_us),
+    )?;
+    unsupported(
+        limits.blkio_weight.is_some(),
+        "HostConfig.BlkioWeight",
+        format!("{:?}", limits.blkio_weight),
+    )?;
+    if let Some(field) = limits.blkio_devices.keys().next() {
+        return Err(ConfigError::Unsupported {
+            field: "HostConfig.Blkio",
+            value: field.clone(),
+        });
+    }
+    if limits
+        .memory_bytes
+        .is_some_and(|memory| memory < MEMORY_MIN)
+    {
+        return Err(ConfigError::MemoryTooSmall);
+    }
+    if limits.nano_cpus.is_some()
+        && (limits.cpu_quota_us.is_some() || limits.cpu_period_us.is_some())
+    {
+        return Err(ConfigError::Conflict(
+            "Nano CPUs and CPU Period or Quota cannot both be set",
+        ));
+    }
+    if let (Some(memory), Some(swap)) = (limits.memory_bytes, limits.memory_swap_bytes)
+        && swap >= 0
+        && swap.cast_unsigned() < memory
+    {
+        return Err(ConfigError::Conflict(
+            "minimum memoryswap limit should be larger than memory limit",
+        ));
+    }
+    Ok(())
+}
+
+/// A size as the log options write it: `10m`, `64k`, `1g`, plain bytes.
+pub fn parse_size(text: &str) -> Option<u64> {
+    let lower = text.trim().to_ascii_lowercase();
+    let number = lower.trim_end_matches('b').trim_end_matches('i');
+    let (digits, unit) = match number.strip_suffix(['k', 'm', 'g', 't']) {
+        Some(digits) => (digits, number.as_bytes()[number.len() - 1]),
+        None => (number, b'b'),
+    };
+    let shift = match unit {
+        b'k' => 10,
+        b'm' => 20,
+        b'g' => 30,
+        b't' => 40,
+        _ => 0,
+    };
+    digits.trim().parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::*;
+
+    fn image() -> ImageConfig {
+        ImageConfig {
+            env: vec!["A=1".into(), "B=2".into()],
+            entrypoint: Some(vec!["/entry".into()]),
+            cmd: Some(vec!["default".into()]),
+            user: "app".into(),
+            ..ImageConfig::default()
+        }
+    }
+
+    #[test]
+    fn a_new_entry_point_takes_the_images_command_away() {
+        let run = |change: fn(&mut ContainerSpec)| {
+            let mut spec = ContainerSpec::default();
+            change(&mut spec);
+            let merged = merge(spec, &image());
+            (
+                merged.entrypoint.unwrap_or_default(),
+                merged.cmd.unwrap_or_default(),
+            )
+        };
+        assert_eq!(run(|_| {}), (vec!["/entry".into()], vec!["default".into()]));
+        assert_eq!(
+            run(|spec| spec.cmd = Some(vec!["x".into()])),
+            (vec!["/entry".into()], vec!["x".into()])
+        );
+        assert_eq!(
+            run(|spec| spec.entrypoint = Some(vec!["/e".into()])),
+            (vec!["/e".into()], vec![])
+        );
+        assert_eq!(run(|spec| spec.entrypoint = Some(vec![])), (vec![], vec![]));
+    }
+
+    #[test]
+    fn variables_are_replaced_by_name() {
+        let spec = ContainerSpec {
+            env: vec!["B=3".into(), "A".into(), "C=4".into()],
+            ..ContainerSpec::default()
+        };
+        assert_eq!(merge(spec, &image()).env, ["B=3", "C=4"]);
+    }
+
+    fn refused(change: impl FnOnce(&mut ContainerSpec), expect: Expect) {
+        let mut spec = ContainerSpec::default();
+        change(&mut spec);
+        expect.assert_eq(&check(&spec).expect_err("it is refused").to_string());
+    }
+
+    #[test]
+    fn what_cannot_be_honoured_is_refused_by_name() {
+        assert_eq!(check(&ContainerSpec::default()), Ok(()));
+        refused(
+            |spec| spec.host.privileged = true,
+            expect!["HostConfig.Privileged is not supported yet: true"],
+        );
+        refused(
+            |spec| spec.host.pid_mode = Some("container:x".into()),
+            expect!["HostConfig.PidMode is not supported yet: container:x"],
+        );
+        refused(
+            |spec| spec.host.resources.memory_bytes = Some(1),
+            expect!["minimum memory limit allowed is 6MB"],
+        );
+        refused(
+            |spec| {
+                spec.host
+                    .log
+                    .options
+                    .insert("compress".into(), "true".into());
+            },
+            expect!["HostConfig.LogConfig.Config is not supported yet: compress"],
+        );
+        refused(
+            |spec| spec.host.security_opt.push("apparmor=mine".into()),
+            expect!["HostConfig.SecurityOpt is not supported yet: apparmor=mine"],
+        );
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(
+            ["10m", "5", "2KB", "1GiB", "x"].map(parse_size),
+            [Some(10 << 20), Some(5), Some(2048), Some(1 << 30), None]
+        );
+    }
+}

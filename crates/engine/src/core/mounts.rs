@@ -1,0 +1,362 @@
+//! What is mounted into a container: the user's wishes read, checked and put in order.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+use shoal_api::container::{ContainerSpec, MountKind, Propagation};
+
+/// A wished mount, whatever form it was written in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedMount {
+    /// Absolute and without `.` or `..`.
+    pub target: PathBuf,
+    pub read_only: bool,
+    pub what: Planned,
+    /// The options as written, for `inspect`.
+    pub mode: String,
+}
+
+/// The kinds of mounts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Planned {
+    Bind {
+        source: PathBuf,
+        propagation: Propagation,
+        non_recursive: bool,
+        create_source: bool,
+    },
+    Volume {
+        name: Option<String>,
+        no_copy: bool,
+        labels: BTreeMap<String, String>,
+    },
+    Tmpfs {
+        options: Vec<String>,
+    },
+}
+
+/// A mount with everything decided, for the OCI spec.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadyMount {
+    pub target: PathBuf,
+    /// `bind` or `tmpfs`.
+    pub kind: &'static str,
+    pub source: PathBuf,
+    pub options: Vec<String>,
+}
+
+/// A wish that cannot be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MountError {
+    #[error("invalid volume specification: '{0}'")]
+    Specification(String),
+    #[error("invalid volume specification: '{spec}': invalid mode: {mode}")]
+    Mode { spec: String, mode: String },
+    #[error("invalid mount config: invalid mount path: '{0}' mount path must be absolute")]
+    Relative(String),
+    #[error("invalid mount config: invalid specification: destination can't be '/'")]
+    Root,
+    #[error("invalid mount config: {0} is the runtime's own")]
+    Reserved(String),
+    #[error("Duplicate mount point: {0}")]
+    Duplicate(String),
+    #[error(
+        "{0:?} includes invalid characters for a local volume name, only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
+    )]
+    VolumeName(String),
+}
+
+/// All mounts a container wants, parents before children. Image volumes give way to anything else at their target.
+pub fn plan(spec: &ContainerSpec) -> Result<Vec<PlannedMount>, MountError> {
+    let mut planned: BTreeMap<PathBuf, PlannedMount> = BTreeMap::new();
+    let mut insert = |mount: PlannedMount| {
+        let target = mount.target.clone();
+        match planned.insert(target.clone(), mount) {
+            Some(_) => Err(MountError::Duplicate(target.display().to_string())),
+            None => Ok(()),
+        }
+    };
+    for bind in &spec.host.binds {
+        insert(parse_bind(bind)?)?;
+    }
+    for mount in &spec.host.mounts {
+        let what = match &mount.kind {
+            MountKind::Bind {
+                source,
+                propagation,
+                non_recursive,
+                create_source,
+            } => {
+                if !source.starts_with('/') {
+                    return Err(MountError::Relative(source.clone()));
+                }
+                Planned::Bind {
+                    source: PathBuf::from(source),
+                    propagation: *propagation,
+                    non_recursive: *non_recursive,
+                    create_source: *create_source,
+                }
+            }
+            MountKind::Volume {
+                name,
+                no_copy,
+                labels,
+                ..
+            } => {
+                if let Some(name) = name {
+                    check_volume_name(name)?;
+                }
+                Planned::Volume {
+                    name: name.clone(),
+                    no_copy: *no_copy,
+                    labels: labels.clone(),
+                }
+            }
+            MountKind::Tmpfs { size, mode } => {
+                let mut options = tmpfs_options("");
+                options.extend(size.map(|size| format!("size={size}")));
+                options.extend(mode.map(|mode| format!("mode={mode:o}")));
+                Planned::Tmpfs { options }
+            }
+        };
+        let target = check_target(&mount.target)?;
+        insert(PlannedMount {
+            target,
+            read_only: mount.read_only,
+            what,
+            mode: String::new(),
+        })?;
+    }
+    for (target, options) in &spec.host.tmpfs {
+        let what = Planned::Tmpfs {
+            options: tmpfs_options(options),
+        };
+        let read_only = options.split(',').any(|option| option == "ro");
+        insert(PlannedMount {
+            target: check_target(target)?,
+            read_only,
+            what,
+            mode: options.clone(),
+        })?;
+    }
+    for target in &spec.volumes {
+        let target = check_target(target)?;
+        let what = Planned::Volume {
+            name: None,
+            no_copy: false,
+            labels: BTreeMap::new(),
+        };
+        planned.entry(target.clone()).or_insert(PlannedMount {
+            target,
+            read_only: false,
+            what,
+            mode: String::new(),
+        });
+    }
+    let mut mounts: Vec<PlannedMount> = planned.into_values().collect();
+    mounts.sort_by_key(|mount| mount.target.components().count());
+    Ok(mounts)
+}
+
+fn parse_bind(text: &str) -> Result<PlannedMount, MountError> {
+    let parts: Vec<&str> = text.split(':').collect();
+    let (source, target, mode) = match parts.as_slice() {
+        [target] => ("", *target, ""),
+        [source, target] => (*source, *target, ""),
+        [source, target, mode] => (*source, *target, *mode),
+        _ => return Err(MountError::Specification(text.to_owned())),
+    };
+    if target.is_empty() || (source.is_empty() && parts.len() > 1) {
+        return Err(MountError::Specification(text.to_owned()));
+    }
+    let mut read_only = false;
+    let mut no_copy = false;
+    let mut propagation = Propagation::default();
+    for option in mode.split(',').filter(|option| !option.is_empty()) {
+        match option {
+            "ro" => read_only = true,
+            // SELinux labels and Desktop's consistency hints mean nothing here, as in Docker without them.
+            "rw" | "z" | "Z" | "consistent" | "cached" | "delegated" => {}
+            "nocopy" => no_copy = true,
+            "rprivate" => propagation = Propagation::Rprivate,
+            "private" => propagation = Propagation::Private,
+            "rslave" => propagation = Propagation::Rslave,
+            "slave" => propagation = Propagation::Slave,
+            "rshared" => propagation = Propagation::Rshared,
+            "shared" => propagation = Propagation::Shared,
+            other => {
+                return Err(MountError::Mode {
+                    spec: text.to_owned(),
+                    mode: other.to_owned(),
+                });
+            }
+        }
+    }
+    let what = if source.starts_with('/') {
+        Planned::Bind {
+            source: PathBuf::from(source),
+            propagation,
+            non_recursive: false,
+            create_source: true,
+        }
+    } else if source.is_empty() {
+        Planned::Volume {
+            name: None,
+            no_copy,
+            labels: BTreeMap::new(),
+        }
+    } else {
+        check_volume_name(source)?;
+        Planned::Volume {
+            name: Some(source.to_owned()),
+            no_copy,
+            labels: BTreeMap::new(),
+        }
+    };
+    Ok(PlannedMount {
+        target: check_target(target)?,
+        read_only,
+        what,
+        mode: mode.to_owned(),
+    })
+}
+
+/// A name that is one harmless component of a path.
+pub fn check_volume_name(name: &str) -> Result<(), MountError> {
+    let first = name
+        .bytes()
+        .next()
+        .is_some_and(|b| b.is_ascii_alphanumeric());
+    let rest = name
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'));
+    if first && rest && name.len() <= 255 {
+        Ok(())
+    } else {
+        Err(MountError::VolumeName(name.to_owned()))
+    }
+}
+
+fn check_target(target: &str) -> Result<PathBuf, MountError> {
+    if !target.starts_with('/') {
+        return Err(MountError::Relative(target.to_owned()));
+    }
+    let mut clean = PathBuf::from("/");
+    for part in Path::new(target).components() {
+        match part {
+            Component::Normal(name) => clean.push(name),
+            Component::ParentDir => {
+                clean.pop();
+            }
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    if clean == Path::new("/") {
+        return Err(MountError::Root);
+    }
+    // Mounts over these would undo what the runtime hides there.
+    if clean.starts_with("/proc") || clean == Path::new("/sys") || clean == Path::new("/dev") {
+        return Err(MountError::Reserved(target.to_owned()));
+    }
+    Ok(clean)
+}
+
+fn tmpfs_options(options: &str) -> Vec<String> {
+    let mut all: Vec<String> = ["noexec", "nosuid", "nodev"].map(str::to_owned).to_vec();
+    for option in options.split(',').filter(|option| !option.is_empty()) {
+        // An explicit wish replaces its opposite among the defaults.
+        all.retain(|have| have.strip_prefix("no") != Some(option) && have != option);
+        all.push(option.to_owned());
+    }
+    all
+}
+
+/// The OCI options of a bind mount.
+pub fn bind_options(read_only: bool, propagation: Propagation, non_recursive: bool) -> Vec<String> {
+    let bind = if non_recursive { "bind" } else { "rbind" };
+    let access = if read_only { "ro" } else { "rw" };
+    [bind, propagation.as_str(), access]
+        .map(str::to_owned)
+        .to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::*;
+
+    fn check(binds: &[&str], expect: Expect) {
+        let mut spec = ContainerSpec::default();
+        spec.host.binds = binds.iter().map(|&bind| bind.to_owned()).collect();
+        spec.volumes = ["/image".to_owned()].into();
+        let text = match plan(&spec) {
+            Ok(mounts) => mounts
+                .iter()
+                .map(|mount| {
+                    let what = match &mount.what {
+                        Planned::Bind { source, .. } => format!("bind {}", source.display()),
+                        Planned::Volume { name, .. } => {
+                            format!("volume {}", name.as_deref().unwrap_or("(anonymous)"))
+                        }
+                        Planned::Tmpfs { options } => format!("tmpfs {options:?}"),
+                    };
+                    let access = if mount.read_only { "ro" } else { "rw" };
+                    format!("{} {what} {access}\n", mount.target.display())
+                })
+                .collect(),
+            Err(err) => format!("{err}\n"),
+        };
+        expect.assert_eq(&text);
+    }
+
+    #[test]
+    fn parents_come_first_and_image_volumes_give_way() {
+        check(
+            &["/a:/x/../y/z/:ro", "data:/y:nocopy", "/image"],
+            expect![[r#"
+                /image volume (anonymous) rw
+                /y volume data rw
+                /y/z bind /a ro
+            "#]],
+        );
+    }
+
+    #[test]
+    fn wrong_wishes_are_named() {
+        check(
+            &["/a:b"],
+            expect!["invalid mount config: invalid mount path: 'b' mount path must be absolute\n"],
+        );
+        check(
+            &["/a:/b:odd"],
+            expect!["invalid volume specification: '/a:/b:odd': invalid mode: odd\n"],
+        );
+        check(
+            &["/a:/"],
+            expect!["invalid mount config: invalid specification: destination can't be '/'\n"],
+        );
+        check(
+            &["/a:/b", "/c:/b/."],
+            expect!["Duplicate mount point: /b\n"],
+        );
+        check(
+            &["/a:/proc/sys"],
+            expect!["invalid mount config: /proc/sys is the runtime's own\n"],
+        );
+        check(
+            &["../up:/b"],
+            expect![[r#"
+                "../up" includes invalid characters for a local volume name, only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed
+            "#]],
+        );
+    }
+
+    #[test]
+    fn explicit_tmpfs_options_replace_defaults() {
+        assert_eq!(
+            tmpfs_options("exec,size=1m"),
+            ["nosuid", "nodev", "exec", "size=1m"]
+        );
+    }
+}

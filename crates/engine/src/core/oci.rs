@@ -1,0 +1,519 @@
+//! The OCI runtime spec of a container: what Docker's defaults and the user's wishes come to.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{
+    Capabilities, Linux, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder,
+    LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxMemoryBuilder,
+    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder, LinuxResources,
+    LinuxResourcesBuilder, Mount, MountBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType,
+    Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, User,
+};
+use shoal_api::container::{ContainerSpec, Resources, Ulimit};
+
+use super::capabilities::{CapabilitySet, UnknownCapability};
+use super::mounts::ReadyMount;
+use super::seccomp;
+
+/// Processes a container may have unless its spec says otherwise: enough for any service, too few for a fork bomb.
+const PIDS_DEFAULT: i64 = 4096;
+const SHM_DEFAULT: u64 = 64 << 20;
+/// Period of the CPU quota in µs, the kernel's default.
+const CPU_PERIOD_US: u64 = 100_000;
+const PATH_DEFAULT: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Hidden from containers (list of moby, 2026).
+pub const MASKED_PATHS: &[&str] = &[
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+
+/// Visible but not writable.
+pub const READONLY_PATHS: &[&str] = &[
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
+
+/// Which network namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Netns {
+    /// The host's own.
+    Host,
+    /// That of the process which starts the container.
+    Inherited,
+    /// The one at this path.
+    At(PathBuf),
+}
+
+/// What the spec depends on besides the user's wishes.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    /// Path of the container's cgroup below the root of every hierarchy.
+    pub cgroup: PathBuf,
+    pub netns: Netns,
+    /// Host name, if the container has one of its own.
+    pub hostname: String,
+    /// User mounts and the engine's own files, in the order of mounting.
+    pub mounts: Vec<ReadyMount>,
+    /// The kernel can limit swap.
+    pub swap_limit: bool,
+    /// Processors that exist: per-processor files to be masked.
+    pub cpus: u32,
+}
+
+/// The names in an option do not fit.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OciError {
+    #[error(transparent)]
+    Capability(#[from] UnknownCapability),
+    #[error("invalid ulimit type: {0}")]
+    Ulimit(String),
+    #[error("no command specified")]
+    NoCommand,
+}
+
+/// The command line: entry point and command.
+pub fn command(spec: &ContainerSpec) -> Result<Vec<String>, OciError> {
+    let args: Vec<String> = spec
+        .entrypoint
+        .iter()
+        .flatten()
+        .chain(spec.cmd.iter().flatten())
+        .cloned()
+        .collect();
+    if args.is_empty() {
+        Err(OciError::NoCommand)
+    } else {
+        Ok(args)
+    }
+}
+
+/// Builds the spec of a container whose image configuration is merged in already.
+pub fn spec(spec: &ContainerSpec, around: &Surroundings) -> Result<Spec, OciError> {
+    let capabilities = CapabilitySet::of(&spec.host.cap_add, &spec.host.cap_drop)?;
+    let mut builder = SpecBuilder::default()
+        .version("1.2.0")
+        .root(
+            RootBuilder::default()
+                .path("merged")
+                .readonly(spec.host.readonly_rootfs)
+                .build()
+                .expect("complete"),
+        )
+        .process(process(spec, around, capabilities)?)
+        .mounts(mounts(spec, around))
+        .linux(linux(spec, around, capabilities));
+    if spec.host.uts_mode.as_deref() != Some("host") {
+        builder = builder.hostname(around.hostname.clone());
+        if let Some(domain) = spec.domainname.as_ref().filter(|domain| !domain.is_empty()) {
+            builder = builder.domainname(domain.clone());
+        }
+    }
+    Ok(builder.build().expect("every required field is given"))
+}
+
+fn process(
+    spec: &ContainerSpec,
+    around: &Surroundings,
+    capabilities: CapabilitySet,
+) -> Result<Process, OciError> {
+    let set: Capabilities = capabilities.iter().collect();
+    let mut caps = LinuxCapabilitiesBuilder::default()
+        .bounding(set.clone())
+        .effective(set.clone())
+        .permitted(set)
+        .build()
+        .expect("every required field is given");
+    // The crate's defaults are not empty.
+    caps.set_inheritable(Some(Capabilities::new()))
+        .set_ambient(Some(Capabilities::new()));
+    let cwd = spec
+        .working_dir
+        .as_deref()
+        .filter(|dir| !dir.is_empty())
+        .unwrap_or("/");
+    let rlimits = spec
+        .host
+        .ulimits
+        .iter()
+        .map(rlimit)
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut process = ProcessBuilder::default()
+        .terminal(spec.tty)
+        .user(User::default())
+        .args(command(spec)?)
+        .env(environment(spec, &around.hostname))
+        .cwd(cwd)
+        .capabilities(caps)
+        .oom_score_adj(spec.host.oom_score_adj)
+        .build()
+        .expect("every required field is given");
+    process.set_rlimits((!rlimits.is_empty()).then_some(rlimits));
+    // Left out when off: with an explicit `false` libcontainer sets the filter after the capabilities are gone, which
+    // the kernel refuses.
+    process.set_no_new_privileges(no_new_privileges(&spec.host.security_opt).then_some(true));
+    Ok(process)
+}
+
+fn no_new_privileges(options: &[String]) -> bool {
+    options.iter().any(|option| {
+        matches!(
+            option.as_str(),
+            "no-new-privileges" | "no-new-privileges:true" | "no-new-privileges=true"
+        )
+    })
+}
+
+/// True when the filter was switched off by `seccomp=unconfined`.
+pub fn seccomp_unconfined(options: &[String]) -> bool {
+    options
+        .iter()
+        .any(|option| matches!(option.as_str(), "seccomp=unconfined" | "seccomp:unconfined"))
+}
+
+/// PATH, HOSTNAME and TERM as Docker gives them, and the user's variables over them.
+fn environment(spec: &ContainerSpec, hostname: &str) -> Vec<String> {
+    let mut env = vec![PATH_DEFAULT.to_owned(), format!("HOSTNAME={hostname}")];
+    if spec.tty {
+        env.push("TERM=xterm".to_owned());
+    }
+    overlay_env(&mut env, &spec.env);
+    env
+}
+
+/// Lays variables over others by name; a bare name removes.
+pub fn overlay_env(env: &mut Vec<String>, over: &[String]) {
+    for entry in over {
+        let key = entry.split('=').next().unwrap_or_default();
+        let old = env
+            .iter()
+            .position(|have| have.split('=').next() == Some(key));
+        match (old, entry.contains('=')) {
+            (Some(at), true) => env[at].clone_from(entry),
+            (None, true) => env.push(entry.clone()),
+            (Some(at), false) => drop(env.remove(at)),
+            (None, false) => {}
+        }
+    }
+}
+
+fn rlimit(limit: &Ulimit) -> Result<PosixRlimit, OciError> {
+    let kind = match limit.name.as_str() {
+        "as" => PosixRlimitType::RlimitAs,
+        "core" => PosixRlimitType::RlimitCore,
+        "cpu" => PosixRlimitType::RlimitCpu,
+        "data" => PosixRlimitType::RlimitData,
+        "fsize" => PosixRlimitType::RlimitFsize,
+        "locks" => PosixRlimitType::RlimitLocks,
+        "memlock" => PosixRlimitType::RlimitMemlock,
+        "msgqueue" => PosixRlimitType::RlimitMsgqueue,
+        "nice" => PosixRlimitType::RlimitNice,
+        "nofile" => PosixRlimitType::RlimitNofile,
+        "nproc" => PosixRlimitType::RlimitNproc,
+        "rss" => PosixRlimitType::RlimitRss,
+        "rtprio" => PosixRlimitType::RlimitRtprio,
+        "rttime" => PosixRlimitType::RlimitRttime,
+        "sigpending" => PosixRlimitType::RlimitSigpending,
+        "stack" => PosixRlimitType::RlimitStack,
+        _ => return Err(OciError::Ulimit(limit.name.clone())),
+    };
+    // -1 is RLIM_INFINITY, all bits set.
+    let (soft, hard) = (limit.soft.cast_unsigned(), limit.hard.cast_unsigned());
+    Ok(PosixRlimitBuilder::default()
+        .typ(kind)
+        .soft(soft)
+        .hard(hard)
+        .build()
+        .expect("every field is given"))
+}
+
+fn mounts(spec: &ContainerSpec, around: &Surroundings) -> Vec<Mount> {
+    let shm = format!("size={}", spec.host.shm_size.unwrap_or(SHM_DEFAULT));
+    let own: &[(&str, &str, &str, &[&str])] = &[
+        ("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+        (
+            "/dev",
+            "tmpfs",
+            "tmpfs",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        ),
+        (
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
+        ),
+        (
+            "/sys",
+            "sysfs",
+            "sysfs",
+            &["nosuid", "noexec", "nodev", "ro"],
+        ),
+        (
+            "/sys/fs/cgroup",
+            "cgroup",
+            "cgroup",
+            &["ro", "nosuid", "noexec", "nodev", "relatime"],
+        ),
+        (
+            "/dev/mqueue",
+            "mqueue",
+            "mqueue",
+            &["nosuid", "noexec", "nodev"],
+        ),
+        (
+            "/dev/shm",
+            "tmpfs",
+            "shm",
+            &["nosuid", "noexec", "nodev", "mode=1777", &shm],
+        ),
+    ];
+    let taken: BTreeSet<&Path> = around
+        .mounts
+        .iter()
+        .map(|mount| mount.target.as_path())
+        .collect();
+    let own = own
+        .iter()
+        .filter(|(target, ..)| !taken.contains(Path::new(target)))
+        .map(|(target, kind, source, options)| {
+            let options: Vec<String> = options.iter().map(|&option| option.to_owned()).collect();
+            build_mount(PathBuf::from(target), kind, PathBuf::from(source), options)
+        });
+    own.chain(around.mounts.iter().map(|mount| {
+        build_mount(
+            mount.target.clone(),
+            mount.kind,
+            mount.source.clone(),
+            mount.options.clone(),
+        )
+    }))
+    .collect()
+}
+
+fn build_mount(target: PathBuf, kind: &str, source: PathBuf, options: Vec<String>) -> Mount {
+    let builder = MountBuilder::default()
+        .destination(target)
+        .typ(kind)
+        .source(source)
+        .options(options);
+    builder.build().expect("every required field is given")
+}
+
+fn linux(spec: &ContainerSpec, around: &Surroundings, capabilities: CapabilitySet) -> Linux {
+    let host = &spec.host;
+    let mut namespaces = vec![(LinuxNamespaceType::Mount, None)];
+    let private = |mode: &Option<String>| mode.as_deref() != Some("host");
+    if private(&host.pid_mode) {
+        namespaces.push((LinuxNamespaceType::Pid, None));
+    }
+    if private(&host.ipc_mode) {
+        namespaces.push((LinuxNamespaceType::Ipc, None));
+    }
+    if private(&host.uts_mode) {
+        namespaces.push((LinuxNamespaceType::Uts, None));
+    }
+    if private(&host.cgroupns_mode) {
+        namespaces.push((LinuxNamespaceType::Cgroup, None));
+    }
+    match &around.netns {
+        Netns::Host | Netns::Inherited => {}
+        Netns::At(path) => namespaces.push((LinuxNamespaceType::Network, Some(path.clone()))),
+    }
+    let namespaces = namespaces.into_iter().map(|(kind, path)| {
+        let mut builder = LinuxNamespaceBuilder::default().typ(kind);
+        if let Some(path) = path {
+            builder = builder.path(path);
+        }
+        builder.build().expect("every required field is given")
+    });
+    let masked = host.masked_paths.clone().unwrap_or_else(|| {
+        let throttle = (0..around.cpus)
+            .map(|cpu| format!("/sys/devices/system/cpu/cpu{cpu}/thermal_throttle"));
+        MASKED_PATHS
+            .iter()
+            .map(|&path| path.to_owned())
+            .chain(throttle)
+            .collect()
+    });
+    let readonly = host.readonly_paths.clone();
+    let readonly =
+        readonly.unwrap_or_else(|| READONLY_PATHS.iter().map(|&path| path.to_owned()).collect());
+    let mut linux = LinuxBuilder::default()
+        .namespaces(namespaces.collect::<Vec<_>>())
+        .cgroups_path(around.cgroup.clone())
+        .resources(resources(&host.resources, around))
+        .masked_paths(masked)
+        .readonly_paths(readonly)
+        .build()
+        .expect("every required field is given");
+    if !seccomp_unconfined(&host.security_opt) {
+        linux.set_seccomp(Some(seccomp::default_profile(capabilities)));
+    }
+    let sysctls = sysctls(spec, around);
+    linux.set_sysctl((!sysctls.is_empty()).then(|| sysctls.into_iter().collect()));
+    linux
+}
+
+/// With a network of its own a container may use low ports and send pings without capabilities, as in Docker.
+fn sysctls(spec: &ContainerSpec, around: &Surroundings) -> BTreeMap<String, String> {
+    let mut sysctls = BTreeMap::new();
+    if matches!(around.netns, Netns::At(_))
+        && !matches!(
+            spec.host.network_mode,
+            shoal_api::container::NetworkMode::Container(_)
+        )
+    {
+        sysctls.insert(
+            "net.ipv4.ip_unprivileged_port_start".to_owned(),
+            "0".to_owned(),
+        );
+        sysctls.insert(
+            "net.ipv4.ping_group_range".to_owned(),
+            "0 2147483647".to_owned(),
+        );
+    }
+    sysctls.extend(spec.host.sysctls.clone());
+    sysctls
+}
+
+fn resources(limits: &Resources, around: &Surroundings) -> LinuxResources {
+    let mut builder = LinuxResourcesBuilder::default().devices(device_rules());
+    let pids = match limits.pids {
+        None => Some(PIDS_DEFAULT),
+        Some(limit) => Some(if limit > 0 { limit } else { -1 }),
+    };
+    if let Some(limit) = pids {
+        builder = builder.pids(
+            LinuxPidsBuilder::default()
+                .limit(limit)
+                .build()
+                .expect("every field is given"),
+        );
+    }
+    let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+    let mut memory = LinuxMemoryBuilder::default();
+    let mut any = false;
+    if let Some(limit) = limits.memory_bytes {
+        memory = memory.limit(bytes(limit));
+        any = true;
+        if around.swap_limit {
+            // As much swap again as memory, unless said otherwise.
+            memory = memory.swap(
+                limits
+                    .memory_swap_bytes
+                    .unwrap_or_else(|| bytes(limit.saturating_mul(2))),
+            );
+        }
+    }
+    if let Some(reservation) = limits.memory_reservation_bytes {
+        memory = memory.reservation(bytes(reservation));
+        any = true;
+    }
+    if any {
+        builder = builder.memory(memory.build().expect("no field is required"));
+    }
+    let mut cpu = LinuxCpuBuilder::default();
+    let mut any = false;
+    if let Some(nano) = limits.nano_cpus {
+        let quota = i64::try_from(u128::from(nano) * u128::from(CPU_PERIOD_US) / 1_000_000_000)
+            .unwrap_or(i64::MAX);
+        cpu = cpu.period(CPU_PERIOD_US).quota(quota);
+        any = true;
+    }
+    if let Some(quota) = limits.cpu_quota_us {
+        cpu = cpu
+            .quota(quota)
+            .period(limits.cpu_period_us.unwrap_or(CPU_PERIOD_US));
+        any = true;
+    }
+    if let Some(shares) = limits.cpu_shares {
+        cpu = cpu.shares(shares);
+        any = true;
+    }
+    if let Some(cpus) = &limits.cpuset_cpus {
+        cpu = cpu.cpus(cpus.clone());
+        any = true;
+    }
+    if let Some(mems) = &limits.cpuset_mems {
+        cpu = cpu.mems(mems.clone());
+        any = true;
+    }
+    if any {
+        builder = builder.cpu(cpu.build().expect("no field is required"));
+    }
+    builder.build().expect("no field is required")
+}
+
+/// Docker's device rules: make any node, use only the harmless ones.
+fn device_rules() -> Vec<LinuxDeviceCgroup> {
+    let rule = |allow: bool,
+                kind: Option<LinuxDeviceType>,
+                major: Option<i64>,
+                minor: Option<i64>,
+                access: &str| {
+        let mut builder = LinuxDeviceCgroupBuilder::default()
+            .allow(allow)
+            .access(access);
+        if let Some(kind) = kind {
+            builder = builder.typ(kind);
+        }
+        if let Some(major) = major {
+            builder = builder.major(major);
+        }
+        if let Some(minor) = minor {
+            builder = builder.minor(minor);
+        }
+        builder.build().expect("no field is required")
+    };
+    let mut rules = vec![
+        rule(false, Some(LinuxDeviceType::A), None, None, "rwm"),
+        rule(true, Some(LinuxDeviceType::C), None, None, "m"),
+        rule(true, Some(LinuxDeviceType::B), None, None, "m"),
+    ];
+    // null, zero, full, random, urandom, tty, console, ptmx
+    for (major, minor) in [
+        (1, 3),
+        (1, 5),
+        (1, 7),
+        (1, 8),
+        (1, 9),
+        (5, 0),
+        (5, 1),
+        (5, 2),
+    ] {
+        rules.push(rule(
+            true,
+            Some(LinuxDeviceType::C),
+            Some(major),
+            Some(minor),
+            "rwm",
+        ));
+    }
+    rules.push(rule(true, Some(LinuxDeviceType::C), Some(136), None, "rwm"));
+    rules
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,102 @@
+use expect_test::{Expect, expect};
+
+use super::*;
+
+fn around() -> Surroundings {
+    Surroundings {
+        cgroup: "/shoal/c1".into(),
+        netns: Netns::At("/run/netns/c1".into()),
+        hostname: "c1".into(),
+        mounts: Vec::new(),
+        swap_limit: true,
+        cpus: 1,
+    }
+}
+
+fn shell() -> ContainerSpec {
+    ContainerSpec {
+        cmd: Some(vec!["sh".into()]),
+        ..ContainerSpec::default()
+    }
+}
+
+fn check(
+    change: impl FnOnce(&mut ContainerSpec),
+    pick: impl Fn(&Spec) -> serde_json::Value,
+    expect: Expect,
+) {
+    let mut wish = shell();
+    change(&mut wish);
+    let spec = spec(&wish, &around()).expect("a good spec");
+    expect.assert_eq(&serde_json::to_string_pretty(&pick(&spec)).expect("JSON"));
+}
+
+fn of(spec: &Spec, path: &str) -> serde_json::Value {
+    serde_json::to_value(spec)
+        .expect("JSON")
+        .pointer(path)
+        .cloned()
+        .unwrap_or_default()
+}
+
+#[test]
+fn the_default_process_has_dockers_rights() {
+    check(
+        |wish| wish.env.push("A=b".into()),
+        |spec| {
+            let mut process = of(spec, "/process");
+            let bounding = process["capabilities"]["bounding"]
+                .as_array()
+                .map_or(0, Vec::len);
+            process["capabilities"] = serde_json::json!(format!("{bounding} in the bounding set"));
+            process
+        },
+        expect![[r#""#]],
+    );
+}
+
+#[test]
+fn limits_become_cgroup_settings() {
+    check(
+        |wish| {
+            wish.host.resources.memory_bytes = Some(64 << 20);
+            wish.host.resources.nano_cpus = Some(1_500_000_000);
+            wish.host.resources.pids = Some(50);
+        },
+        |spec| {
+            let resources = of(spec, "/linux/resources");
+            serde_json::json!([resources["memory"], resources["cpu"], resources["pids"]])
+        },
+        expect![[r#""#]],
+    );
+}
+
+#[test]
+fn no_new_privileges_is_left_out_when_off() {
+    check(
+        |_| {},
+        |spec| of(spec, "/process/noNewPrivileges"),
+        expect!["null"],
+    );
+    check(
+        |wish| wish.host.security_opt.push("no-new-privileges".into()),
+        |spec| of(spec, "/process/noNewPrivileges"),
+        expect!["true"],
+    );
+}
+
+#[test]
+fn namespaces_and_hidden_paths() {
+    check(
+        |wish| wish.host.pid_mode = Some("host".into()),
+        |spec| {
+            serde_json::json!([
+                of(spec, "/linux/namespaces"),
+                of(spec, "/linux/maskedPaths"),
+                of(spec, "/linux/readonlyPaths"),
+                of(spec, "/linux/sysctl")
+            ])
+        },
+        expect![[r#""#]],
+    );
+}

@@ -1,0 +1,402 @@
+//! Builds and starts the container, in a child of the shim that ends when it is done.
+//!
+//! The child takes with it all that building costs in memory, and its mount namespace: the overlay stays mounted in
+//! the container's namespace alone, so it is never seen by the host, survives every restart of the daemon, and goes
+//! with the container's last process.
+#![allow(unsafe_code)]
+
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::notify_socket::{NOTIFY_FILE, NotifySocket};
+use libcontainer::syscall::syscall::SyscallType;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::Signal;
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, Pid, fork, pipe2};
+use oci_spec::runtime::{Mount, Spec, User};
+
+use super::exec::{self, pidfd_open};
+use super::executor::Payload;
+use super::protocol::{Failure, LAUNCH_NAME, Launch, Supervise};
+use super::rootfs::{self, MERGED, Root};
+use super::serve::Spawned;
+use super::{copy_tree, probe};
+use crate::core::user;
+
+const CONSOLE_SOCKET: &str = "console";
+/// The directory of libcontainer's own state, in the run directory.
+const RUNTIME_DIR: &str = "oci";
+
+/// The container's ends of its streams.
+struct Ends {
+    stdin: OwnedFd,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+}
+
+/// Starts the container; the working directory is its run directory.
+pub(super) fn container(sup: &Supervise) -> Result<Spawned, Failure> {
+    let os = |errno: Errno| {
+        Failure::new(format!(
+            "cannot make the container's streams: {}",
+            errno.desc()
+        ))
+    };
+    let console = if sup.tty {
+        let bound = UnixListener::bind(CONSOLE_SOCKET);
+        Some(bound.map_err(|err| Failure::new(format!("cannot listen for the terminal: {err}")))?)
+    } else {
+        None
+    };
+    let (mut ours, ends) = if sup.tty {
+        (None, None)
+    } else {
+        streams(sup.open_stdin)
+            .map(|(o, e)| (Some(o), Some(e)))
+            .map_err(os)?
+    };
+    let (report_out, report_in) = pipe2(OFlag::O_CLOEXEC).map_err(os)?;
+    // SAFETY: the shim has one thread.
+    match unsafe { fork() }.map_err(os)? {
+        ForkResult::Child => {
+            drop(report_out);
+            let outcome = build(sup, ends);
+            let json = serde_json::to_vec(&outcome).expect("an outcome is JSON");
+            let _ = nix::unistd::write(&report_in, &json);
+            // SAFETY: ends this process at once; destructors and exit handlers are the shim's, not ours.
+            unsafe { libc::_exit(0) }
+        }
+        ForkResult::Parent { child } => {
+            drop((report_in, ends));
+            let mut json = Vec::new();
+            let read = std::fs::File::from(report_out).read_to_end(&mut json);
+            let _ = waitpid(child, None);
+            let _ = std::fs::remove_file(LAUNCH_NAME);
+            read.map_err(|err| {
+                Failure::new(format!("cannot hear from the container's builder: {err}"))
+            })?;
+            let outcome: Result<i32, Failure> = serde_json::from_slice(&json)
+                .map_err(|_| Failure::new("the container's builder ended without a word"))?;
+            let pid = Pid::from_raw(outcome?);
+            let pidfd = pidfd_open(pid).map_err(os)?;
+            let (stdin, stdout, stderr) = ours.take().map_or((None, None, None), |ours| ours);
+            let mut spawned = Spawned {
+                pid,
+                pidfd,
+                stdin,
+                stdout,
+                stderr,
+                terminal: None,
+            };
+            if let Some(console) = console {
+                let master = exec::receive_terminal(&console).map_err(os)?;
+                let _ = std::fs::remove_file(CONSOLE_SOCKET);
+                if let Some((rows, cols)) = sup.console_size {
+                    let _ = exec::set_size(&master, rows, cols);
+                }
+                exec::use_terminal(&mut spawned, master, sup.open_stdin).map_err(os)?;
+            }
+            Ok(spawned)
+        }
+    }
+}
+
+type Ours = (Option<OwnedFd>, Option<OwnedFd>, Option<OwnedFd>);
+
+/// Three pipes, or `/dev/null` as standard input.
+pub(super) fn streams_with(stdin: bool) -> Result<(Ours, [OwnedFd; 3]), Errno> {
+    let (theirs_in, ours_in) = if stdin {
+        let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+        (read, Some(write))
+    } else {
+        let null = nix::fcntl::open(
+            "/dev/null",
+            OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+            nix::sys::stat::Mode::empty(),
+        )?;
+        (null, None)
+    };
+    let (out_read, out_write) = pipe2(OFlag::O_CLOEXEC)?;
+    let (err_read, err_write) = pipe2(OFlag::O_CLOEXEC)?;
+    Ok((
+        (ours_in, Some(out_read), Some(err_read)),
+        [theirs_in, out_write, err_write],
+    ))
+}
+
+fn streams(stdin: bool) -> Result<(Ours, Ends), Errno> {
+    let (ours, [stdin, stdout, stderr]) = streams_with(stdin)?;
+    Ok((
+        ours,
+        Ends {
+            stdin,
+            stdout,
+            stderr,
+        },
+    ))
+}
+
+/// Runs in the child: everything from the mount of the root filesystem to the exec of the container's process.
+fn build(sup: &Supervise, ends: Option<Ends>) -> Result<i32, Failure> {
+    // When the shim dies half-way, so does what it began.
+    let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+    let text = std::fs::read(LAUNCH_NAME)
+        .map_err(|err| Failure::new(format!("cannot read {LAUNCH_NAME}: {err}")))?;
+    let launch: Launch = serde_json::from_slice(&text)
+        .map_err(|err| Failure::new(format!("cannot understand {LAUNCH_NAME}: {err}")))?;
+    enter_namespaces(launch.loopback_only)?;
+
+    let at = |err: io::Error| {
+        Failure::new(format!(
+            "cannot enter {}: {err}",
+            sup.container_dir.display()
+        ))
+    };
+    std::env::set_current_dir(&sup.container_dir).map_err(at)?;
+    rootfs::mount_overlay(&launch.layers, launch.volatile)?;
+    let root = Root::open(sup.container_dir.join(MERGED))?;
+    let spec = finish_spec(&launch, &root)?;
+
+    std::env::set_current_dir(&sup.run_dir).map_err(at)?;
+    let json = serde_json::to_vec(&spec).map_err(|err| Failure::new(err.to_string()))?;
+    std::fs::write("config.json", json)
+        .map_err(|err| Failure::new(format!("cannot write config.json: {err}")))?;
+    run_libcontainer(sup, &launch, ends)
+}
+
+fn run_libcontainer(sup: &Supervise, launch: &Launch, ends: Option<Ends>) -> Result<i32, Failure> {
+    let fail = |err: &dyn std::error::Error| Failure::new(chain(err));
+    let runtime = sup.run_dir.join(RUNTIME_DIR);
+    let _ = std::fs::remove_dir_all(&runtime);
+    let made = std::fs::create_dir(&runtime);
+    made.map_err(|err| Failure::new(format!("cannot create {}: {err}", runtime.display())))?;
+    let (report_out, report_in) =
+        pipe2(OFlag::O_CLOEXEC).map_err(|errno| Failure::new(errno.desc()))?;
+    let report_in = report_in.into_raw_fd();
+    let mut builder = ContainerBuilder::new("c".to_owned(), SyscallType::default())
+        .with_root_path(&runtime)
+        .map_err(|err| fail(&err))?
+        .with_console_socket(sup.tty.then(|| sup.run_dir.join(CONSOLE_SOCKET)));
+    builder = if launch.probe {
+        builder.with_executor(probe::Probe)
+    } else {
+        builder.with_executor(Payload { report: report_in })
+    };
+    if let Some(ends) = ends {
+        builder = builder
+            .with_stdin(ends.stdin)
+            .with_stdout(ends.stdout)
+            .with_stderr(ends.stderr);
+    }
+    // As a sibling of this process: a child of the shim, which outlives us.
+    let built = builder
+        .as_init(&sup.run_dir)
+        .as_sibling(true)
+        .with_systemd(false)
+        .with_detach(true)
+        .build();
+    let started = built.map_err(|err| fail(&err)).and_then(|container| {
+        let pid = container
+            .pid()
+            .ok_or_else(|| Failure::new("libcontainer tells no process id"))?;
+        NotifySocket::new(runtime.join("c").join(NOTIFY_FILE))
+            .notify_container_start()
+            .map_err(|err| fail(&err))?;
+        Ok(pid.as_raw())
+    });
+    close_raw(report_in);
+    // What could not be run is told through the pipe, in better words than libcontainer passes on.
+    let mut json = Vec::new();
+    let _ = std::fs::File::from(report_out).read_to_end(&mut json);
+    if let Ok(failure) = serde_json::from_slice::<Failure>(&json) {
+        return Err(Failure {
+            message: format!("unable to start container process: {}", failure.message),
+            ..failure
+        });
+    }
+    started
+}
+
+fn close_raw(fd: RawFd) {
+    // SAFETY: taken out of its owner with `into_raw_fd` and closed once.
+    drop(unsafe { OwnedFd::from_raw_fd(fd) });
+}
+
+fn chain(err: &dyn std::error::Error) -> String {
+    let mut text = err.to_string();
+    let mut cause = err.source();
+    while let Some(err) = cause {
+        let more = err.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = err.source();
+    }
+    text
+}
+
+/// A mount namespace that hears of the host's mounts and tells it none, and perhaps a network of loopback alone.
+fn enter_namespaces(loopback_only: bool) -> Result<(), Failure> {
+    let mut flags = CloneFlags::CLONE_NEWNS;
+    if loopback_only {
+        flags |= CloneFlags::CLONE_NEWNET;
+    }
+    let os = |errno: Errno| Failure::new(format!("cannot make namespaces: {}", errno.desc()));
+    unshare(flags).map_err(os)?;
+    mount(
+        None::<&str>,
+        "/",
+        None::<&str>,
+        MsFlags::MS_REC | MsFlags::MS_SLAVE,
+        None::<&str>,
+    )
+    .map_err(os)?;
+    if loopback_only {
+        loopback_up().map_err(os)?;
+    }
+    Ok(())
+}
+
+/// Sets the loopback interface up.
+fn loopback_up() -> Result<(), Errno> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    let socket = socket(
+        AddressFamily::Inet,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    // SAFETY: an all-zero ifreq is a valid value of that plain C struct.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l'.cast_signed().into();
+    request.ifr_name[1] = b'o'.cast_signed().into();
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads an ifreq, which lives until after the call.
+    Errno::result(unsafe {
+        libc::ioctl(
+            socket.as_raw_fd(),
+            libc::SIOCSIFFLAGS as _,
+            &raw const request,
+        )
+    })
+    .map(drop)
+}
+
+/// Makes the root filesystem ready for the mounts, and puts into the spec what only the image can tell.
+fn finish_spec(launch: &Launch, root: &Root) -> Result<Spec, Failure> {
+    let mut spec = launch.spec.clone();
+    root.claim_system_dirs()?;
+    let mounts = place_mounts(spec.mounts().clone().unwrap_or_default(), root)?;
+    for fresh in &launch.populate {
+        populate(root, &fresh.target, &fresh.volume)?;
+    }
+    spec.set_mounts(Some(mounts));
+    let mut oci_root = spec.root().clone().unwrap_or_default();
+    oci_root.set_path(root.path.clone());
+    spec.set_root(Some(oci_root));
+
+    let passwd = root.read_text(Path::new("/etc/passwd"), user::ACCOUNT_FILE_MAX)?;
+    let group = root.read_text(Path::new("/etc/group"), user::ACCOUNT_FILE_MAX)?;
+    let who = user::resolve(&launch.user, &launch.group_add, &passwd, &group)
+        .map_err(|err| Failure::new(format!("unable to start container process: {err}")))?;
+    if let Some(mut process) = spec.process().clone() {
+        let cwd = process.cwd().clone();
+        // The working directory is made when it is missing, unless a mount will stand there.
+        if !is_under_mount(&cwd, spec.mounts().as_deref().unwrap_or_default()) {
+            let resolved = root.resolve(&cwd)?;
+            root.ensure(&resolved, true).map_err(|_| {
+                Failure::new(format!(
+                    "the working directory {} is not a directory",
+                    cwd.display()
+                ))
+            })?;
+        }
+        let mut env = process.env().clone().unwrap_or_default();
+        if !env.iter().any(|entry| entry.starts_with("HOME=")) {
+            env.push(format!("HOME={}", who.home));
+        }
+        process.set_env(Some(env));
+        let mut oci_user = User::default();
+        oci_user.set_uid(who.uid).set_gid(who.gid);
+        oci_user.set_additional_gids((!who.groups.is_empty()).then_some(who.groups));
+        process.set_user(oci_user);
+        spec.set_process(Some(process));
+    }
+    Ok(spec)
+}
+
+/// Mounts the runtime makes fresh filesystems for; targets below them need no preparation.
+fn is_fresh(mount: &Mount) -> bool {
+    !matches!(mount.typ().as_deref(), None | Some("bind"))
+}
+
+fn is_under_mount(path: &Path, mounts: &[Mount]) -> bool {
+    mounts
+        .iter()
+        .any(|mount| path.starts_with(mount.destination()))
+}
+
+/// Replaces every target by what it resolves to inside the root and makes sure that it exists.
+fn place_mounts(mounts: Vec<Mount>, root: &Root) -> Result<Vec<Mount>, Failure> {
+    let mut placed: Vec<Mount> = Vec::with_capacity(mounts.len());
+    for mut mount in mounts {
+        let target = mount.destination().clone();
+        let above = placed
+            .iter()
+            .filter(|other| {
+                target.starts_with(other.destination()) && other.destination() != &target
+            })
+            .max_by_key(|other| other.destination().components().count());
+        match above {
+            Some(above) if is_fresh(above) => {}
+            Some(above) => {
+                let rest = target.strip_prefix(above.destination()).unwrap_or(&target);
+                if let Some(source) = above.source() {
+                    rootfs::refuse_links(source, rest, &target)?;
+                }
+            }
+            None => {
+                let resolved = root.resolve(&target)?;
+                let on_file = !is_fresh(&mount)
+                    && mount
+                        .source()
+                        .as_ref()
+                        .is_some_and(|source| !source.is_dir());
+                root.ensure(&resolved, !on_file)?;
+                mount.set_destination(resolved);
+            }
+        }
+        placed.push(mount);
+    }
+    Ok(placed)
+}
+
+fn populate(root: &Root, target: &Path, volume: &PathBuf) -> Result<(), Failure> {
+    let fail = |errno: Errno| {
+        Failure::new(format!(
+            "cannot copy {} into its volume: {}",
+            target.display(),
+            errno.desc()
+        ))
+    };
+    let resolved = root.resolve(target)?;
+    let from = match root.directory(&resolved) {
+        Ok(from) => from,
+        Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
+        Err(errno) => return Err(fail(errno)),
+    };
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let to = nix::fcntl::open(volume, flags, nix::sys::stat::Mode::empty()).map_err(fail)?;
+    if copy_tree::is_empty(&to).map_err(fail)? {
+        copy_tree::copy_into(from, &to).map_err(fail)?;
+    }
+    Ok(())
+}
