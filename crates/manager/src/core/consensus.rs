@@ -29,6 +29,7 @@ pub struct Member {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Members {
     current: BTreeMap<RaftId, Member>,
+    voters: BTreeSet<RaftId>,
     removed: BTreeSet<RaftId>,
 }
 
@@ -64,6 +65,7 @@ impl Members {
     pub fn genesis(raft_id: RaftId, member: Member) -> Self {
         Self {
             current: BTreeMap::from([(raft_id, member)]),
+            voters: BTreeSet::from([raft_id]),
             removed: BTreeSet::new(),
         }
     }
@@ -76,6 +78,11 @@ impl Members {
     /// The member of this id.
     pub fn get(&self, raft_id: RaftId) -> Option<&Member> {
         self.current.get(&raft_id)
+    }
+
+    /// Whether this member votes, or only receives the log so far.
+    pub fn is_voter(&self, raft_id: RaftId) -> bool {
+        self.voters.contains(&raft_id)
     }
 
     /// The id under which a node takes part.
@@ -98,15 +105,21 @@ impl Members {
 
     /// Applies a committed change. Changes that make no sense (any more) change nothing.
     pub fn apply(&mut self, change: &MemberChange) {
+        let id = change.raft_id();
         match change {
-            MemberChange::AddLearner(id, member) | MemberChange::SetVoter(id, member) => {
-                if !self.removed.contains(id) {
-                    self.current.insert(*id, member.clone());
+            MemberChange::AddLearner(_, member) | MemberChange::SetVoter(_, member) => {
+                if self.removed.contains(&id) {
+                    return;
+                }
+                self.current.insert(id, member.clone());
+                if matches!(change, MemberChange::SetVoter(..)) {
+                    self.voters.insert(id);
                 }
             }
-            MemberChange::Remove(id) => {
-                self.current.remove(id);
-                self.removed.insert(*id);
+            MemberChange::Remove(_) => {
+                self.current.remove(&id);
+                self.voters.remove(&id);
+                self.removed.insert(id);
             }
         }
     }
@@ -118,9 +131,11 @@ impl Members {
             out.number(*id);
             member.encode(out);
         }
-        out.number(self.removed.len() as u64);
-        for id in &self.removed {
-            out.number(*id);
+        for ids in [&self.voters, &self.removed] {
+            out.number(ids.len() as u64);
+            for id in ids {
+                out.number(*id);
+            }
         }
     }
 
@@ -131,8 +146,10 @@ impl Members {
             let id = input.number()?;
             members.current.insert(id, Member::decode(input)?);
         }
-        for _ in 0..input.count()? {
-            members.removed.insert(input.number()?);
+        for ids in [&mut members.voters, &mut members.removed] {
+            for _ in 0..input.count()? {
+                ids.insert(input.number()?);
+            }
         }
         Ok(members)
     }

@@ -1,6 +1,339 @@
 //! Consensus among managers: `raft-rs` on a durable log, driven by one thread.
+//!
+//! [`Raft`] is the handle: it proposes, waits for reads to be safe, and changes the membership. Behind it one thread
+//! owns the `RawNode`, the log and the state machine (`node`), so that nothing needs a lock and all proposals that wait
+//! together become one append and one sync.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use raft::eraftpb::Message;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::core::consensus::{LogIndex, Member, Members, RaftId, RemovalRefused};
 
 pub mod disk;
+mod log;
+pub mod membership;
+mod node;
 pub mod seal;
 pub mod snapshot;
+mod tracing_drain;
+pub mod transport;
 pub mod wal;
+
+use disk::Disk;
+use node::{Input, Node};
+use seal::{DataKey, Owner};
+use wal::WalError;
+
+/// How much may wait for the node's thread. Beyond it proposals wait and messages are dropped, as Raft allows.
+const INBOX_INPUTS_MAX: usize = 4096;
+
+/// What the log's entries are applied to. Lives on the node's thread.
+pub trait StateMachine: Send + 'static {
+    /// Applies one committed entry. Every manager gets the same entries in the same order, and must decide alike.
+    ///
+    /// # Errors
+    /// Why the entry changes nothing, in words for its proposer.
+    fn apply(&mut self, index: LogIndex, data: &[u8]) -> Result<(), String>;
+
+    /// Writes the whole state as it is after the last applied entry.
+    fn snapshot(&self) -> Vec<u8>;
+
+    /// Replaces the whole state.
+    ///
+    /// # Errors
+    /// Why the snapshot cannot be read. The process ends: it must not go on with half a state.
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), String>;
+}
+
+/// Carries messages to other managers.
+pub trait Transport: Send + 'static {
+    /// Sends, or drops. Never blocks.
+    fn send(&mut self, message: Message);
+
+    /// Tells whom there is to send to, at the start and after each change.
+    fn set_members(&mut self, members: &Members);
+}
+
+/// Times and sizes. The defaults are those of the product.
+#[derive(Debug, Clone)]
+pub struct RaftConfig {
+    /// Length of a tick, also the period of heartbeats among managers.
+    pub tick: Duration,
+    /// Ticks without a leader before an election; the real number is drawn between this and its double.
+    pub election_ticks: usize,
+    /// Applied entries after which a snapshot is written. As SwarmKit's `DefaultSnapshotInterval`.
+    pub snapshot_entries: u64,
+    /// Bytes of applied entries after which a snapshot is written, so that few large entries do not fill the disk.
+    pub snapshot_bytes: u64,
+    /// Entries kept behind a snapshot for managers that lag. As SwarmKit's `LogEntriesForSlowFollowers`.
+    pub kept_entries: u64,
+    /// Size of a segment of the log.
+    pub segment_bytes: u64,
+}
+
+impl Default for RaftConfig {
+    fn default() -> Self {
+        Self {
+            tick: Duration::from_millis(100),
+            election_ticks: 10,
+            snapshot_entries: 10_000,
+            snapshot_bytes: 64 << 20,
+            kept_entries: 500,
+            segment_bytes: wal::SEGMENT_BYTES,
+        }
+    }
+}
+
+/// Where a manager keeps its share of the log, and under which key.
+#[derive(Debug, Clone)]
+pub struct Vault {
+    /// The directory.
+    pub disk: Arc<dyn Disk>,
+    /// The data key.
+    pub key: DataKey,
+    /// Whose files they are.
+    pub owner: Owner,
+}
+
+/// How a manager comes to its place in the group.
+#[derive(Debug, Clone)]
+pub enum Start {
+    /// It is the first manager of a new cluster.
+    Bootstrap {
+        /// Itself.
+        member: Member,
+        /// The state to begin with, as [`StateMachine::snapshot`] writes it.
+        state: Vec<u8>,
+    },
+    /// A leader has just admitted it.
+    Join {
+        /// The id that it was given.
+        raft_id: RaftId,
+        /// The members that it was told of.
+        members: Members,
+    },
+    /// It has a log already.
+    Restart,
+}
+
+/// Why a manager's consensus cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Log or snapshots are not usable.
+    #[error(transparent)]
+    Wal(#[from] WalError),
+    /// `Bootstrap` or `Join` where there is a log, or `Restart` where there is none.
+    #[error("cannot start consensus: {0}")]
+    Unexpected(&'static str),
+    /// The state in the snapshot cannot be read.
+    #[error("cannot restore the replicated state: {0}")]
+    Restore(String),
+    /// The library refused the configuration.
+    #[error("cannot start consensus")]
+    Raft(#[from] raft::Error),
+    /// No thread.
+    #[error("cannot start the consensus thread")]
+    Thread(#[from] std::io::Error),
+}
+
+/// What became of a proposal.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// This manager does not lead; nothing was changed.
+    #[error("this manager is not the leader")]
+    NotLeader {
+        /// Who does, if it is known.
+        leader: Option<RaftId>,
+    },
+    /// Every manager refused it alike; nothing was changed.
+    #[error("{0}")]
+    Rejected(String),
+    /// Leadership was lost on the way: it may or may not come to pass.
+    #[error("the leader changed before the proposal was decided")]
+    Lost,
+    /// This manager is stopping, or was removed from the group.
+    #[error("this manager is no longer part of the cluster")]
+    Stopped,
+}
+
+/// Why a member was not removed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RemoveError {
+    /// The cluster would stand still.
+    #[error(transparent)]
+    Refused(#[from] RemovalRefused),
+    /// A leader hands over first; see [`Raft::transfer`].
+    #[error("the leader cannot remove itself")]
+    IsLeader,
+    /// It could not be decided.
+    #[error(transparent)]
+    Propose(#[from] ProposeError),
+}
+
+/// Who leads.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Leadership {
+    /// The term, which grows with each election.
+    pub term: u64,
+    /// The leader, if one is known.
+    pub leader: Option<RaftId>,
+    /// Whether it is this manager, and everything that earlier leaders decided is applied here.
+    pub is_leader: bool,
+    /// Whether this manager was removed from the group.
+    pub is_removed: bool,
+}
+
+/// Handle to a manager's consensus; clones are the same one. It ends when [`Raft::shutdown`] is called.
+#[derive(Debug, Clone)]
+pub struct Raft {
+    raft_id: RaftId,
+    inbox: mpsc::Sender<Input>,
+    leadership: watch::Receiver<Leadership>,
+    members: watch::Receiver<Arc<Members>>,
+}
+
+/// Where a transport delivers what it receives and what it finds out.
+#[derive(Debug, Clone)]
+pub struct Mailbox {
+    inbox: mpsc::WeakSender<Input>,
+}
+
+impl Mailbox {
+    /// A message from a peer whose identity was checked. Dropped when too much waits already.
+    pub fn deliver(&self, message: Message) {
+        self.put(Input::Message(message));
+    }
+
+    /// The peer cannot be reached.
+    pub fn report_unreachable(&self, peer: RaftId) {
+        self.put(Input::Unreachable(peer));
+    }
+
+    /// A snapshot has arrived at the peer, or has not.
+    pub fn report_snapshot(&self, peer: RaftId, arrived: bool) {
+        self.put(Input::SnapshotSent { peer, arrived });
+    }
+
+    fn put(&self, input: Input) {
+        if let Some(inbox) = self.inbox.upgrade() {
+            let _ = inbox.try_send(input); // dropped when full: Raft sends again
+        }
+    }
+}
+
+impl Raft {
+    /// Starts consensus on its own thread. `transport` is made with the mailbox that it shall deliver to.
+    pub fn start(
+        config: RaftConfig,
+        vault: Vault,
+        start: Start,
+        state: impl StateMachine,
+        transport: impl FnOnce(Mailbox) -> Box<dyn Transport>,
+    ) -> Result<Self, StartError> {
+        let (sender, inbox) = mpsc::channel(INBOX_INPUTS_MAX);
+        let transport = transport(Mailbox {
+            inbox: sender.downgrade(),
+        });
+        let (leadership_sender, leadership) = watch::channel(Leadership::default());
+        let (members_sender, members) = watch::channel(Arc::default());
+        let node = Node::new(
+            config,
+            vault,
+            start,
+            Box::new(state),
+            transport,
+            leadership_sender,
+            members_sender,
+        )?;
+        let raft_id = node.raft_id();
+        std::thread::Builder::new()
+            .name(format!("raft-{raft_id}"))
+            .spawn(move || node.run(inbox))?;
+        Ok(Self {
+            raft_id,
+            inbox: sender,
+            leadership,
+            members,
+        })
+    }
+
+    /// Our id.
+    pub fn raft_id(&self) -> RaftId {
+        self.raft_id
+    }
+
+    /// Who leads, now and from now on.
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.leadership.clone()
+    }
+
+    /// The members, now and from now on.
+    pub fn members(&self) -> watch::Receiver<Arc<Members>> {
+        self.members.clone()
+    }
+
+    /// Where to deliver messages of peers.
+    pub fn mailbox(&self) -> Mailbox {
+        Mailbox {
+            inbox: self.inbox.downgrade(),
+        }
+    }
+
+    /// Appends data to the log; returns once it is applied here, with its index.
+    pub async fn propose(&self, data: impl Into<Bytes>) -> Result<LogIndex, ProposeError> {
+        let data = data.into();
+        self.ask(|reply| Input::Propose { data, reply }).await?
+    }
+
+    /// Waits until everything that was decided anywhere before this call is applied here; returns up to which index.
+    pub async fn read_barrier(&self) -> Result<LogIndex, ProposeError> {
+        self.ask(|reply| Input::Read { reply }).await?
+    }
+
+    /// Admits a manager. It receives the log at once and votes as soon as it has caught up.
+    ///
+    /// A node that already takes part loses its old place: it asks because it has lost its log.
+    pub async fn admit(&self, member: Member) -> Result<(RaftId, Arc<Members>), ProposeError> {
+        let raft_id = self.ask(|reply| Input::Admit { member, reply }).await??;
+        Ok((raft_id, self.members.borrow().clone()))
+    }
+
+    /// Removes a manager for good.
+    pub async fn remove(&self, raft_id: RaftId) -> Result<(), RemoveError> {
+        self.ask(|reply| Input::Remove { raft_id, reply }).await?
+    }
+
+    /// Hands leadership over, if this manager leads and another one can. Returns when that is settled.
+    pub async fn transfer(&self) -> Result<(), ProposeError> {
+        self.ask(|reply| Input::Transfer { reply }).await
+    }
+
+    /// Hands leadership over and stops. Everything acknowledged is durable already.
+    pub async fn shutdown(&self) {
+        let _ = self.transfer().await; // stopped already
+        let _ = self.ask(|reply| Input::Stop { reply }).await;
+    }
+
+    /// Stops without handing over, as a crash would.
+    pub async fn halt(&self) {
+        let _ = self.ask(|reply| Input::Stop { reply }).await;
+    }
+
+    async fn ask<T>(
+        &self,
+        input: impl FnOnce(oneshot::Sender<T>) -> Input,
+    ) -> Result<T, ProposeError> {
+        let (reply, answer) = oneshot::channel();
+        self.inbox
+            .send(input(reply))
+            .await
+            .map_err(|_| ProposeError::Stopped)?;
+        answer.await.map_err(|_| ProposeError::Stopped)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,398 @@
+//! Real nodes with real files, over a transport that hands messages from mailbox to mailbox.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Mutex,
+    time::Duration,
+};
+
+use tempfile::TempDir;
+
+use super::{disk::OsDisk, *};
+use crate::core::consensus::wire::{decode_message, encode_message};
+
+/// The applied entries in order; "no" is refused.
+#[derive(Clone, Default)]
+struct Journal(Arc<Mutex<Vec<String>>>);
+
+impl Journal {
+    fn lines(&self) -> Vec<String> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+impl StateMachine for Journal {
+    fn apply(&mut self, _: LogIndex, data: &[u8]) -> Result<(), String> {
+        let line = String::from_utf8(data.to_vec()).unwrap();
+        if line == "no" {
+            return Err("no means no".into());
+        }
+        self.0.lock().unwrap().push(line);
+        Ok(())
+    }
+    fn snapshot(&self) -> Vec<u8> {
+        self.lines().join("\n").into_bytes()
+    }
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), String> {
+        let text = String::from_utf8(snapshot.to_vec()).map_err(|error| error.to_string())?;
+        *self.0.lock().unwrap() = text.lines().map(str::to_owned).collect();
+        Ok(())
+    }
+}
+
+/// Everyone's mailbox, and the pairs between which nothing passes.
+#[derive(Clone, Default)]
+struct Net(Arc<Mutex<(BTreeMap<RaftId, Mailbox>, BTreeSet<RaftId>)>>);
+
+impl Net {
+    fn cut(&self, id: RaftId) {
+        self.0.lock().unwrap().1.insert(id);
+    }
+    fn heal(&self, id: RaftId) {
+        self.0.lock().unwrap().1.remove(&id);
+    }
+}
+
+struct NetPort(Net);
+
+impl Transport for NetPort {
+    fn send(&mut self, message: Message) {
+        let net = self.0.0.lock().unwrap();
+        if net.1.contains(&message.from) || net.1.contains(&message.to) {
+            return;
+        }
+        if let Some(mailbox) = net.0.get(&message.to) {
+            let snapshot_to = (message.snapshot.is_some()).then_some((message.from, message.to));
+            mailbox.deliver(decode_message(&encode_message(&message)).unwrap());
+            if let Some((from, to)) = snapshot_to {
+                net.0[&from].report_snapshot(to, true);
+            }
+        }
+    }
+    fn set_members(&mut self, _: &Members) {}
+}
+
+struct Cluster {
+    net: Net,
+    directory: TempDir,
+    config: RaftConfig,
+    nodes: BTreeMap<RaftId, (Raft, Journal)>,
+}
+
+fn member(number: u64) -> Member {
+    Member {
+        node_id: format!("node{number}").parse().unwrap(),
+        address: format!("10.0.0.{number}:2377"),
+    }
+}
+
+impl Cluster {
+    /// A cluster of one.
+    fn new(config: RaftConfig) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut cluster = Self {
+            net: Net::default(),
+            directory,
+            config,
+            nodes: BTreeMap::new(),
+        };
+        cluster.start(
+            1,
+            Start::Bootstrap {
+                member: member(1),
+                state: b"genesis".to_vec(),
+            },
+        );
+        cluster
+    }
+
+    async fn of_three() -> Self {
+        let mut cluster = Self::new(fast());
+        for _ in 0..2 {
+            let joined = cluster.join().await;
+            let mut members = cluster.nodes[&1].0.members();
+            members
+                .wait_for(|members| members.is_voter(joined))
+                .await
+                .unwrap();
+        }
+        cluster
+    }
+
+    fn start(&mut self, number: u64, start: Start) {
+        let vault = vault(self.directory.path(), number);
+        let journal = Journal::default();
+        let net = self.net.clone();
+        let raft = Raft::start(
+            self.config.clone(),
+            vault,
+            start,
+            journal.clone(),
+            |mailbox| {
+                net.0.lock().unwrap().0.insert(number, mailbox);
+                Box::new(NetPort(net.clone()))
+            },
+        )
+        .unwrap();
+        assert_eq!(raft.raft_id(), number);
+        self.nodes.insert(number, (raft, journal));
+    }
+
+    async fn join(&mut self) -> RaftId {
+        let number = self.nodes.keys().max().unwrap() + 1;
+        let leader = self.leader().await;
+        let (raft_id, members) = self.nodes[&leader].0.admit(member(number)).await.unwrap();
+        let members = Members::clone(&members);
+        self.start(raft_id, Start::Join { raft_id, members });
+        raft_id
+    }
+
+    /// The node that leads, among those that run.
+    async fn leader(&self) -> RaftId {
+        let (sender, mut receiver) = mpsc::channel(8);
+        let watchers: Vec<_> = self
+            .nodes
+            .values()
+            .map(|(raft, _)| {
+                let (raft, sender) = (raft.clone(), sender.clone());
+                tokio::spawn(async move {
+                    let mut leadership = raft.leadership();
+                    if leadership.wait_for(|now| now.is_leader).await.is_ok() {
+                        let _ = sender.send(raft.raft_id()).await;
+                    }
+                })
+            })
+            .collect();
+        let leader = receiver.recv().await.unwrap();
+        watchers.iter().for_each(|watcher| watcher.abort());
+        leader
+    }
+
+    /// Proposes wherever the leader is, until it is accepted.
+    async fn write(&self, line: &str) -> LogIndex {
+        loop {
+            let leader = self.leader().await;
+            match self.nodes[&leader].0.propose(line.to_owned()).await {
+                Ok(index) => return index,
+                Err(ProposeError::NotLeader { .. }) => tokio::task::yield_now().await,
+                Err(other) => panic!("{other}"),
+            }
+        }
+    }
+
+    async fn crash(&mut self, number: RaftId) {
+        let (raft, _) = self.nodes.remove(&number).unwrap();
+        self.net.0.lock().unwrap().0.remove(&number);
+        raft.halt().await;
+        drop(raft);
+        // The thread lets go of the directory's lock when it is through.
+        let directory = self.directory.path().join(number.to_string());
+        tokio::task::spawn_blocking(move || {
+            while OsDisk::open(&directory).is_err() {
+                std::thread::yield_now();
+            }
+        })
+        .await
+        .unwrap();
+    }
+}
+
+fn fast() -> RaftConfig {
+    RaftConfig {
+        tick: Duration::from_millis(10),
+        segment_bytes: 1 << 16,
+        ..RaftConfig::default()
+    }
+}
+
+fn vault(directory: &Path, number: u64) -> Vault {
+    Vault {
+        disk: Arc::new(OsDisk::open(&directory.join(number.to_string())).unwrap()),
+        key: DataKey::new([number as u8; 32]),
+        owner: Owner::new(&"cluster1".parse().unwrap(), &member(number).node_id),
+    }
+}
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), future)
+        .await
+        .expect("the cluster came to a standstill")
+}
+
+#[tokio::test]
+async fn a_cluster_of_one_leads_at_once_and_remembers() {
+    within(async {
+        let mut cluster = Cluster::new(RaftConfig {
+            tick: Duration::from_secs(3600),
+            ..fast()
+        });
+        let first = cluster.write("a").await;
+        assert!(cluster.write("b").await > first);
+        let refused = cluster.nodes[&1].0.propose("no").await;
+        assert_eq!(refused, Err(ProposeError::Rejected("no means no".into())));
+        assert!(cluster.nodes[&1].0.read_barrier().await.unwrap() > first);
+        cluster.crash(1).await;
+        cluster.start(1, Start::Restart);
+        cluster.write("c").await;
+        assert_eq!(cluster.nodes[&1].1.lines(), ["genesis", "a", "b", "c"]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn proposals_that_wait_together_are_kept_together() {
+    within(async {
+        let cluster = Cluster::new(fast());
+        cluster.leader().await;
+        let raft = &cluster.nodes[&1].0;
+        let all = (0..500).map(|number| raft.propose(format!("line {number}")));
+        let indexes = futures_util::future::join_all(all).await;
+        assert!(indexes.iter().all(Result::is_ok));
+        assert_eq!(cluster.nodes[&1].1.lines().len(), 501);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_survives_the_leader_and_a_restart_of_all() {
+    within(async {
+        let mut cluster = Cluster::of_three().await;
+        let mut acknowledged = vec!["genesis".to_owned()];
+        for round in 0..3 {
+            for number in 0..10 {
+                let line = format!("{round}.{number}");
+                cluster.write(&line).await;
+                acknowledged.push(line);
+            }
+            let leader = cluster.leader().await;
+            cluster.crash(leader).await;
+            cluster.write(&format!("{round} without")).await;
+            acknowledged.push(format!("{round} without"));
+            cluster.start(leader, Start::Restart);
+        }
+        for number in 1..=3 {
+            cluster.crash(number).await;
+        }
+        for number in 1..=3 {
+            cluster.start(number, Start::Restart);
+        }
+        for (raft, journal) in cluster.nodes.values() {
+            raft.read_barrier().await.unwrap();
+            assert_eq!(journal.lines(), acknowledged);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_leader_that_is_cut_off_acknowledges_nothing() {
+    within(async {
+        let cluster = Cluster::of_three().await;
+        cluster.write("before").await;
+        let old = cluster.leader().await;
+        let mut leadership = cluster.nodes[&old].0.leadership();
+        cluster.net.cut(old);
+        let lost = cluster.nodes[&old].0.propose("lost").await;
+        assert!(
+            matches!(
+                lost,
+                Err(ProposeError::Lost | ProposeError::NotLeader { .. })
+            ),
+            "{lost:?}"
+        );
+        leadership.wait_for(|now| !now.is_leader).await.unwrap();
+        cluster.write("after").await;
+        cluster.net.heal(old);
+        let (raft, journal) = &cluster.nodes[&old];
+        while raft.read_barrier().await.is_err() {}
+        assert_eq!(journal.lines(), ["genesis", "before", "after"]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_late_joiner_gets_a_snapshot_and_old_segments_go() {
+    within(async {
+        let mut cluster = Cluster::new(RaftConfig {
+            snapshot_entries: 50,
+            kept_entries: 5,
+            segment_bytes: 1 << 12,
+            ..fast()
+        });
+        for number in 0..200 {
+            cluster.write(&format!("line {number}")).await;
+        }
+        let names = vault_names(&cluster, 1);
+        assert!(
+            names.iter().filter(|name| name.starts_with("wal-")).count() < 10,
+            "{names:?}"
+        );
+        assert_eq!(
+            names
+                .iter()
+                .filter(|name| name.starts_with("snap-"))
+                .count(),
+            2
+        );
+        let joined = cluster.join().await;
+        let (raft, journal) = &cluster.nodes[&joined];
+        while raft.read_barrier().await.is_err() {}
+        assert_eq!(journal.lines().len(), 201);
+        cluster.crash(joined).await;
+        cluster.crash(1).await;
+        cluster.start(1, Start::Restart);
+        cluster.start(joined, Start::Restart);
+        cluster.write("the end").await;
+        assert_eq!(cluster.nodes[&1].1.lines().len(), 202);
+    })
+    .await;
+}
+
+fn vault_names(cluster: &Cluster, number: u64) -> Vec<String> {
+    let directory = cluster.directory.path().join(number.to_string());
+    std::fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect()
+}
+
+#[tokio::test]
+async fn leadership_is_handed_over_and_ids_are_not_reused() {
+    within(async {
+        let mut cluster = Cluster::of_three().await;
+        cluster.write("a").await;
+        let old = cluster.leader().await;
+        cluster.nodes[&old].0.transfer().await.unwrap();
+        let new = cluster.leader().await;
+        assert_ne!(new, old);
+        let removed = cluster.nodes[&new].0.remove(new).await;
+        assert_eq!(removed, Err(RemoveError::IsLeader));
+        cluster.nodes[&new].0.remove(old).await.unwrap();
+        cluster.write("b").await;
+        cluster.crash(old).await;
+        let leader = cluster.leader().await;
+        let (raft_id, members) = cluster.nodes[&leader].0.admit(member(old)).await.unwrap();
+        assert_eq!(raft_id, 4);
+        assert!(members.was_removed(old));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_last_manager_and_a_needed_one_are_not_removed() {
+    within(async {
+        let mut cluster = Cluster::new(fast());
+        cluster.write("a").await;
+        let last = cluster.nodes[&1].0.remove(1).await;
+        assert!(matches!(last, Err(RemoveError::Refused(_))), "{last:?}");
+        cluster.join().await;
+        cluster.write("b").await;
+        let mut members = cluster.nodes[&1].0.members();
+        members
+            .wait_for(|members| members.is_voter(2))
+            .await
+            .unwrap();
+    })
+    .await;
+}
