@@ -1,0 +1,305 @@
+//! What the agent must remember to take up its tasks again: their assignments, last statuses, the last view, the
+//! managers. Never the content of a secret.
+//!
+//! A thread owns the file and commits what has gathered while the last commit was on its way to the disk.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Serialize, de::DeserializeOwned};
+use shoal_api::{
+    TaskId,
+    network::NetworkView,
+    object::{Task, TaskStatus},
+};
+use tokio::sync::{mpsc, oneshot};
+
+/// Rows as JSON: `task/<id>`, `status/<id>`, `view`, `managers`.
+const ROWS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("rows");
+/// Requests that may wait for the disk before their senders do.
+const REQUESTS_MAX: usize = 1024;
+/// Requests in one commit.
+const REQUESTS_PER_COMMIT_MAX: usize = 256;
+
+/// Why the ledger cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The file cannot be opened, or is no ledger.
+    #[error("cannot open the ledger {}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What the database said.
+        source: Box<redb::Error>,
+    },
+    /// A commit failed: the disk is full or broken.
+    #[error("cannot write the ledger: {reason}")]
+    Write {
+        /// What the database said; one commit can fail for many at once.
+        reason: String,
+    },
+}
+
+/// One thing to remember, or to forget.
+#[derive(Debug, Clone)]
+pub(super) enum Row {
+    Task(Box<Task>),
+    Status(TaskId, TaskStatus),
+    Forget(TaskId),
+    View(Arc<NetworkView>),
+    Managers(Vec<String>),
+    ForgetAll,
+}
+
+/// What an earlier agent remembered.
+#[derive(Debug, Default)]
+pub(super) struct Remembered {
+    pub(super) tasks: Vec<Task>,
+    pub(super) view: Option<NetworkView>,
+    pub(super) managers: Vec<String>,
+}
+
+struct Request {
+    rows: Vec<Row>,
+    done: Option<oneshot::Sender<Result<(), LedgerError>>>,
+}
+
+/// The way to the thread; it ends when all of them are gone.
+#[derive(Clone)]
+pub(super) struct Ledger {
+    requests: mpsc::Sender<Request>,
+}
+
+impl Ledger {
+    /// Opens or makes the file and reads it. Blocks.
+    pub(super) fn open(path: &Path) -> Result<(Self, Remembered), LedgerError> {
+        let failed = |source: redb::Error| LedgerError::Open {
+            path: path.to_owned(),
+            source: Box::new(source),
+        };
+        let database = Database::create(path).map_err(|error| failed(error.into()))?;
+        let remembered = read(&database).map_err(failed)?;
+        let (requests, received) = mpsc::channel(REQUESTS_MAX);
+        std::thread::Builder::new()
+            .name("ledger".to_owned())
+            .spawn(move || serve(&database, received))
+            .map_err(|error| failed(error.into()))?;
+        Ok((Self { requests }, remembered))
+    }
+
+    /// Remembers rows; they are on the disk when this returns.
+    pub(super) async fn write(&self, rows: Vec<Row>) -> Result<(), LedgerError> {
+        let (done, written) = oneshot::channel();
+        let ended = || LedgerError::Write {
+            reason: "its thread has ended".to_owned(),
+        };
+        self.requests
+            .send(Request {
+                rows,
+                done: Some(done),
+            })
+            .await
+            .map_err(|_| ended())?;
+        written.await.map_err(|_| ended())?
+    }
+
+    /// Remembers rows soon. For what can be observed again should it be lost.
+    pub(super) async fn post(&self, rows: Vec<Row>) {
+        if self
+            .requests
+            .send(Request { rows, done: None })
+            .await
+            .is_err()
+        {
+            tracing::error!("the ledger's thread has ended");
+        }
+    }
+}
+
+fn serve(database: &Database, mut requests: mpsc::Receiver<Request>) {
+    while let Some(first) = requests.blocking_recv() {
+        let mut batch = vec![first];
+        while let Some(next) = (batch.len() < REQUESTS_PER_COMMIT_MAX)
+            .then(|| requests.try_recv().ok())
+            .flatten()
+        {
+            batch.push(next);
+        }
+        let failure = commit(database, batch.iter().flat_map(|request| &request.rows)).err();
+        for request in batch {
+            let reason = failure.as_ref().map(ToString::to_string);
+            match (request.done, reason) {
+                // Whoever no longer waits does not need to know.
+                (Some(done), None) => drop(done.send(Ok(()))),
+                (Some(done), Some(reason)) => drop(done.send(Err(LedgerError::Write { reason }))),
+                (None, Some(reason)) => tracing::error!(reason, "cannot write the agent's ledger"),
+                (None, None) => {}
+            }
+        }
+    }
+}
+
+fn commit<'r>(database: &Database, rows: impl Iterator<Item = &'r Row>) -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?;
+    {
+        let mut table = transaction.open_table(ROWS)?;
+        for row in rows {
+            let (key, value) = match row {
+                Row::Task(task) => (task_key(&task.id), json(task)),
+                Row::Status(id, status) => (status_key(id), json(status)),
+                Row::View(view) => ("view".to_owned(), json(view)),
+                Row::Managers(managers) => ("managers".to_owned(), json(managers)),
+                Row::Forget(id) => {
+                    table.remove(task_key(id).as_str())?;
+                    table.remove(status_key(id).as_str())?;
+                    continue;
+                }
+                Row::ForgetAll => {
+                    table.retain(|_, _| false)?;
+                    continue;
+                }
+            };
+            table.insert(key.as_str(), value.as_slice())?;
+        }
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+fn task_key(id: &TaskId) -> String {
+    format!("task/{id}")
+}
+
+fn status_key(id: &TaskId) -> String {
+    format!("status/{id}")
+}
+
+fn json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("these values have string keys and no serializer of their own")
+}
+
+fn read(database: &Database) -> Result<Remembered, redb::Error> {
+    let transaction = database.begin_read()?;
+    let table = match transaction.open_table(ROWS) {
+        Ok(table) => table,
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Remembered::default()),
+        Err(error) => return Err(error.into()),
+    };
+    let mut remembered = Remembered::default();
+    let mut statuses: BTreeMap<TaskId, TaskStatus> = BTreeMap::new();
+    for row in table.iter()? {
+        let (key, value) = row?;
+        let (key, value) = (key.value(), value.value());
+        match key.split_once('/') {
+            Some(("task", _)) => remembered.tasks.extend(parse(key, value)),
+            Some(("status", id)) => {
+                statuses.extend(id.parse().ok().zip(parse(key, value)));
+            }
+            _ if key == "view" => remembered.view = parse(key, value),
+            _ if key == "managers" => remembered.managers = parse(key, value).unwrap_or_default(),
+            _ => {}
+        }
+    }
+    for task in &mut remembered.tasks {
+        if let Some(status) = statuses
+            .remove(&task.id)
+            .filter(|status| status.state >= task.status.state)
+        {
+            task.status = status;
+        }
+    }
+    Ok(remembered)
+}
+
+/// Reads a row; one that another version wrote differently is passed over, a manager will send it again.
+fn parse<T: DeserializeOwned>(key: &str, value: &[u8]) -> Option<T> {
+    serde_json::from_slice(value)
+        .inspect_err(|error| tracing::warn!(key, %error, "cannot read a row of the agent's ledger"))
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_api::TaskState as S;
+
+    use super::*;
+    use crate::core::task_machine::tests::task;
+
+    #[tokio::test]
+    async fn what_was_written_is_remembered_and_what_was_forgotten_is_not() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("ledger");
+        let (ledger, remembered) = Ledger::open(&path).expect("a new ledger");
+        assert!(remembered.tasks.is_empty() && remembered.view.is_none());
+        let [one, two] = ["t1", "t2"].map(|id| task(id, S::Assigned, S::Running));
+        let view = Arc::new(NetworkView {
+            version: 7,
+            ..NetworkView::default()
+        });
+        let rows = vec![
+            Row::Task(Box::new(one.clone())),
+            Row::Task(Box::new(two.clone())),
+            Row::View(view),
+        ];
+        ledger.write(rows).await.expect("written");
+        let running = TaskStatus {
+            state: S::Running,
+            ..TaskStatus::default()
+        };
+        ledger
+            .post(vec![
+                Row::Status(one.id.clone(), running),
+                Row::Forget(two.id),
+            ])
+            .await;
+        ledger
+            .write(vec![Row::Managers(vec!["a:1".to_owned()])])
+            .await
+            .expect("written");
+
+        let remembered = reopen(ledger, &path).await.1;
+        assert_eq!(remembered.tasks.len(), 1);
+        assert_eq!(
+            (
+                remembered.tasks[0].id.clone(),
+                remembered.tasks[0].status.state
+            ),
+            (one.id, S::Running)
+        );
+        assert_eq!(remembered.view.map(|view| view.version), Some(7));
+        assert_eq!(remembered.managers, ["a:1"]);
+    }
+
+    #[tokio::test]
+    async fn leaving_forgets_everything() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("ledger");
+        let (ledger, _) = Ledger::open(&path).expect("a new ledger");
+        let rows = vec![
+            Row::Task(Box::new(task("t1", S::Running, S::Running))),
+            Row::ForgetAll,
+        ];
+        ledger.write(rows).await.expect("written");
+        assert!(reopen(ledger, &path).await.1.tasks.is_empty());
+    }
+
+    /// Closes the ledger and opens it again; its thread lets go of the file when it has noticed.
+    async fn reopen(ledger: Ledger, path: &Path) -> (Ledger, Remembered) {
+        drop(ledger);
+        loop {
+            match Ledger::open(path) {
+                Ok(opened) => return opened,
+                Err(LedgerError::Open { source, .. })
+                    if matches!(*source, redb::Error::DatabaseAlreadyOpen) =>
+                {
+                    tokio::task::yield_now().await;
+                }
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+    }
+}
