@@ -1,5 +1,11 @@
 //! Decisions: pure functions and values, the same on every manager and in the simulator.
 
 pub mod consensus;
+pub mod control;
 pub mod reconcile;
+pub mod scheduler;
 pub mod state;
+pub mod validate;
+
+#[cfg(test)]
+mod fixture;

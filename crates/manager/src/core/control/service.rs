@@ -1,0 +1,151 @@
+//! Services: create, update, roll back, remove.
+
+use std::sync::Arc;
+
+use shoal_api::{
+    ServiceId,
+    object::{JobStatus, Object, ObjectKey, Service, UpdateState, UpdateStatus},
+    spec::{ServiceMode, ServiceSpec},
+};
+
+use super::{Outcome, create, remove, same_version, unborn, update};
+use crate::core::{
+    reconcile::Ctx,
+    state::{Kind, LogIndex, State},
+    validate::{self, Refusal, RefusalKind},
+};
+
+/// Makes a service.
+///
+/// # Errors
+/// A spec that makes no sense, a name or port that another service has, a missing network, secret or config.
+pub fn create_service(state: &State, cx: &mut Ctx<'_>, spec: ServiceSpec) -> Outcome {
+    validate::service(state, None, &spec)?;
+    let name = &spec.annotations.name;
+    if state.named(Kind::Service, name).is_some() {
+        return Err(Refusal::name_taken(Kind::Service, name));
+    }
+    let job = is_job(spec.mode).then_some(JobStatus {
+        iteration: 0,
+        last_execution: cx.now,
+    });
+    let service = Service {
+        id: cx.ids.next(),
+        meta: unborn(),
+        spec: Arc::new(spec),
+        spec_version: 0,
+        previous_spec: None,
+        previous_spec_version: 0,
+        endpoint: None,
+        update_status: None,
+        job,
+    };
+    Ok(create(cx, Object::Service(service)))
+}
+
+/// Gives a service another spec.
+///
+/// # Errors
+/// As [`create_service`]; another name or mode; `update out of sequence` if `version` is not the current one.
+pub fn update_service(
+    state: &State,
+    cx: &mut Ctx<'_>,
+    id: &ServiceId,
+    version: LogIndex,
+    spec: ServiceSpec,
+) -> Outcome {
+    let old = state
+        .service(id)
+        .ok_or_else(|| Refusal::not_found("service", id))?;
+    validate::service(state, Some(id), &spec)?;
+    if spec.annotations.name != old.spec.annotations.name {
+        return Err(Refusal::new(
+            RefusalKind::Unimplemented,
+            "renaming services is not supported",
+        ));
+    }
+    if std::mem::discriminant(&spec.mode) != std::mem::discriminant(&old.spec.mode) {
+        return Err(Refusal::new(
+            RefusalKind::Unimplemented,
+            "service mode change is not allowed",
+        ));
+    }
+    same_version(&old.meta, version)?;
+    let mut service = old.as_ref().clone();
+    service.previous_spec = Some(old.spec.clone());
+    service.previous_spec_version = old.spec_version;
+    if spec.task != old.spec.task || spec.endpoint != old.spec.endpoint {
+        // The version that is replaced is newer than every spec version before, so it names the new spec uniquely.
+        service.spec_version = old.meta.version;
+    }
+    service.spec = Arc::new(spec);
+    // An update in flight ends here; the new one starts from whatever is there.
+    service.update_status = None;
+    next_run(&mut service, cx);
+    Ok(update(cx, Object::Service(service)))
+}
+
+/// Gives a service the spec that it had before the last update; doing it twice changes nothing.
+///
+/// # Errors
+/// There is no spec before; `update out of sequence`; a port that another service has by now.
+pub fn rollback_service(
+    state: &State,
+    cx: &mut Ctx<'_>,
+    id: &ServiceId,
+    version: LogIndex,
+) -> Outcome {
+    let old = state
+        .service(id)
+        .ok_or_else(|| Refusal::not_found("service", id))?;
+    same_version(&old.meta, version)?;
+    let previous = old.previous_spec.as_ref().ok_or_else(|| {
+        Refusal::precondition(format!("service {id} does not have a previous spec"))
+    })?;
+    validate::service(state, Some(id), previous)?;
+    let mut service = old.as_ref().clone();
+    service.spec = previous.clone();
+    service.spec_version = old.previous_spec_version;
+    service.previous_spec = Some(old.spec.clone());
+    service.previous_spec_version = old.spec_version;
+    service.update_status = Some(UpdateStatus {
+        state: UpdateState::RollbackStarted,
+        started_at: cx.now,
+        completed_at: None,
+        message: "manually requested rollback".to_owned(),
+    });
+    next_run(&mut service, cx);
+    Ok(update(cx, Object::Service(service)))
+}
+
+/// Removes a service; its tasks follow.
+///
+/// # Errors
+/// It does not exist.
+pub fn remove_service(state: &State, cx: &mut Ctx<'_>, id: &ServiceId) -> Outcome {
+    let service = state
+        .service(id)
+        .ok_or_else(|| Refusal::not_found("service", id))?;
+    Ok(remove(
+        cx,
+        ObjectKey::Service(id.clone()),
+        service.meta.version,
+    ))
+}
+
+/// A job runs again with every update.
+fn next_run(service: &mut Service, cx: &Ctx<'_>) {
+    if let Some(job) = &mut service.job {
+        *job = JobStatus {
+            iteration: job.iteration + 1,
+            last_execution: cx.now,
+        };
+    }
+}
+
+fn is_job(mode: ServiceMode) -> bool {
+    matches!(
+        mode,
+        ServiceMode::ReplicatedJob { .. } | ServiceMode::GlobalJob
+    )
+}

@@ -1,0 +1,3 @@
+//! Which node runs a task.
+
+pub mod constraint;

@@ -1,0 +1,93 @@
+//! Secrets, configs, nodes and the cluster.
+
+use std::time::Duration;
+
+use shoal_api::spec::{Annotations, ClusterSpec, ConfigSpec, NodeSpec, SecretSpec};
+
+use super::{Refusal, network::pools};
+
+/// Bytes of a secret, exclusive bound (SwarmKit's `api/validation/secrets.go`).
+const SECRET_BYTES_BOUND: usize = 512_000;
+/// Bytes of a config, exclusive bound.
+const CONFIG_BYTES_BOUND: usize = 1_024_000;
+
+/// Checks a secret's spec.
+pub fn secret(spec: &SecretSpec) -> Result<(), Refusal> {
+    data_name(&spec.annotations)?;
+    size("secret", spec.data.len(), SECRET_BYTES_BOUND)
+}
+
+/// Checks a config's spec.
+pub fn config(spec: &ConfigSpec) -> Result<(), Refusal> {
+    data_name(&spec.annotations)?;
+    size("config", spec.data.len(), CONFIG_BYTES_BOUND)
+}
+
+fn size(kind: &str, bytes: usize, bound: usize) -> Result<(), Refusal> {
+    if bytes == 0 || bytes >= bound {
+        return Err(Refusal::invalid(format!(
+            "{kind} data must be larger than 0 and less than {bound} bytes"
+        )));
+    }
+    Ok(())
+}
+
+/// Checks the name of a secret or config.
+pub fn data_name(annotations: &Annotations) -> Result<(), Refusal> {
+    let name = annotations.name.as_str();
+    if name.is_empty() {
+        return Err(Refusal::invalid("name must be provided"));
+    }
+    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    let inner = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if name.len() > 64
+        || !edge(name.chars().next())
+        || !edge(name.chars().last())
+        || !name.chars().all(inner)
+    {
+        return Err(Refusal::invalid(
+            "invalid name, only 64 [a-zA-Z0-9-_.] characters allowed, and the start and end character must be \
+             [a-zA-Z0-9]",
+        ));
+    }
+    Ok(())
+}
+
+/// Checks a node's spec.
+pub fn node(spec: &NodeSpec) -> Result<(), Refusal> {
+    if spec.annotations.name.is_empty() {
+        Ok(())
+    } else {
+        super::name(&spec.annotations)
+    }
+}
+
+/// Checks the cluster's spec.
+pub fn cluster(spec: &ClusterSpec) -> Result<(), Refusal> {
+    if spec.annotations.name != "default" {
+        return Err(Refusal::invalid(
+            "modification of cluster name is not allowed",
+        ));
+    }
+    // Below it a certificate would have to be renewed faster than an outage can be noticed.
+    if spec.cert_expiry < Duration::from_secs(3_600) {
+        return Err(Refusal::invalid(
+            "minimum certificate expiry time is: 1h0m0s, as a shorter one leaves no time for renewals",
+        ));
+    }
+    if spec.heartbeat_period < Duration::from_millis(100) {
+        return Err(Refusal::invalid(
+            "heartbeat time period cannot be less than 100ms",
+        ));
+    }
+    if spec.snapshot_interval == 0 {
+        return Err(Refusal::invalid("snapshot interval must be at least 1"));
+    }
+    if !(1024..=49151).contains(&spec.data_path_port) {
+        return Err(Refusal::invalid(format!(
+            "invalid data path port number {}: expected 1024 to 49151",
+            spec.data_path_port
+        )));
+    }
+    pools(&spec.default_address_pools, spec.subnet_size)
+}

@@ -1,0 +1,340 @@
+//! Services: each part of the spec by itself, then what it refers to, then the ports that others have.
+
+use std::collections::BTreeSet;
+
+use shoal_api::{
+    ServiceId,
+    spec::{
+        ContainerTaskSpec, EndpointMode, EndpointSpec, FailureAction, FileTarget, NetworkTarget,
+        PortConfig, PublishMode, Resources, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig,
+        UpdateOrder,
+    },
+};
+
+use super::{Refusal, RefusalKind};
+use crate::core::{
+    scheduler::constraint::{NodeAttribute, parse_all},
+    state::State,
+};
+
+/// Smallest CPU reservation or limit, in billionths (SwarmKit's `validateResources`).
+const NANO_CPUS_MIN: u64 = 1_000_000;
+/// Smallest memory reservation or limit.
+const MEMORY_BYTES_MIN: u64 = 4 * 1024 * 1024;
+
+/// Checks a service's spec; `id` is the service that is updated, if it exists.
+pub fn service(state: &State, id: Option<&ServiceId>, spec: &ServiceSpec) -> Result<(), Refusal> {
+    super::name(&spec.annotations)?;
+    task(&spec.task)?;
+    mode(spec)?;
+    for (config, what) in [(&spec.update, "update"), (&spec.rollback, "rollback")] {
+        if let Some(config) = config {
+            update(config, what)?;
+        }
+    }
+    endpoint(&spec.endpoint)?;
+    host_ports_can_be_replaced(spec)?;
+    references(state, &spec.task)?;
+    service_ports(state, id, &spec.endpoint)
+}
+
+fn task(task: &TaskSpec) -> Result<(), Refusal> {
+    container(&task.container)?;
+    resources(&task.resources.limits)?;
+    resources(&task.resources.reservations)?;
+    let (limit, reserved) = (
+        task.resources.limits.memory_bytes,
+        task.resources.reservations.memory_bytes,
+    );
+    if limit != 0 && reserved > limit {
+        return Err(Refusal::invalid(format!(
+            "invalid memory reservation {reserved}: more than the limit {limit}"
+        )));
+    }
+    parse_all(&task.placement).map_err(|error| Refusal::invalid(error.to_string()))?;
+    for spread in &task.placement.spread {
+        if !matches!(
+            NodeAttribute::parse(spread),
+            Some(NodeAttribute::NodeLabel(_) | NodeAttribute::EngineLabel(_))
+        ) {
+            return Err(Refusal::invalid(format!(
+                "invalid placement preference '{spread}': expected node.labels.<key> or engine.labels.<key>"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn container(container: &ContainerTaskSpec) -> Result<(), Refusal> {
+    if container.image.is_empty() {
+        return Err(Refusal::invalid(
+            "ContainerSpec: image reference must be provided",
+        ));
+    }
+    let mut targets = BTreeSet::new();
+    for mount in &container.mounts {
+        if !mount.target.starts_with('/') {
+            return Err(Refusal::invalid(format!(
+                "invalid mount target, must be an absolute path: {}",
+                mount.target
+            )));
+        }
+        let normal = mount.target.trim_end_matches('/');
+        if !targets.insert(normal) {
+            return Err(Refusal::invalid(format!(
+                "ContainerSpec: duplicate mount point: {}",
+                mount.target
+            )));
+        }
+    }
+    for variable in &container.env {
+        if variable.is_empty() || variable.starts_with('=') {
+            return Err(Refusal::invalid(format!(
+                "invalid environment variable: {variable}"
+            )));
+        }
+    }
+    if let Some(adjustment) = container.oom_score_adj
+        && !(-1000..=1000).contains(&adjustment)
+    {
+        return Err(Refusal::invalid(format!(
+            "invalid oom-score-adj {adjustment}: expected -1000 to 1000"
+        )));
+    }
+    let secrets = container
+        .secrets
+        .iter()
+        .map(|s| (s.name.as_str(), &s.target));
+    targets_differ("secret", "/run/secrets/", secrets)?;
+    let configs = container
+        .configs
+        .iter()
+        .map(|c| (c.name.as_str(), &c.target));
+    targets_differ("config", "/", configs)
+}
+
+fn targets_differ<'a>(
+    kind: &str,
+    base: &str,
+    references: impl Iterator<Item = (&'a str, &'a FileTarget)>,
+) -> Result<(), Refusal> {
+    let mut seen: Vec<(String, &str)> = Vec::new();
+    for (name, target) in references {
+        if name.is_empty() || target.name.is_empty() {
+            return Err(Refusal::invalid(format!("malformed {kind} reference")));
+        }
+        let path = if target.name.starts_with('/') {
+            target.name.clone()
+        } else {
+            format!("{base}{}", target.name)
+        };
+        if path.split('/').any(|part| part == "..") {
+            return Err(Refusal::invalid(format!(
+                "malformed {kind} reference: invalid target '{}'",
+                target.name
+            )));
+        }
+        if let Some((_, other)) = seen.iter().find(|(taken, _)| *taken == path) {
+            return Err(Refusal::invalid(format!(
+                "{kind} references '{other}' and '{name}' have a conflicting target: '{}'",
+                target.name
+            )));
+        }
+        seen.push((path, name));
+    }
+    Ok(())
+}
+
+fn resources(resources: &Resources) -> Result<(), Refusal> {
+    if resources.nano_cpus != 0 && resources.nano_cpus < NANO_CPUS_MIN {
+        return Err(Refusal::invalid(format!(
+            "invalid cpu value {}: Must be at least {}",
+            resources.nano_cpus as f64 / 1e9,
+            NANO_CPUS_MIN as f64 / 1e9
+        )));
+    }
+    if resources.memory_bytes != 0 && resources.memory_bytes < MEMORY_BYTES_MIN {
+        return Err(Refusal::invalid(format!(
+            "invalid memory value {}: Must be at least 4MiB",
+            resources.memory_bytes
+        )));
+    }
+    Ok(())
+}
+
+fn mode(spec: &ServiceSpec) -> Result<(), Refusal> {
+    match spec.mode {
+        ServiceMode::Replicated { .. } | ServiceMode::Global => Ok(()),
+        ServiceMode::ReplicatedJob { .. } | ServiceMode::GlobalJob => {
+            if spec.update.is_some() || spec.rollback.is_some() {
+                return Err(Refusal::invalid(
+                    "job-mode services cannot have update options set",
+                ));
+            }
+            Ok(())
+        }
+    }
+}
+
+fn update(config: &UpdateConfig, what: &str) -> Result<(), Refusal> {
+    if !(0.0..=1.0).contains(&config.max_failure_ratio) {
+        return Err(Refusal::invalid(format!(
+            "TaskSpec: {what}-maxfailureratio cannot be less than 0 or bigger than 1"
+        )));
+    }
+    if what == "rollback" && config.failure_action == FailureAction::Rollback {
+        return Err(Refusal::invalid(
+            "TaskSpec: rollback-failure-action cannot be rollback",
+        ));
+    }
+    Ok(())
+}
+
+fn endpoint(endpoint: &EndpointSpec) -> Result<(), Refusal> {
+    let mut published = BTreeSet::new();
+    for port in &endpoint.ports {
+        if port.target == 0 {
+            return Err(Refusal::invalid(
+                "EndpointSpec: a published port needs a target port",
+            ));
+        }
+        if port.mode == PublishMode::Ingress && endpoint.mode == EndpointMode::Dnsrr {
+            return Err(Refusal::invalid(
+                "EndpointSpec: port published with ingress mode can't be used with dnsrr mode",
+            ));
+        }
+        // Several dynamic ports may lead to one target; the same number twice cannot be told apart.
+        if port.published != 0 && !published.insert((port.protocol, port.published)) {
+            return Err(Refusal::invalid(
+                "EndpointSpec: duplicate published ports provided",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// A new task that waits for the old one's host port, which waits for the new task, would wait for ever.
+fn host_ports_can_be_replaced(spec: &ServiceSpec) -> Result<(), Refusal> {
+    let fixed = |port: &PortConfig| port.mode == PublishMode::Host && port.published != 0;
+    let start_first =
+        |config: &Option<UpdateConfig>| config.is_some_and(|c| c.order == UpdateOrder::StartFirst);
+    let one_place = spec.mode == ServiceMode::Global;
+    if one_place
+        && spec.endpoint.ports.iter().any(fixed)
+        && (start_first(&spec.update) || start_first(&spec.rollback))
+    {
+        return Err(Refusal::invalid(
+            "EndpointSpec: a port published in host mode can't be used with the update order start-first in a global \
+             service: both tasks would need it on the same node",
+        ));
+    }
+    Ok(())
+}
+
+fn references(state: &State, task: &TaskSpec) -> Result<(), Refusal> {
+    let mut seen = BTreeSet::new();
+    for attachment in &task.networks {
+        match &attachment.target {
+            NetworkTarget::Node(name) if name == "host" || name == "bridge" || name == "none" => {
+                if task.networks.len() > 1 && name != "bridge" {
+                    return Err(Refusal::invalid(format!(
+                        "a service attached to the network {name} can't be attached to other networks"
+                    )));
+                }
+            }
+            NetworkTarget::Node(name) => return Err(Refusal::not_found("network", name)),
+            NetworkTarget::Cluster(id) => {
+                let network = state
+                    .network(id)
+                    .ok_or_else(|| Refusal::not_found("network", id))?;
+                if network.spec.ingress {
+                    return Err(Refusal::invalid(format!(
+                        "Service cannot be explicitly attached to the ingress network {:?}",
+                        network.spec.annotations.name
+                    )));
+                }
+                if !seen.insert(id) {
+                    return Err(Refusal::invalid(format!(
+                        "network {:?} is named twice",
+                        network.spec.annotations.name
+                    )));
+                }
+                let subnets = network.allocated.iter().flat_map(|given| &given.subnets);
+                let ranges: Vec<_> = subnets.map(|subnet| subnet.range).collect();
+                if let Some(address) = attachment.addresses.iter().find(|address| {
+                    !ranges.is_empty() && !ranges.iter().any(|range| range.contains(*address))
+                }) {
+                    return Err(Refusal::invalid(format!(
+                        "address {address} is not part of network {:?}",
+                        network.spec.annotations.name
+                    )));
+                }
+            }
+        }
+    }
+    let missing = |kind: &str, names: Vec<&str>| {
+        let noun = if names.len() == 1 {
+            kind.to_owned()
+        } else {
+            format!("{kind}s")
+        };
+        Err(Refusal::invalid(format!(
+            "{noun} not found: {}",
+            names.join(", ")
+        )))
+    };
+    let secrets = task
+        .container
+        .secrets
+        .iter()
+        .filter(|r| state.secret(&r.id).is_none());
+    let secrets: Vec<_> = secrets.map(|r| r.name.as_str()).collect();
+    if !secrets.is_empty() {
+        return missing("secret", secrets);
+    }
+    let configs = task
+        .container
+        .configs
+        .iter()
+        .filter(|r| state.config(&r.id).is_none());
+    let configs: Vec<_> = configs.map(|r| r.name.as_str()).collect();
+    if !configs.is_empty() {
+        return missing("config", configs);
+    }
+    Ok(())
+}
+
+/// Checks that no other service has the ports that this one asks for (SwarmKit's `checkPortConflicts`).
+///
+/// A port of all nodes is in the way of everybody; a port of some nodes only of ports of all nodes.
+pub fn service_ports(
+    state: &State,
+    id: Option<&ServiceId>,
+    endpoint: &EndpointSpec,
+) -> Result<(), Refusal> {
+    for wanted in endpoint.ports.iter().filter(|port| port.published != 0) {
+        for other in state.services().filter(|other| Some(&other.id) != id) {
+            // What others ask for counts as well, since it may not be allocated yet.
+            let given = other.endpoint.iter().flat_map(|endpoint| &endpoint.ports);
+            let taken = other.spec.endpoint.ports.iter().chain(given).find(|port| {
+                port.published == wanted.published
+                    && port.protocol == wanted.protocol
+                    && (port.mode == PublishMode::Ingress || wanted.mode == PublishMode::Ingress)
+            });
+            if let Some(taken) = taken {
+                let how = match taken.mode {
+                    PublishMode::Ingress => "an ingress port",
+                    PublishMode::Host => "a host-published port",
+                };
+                return Err(Refusal::new(
+                    RefusalKind::InvalidArgument,
+                    format!(
+                        "port '{}' is already in use by service '{}' ({}) as {how}",
+                        wanted.published, other.spec.annotations.name, other.id
+                    ),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
