@@ -1,1 +1,12 @@
-//! Placeholder until the crate's rooms are laid out.
+//! The data plane of cluster networks: one router namespace per network and node.
+//!
+//! [`core`] computes what the kernel should hold from the network view; [`io`] reads back what it holds and executes
+//! the difference. [`Plane`] is the whole of it for a node.
+
+pub mod core;
+pub mod io;
+
+pub use io::{
+    netns::{self, NetnsError},
+    plane::{Plane, PlaneConfig, PlaneError},
+};

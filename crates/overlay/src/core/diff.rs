@@ -1,0 +1,361 @@
+//! The steps from what the kernel holds to what it should hold.
+
+use std::{collections::BTreeMap, fmt, net::IpAddr};
+
+use ipnet::IpNet;
+
+use super::{
+    naming::Mac,
+    nft::Table,
+    nft_wire::ElementEdit,
+    observed::{Observed, ObservedLink, ObservedSpace},
+    rtnl_wire::Verb,
+    state::{Family, KernelState, Link, LinkKind, Objects, Route, Rule, Space, SpaceState},
+};
+
+/// One step, in one namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetOp {
+    /// Where.
+    pub space: Space,
+    /// What.
+    pub change: Change,
+}
+
+/// What a step does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Makes the namespace.
+    CreateSpace,
+    /// Removes the namespace with everything in it.
+    RemoveSpace,
+    /// Removes an interface.
+    DeleteLink(String),
+    /// Makes an interface.
+    CreateLink(String, Link),
+    /// Brings an existing interface to the wanted MTU, bridge and state.
+    UpdateLink(String, Link),
+    /// Writes a kernel setting.
+    Set(String, String),
+    /// Adds or removes an address.
+    Address(Verb, String, IpNet),
+    /// Adds or removes a permanent neighbour.
+    Neighbour(Verb, String, IpAddr, Mac),
+    /// Adds or removes a VXLAN forwarding entry.
+    Fdb(Verb, String, Mac, IpAddr),
+    /// Adds or removes a route.
+    Route(Verb, Route),
+    /// Adds or removes a policy rule.
+    Rule(Verb, Rule),
+    /// Replaces a table.
+    ReplaceTable(Table),
+    /// Removes a table.
+    RemoveTable(Family, String),
+    /// Removes and adds elements of a table's sets.
+    EditElements {
+        /// Family.
+        family: Family,
+        /// Table.
+        table: String,
+        /// To be removed first.
+        remove: Vec<ElementEdit>,
+        /// To be added then.
+        add: Vec<ElementEdit>,
+    },
+}
+
+impl fmt::Display for NetOp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verb = |verb: &Verb| if *verb == Verb::Add { "add" } else { "remove" };
+        match &self.change {
+            Change::CreateSpace => f.write_str("create the namespace"),
+            Change::RemoveSpace => f.write_str("remove the namespace"),
+            Change::DeleteLink(name) => write!(f, "remove interface {name}"),
+            Change::CreateLink(name, _) => write!(f, "create interface {name}"),
+            Change::UpdateLink(name, _) => write!(f, "adjust interface {name}"),
+            Change::Set(path, value) => write!(f, "set {path} to {value}"),
+            Change::Address(v, link, net) => write!(f, "{} address {net} of {link}", verb(v)),
+            Change::Neighbour(v, link, at, _) => write!(f, "{} neighbour {at} on {link}", verb(v)),
+            Change::Fdb(v, link, mac, remote) => {
+                write!(f, "{} {mac} at {remote} on {link}", verb(v))
+            }
+            Change::Route(v, route) => {
+                write!(f, "{} route to {} on {}", verb(v), route.to, route.link)
+            }
+            Change::Rule(v, rule) => write!(f, "{} rule for table {}", verb(v), rule.table),
+            Change::ReplaceTable(table) => write!(f, "load nftables table {}", table.name),
+            Change::RemoveTable(_, table) => write!(f, "remove nftables table {table}"),
+            Change::EditElements { table, .. } => {
+                write!(f, "update sets of nftables table {table}")
+            }
+        }?;
+        write!(f, " in the {}", self.space)
+    }
+}
+
+/// Returns the steps from `have` to `want`, in the order in which they work; none if nothing is missing.
+pub fn diff(want: &KernelState, have: &Observed) -> Vec<NetOp> {
+    let mut have = have.clone();
+    let mut ops = Vec::new();
+    let nothing = SpaceState::default();
+    // Interfaces are removed first, and one by one even where their namespace goes too: the kernel takes namespaces
+    // apart later, and would hold a VXLAN identifier until then.
+    let found: Vec<Space> = have.spaces.keys().cloned().collect();
+    for space in &found {
+        let wanted = want.spaces.get(space).unwrap_or(&nothing);
+        for name in surplus_links(space, wanted, &have) {
+            forget_link(&mut have, space, &name);
+            ops.push(op(space, Change::DeleteLink(name)));
+        }
+    }
+    for space in &found {
+        if matches!(space, Space::Router(_)) && !want.spaces.contains_key(space) {
+            have.spaces.remove(space);
+            ops.push(op(space, Change::RemoveSpace));
+        }
+    }
+    for space in want.spaces.keys() {
+        if matches!(space, Space::Router(_)) && !have.spaces.contains_key(space) {
+            have.spaces.insert(space.clone(), ObservedSpace::default());
+            ops.push(op(space, Change::CreateSpace));
+        }
+    }
+    for (space, wanted) in &want.spaces {
+        let empty = ObservedSpace::default();
+        let changes = link_changes(wanted, have.spaces.get(space).unwrap_or(&empty));
+        for change in &changes {
+            // What the old far end of a veth carried is gone with it.
+            if let Change::CreateLink(
+                _,
+                Link {
+                    kind: LinkKind::Veth { peer },
+                    ..
+                },
+            ) = change
+            {
+                forget_link(&mut have, &peer.space, &peer.name);
+            }
+        }
+        ops.extend(changes.into_iter().map(|change| op(space, change)));
+    }
+    for (space, held) in &have.spaces {
+        let wanted = want.spaces.get(space).unwrap_or(&nothing);
+        let mut changes = object_changes(space, wanted, &held.objects);
+        changes.extend(table_changes(wanted, held));
+        ops.extend(changes.into_iter().map(|change| op(space, change)));
+    }
+    ops
+}
+
+fn op(space: &Space, change: Change) -> NetOp {
+    NetOp {
+        space: space.clone(),
+        change,
+    }
+}
+
+/// Interfaces that must go: not wanted any more, of another kind, or one whose other end is not where it belongs.
+fn surplus_links(space: &Space, wanted: &SpaceState, have: &Observed) -> Vec<String> {
+    if matches!(space, Space::Container(_)) {
+        return Vec::new();
+    }
+    let held = have.spaces[space]
+        .links
+        .iter()
+        .filter(|(_, link)| !link.kind.is_empty());
+    // A router's uplink is the far end of a port in the host, which decides about both.
+    let held = held
+        .filter(|(name, _)| !(matches!(space, Space::Router(_)) && *name == super::naming::UPLINK));
+    let surplus = held.filter(|(name, found)| match wanted.links.get(*name) {
+        None => true,
+        Some(link) => !same_device(link, found) || !far_end_is_there(link, have),
+    });
+    surplus.map(|(name, _)| name.clone()).collect()
+}
+
+fn same_device(link: &Link, found: &ObservedLink) -> bool {
+    match &link.kind {
+        LinkKind::Bridge => found.kind == "bridge",
+        LinkKind::Veth { .. } => found.kind == "veth",
+        LinkKind::Vxlan { vni, port, local } => found.vxlan == Some((*vni, *port, Some(*local))),
+    }
+}
+
+fn far_end_is_there(link: &Link, have: &Observed) -> bool {
+    let LinkKind::Veth { peer } = &link.kind else {
+        return true;
+    };
+    let far = have
+        .spaces
+        .get(&peer.space)
+        .and_then(|space| space.links.get(&peer.name));
+    far.is_some_and(|far| far.mac == Some(peer.mac) && far.kind == "veth" && far.up)
+}
+
+/// Removes an interface with all that the kernel removes with it in its namespace.
+fn forget_link(have: &mut Observed, space: &Space, name: &str) {
+    if let Some(held) = have.spaces.get_mut(space) {
+        held.links.remove(name);
+        forget_objects(&mut held.objects, name);
+    }
+}
+
+fn forget_objects(objects: &mut Objects, link: &str) {
+    objects.addresses.retain(|(name, _)| name != link);
+    objects.routes.retain(|route| route.link != link);
+    objects.neighbours.retain(|(name, _), _| name != link);
+    objects.fdb.retain(|(name, _), _| name != link);
+    let (conf, neigh) = (format!("/conf/{link}/"), format!("/neigh/{link}/"));
+    objects
+        .settings
+        .retain(|path, _| !path.contains(&conf) && !path.contains(&neigh));
+}
+
+fn link_changes(wanted: &SpaceState, held: &ObservedSpace) -> Vec<Change> {
+    // Bridges come first: ports name them as their master.
+    let mut links: Vec<(&String, &Link)> = wanted.links.iter().collect();
+    links.sort_by_key(|(_, link)| link.kind != LinkKind::Bridge);
+    let changes = links
+        .into_iter()
+        .filter_map(|(name, link)| match held.links.get(name) {
+            None => Some(Change::CreateLink(name.clone(), link.clone())),
+            Some(found) if !as_wanted(link, found, held) => {
+                Some(Change::UpdateLink(name.clone(), link.clone()))
+            }
+            Some(_) => None,
+        });
+    changes.collect()
+}
+
+fn as_wanted(link: &Link, found: &ObservedLink, held: &ObservedSpace) -> bool {
+    let master = link
+        .master
+        .as_ref()
+        .map(|bridge| held.links.get(bridge).map(|bridge| bridge.index));
+    found.up
+        && link.mtu.is_none_or(|mtu| mtu == found.mtu)
+        && link.mac.is_none_or(|mac| Some(mac) == found.mac)
+        && master.is_none_or(|index| index.is_some() && index == found.master)
+        && (!link.isolated || found.isolated)
+}
+
+fn object_changes(space: &Space, wanted: &SpaceState, held: &Objects) -> Vec<Change> {
+    use Verb::{Add, Remove};
+    let want = &wanted.objects;
+    let mut changes = Vec::new();
+    // In a container, addresses of interfaces that are not ours are not ours either.
+    let ours = |link: &String| {
+        !matches!(space, Space::Container(_))
+            || want.addresses.iter().any(|(wanted, _)| wanted == link)
+    };
+    changes.extend(
+        held.rules
+            .difference(&want.rules)
+            .map(|rule| Change::Rule(Remove, rule.clone())),
+    );
+    changes.extend(
+        held.routes
+            .difference(&want.routes)
+            .map(|route| Change::Route(Remove, route.clone())),
+    );
+    let stale = held
+        .fdb
+        .iter()
+        .filter(|(key, _)| !want.fdb.contains_key(key));
+    changes.extend(
+        stale.map(|((link, mac), remote)| Change::Fdb(Remove, link.clone(), *mac, *remote)),
+    );
+    let stale = held
+        .neighbours
+        .iter()
+        .filter(|(key, _)| !want.neighbours.contains_key(key));
+    changes
+        .extend(stale.map(|((link, at), mac)| Change::Neighbour(Remove, link.clone(), *at, *mac)));
+    let stale = held
+        .addresses
+        .difference(&want.addresses)
+        .filter(|(link, _)| ours(link));
+    changes.extend(stale.map(|(link, net)| Change::Address(Remove, link.clone(), *net)));
+
+    let missing = want
+        .settings
+        .iter()
+        .filter(|(path, value)| held.settings.get(*path) != Some(value));
+    changes.extend(missing.map(|(path, value)| Change::Set(path.clone(), value.clone())));
+    let missing = want.addresses.difference(&held.addresses);
+    changes.extend(missing.map(|(link, net)| Change::Address(Add, link.clone(), *net)));
+    let missing = want
+        .neighbours
+        .iter()
+        .filter(|(key, mac)| held.neighbours.get(key) != Some(mac));
+    changes
+        .extend(missing.map(|((link, at), mac)| Change::Neighbour(Add, link.clone(), *at, *mac)));
+    let missing = want
+        .fdb
+        .iter()
+        .filter(|(key, remote)| held.fdb.get(key) != Some(remote));
+    changes
+        .extend(missing.map(|((link, mac), remote)| Change::Fdb(Add, link.clone(), *mac, *remote)));
+    changes.extend(
+        want.routes
+            .difference(&held.routes)
+            .map(|route| Change::Route(Add, route.clone())),
+    );
+    changes.extend(
+        want.rules
+            .difference(&held.rules)
+            .map(|rule| Change::Rule(Add, rule.clone())),
+    );
+    changes
+}
+
+fn table_changes(wanted: &SpaceState, held: &ObservedSpace) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for (family, name) in held
+        .tables
+        .keys()
+        .filter(|key| !wanted.tables.contains_key(key))
+    {
+        changes.push(Change::RemoveTable(*family, name.clone()));
+    }
+    for (key, table) in &wanted.tables {
+        let Some(found) = held
+            .tables
+            .get(key)
+            .filter(|found| found.outline == table.outline())
+        else {
+            changes.push(Change::ReplaceTable(table.clone()));
+            continue;
+        };
+        let nothing = BTreeMap::new();
+        let (mut remove, mut add) = (Vec::new(), Vec::new());
+        for set in table.sets.keys() {
+            let want = table.elements.get(set).unwrap_or(&nothing);
+            let have = found.elements.get(set).unwrap_or(&nothing);
+            let edit = |(key, element): (&Vec<u8>, &super::nft::Element)| ElementEdit {
+                set: set.clone(),
+                key: key.clone(),
+                element: element.clone(),
+            };
+            remove.extend(
+                have.iter()
+                    .filter(|(key, element)| want.get(*key) != Some(element))
+                    .map(edit),
+            );
+            add.extend(
+                want.iter()
+                    .filter(|(key, element)| have.get(*key) != Some(element))
+                    .map(edit),
+            );
+        }
+        if !remove.is_empty() || !add.is_empty() {
+            changes.push(Change::EditElements {
+                family: key.0,
+                table: key.1.clone(),
+                remove,
+                add,
+            });
+        }
+    }
+    changes
+}

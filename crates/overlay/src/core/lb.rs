@@ -1,0 +1,171 @@
+//! Load balancing by flat nftables maps: one element per (virtual address, slot), no chain and no rule per service.
+//!
+//! A first map gives a virtual address its slot class; the class's one rule draws a slot in turn and looks up
+//! (address, slot) in the class's map. Classes are highly composite numbers, so that the usual numbers of backends
+//! divide them and every backend gets exactly its share.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use shoal_api::network::Protocol;
+
+use super::nft::Element;
+
+/// Numbers of slots, ascending.
+pub const CLASSES: [u32; 4] = [12, 60, 840, 10_080];
+/// Slots per backend from which on a remainder no longer matters: no backend gets over 1/8 more than another.
+const SLOTS_PER_BACKEND_MIN: u32 = 8;
+
+/// Elements by map name.
+pub type Elements = BTreeMap<String, BTreeMap<Vec<u8>, Element>>;
+
+/// Returns the number of slots for this number of backends.
+pub fn class_of(backends: usize) -> u32 {
+    let backends = u32::try_from(backends).unwrap_or(u32::MAX).max(1);
+    let fits =
+        |slots: &&u32| **slots % backends == 0 || **slots / SLOTS_PER_BACKEND_MIN >= backends;
+    *CLASSES
+        .iter()
+        .find(fits)
+        .unwrap_or(&CLASSES[CLASSES.len() - 1])
+}
+
+/// Name of the map that gives a virtual address its class; the names of classes begin with it.
+pub const VIP: &str = "vip";
+/// The same for published ports.
+pub const PORT: &str = "port";
+
+/// Name of a class: of its chain and of its map.
+pub fn class_name(kind: &str, slots: u32) -> String {
+    format!("{kind}{slots}")
+}
+
+/// Adds a virtual address that leads to `backends`; without backends nothing is added, so connections are refused.
+pub fn add_vip(elements: &mut Elements, vip: Ipv4Addr, backends: &[Ipv4Addr]) {
+    if backends.is_empty() {
+        return;
+    }
+    let slots = class_of(backends.len());
+    let class = class_name(VIP, slots);
+    elements
+        .entry(VIP.to_owned())
+        .or_default()
+        .insert(vip.octets().to_vec(), Element::Goto(class.clone()));
+    let map = elements.entry(class).or_default();
+    for (slot, backend) in (0..slots).zip(backends.iter().cycle()) {
+        map.insert(
+            key(&[&vip.octets(), &slot.to_ne_bytes()]),
+            Element::Value(backend.octets().to_vec()),
+        );
+    }
+}
+
+/// Adds a published port that leads to port `target` of `backends`.
+pub fn add_port(
+    elements: &mut Elements,
+    protocol: Protocol,
+    published: u16,
+    target: u16,
+    backends: &[Ipv4Addr],
+) {
+    if backends.is_empty() {
+        return;
+    }
+    let slots = class_of(backends.len());
+    let class = class_name(PORT, slots);
+    let port = port_key(protocol, published);
+    elements
+        .entry(PORT.to_owned())
+        .or_default()
+        .insert(port.clone(), Element::Goto(class.clone()));
+    let map = elements.entry(class).or_default();
+    for (slot, backend) in (0..slots).zip(backends.iter().cycle()) {
+        let to = key(&[&backend.octets(), &target.to_be_bytes()]);
+        map.insert(key(&[&port, &slot.to_ne_bytes()]), Element::Value(to));
+    }
+}
+
+/// Key of a protocol and port.
+pub fn port_key(protocol: Protocol, port: u16) -> Vec<u8> {
+    key(&[&[protocol_number(protocol)], &port.to_be_bytes()])
+}
+
+/// Joins the parts of a key, each padded to the four bytes of an nftables register.
+pub fn key(parts: &[&[u8]]) -> Vec<u8> {
+    let mut joined = Vec::new();
+    for part in parts {
+        joined.extend_from_slice(part);
+        joined.resize(joined.len().next_multiple_of(4), 0);
+    }
+    joined
+}
+
+/// IANA protocol number.
+pub fn protocol_number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => 6,
+        Protocol::Udp => 17,
+        Protocol::Sctp => 132,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usual_numbers_of_backends_divide_their_class() {
+        for backends in [1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 40, 60, 70, 84, 120] {
+            let slots = class_of(backends);
+            assert!(
+                slots as usize % backends == 0 || slots as usize / 8 >= backends,
+                "{backends} in {slots}"
+            );
+        }
+        assert_eq!(
+            (
+                class_of(3),
+                class_of(5),
+                class_of(8),
+                class_of(200),
+                class_of(5000)
+            ),
+            (12, 60, 840, 10_080, 10_080)
+        );
+    }
+
+    #[test]
+    fn every_backend_gets_its_share_of_slots() {
+        let backends: Vec<Ipv4Addr> = (1..=7).map(|n| Ipv4Addr::new(10, 0, 0, n)).collect();
+        let mut elements = Elements::new();
+        add_vip(&mut elements, Ipv4Addr::new(10, 0, 0, 99), &backends);
+        let map = &elements["vip60"];
+        assert_eq!(map.len(), 60);
+        for backend in &backends {
+            let share = map
+                .values()
+                .filter(|e| **e == Element::Value(backend.octets().to_vec()))
+                .count();
+            assert!((8..=9).contains(&share));
+        }
+        assert_eq!(
+            elements["vip"][&vec![10, 0, 0, 99]],
+            Element::Goto("vip60".into())
+        );
+    }
+
+    #[test]
+    fn a_service_without_backends_has_no_element() {
+        let mut elements = Elements::new();
+        add_vip(&mut elements, Ipv4Addr::new(10, 0, 0, 99), &[]);
+        add_port(&mut elements, Protocol::Tcp, 80, 80, &[]);
+        assert!(elements.is_empty());
+    }
+
+    #[test]
+    fn keys_are_padded_per_part() {
+        assert_eq!(
+            port_key(Protocol::Tcp, 8080),
+            [6, 0, 0, 0, 0x1f, 0x90, 0, 0]
+        );
+    }
+}

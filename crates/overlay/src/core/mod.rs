@@ -1,0 +1,13 @@
+//! What the kernel should hold, computed from the network view; nothing here touches the kernel.
+
+pub mod desired;
+pub mod diff;
+pub mod lb;
+pub mod naming;
+pub mod netlink;
+pub mod nft;
+pub mod nft_wire;
+pub mod observed;
+pub mod rtnl_wire;
+pub mod ruleset;
+pub mod state;

@@ -1,0 +1,113 @@
+//! Names and numbers that follow from ids and addresses, so that a restarted daemon finds what it made before.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use shoal_api::{NetworkId, TaskId};
+
+/// VXLAN device inside a router namespace.
+pub const VXLAN: &str = "vx0";
+/// Port of a router namespace on the host's gateway bridge.
+pub const UPLINK: &str = "up0";
+/// Start of the names of endpoint ports inside a router namespace.
+pub const ENDPOINT_PREFIX: &str = "e";
+/// Start of the file names of router namespaces.
+pub const ROUTER_PREFIX: &str = "router-";
+
+/// An Ethernet address.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mac(pub [u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// FNV-1a, 64 bits: spreads ids over interface names; not a defence against anybody.
+pub fn hash64(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// Four bytes that stand for an address: the address itself for IPv4, a hash for IPv6.
+fn four_bytes(address: IpAddr) -> [u8; 4] {
+    match address {
+        IpAddr::V4(v4) => v4.octets(),
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = hash64(&v6.octets()).to_be_bytes();
+            [a | 1, b, c, d]
+        }
+    }
+}
+
+/// Ethernet address of whatever owns `address`: locally administered, derived as docker does it.
+pub fn mac_of(address: IpAddr) -> Mac {
+    let [a, b, c, d] = four_bytes(address);
+    Mac([0x02, 0x42, a, b, c, d])
+}
+
+/// Packet mark, connection mark and routing table that stand for a peer in the ingress router.
+pub fn peer_mark(underlay: IpAddr) -> u32 {
+    u32::from_be_bytes(four_bytes(underlay))
+}
+
+/// Next hop that stands for a peer inside router namespaces; it exists only there, as a permanent neighbour.
+pub fn peer_hop(underlay: IpAddr) -> Ipv4Addr {
+    four_bytes(underlay).into()
+}
+
+/// Name of an endpoint's port in its router namespace.
+pub fn endpoint_port(task: &TaskId) -> String {
+    format!(
+        "{ENDPOINT_PREFIX}{:012x}",
+        hash64(task.as_str().as_bytes()) >> 16
+    )
+}
+
+/// Name of a router's port in the host's namespace. `prefix` has at most six characters.
+pub fn uplink_port(prefix: &str, network: &NetworkId) -> String {
+    format!("{prefix}u{:08x}", hash64(network.as_str().as_bytes()) >> 32)
+}
+
+/// File name of a router namespace's handle.
+pub fn router_handle(network: &NetworkId) -> String {
+    format!("{ROUTER_PREFIX}{network}")
+}
+
+/// The network whose router namespace has this handle.
+pub fn network_of_handle(file_name: &str) -> Option<NetworkId> {
+    file_name.strip_prefix(ROUTER_PREFIX)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_fit_into_the_kernels_fifteen_characters() {
+        let network: NetworkId = "f5lxx1zz5pnorynqglhzmsp33".parse().unwrap();
+        let task: TaskId = "f5lxx1zz5pnorynqglhzmsp33".parse().unwrap();
+        assert!(endpoint_port(&task).len() <= 15);
+        assert!(uplink_port("sixsix", &network).len() <= 15);
+        assert_eq!(network_of_handle(&router_handle(&network)), Some(network));
+    }
+
+    #[test]
+    fn a_peer_is_its_address() {
+        let peer: IpAddr = "192.0.2.1".parse().unwrap();
+        assert_eq!(mac_of(peer).to_string(), "02:42:c0:00:02:01");
+        assert_eq!(peer_mark(peer), 0xc000_0201);
+        assert_eq!(peer_hop(peer).to_string(), "192.0.2.1");
+    }
+}

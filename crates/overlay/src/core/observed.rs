@@ -1,0 +1,91 @@
+//! The kernel state as it was read back.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use super::{
+    lb::Elements,
+    naming::Mac,
+    nft::Outline,
+    state::{Family, Objects, Space},
+};
+
+/// What was found, by namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// A namespace without an entry does not exist.
+    pub spaces: BTreeMap<Space, ObservedSpace>,
+}
+
+/// What was found in one namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ObservedSpace {
+    /// All interfaces by name.
+    pub links: BTreeMap<String, ObservedLink>,
+    /// Addresses of interfaces, routes and rules of ours, permanent neighbours, forwarding entries, settings asked for.
+    pub objects: Objects,
+    /// Our nftables tables.
+    pub tables: BTreeMap<(Family, String), ObservedTable>,
+    /// Whether somebody else set a default route here.
+    pub foreign_default: bool,
+}
+
+/// An interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObservedLink {
+    /// Number in its namespace.
+    pub index: u32,
+    /// `veth`, `vxlan`, `bridge`; empty for loopback and hardware.
+    pub kind: String,
+    /// VXLAN identifier, port and local address.
+    pub vxlan: Option<(u32, u16, Option<IpAddr>)>,
+    /// Ethernet address.
+    pub mac: Option<Mac>,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Index of its bridge.
+    pub master: Option<u32>,
+    /// Whether it is an isolated bridge port.
+    pub isolated: bool,
+    /// Whether it is up.
+    pub up: bool,
+}
+
+/// A table.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ObservedTable {
+    /// Chains with the comments of their rules, and sets.
+    pub outline: Outline,
+    /// Elements of the sets.
+    pub elements: Elements,
+}
+
+/// What `desired` must know about the host and the containers before it can decide.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// MTU of the interface that carries the underlay address, in bytes.
+    pub underlay_mtu: u32,
+    /// Local containers whose namespaces exist.
+    pub containers: BTreeMap<shoal_api::TaskId, ContainerFacts>,
+}
+
+/// What a container's namespace held before.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ContainerFacts {
+    /// Ethernet addresses of interfaces by name.
+    pub interfaces: BTreeMap<String, Option<Mac>>,
+    /// Whether somebody else set a default route.
+    pub foreign_default: bool,
+}
+
+impl From<&ObservedSpace> for ContainerFacts {
+    fn from(space: &ObservedSpace) -> Self {
+        Self {
+            interfaces: space
+                .links
+                .iter()
+                .map(|(name, link)| (name.clone(), link.mac))
+                .collect(),
+            foreign_default: space.foreign_default,
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! The kernel state that the overlay wants, as a value.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use shoal_api::{NetworkId, TaskId};
+
+use super::{naming::Mac, nft::Table};
+
+/// Protocol number of our routes and rules, so that those of others are left alone. Unassigned in `rtnetlink.h`.
+pub const ROUTE_PROTOCOL: u8 = 83;
+
+/// A network namespace.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Space {
+    /// The host's.
+    Host,
+    /// The router namespace of a network; made and removed by us.
+    Router(NetworkId),
+    /// A container's; made and removed by the engine.
+    Container(TaskId),
+}
+
+impl std::fmt::Display for Space {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Host => f.write_str("host"),
+            Self::Router(network) => write!(f, "router of network {network}"),
+            Self::Container(task) => write!(f, "container of task {task}"),
+        }
+    }
+}
+
+/// What every namespace should hold of ours.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KernelState {
+    /// By namespace.
+    pub spaces: BTreeMap<Space, SpaceState>,
+}
+
+/// What one namespace should hold of ours.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SpaceState {
+    /// Interfaces by name; the container ends of veth pairs are part of their router end.
+    pub links: BTreeMap<String, Link>,
+    /// Everything that refers to interfaces by name.
+    pub objects: Objects,
+    /// Our nftables tables.
+    pub tables: BTreeMap<(Family, String), Table>,
+}
+
+/// Addresses, routes and settings of one namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Objects {
+    /// Interface and address.
+    pub addresses: BTreeSet<(String, IpNet)>,
+    /// Our routes.
+    pub routes: BTreeSet<Route>,
+    /// Permanent neighbours by interface and address.
+    pub neighbours: BTreeMap<(String, IpAddr), Mac>,
+    /// Forwarding entries of VXLAN devices: which remote node has an Ethernet address.
+    pub fdb: BTreeMap<(String, Mac), IpAddr>,
+    /// Our policy rules.
+    pub rules: BTreeSet<Rule>,
+    /// Kernel settings by path below `/proc/sys/net`.
+    pub settings: BTreeMap<String, String>,
+}
+
+/// An interface, always up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// What it is.
+    pub kind: LinkKind,
+    /// Ethernet address, where it matters.
+    pub mac: Option<Mac>,
+    /// MTU in bytes, where it matters.
+    pub mtu: Option<u32>,
+    /// Bridge it belongs to.
+    pub master: Option<String>,
+    /// Whether it may talk to the bridge's other isolated ports (false) or only to the bridge (true).
+    pub isolated: bool,
+}
+
+/// Kind of an interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkKind {
+    /// A bridge.
+    Bridge,
+    /// A VXLAN device whose UDP socket stays in the host's namespace.
+    Vxlan {
+        /// VXLAN network identifier.
+        vni: u32,
+        /// UDP port.
+        port: u16,
+        /// Underlay address of this node.
+        local: IpAddr,
+    },
+    /// One end of a veth pair; it owns the other end.
+    Veth {
+        /// The other end.
+        peer: VethPeer,
+    },
+}
+
+/// The far end of a veth pair.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VethPeer {
+    /// Namespace it lives in.
+    pub space: Space,
+    /// Name there.
+    pub name: String,
+    /// Its Ethernet address.
+    pub mac: Mac,
+    /// Its MTU in bytes, where it matters.
+    pub mtu: Option<u32>,
+}
+
+/// A unicast route of ours.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Route {
+    /// Routing table; 254 is the main one.
+    pub table: u32,
+    /// Destination.
+    pub to: IpNet,
+    /// Next hop; taken to be on the link.
+    pub via: Option<IpAddr>,
+    /// Interface.
+    pub link: String,
+}
+
+/// A policy rule of ours: which packets look into which table.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rule {
+    /// Source of the packets.
+    pub from: Option<IpNet>,
+    /// Mark of the packets.
+    pub mark: Option<u32>,
+    /// Table to look into.
+    pub table: u32,
+    /// Rules of lower numbers are asked first.
+    pub priority: u32,
+}
+
+/// Protocol family of an nftables table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    /// IPv4.
+    V4,
+}

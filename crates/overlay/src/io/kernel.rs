@@ -1,0 +1,346 @@
+//! Open namespaces, and the execution of steps in them.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+    path::PathBuf,
+};
+
+use nix::errno::Errno;
+
+use super::{
+    netns, observe,
+    socket::{Kind, Socket},
+};
+use crate::core::{
+    diff::{Change, NetOp},
+    naming,
+    netlink::Message,
+    nft_wire,
+    observed::Observed,
+    rtnl_wire::{self, LinkPlaces, Verb},
+    state::{Link, LinkKind, Space},
+};
+
+/// A namespace with sockets into it.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    pub(crate) fd: OwnedFd,
+    pub(crate) route: Socket,
+    pub(crate) netfilter: Option<Socket>,
+}
+
+/// Namespaces in use, and the interfaces known in them.
+#[derive(Debug)]
+pub(crate) struct Kernel<'a> {
+    pub(crate) home: &'a OwnedFd,
+    pub(crate) routers: PathBuf,
+    pub(crate) handles: BTreeMap<Space, Handle>,
+    indices: BTreeMap<Space, BTreeMap<String, u32>>,
+}
+
+/// A step that failed.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) step: String,
+    pub(crate) source: io::Error,
+}
+
+impl<'a> Kernel<'a> {
+    pub(crate) fn new(home: &'a OwnedFd, routers: PathBuf) -> Self {
+        Self {
+            home,
+            routers,
+            handles: BTreeMap::new(),
+            indices: BTreeMap::new(),
+        }
+    }
+
+    /// Opens sockets into a namespace. Containers have no tables of ours.
+    pub(crate) fn open(&mut self, space: Space, fd: OwnedFd) -> io::Result<&mut Handle> {
+        let tables = !matches!(space, Space::Container(_));
+        let (route, netfilter) = netns::visit(&fd, self.home, || {
+            let route = Socket::open(Kind::Route)?;
+            let netfilter = if tables {
+                Some(Socket::open(Kind::Netfilter)?)
+            } else {
+                None
+            };
+            Ok::<_, io::Error>((route, netfilter))
+        })??;
+        let handle = Handle {
+            fd,
+            route,
+            netfilter,
+        };
+        Ok(self.handles.entry(space).insert_entry(handle).into_mut())
+    }
+
+    /// Executes all steps, however many fail.
+    pub(crate) fn execute(&mut self, ops: &[NetOp], have: &Observed) -> Vec<Failure> {
+        self.indices = have
+            .spaces
+            .iter()
+            .map(|(space, found)| {
+                (
+                    space.clone(),
+                    found
+                        .links
+                        .iter()
+                        .map(|(name, link)| (name.clone(), link.index))
+                        .collect(),
+                )
+            })
+            .collect();
+        let mut failures = Vec::new();
+        let mut rest = ops;
+        while let Some(first) = rest.first() {
+            // Entries of one namespace that do not depend on one another travel together.
+            let together = rest
+                .iter()
+                .take_while(|op| op.space == first.space && is_entry(&op.change))
+                .count();
+            let (now, later) = rest.split_at(together.max(1));
+            let failed = |op: &NetOp| {
+                let step = op.to_string();
+                move |source| Failure { step, source }
+            };
+            if together == 0 {
+                failures.extend(self.step(first).map_err(failed(first)).err());
+            } else {
+                let answers = self.entries(now);
+                failures.extend(
+                    now.iter()
+                        .zip(answers)
+                        .filter_map(|(op, answer)| answer.map_err(failed(op)).err()),
+                );
+            }
+            rest = later;
+        }
+        failures
+    }
+
+    fn step(&mut self, op: &NetOp) -> io::Result<()> {
+        let space = &op.space;
+        match &op.change {
+            Change::CreateSpace => self.create_space(space),
+            Change::RemoveSpace => {
+                self.handles.remove(space);
+                netns::unmount(&self.router_path(space)?)
+            }
+            Change::DeleteLink(name) => {
+                let Some(index) = self.index(space, name) else {
+                    return Ok(());
+                };
+                tolerate_absence(
+                    self.handle(space)?
+                        .route
+                        .request(rtnl_wire::delete_link(index)),
+                )
+            }
+            Change::CreateLink(name, link) => self.create_link(space, name, link),
+            Change::UpdateLink(name, link) => {
+                let index = self.index(space, name).ok_or(io::ErrorKind::NotFound)?;
+                let master = link
+                    .master
+                    .as_ref()
+                    .and_then(|master| self.index(space, master));
+                let route = &mut self.handle(space)?.route;
+                route.request(rtnl_wire::update_link(index, link, master))?;
+                if link.isolated {
+                    route.request(rtnl_wire::isolate_port(index))
+                } else {
+                    Ok(())
+                }
+            }
+            Change::Set(path, value) => {
+                let home = self.home;
+                netns::visit(&self.handle(space)?.fd, home, || observe::set(path, value))?
+            }
+            Change::ReplaceTable(table) => {
+                self.tables(space)?.transaction(nft_wire::replace(table))
+            }
+            Change::RemoveTable(family, name) => self
+                .tables(space)?
+                .transaction(nft_wire::remove(*family, name)),
+            Change::EditElements {
+                family,
+                table,
+                remove,
+                add,
+            } => self
+                .tables(space)?
+                .transaction(nft_wire::edit(*family, table, remove, add)),
+            Change::Address(..)
+            | Change::Neighbour(..)
+            | Change::Fdb(..)
+            | Change::Route(..)
+            | Change::Rule(..) => self
+                .entries(std::slice::from_ref(op))
+                .pop()
+                .expect("one answer per entry"),
+        }
+    }
+
+    fn entries(&mut self, ops: &[NetOp]) -> Vec<io::Result<()>> {
+        let Some(NetOp { space, .. }) = ops.first() else {
+            return Vec::new();
+        };
+        let messages: Vec<Option<Message>> = ops.iter().map(|op| self.entry(op)).collect();
+        let sendable = messages.iter().flatten().cloned().collect();
+        let mut answers = match self.handle(space) {
+            Ok(handle) => handle.route.requests(sendable).into_iter(),
+            Err(_) => Vec::new().into_iter(),
+        };
+        let outcome = |(op, message): (&NetOp, Option<Message>)| match (message, verb(&op.change)) {
+            // What lay on an interface that is gone is gone.
+            (None, Verb::Remove) => Ok(()),
+            (None, Verb::Add) => Err(io::Error::from(Errno::ENODEV)),
+            (Some(_), Verb::Remove) => tolerate_absence(answers.next().unwrap_or(Ok(()))),
+            (Some(_), Verb::Add) => answers.next().unwrap_or_else(|| Err(Errno::ENODEV.into())),
+        };
+        ops.iter().zip(messages).map(outcome).collect()
+    }
+
+    fn entry(&self, op: &NetOp) -> Option<Message> {
+        let index = |link: &str| self.index(&op.space, link);
+        Some(match &op.change {
+            Change::Address(verb, link, net) => rtnl_wire::address(*verb, index(link)?, net),
+            Change::Neighbour(verb, link, at, mac) => {
+                rtnl_wire::neighbour(*verb, index(link)?, *at, *mac)
+            }
+            Change::Fdb(verb, link, mac, remote) => {
+                rtnl_wire::fdb(*verb, index(link)?, *mac, *remote)
+            }
+            Change::Route(verb, route) => rtnl_wire::route(*verb, index(&route.link)?, route),
+            Change::Rule(verb, rule) => rtnl_wire::rule(*verb, rule),
+            _ => return None,
+        })
+    }
+
+    fn create_space(&mut self, space: &Space) -> io::Result<()> {
+        let path = self.router_path(space)?;
+        let home = self.home;
+        // An empty file of that name is what an interrupted attempt left.
+        netns::unmount(&path)?;
+        let target = path.clone();
+        let made = netns::visit(home, home, || netns::make(&target))?;
+        made?;
+        let fd = netns::open(&path).map_err(|error| error.source)?;
+        self.open(space.clone(), fd)?;
+        self.refresh(space)
+    }
+
+    fn create_link(&mut self, space: &Space, name: &str, link: &Link) -> io::Result<()> {
+        let mut places = LinkPlaces::default();
+        places.master = link
+            .master
+            .as_ref()
+            .and_then(|master| self.index(space, master));
+        let mut asked = space;
+        match &link.kind {
+            LinkKind::Bridge => {}
+            LinkKind::Veth { peer } => places.peer = Some(self.handle(&peer.space)?.fd.as_raw_fd()),
+            LinkKind::Vxlan { .. } => {
+                // Asked of the host, so that its UDP socket lives there.
+                places.own = Some(self.handle(space)?.fd.as_raw_fd());
+                asked = &Space::Host;
+            }
+        }
+        self.handle(asked)?
+            .route
+            .request(rtnl_wire::create_link(name, link, places))?;
+        self.refresh(space)?;
+        if let LinkKind::Veth { peer } = &link.kind {
+            self.refresh(&peer.space)?;
+            if let Some(index) = self.index(&peer.space, &peer.name) {
+                self.handle(&peer.space)?.route.request(rtnl_wire::up(index))?;
+            }
+        }
+        match self.index(space, name) {
+            Some(index) if link.isolated => self
+                .handle(space)?
+                .route
+                .request(rtnl_wire::isolate_port(index)),
+            _ => Ok(()),
+        }
+    }
+
+    fn refresh(&mut self, space: &Space) -> io::Result<()> {
+        let mut found = BTreeMap::new();
+        self.handle(space)?
+            .route
+            .dump(rtnl_wire::list_links(), |body| {
+                found.extend(rtnl_wire::read_link(body).map(|(name, link)| (name, link.index)));
+            })?;
+        self.indices.insert(space.clone(), found);
+        Ok(())
+    }
+
+    fn handle(&mut self, space: &Space) -> io::Result<&mut Handle> {
+        self.handles
+            .get_mut(space)
+            .ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn tables(&mut self, space: &Space) -> io::Result<&mut Socket> {
+        self.handle(space)?
+            .netfilter
+            .as_mut()
+            .ok_or_else(|| io::ErrorKind::Unsupported.into())
+    }
+
+    fn index(&self, space: &Space, link: &str) -> Option<u32> {
+        self.indices.get(space)?.get(link).copied()
+    }
+
+    fn router_path(&self, space: &Space) -> io::Result<PathBuf> {
+        match space {
+            Space::Router(network) => Ok(self.routers.join(naming::router_handle(network))),
+            Space::Host | Space::Container(_) => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+}
+
+fn is_entry(change: &Change) -> bool {
+    matches!(
+        change,
+        Change::Address(..)
+            | Change::Neighbour(..)
+            | Change::Fdb(..)
+            | Change::Route(..)
+            | Change::Rule(..)
+    )
+}
+
+fn verb(change: &Change) -> Verb {
+    match change {
+        Change::Address(verb, ..)
+        | Change::Neighbour(verb, ..)
+        | Change::Fdb(verb, ..)
+        | Change::Route(verb, ..)
+        | Change::Rule(verb, ..) => *verb,
+        _ => Verb::Add,
+    }
+}
+
+fn tolerate_absence(outcome: io::Result<()>) -> io::Result<()> {
+    const ABSENT: [Errno; 5] = [
+        Errno::ENOENT,
+        Errno::ESRCH,
+        Errno::ENODEV,
+        Errno::EADDRNOTAVAIL,
+        Errno::ENXIO,
+    ];
+    match outcome {
+        Err(error)
+            if ABSENT
+                .iter()
+                .any(|absent| error.raw_os_error() == Some(*absent as i32)) =>
+        {
+            Ok(())
+        }
+        other => other,
+    }
+}

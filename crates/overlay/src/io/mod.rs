@@ -1,0 +1,7 @@
+//! Everything that touches the kernel.
+
+pub mod kernel;
+pub mod netns;
+pub mod observe;
+pub mod plane;
+pub mod socket;

@@ -1,0 +1,129 @@
+//! Reads back what a namespace holds.
+
+use std::{collections::BTreeMap, fs, io, path::Path};
+
+use super::kernel::Handle;
+use crate::core::{
+    naming::VXLAN,
+    nft::Outline,
+    nft_wire,
+    observed::{ObservedSpace, ObservedTable},
+    rtnl_wire,
+    state::{Family, ROUTE_PROTOCOL, Route},
+};
+
+const SETTINGS: &str = "/proc/sys/net";
+const MAIN_TABLE: u32 = 254;
+
+/// Reads interfaces, addresses, our routes and rules, permanent neighbours and forwarding entries.
+pub(crate) fn space(handle: &mut Handle) -> io::Result<ObservedSpace> {
+    let mut found = ObservedSpace::default();
+    let socket = &mut handle.route;
+    let mut names = BTreeMap::new();
+    socket.dump(rtnl_wire::list_links(), |body| {
+        if let Some((name, link)) = rtnl_wire::read_link(body) {
+            names.insert(link.index, name.clone());
+            found.links.insert(name, link);
+        }
+    })?;
+    let objects = &mut found.objects;
+    socket.dump(rtnl_wire::list_addresses(), |body| {
+        if let Some((index, net)) = rtnl_wire::read_address(body)
+            && let Some(name) = names.get(&index)
+            && net.addr().is_ipv4()
+            && !net.addr().is_loopback()
+        {
+            objects.addresses.insert((name.clone(), net));
+        }
+    })?;
+    let mut foreign_default = false;
+    socket.dump(rtnl_wire::list_routes(), |body| {
+        let Some((index, protocol, route)) = rtnl_wire::read_route(body) else {
+            return;
+        };
+        if protocol != ROUTE_PROTOCOL {
+            foreign_default |= route.to.prefix_len() == 0
+                && route.table == MAIN_TABLE
+                && route.to.addr().is_ipv4();
+        } else if let Some(name) = names.get(&index) {
+            objects.routes.insert(Route {
+                link: name.clone(),
+                ..route
+            });
+        }
+    })?;
+    socket.dump(rtnl_wire::list_rules(), |body| {
+        objects.rules.extend(rtnl_wire::read_rule(body))
+    })?;
+    if found.links.contains_key(VXLAN) {
+        socket.dump(rtnl_wire::list_neighbours(), |body| {
+            if let Some((index, at, mac)) = rtnl_wire::read_neighbour(body)
+                && let Some(name) = names.get(&index)
+            {
+                objects.neighbours.insert((name.clone(), at), mac);
+            }
+        })?;
+        socket.dump(rtnl_wire::list_fdb(), |body| {
+            if let Some((index, mac, remote)) = rtnl_wire::read_fdb(body)
+                && let Some(name) = names.get(&index)
+            {
+                objects.fdb.insert((name.clone(), mac), remote);
+            }
+        })?;
+    }
+    found.foreign_default = foreign_default;
+    Ok(found)
+}
+
+/// Reads our nftables table, if it is there.
+pub(crate) fn table(
+    handle: &mut Handle,
+    family: Family,
+    name: &str,
+) -> io::Result<Option<ObservedTable>> {
+    let Some(socket) = &mut handle.netfilter else {
+        return Ok(None);
+    };
+    let mut exists = false;
+    socket.dump(nft_wire::list_tables(family), |body| {
+        exists |= nft_wire::read_table(body).as_deref() == Some(name)
+    })?;
+    if !exists {
+        return Ok(None);
+    }
+    let mut outline = Outline::default();
+    socket.dump(nft_wire::list_chains(family), |body| {
+        nft_wire::read_chain(body, name, &mut outline)
+    })?;
+    socket.dump(nft_wire::list_rules(family, name), |body| {
+        nft_wire::read_rule(body, name, &mut outline)
+    })?;
+    socket.dump(nft_wire::list_sets(family, name), |body| {
+        outline.sets.extend(nft_wire::read_set(body, name))
+    })?;
+    outline.sets.sort();
+    let mut found = ObservedTable {
+        outline,
+        elements: BTreeMap::new(),
+    };
+    for set in &found.outline.sets {
+        let elements = found.elements.entry(set.clone()).or_default();
+        socket.dump(nft_wire::list_elements(family, name, set), |body| {
+            nft_wire::read_elements(body, elements)
+        })?;
+    }
+    Ok(Some(found))
+}
+
+/// Reads kernel settings in the namespace of the calling thread; those that do not exist are left out.
+pub(crate) fn settings<'a>(paths: impl Iterator<Item = &'a String>) -> BTreeMap<String, String> {
+    let read = |path: &String| fs::read_to_string(Path::new(SETTINGS).join(path)).ok();
+    paths
+        .filter_map(|path| Some((path.clone(), read(path)?.trim().to_owned())))
+        .collect()
+}
+
+/// Writes a kernel setting in the namespace of the calling thread.
+pub(crate) fn set(path: &str, value: &str) -> io::Result<()> {
+    fs::write(Path::new(SETTINGS).join(path), value)
+}

@@ -1,0 +1,480 @@
+//! The network plane of a node: brings the kernel to what the view says, again and again.
+
+use std::{
+    fs, io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::mpsc,
+};
+
+use ipnet::Ipv4Net;
+use nix::errno::Errno;
+use shoal_api::{
+    NodeId,
+    network::{LocalNamespaces, NetworkView},
+};
+use tokio::sync::oneshot;
+
+use super::{
+    kernel::{Failure, Kernel},
+    netns::{self, NetnsError},
+    observe,
+    socket::{Kind, Socket},
+};
+use crate::core::{
+    desired::{DesiredError, Params, desired},
+    diff::{NetOp, diff},
+    naming,
+    nft::Table,
+    nft_wire,
+    observed::{ContainerFacts, Facts, Observed},
+    rtnl_wire::{self, LinkPlaces},
+    state::{Family, KernelState, Link, LinkKind, Space},
+};
+
+/// MTU taken for an underlay whose interface is not on this host (an address behind NAT), in bytes.
+const UNDERLAY_MTU_DEFAULT: u32 = 1500;
+
+/// What is set per daemon.
+#[derive(Debug, Clone)]
+pub struct PlaneConfig {
+    /// Handles of router namespaces live in `<run_dir>/netns`.
+    pub run_dir: PathBuf,
+    /// Start of the names of our interfaces and tables, one to six characters.
+    pub prefix: String,
+    /// Name of the bridge that joins the routers with the host.
+    pub gwbridge: String,
+    /// Its subnet; the first address is the host's.
+    pub gwbridge_subnet: Ipv4Net,
+    /// The host's network namespace; `None` for that of the caller of [`Plane::open`].
+    pub host_netns: Option<PathBuf>,
+    /// MTU of the underlay in bytes; `None` to ask the interface that has the underlay address.
+    pub underlay_mtu: Option<u32>,
+}
+
+impl PlaneConfig {
+    /// Docker's customary names and ranges, with handles below `run_dir`.
+    pub fn new(run_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            run_dir: run_dir.into(),
+            prefix: "shoal".to_owned(),
+            gwbridge: "shoal_gwbridge".to_owned(),
+            gwbridge_subnet: Ipv4Net::new_assert([172, 18, 0, 0].into(), 16),
+            host_netns: None,
+            underlay_mtu: None,
+        }
+    }
+}
+
+/// What would not converge.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaneError {
+    /// A name in the configuration that the kernel cannot take.
+    #[error("invalid {what} {value:?} for the network plane")]
+    Config {
+        /// Which setting.
+        what: &'static str,
+        /// Its value.
+        value: String,
+    },
+    /// The kernel lacks something that overlay networks need.
+    #[error("this kernel lacks {feature}, which overlay networks need")]
+    Unsupported {
+        /// What it lacks.
+        feature: &'static str,
+        /// What it said when asked.
+        source: io::Error,
+    },
+    /// A namespace could not be opened.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// A namespace could not be read.
+    #[error("cannot read back the {space}")]
+    Observe {
+        /// Which.
+        space: Space,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The view makes no sense for this node.
+    #[error(transparent)]
+    Desired(#[from] DesiredError),
+    /// The kernel refused a step.
+    #[error("cannot {step}")]
+    Step {
+        /// What was attempted, and where.
+        step: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The plane's thread has ended.
+    #[error("the network plane has stopped")]
+    Stopped,
+}
+
+impl From<Failure> for PlaneError {
+    fn from(failure: Failure) -> Self {
+        Self::Step {
+            step: failure.step,
+            source: failure.source,
+        }
+    }
+}
+
+type Job = Box<dyn FnOnce(&Worker) + Send>;
+
+/// The network plane of this node. All its work is done by one thread of its own, one call after another.
+#[derive(Debug, Clone)]
+pub struct Plane {
+    jobs: mpsc::Sender<Job>,
+}
+
+impl Plane {
+    /// Starts the plane and asks the kernel for what it needs; nothing is changed yet.
+    pub fn open(config: PlaneConfig) -> Result<Self, PlaneError> {
+        let name_fits = |name: &str, max: usize| {
+            (1..=max).contains(&name.len())
+                && name
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+        };
+        for (what, value, max) in [
+            ("prefix", &config.prefix, 6),
+            ("gateway bridge name", &config.gwbridge, 15),
+        ] {
+            if !name_fits(value, max) {
+                return Err(PlaneError::Config {
+                    what,
+                    value: value.clone(),
+                });
+            }
+        }
+        let home = match &config.host_netns {
+            Some(path) => netns::open(path)?,
+            None => netns::current()?,
+        };
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let (ready, started) = mpsc::channel();
+        let worker = Worker { config, home };
+        let run = move || {
+            let probed = worker.enter();
+            let usable = probed.is_ok();
+            // A caller that has gone away no longer wants to know.
+            let _ = ready.send(probed);
+            if usable {
+                queue.into_iter().for_each(|job| job(&worker));
+            }
+        };
+        std::thread::Builder::new()
+            .name("network-plane".to_owned())
+            .spawn(run)
+            .map_err(|source| PlaneError::Step {
+                step: "start the network plane's thread".to_owned(),
+                source,
+            })?;
+        started.recv().map_err(|_| PlaneError::Stopped)??;
+        Ok(Self { jobs })
+    }
+
+    /// Brings the kernel to what the view says for node `me` with these containers.
+    ///
+    /// What already stands is left alone, so calling it twice changes nothing; what somebody removed is made again.
+    /// Attaches a container whose namespace is in `local` and whose task has endpoints in the view; detaches it when
+    /// it is in neither. Returns everything that would not converge; all the rest has been done.
+    pub async fn converge(
+        &self,
+        view: &NetworkView,
+        me: &NodeId,
+        local: &LocalNamespaces,
+    ) -> Result<(), Vec<PlaneError>> {
+        let (view, me, local) = (view.clone(), me.clone(), local.clone());
+        self.run(move |worker| worker.converge(&view, &me, &local))
+            .await
+            .unwrap_or_else(|error| Err(vec![error]))
+    }
+
+    /// The steps that [`Self::converge`] would take now, without taking them.
+    pub async fn plan(
+        &self,
+        view: &NetworkView,
+        me: &NodeId,
+        local: &LocalNamespaces,
+    ) -> Result<Vec<NetOp>, Vec<PlaneError>> {
+        let (view, me, local) = (view.clone(), me.clone(), local.clone());
+        let work = move |worker: &Worker| {
+            let mut errors = Vec::new();
+            let planned = worker.plan(&view, &me, &local, &mut errors);
+            planned
+                .filter(|_| errors.is_empty())
+                .map(|(_, _, ops)| ops)
+                .ok_or(errors)
+        };
+        self.run(work)
+            .await
+            .unwrap_or_else(|error| Err(vec![error]))
+    }
+
+    /// Removes everything that the plane ever made on this node: routers, bridge, rules.
+    pub async fn teardown_all(&self) -> Result<(), Vec<PlaneError>> {
+        let nobody: NodeId = "none".parse().expect("letters are a valid id");
+        self.converge(&NetworkView::default(), &nobody, &LocalNamespaces::new())
+            .await
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Worker) -> T + Send + 'static,
+    ) -> Result<T, PlaneError> {
+        let (answer, answered) = oneshot::channel();
+        let job: Job = Box::new(move |worker| {
+            // A caller that has gone away no longer wants the answer.
+            let _ = answer.send(work(worker));
+        });
+        self.jobs.send(job).map_err(|_| PlaneError::Stopped)?;
+        answered.await.map_err(|_| PlaneError::Stopped)
+    }
+}
+
+#[derive(Debug)]
+struct Worker {
+    config: PlaneConfig,
+    home: OwnedFd,
+}
+
+type Planned<'a> = (Kernel<'a>, Observed, Vec<NetOp>);
+
+impl Worker {
+    /// Moves the thread into the host's namespace, and checks the kernel in a throw-away one.
+    fn enter(&self) -> Result<(), PlaneError> {
+        let step = |step: &str| {
+            let step = step.to_owned();
+            move |source| PlaneError::Step { step, source }
+        };
+        netns::visit(&self.home, &self.home, || ())
+            .map_err(step("enter the host's network namespace"))?;
+        netns::visit_fresh(&self.home, probe).map_err(step("create a network namespace"))?
+    }
+
+    fn converge(
+        &self,
+        view: &NetworkView,
+        me: &NodeId,
+        local: &LocalNamespaces,
+    ) -> Result<(), Vec<PlaneError>> {
+        let mut errors = Vec::new();
+        if let Some((mut kernel, have, ops)) = self.plan(view, me, local, &mut errors) {
+            for op in &ops {
+                tracing::debug!(view.version = view.version, step = %op, "network step");
+            }
+            errors.extend(
+                kernel
+                    .execute(&ops, &have)
+                    .into_iter()
+                    .map(PlaneError::from),
+            );
+        }
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(errors)
+        }
+    }
+
+    /// Reads the kernel back and computes the steps; what cannot be read is reported and left alone.
+    fn plan(
+        &self,
+        view: &NetworkView,
+        me: &NodeId,
+        local: &LocalNamespaces,
+        errors: &mut Vec<PlaneError>,
+    ) -> Option<Planned<'_>> {
+        let mut kernel = Kernel::new(&self.home, self.config.run_dir.join("netns"));
+        let mut have = Observed::default();
+        let host = self.home.try_clone().map_err(|source| PlaneError::Observe {
+            space: Space::Host,
+            source,
+        });
+        let spaces = std::iter::once((Space::Host, host))
+            .chain(self.routers(&kernel.routers))
+            .chain(local.iter().map(|(task, path)| {
+                (
+                    Space::Container(task.clone()),
+                    netns::open(path).map_err(Into::into),
+                )
+            }));
+        for (space, fd) in spaces {
+            let read = fd.and_then(|fd| {
+                kernel
+                    .open(space.clone(), fd)
+                    .and_then(observe::space)
+                    .map_err(|source| PlaneError::Observe {
+                        space: space.clone(),
+                        source,
+                    })
+            });
+            match read {
+                Ok(found) => drop(have.spaces.insert(space, found)),
+                Err(error) => errors.push(error),
+            }
+        }
+        let facts = self.facts(view, me, &have);
+        let params = Params {
+            prefix: self.config.prefix.clone(),
+            gwbridge: self.config.gwbridge.clone(),
+            gwbridge_subnet: self.config.gwbridge_subnet,
+        };
+        let want = desired(view, me, &facts, &params)
+            .map_err(|error| errors.push(error.into()))
+            .ok()?;
+        self.read_rest(&mut kernel, &want, &mut have, errors);
+        self.only_ours(&mut have);
+        let ops = diff(&want, &have);
+        Some((kernel, have, ops))
+    }
+
+    fn routers(&self, directory: &Path) -> Vec<(Space, Result<OwnedFd, PlaneError>)> {
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        let network = |entry: &fs::DirEntry| naming::network_of_handle(entry.file_name().to_str()?);
+        let routers =
+            entries.filter_map(|entry| network(&entry).map(|id| (Space::Router(id), entry.path())));
+        // A handle without a namespace is what a reboot or an interrupted attempt left: as if it were not there.
+        let live = routers.filter(|(_, path)| is_namespace(path));
+        live.map(|(space, path)| (space, netns::open(&path).map_err(Into::into)))
+            .collect()
+    }
+
+    fn facts(&self, view: &NetworkView, me: &NodeId, have: &Observed) -> Facts {
+        let underlay = view.peers.get(me).map(|peer| peer.underlay);
+        let host = &have.spaces.get(&Space::Host);
+        let measured = host.and_then(|host| {
+            let (name, _) = host
+                .objects
+                .addresses
+                .iter()
+                .find(|(_, net)| Some(net.addr()) == underlay)?;
+            Some(host.links.get(name)?.mtu)
+        });
+        let containers = have.spaces.iter().filter_map(|(space, found)| match space {
+            Space::Container(task) => Some((task.clone(), ContainerFacts::from(found))),
+            Space::Host | Space::Router(_) => None,
+        });
+        Facts {
+            underlay_mtu: self
+                .config
+                .underlay_mtu
+                .or(measured)
+                .unwrap_or(UNDERLAY_MTU_DEFAULT),
+            containers: containers.collect(),
+        }
+    }
+
+    fn read_rest(
+        &self,
+        kernel: &mut Kernel<'_>,
+        want: &KernelState,
+        have: &mut Observed,
+        errors: &mut Vec<PlaneError>,
+    ) {
+        let name = &self.config.prefix;
+        for (space, found) in &mut have.spaces {
+            let Some(handle) = kernel.handles.get_mut(space) else {
+                continue;
+            };
+            let mut read = || {
+                if let Some(wanted) = want
+                    .spaces
+                    .get(space)
+                    .filter(|wanted| !wanted.objects.settings.is_empty())
+                {
+                    let paths = wanted.objects.settings.keys();
+                    found.objects.settings =
+                        netns::visit(&handle.fd, &self.home, || observe::settings(paths))?;
+                }
+                if let Some(table) = observe::table(handle, Family::V4, name)? {
+                    found.tables.insert((Family::V4, name.clone()), table);
+                }
+                Ok(())
+            };
+            errors.extend(
+                read()
+                    .map_err(|source| PlaneError::Observe {
+                        space: space.clone(),
+                        source,
+                    })
+                    .err(),
+            );
+        }
+    }
+
+    /// Forgets what others have in the host's namespace.
+    fn only_ours(&self, have: &mut Observed) {
+        let Some(host) = have.spaces.get_mut(&Space::Host) else {
+            return;
+        };
+        let (bridge, port) = (&self.config.gwbridge, format!("{}u", self.config.prefix));
+        let is_port = |name: &String| name.strip_prefix(&port).is_some_and(|rest| rest.len() == 8);
+        host.links.retain(|name, _| name == bridge || is_port(name));
+        host.objects.addresses.retain(|(name, _)| name == bridge);
+        host.objects.routes.clear();
+        host.objects.rules.clear();
+        host.objects.neighbours.clear();
+        host.objects.fdb.clear();
+    }
+}
+
+fn is_namespace(path: &Path) -> bool {
+    const NSFS_MAGIC: i64 = 0x6e73_6673;
+    nix::sys::statfs::statfs(path).is_ok_and(|fs| fs.filesystem_type().0 == NSFS_MAGIC)
+}
+
+/// Asks the kernel for a VXLAN device, a veth pair and a table, in the namespace of the calling thread.
+fn probe() -> Result<(), PlaneError> {
+    let lacks = |feature| {
+        move |source: io::Error| match source.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT | Errno::ENOENT) => {
+                PlaneError::Unsupported { feature, source }
+            }
+            _ => PlaneError::Step { step: format!("ask the kernel for {feature}"), source },
+        }
+    };
+    let mut route = Socket::open(Kind::Route).map_err(lacks("rtnetlink"))?;
+    let mut make = |name: &str, kind| {
+        let link = Link {
+            kind,
+            mac: None,
+            mtu: None,
+            master: None,
+            isolated: false,
+        };
+        route.request(rtnl_wire::create_link(name, &link, LinkPlaces::default()))
+    };
+    make("bridge", LinkKind::Bridge).map_err(lacks("bridges (CONFIG_BRIDGE)"))?;
+    let local = std::net::Ipv4Addr::LOCALHOST.into();
+    make(
+        "vxlan",
+        LinkKind::Vxlan {
+            vni: 1,
+            port: 4789,
+            local,
+        },
+    )
+    .map_err(lacks("VXLAN (CONFIG_VXLAN)"))?;
+    let peer = crate::core::state::VethPeer {
+        space: Space::Host,
+        name: "far".to_owned(),
+        mac: naming::Mac([2, 0, 0, 0, 0, 1]),
+        mtu: None,
+    };
+    make("near", LinkKind::Veth { peer }).map_err(lacks("veth pairs (CONFIG_VETH)"))?;
+    let mut netfilter =
+        Socket::open(Kind::Netfilter).map_err(lacks("nftables (CONFIG_NF_TABLES)"))?;
+    netfilter
+        .transaction(nft_wire::replace(&Table::new("probe")))
+        .map_err(lacks("nftables for IPv4 (CONFIG_NF_TABLES_IPV4)"))?;
+    let rules = crate::core::ruleset::everything("probe");
+    netfilter
+        .transaction(nft_wire::replace(&rules))
+        .map_err(lacks(
+            "nftables expressions (CONFIG_NFT_NAT, _MASQ, _FIB_IPV4, _NUMGEN, _CT)",
+        ))
+}

@@ -1,0 +1,321 @@
+//! Two hosts `h1` (192.0.2.1) and `h2` (192.0.2.2) with a network plane each, and an outside `client` (192.0.2.99).
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use shoal_api::network::{
+    Endpoint, IngressPort, LocalNamespaces, NetworkSlice, NetworkView, Peer, Protocol,
+    ServiceSlice, Subnet,
+};
+use shoal_overlay::{Plane, PlaneConfig, PlaneError, core::diff::NetOp, netns};
+
+const HOSTS: [&str; 2] = ["h1", "h2"];
+/// How long a packet that must not arrive is waited for.
+const LOST: Duration = Duration::from_millis(700);
+
+pub struct Lab {
+    dir: PathBuf,
+    planes: Vec<Plane>,
+    local: [LocalNamespaces; 2],
+}
+
+pub fn id<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
+    text.parse().unwrap()
+}
+
+/// Ingress and `n1` with tasks t1 (h1), t2 (h2), t3 (h1); `n2` with t4 (h1); the internal `n3` with t5 (h1), t6 (h2).
+pub fn view() -> NetworkView {
+    let web = |n: u8| {
+        let service = ServiceSlice {
+            name: "web".into(),
+            vips: vec![[10, 0, n, 2].into()],
+            aliases: vec![],
+            ports: vec![IngressPort {
+                protocol: Protocol::Tcp,
+                published: 8080,
+                target: 80,
+            }],
+        };
+        BTreeMap::from([(id("web"), service)])
+    };
+    let network = |n: u8, tasks: &[(&str, usize)]| {
+        let endpoint = |(last, (task, host)): (u8, &(&str, usize))| {
+            let endpoint = Endpoint {
+                node: id(HOSTS[*host]),
+                service: Some(id("web")),
+                addresses: vec![format!("10.0.{n}.{last}/24").parse().unwrap()],
+                names: vec![],
+                serving: true,
+            };
+            (id(task), endpoint)
+        };
+        NetworkSlice {
+            name: format!("n{n}"),
+            ingress: n == 0,
+            internal: n == 3,
+            vni: 4096 + u32::from(n),
+            mtu: None,
+            subnets: vec![Subnet {
+                range: format!("10.0.{n}.0/24").parse().unwrap(),
+                gateway: [10, 0, n, 1].into(),
+            }],
+            endpoints: (11..).zip(tasks).map(endpoint).collect(),
+            services: web(n),
+        }
+    };
+    let peer = |last: u8| Peer {
+        underlay: [192, 0, 2, last].into(),
+        hostname: format!("h{last}"),
+    };
+    let tasks = [("t1", 0), ("t2", 1), ("t3", 0)];
+    NetworkView {
+        version: 1,
+        data_path_port: 4789,
+        peers: BTreeMap::from([(id("h1"), peer(1)), (id("h2"), peer(2))]),
+        networks: BTreeMap::from([
+            (id("ingress"), network(0, &tasks)),
+            (id("n1"), network(1, &tasks)),
+            (id("n2"), network(2, &[("t4", 0)])),
+            (id("n3"), network(3, &[("t5", 0), ("t6", 1)])),
+        ]),
+    }
+}
+
+/// Makes the underlay and the planes, or says what the machine lacks.
+pub async fn lab() -> Result<Lab, String> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    if !nix::unistd::geteuid().is_root() {
+        return Err("network namespaces need root".into());
+    }
+    let unique = format!(
+        "shoal-net-{}-{}",
+        std::process::id(),
+        COUNT.fetch_add(1, Ordering::Relaxed)
+    );
+    let mut lab = Lab {
+        dir: std::env::temp_dir().join(unique),
+        planes: vec![],
+        local: Default::default(),
+    };
+    for place in ["switch", "h1", "h2", "client"] {
+        netns::create(&lab.place(place)).unwrap();
+    }
+    lab.ip("switch", "link add br0 up type bridge");
+    for (place, last) in [("h1", 1), ("h2", 2), ("client", 99)] {
+        lab.ip(
+            "switch",
+            &format!("link add {place} up master br0 type veth peer name u0"),
+        );
+        let target = netns::open(&lab.place(place)).unwrap();
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&target);
+        lab.ip(
+            "switch",
+            &format!("link set u0 netns /proc/{}/fd/{fd}", std::process::id()),
+        );
+        lab.ip(place, "link set u0 name eth0 up");
+        lab.ip(place, &format!("addr add 192.0.2.{last}/24 dev eth0"));
+    }
+    lab.restart_planes_or(PlaneError::to_string)?;
+    Ok(lab)
+}
+
+/// What containers, hosts and the client can do.
+pub trait Traffic {
+    fn run(&self, place: &str, program: &str, arguments: &[&str]) -> bool;
+    fn text(&self, place: &str, program: &str, arguments: &[&str]) -> String;
+    fn serve(&self, place: &str, at: &str);
+    fn ask(&self, place: &str, at: &str) -> io::Result<String>;
+    /// Asks several times, and counts the different answers.
+    fn count(&self, place: &str, at: &str, times: usize) -> BTreeMap<String, usize> {
+        let mut answers = BTreeMap::new();
+        for _ in 0..times {
+            let answer = self
+                .ask(place, at)
+                .unwrap_or_else(|error| error.to_string());
+            *answers.entry(answer).or_default() += 1;
+        }
+        answers
+    }
+    fn ping(&self, place: &str, to: &str) -> bool {
+        self.run(place, "ping", &["-c1", "-W2", to])
+    }
+}
+
+impl Traffic for Lab {
+    fn run(&self, place: &str, program: &str, arguments: &[&str]) -> bool {
+        self.command(place, program, arguments).status.success()
+    }
+
+    fn text(&self, place: &str, program: &str, arguments: &[&str]) -> String {
+        String::from_utf8(self.command(place, program, arguments).stdout).unwrap()
+    }
+
+    /// Answers every connection with who it is and whom it sees.
+    fn serve(&self, place: &str, at: &str) {
+        let at: SocketAddr = at.parse().unwrap();
+        let listener = netns::run_in(&self.place(place), move || TcpListener::bind(at))
+            .unwrap()
+            .unwrap();
+        let name = place.to_owned();
+        std::thread::spawn(move || {
+            for connection in listener.incoming() {
+                let Ok(mut connection) = connection else {
+                    return;
+                };
+                let peer = connection.peer_addr().unwrap().ip();
+                let _ = write!(connection, "{name} sees {peer}");
+            }
+        });
+    }
+
+    fn ask(&self, place: &str, at: &str) -> io::Result<String> {
+        let at: SocketAddr = at.parse().unwrap();
+        let ask = move || {
+            let mut connection = TcpStream::connect_timeout(&at, LOST)?;
+            connection.set_read_timeout(Some(LOST))?;
+            let mut answer = String::new();
+            connection.read_to_string(&mut answer)?;
+            Ok(answer)
+        };
+        netns::run_in(&self.place(place), ask).unwrap()
+    }
+}
+
+impl Lab {
+    /// Makes an empty container namespace for a task.
+    pub fn container(&mut self, task: &str, host: usize) {
+        netns::create(&self.place(task)).unwrap();
+        self.local[host].insert(id(task), self.place(task));
+    }
+
+    /// Says that there is a container where there is none.
+    pub fn lose_container(&mut self, task: &str, host: usize) {
+        self.local[host].insert(id(task), self.place(task));
+    }
+
+    pub async fn converge(&mut self, view: &NetworkView) {
+        for host in 0..2 {
+            if let Err(errors) = self.try_converge(host, view).await {
+                let chains = errors
+                    .iter()
+                    .map(|error| format!("{error}: {:?}", std::error::Error::source(error)));
+                panic!("{}", chains.collect::<Vec<_>>().join("\n"));
+            }
+        }
+    }
+
+    pub async fn try_converge(
+        &self,
+        host: usize,
+        view: &NetworkView,
+    ) -> Result<(), Vec<PlaneError>> {
+        self.planes[host]
+            .converge(view, &id(HOSTS[host]), &self.local[host])
+            .await
+    }
+
+    pub async fn plan(&self, host: usize, view: &NetworkView) -> Vec<NetOp> {
+        self.planes[host]
+            .plan(view, &id(HOSTS[host]), &self.local[host])
+            .await
+            .unwrap()
+    }
+
+    pub fn restart_planes(&mut self) {
+        self.restart_planes_or(PlaneError::to_string).unwrap();
+    }
+
+    pub async fn teardown(&self) {
+        for plane in &self.planes {
+            plane.teardown_all().await.unwrap();
+        }
+    }
+
+    /// Handles of the router namespaces of a host.
+    pub fn routers(&self, host: usize) -> Vec<String> {
+        let entries = std::fs::read_dir(self.run_dir(host).join("netns")).unwrap();
+        let mut names: Vec<String> = entries
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Place of the router of a network on a host.
+    pub fn router(&self, host: usize, network: &str) -> String {
+        format!("run-{}/netns/router-{network}", HOSTS[host])
+    }
+
+    /// Lets the client try to enter h1's overlay networks directly.
+    pub fn route_into_overlay(&self) {
+        self.ip("client", "route add 10.0.0.0/8 via 192.0.2.1");
+        self.ip("h1", "route add 10.0.1.0/24 dev shoal_gwbridge");
+    }
+
+    fn restart_planes_or(&mut self, missing: impl Fn(&PlaneError) -> String) -> Result<(), String> {
+        self.planes.clear();
+        for host in 0..2 {
+            let mut config = PlaneConfig::new(self.run_dir(host));
+            config.host_netns = Some(self.place(HOSTS[host]));
+            match Plane::open(config) {
+                Ok(plane) => self.planes.push(plane),
+                Err(error @ PlaneError::Unsupported { .. }) => return Err(missing(&error)),
+                Err(error) => panic!("{error}: {:?}", std::error::Error::source(&error)),
+            }
+        }
+        Ok(())
+    }
+
+    fn run_dir(&self, host: usize) -> PathBuf {
+        self.dir.join(format!("run-{}", HOSTS[host]))
+    }
+
+    fn place(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    fn command(&self, place: &str, program: &str, arguments: &[&str]) -> std::process::Output {
+        let mut command = Command::new(program);
+        command.args(arguments);
+        netns::run_in(&self.place(place), move || command.output())
+            .unwrap()
+            .unwrap()
+    }
+
+    fn ip(&self, place: &str, arguments: &str) {
+        let arguments: Vec<&str> = arguments.split(' ').collect();
+        let done = self.command(place, "ip", &arguments);
+        assert!(
+            done.status.success(),
+            "ip {arguments:?}: {}",
+            String::from_utf8_lossy(&done.stderr)
+        );
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for host in HOSTS {
+            let handles = std::fs::read_dir(self.dir.join(format!("run-{host}/netns")))
+                .into_iter()
+                .flatten()
+                .flatten();
+            for handle in handles {
+                let _ = netns::delete(&handle.path());
+            }
+        }
+        for entry in std::fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            if entry.path().is_file() {
+                let _ = netns::delete(&entry.path());
+            }
+        }
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}

@@ -1,0 +1,317 @@
+//! The kernel agrees with what core computed: two hosts and an outside client as namespaces on one underlay.
+//!
+//! Needs root, network namespaces, VXLAN and nftables; without root, or on a kernel that lacks one of the others, a
+//! test says what is missing and passes, since there is nothing here to try. Everything made is removed at the end of
+//! each test, also when it fails.
+#![allow(clippy::print_stderr, reason = "tests say why they were skipped")]
+#![allow(unreachable_pub, reason = "a test is a crate without a surface")]
+
+mod lab;
+
+use std::collections::BTreeMap;
+
+use lab::{Lab, Traffic, lab, view};
+
+/// Asks as often as there are slots per round, so that every backend must have had its share.
+const ROUND: usize = 12;
+
+macro_rules! or_skip {
+    ($lab:expr) => {
+        match $lab {
+            Ok(lab) => lab,
+            Err(missing) => return eprintln!("skipped: {missing}"),
+        }
+    };
+}
+
+/// Two containers on h1, one on h2, all of service `web` with VIP 10.0.1.2 and published port 8080.
+async fn three_tasks() -> Result<Lab, String> {
+    let mut lab = lab().await?;
+    for (task, host) in [("t1", 0), ("t2", 1), ("t3", 0)] {
+        lab.container(task, host);
+    }
+    lab.converge(&view()).await;
+    Ok(lab)
+}
+
+#[tokio::test]
+async fn containers_reach_one_another_across_hosts() {
+    let lab = or_skip!(three_tasks().await);
+    lab.serve("t2", "10.0.1.12:80");
+    lab.serve("t3", "10.0.1.13:80");
+    for to in ["10.0.1.12", "10.0.1.13", "10.0.1.1"] {
+        assert!(lab.ping("t1", to), "no answer from {to}");
+    }
+    assert_eq!(lab.ask("t1", "10.0.1.12:80").unwrap(), "t2 sees 10.0.1.11");
+    assert_eq!(lab.ask("t1", "10.0.1.13:80").unwrap(), "t3 sees 10.0.1.11");
+}
+
+#[tokio::test]
+async fn a_full_frame_crosses_the_tunnel_unfragmented() {
+    let lab = or_skip!(three_tasks().await);
+    // 1450 bytes of MTU less 20 of IP and 8 of ICMP.
+    assert!(lab.run("t1", "ping", &["-c1", "-W2", "-Mdo", "-s1422", "10.0.1.12"]));
+    assert!(!lab.run("t1", "ping", &["-c1", "-W1", "-Mdo", "-s1423", "10.0.1.12"]));
+}
+
+#[tokio::test]
+async fn a_virtual_address_is_shared_evenly_and_keeps_the_client() {
+    let lab = or_skip!(three_tasks().await);
+    for task in ["t1", "t2", "t3"] {
+        lab.serve(task, "0.0.0.0:80");
+    }
+    let answers = lab.count("t1", "10.0.1.2:80", ROUND);
+    // The task that reaches itself sees its gateway; all others see the container that asked.
+    let expected = [
+        ("t1 sees 10.0.1.1", 4),
+        ("t2 sees 10.0.1.11", 4),
+        ("t3 sees 10.0.1.11", 4),
+    ];
+    assert_eq!(
+        answers,
+        BTreeMap::from(expected.map(|(who, n)| (who.to_owned(), n)))
+    );
+}
+
+#[tokio::test]
+async fn a_published_port_answers_on_every_host_and_keeps_the_client() {
+    let lab = or_skip!(three_tasks().await);
+    for task in ["t1", "t2", "t3"] {
+        lab.serve(task, "0.0.0.0:80");
+    }
+    for host in ["192.0.2.1:8080", "192.0.2.2:8080"] {
+        let answers = lab.count("client", host, ROUND);
+        let expected =
+            ["t1", "t2", "t3"].map(|task| (format!("{task} sees 192.0.2.99"), ROUND / 3));
+        assert_eq!(answers, BTreeMap::from(expected), "asked at {host}");
+    }
+    for (from, to) in [
+        ("h1", "127.0.0.1:8080"),
+        ("h1", "192.0.2.1:8080"),
+        ("h2", "192.0.2.1:8080"),
+        ("h2", "127.0.0.1:8080"),
+    ] {
+        let answers = lab.count(from, to, ROUND);
+        assert_eq!(
+            answers.values().sum::<usize>(),
+            ROUND,
+            "{from} asked {to}: {answers:?}"
+        );
+    }
+    // From inside a container to the published port of its own host.
+    assert_eq!(
+        lab.count("t1", "192.0.2.1:8080", ROUND)
+            .values()
+            .sum::<usize>(),
+        ROUND
+    );
+}
+
+#[tokio::test]
+async fn an_endpoint_that_stops_serving_gets_no_new_connection() {
+    let mut lab = or_skip!(three_tasks().await);
+    for task in ["t1", "t2", "t3"] {
+        lab.serve(task, "0.0.0.0:80");
+    }
+    let mut view = view();
+    for network in view.networks.values_mut() {
+        if let Some(endpoint) = network.endpoints.get_mut("t2") {
+            endpoint.serving = false;
+        }
+    }
+    lab.converge(&view).await;
+    for (from, to) in [
+        ("t3", "10.0.1.2:80"),
+        ("client", "192.0.2.1:8080"),
+        ("client", "192.0.2.2:8080"),
+    ] {
+        let answers = lab.count(from, to, ROUND);
+        assert!(
+            answers.keys().all(|who| !who.starts_with("t2")),
+            "{from} asked {to}: {answers:?}"
+        );
+        assert_eq!(answers.values().sum::<usize>(), ROUND);
+    }
+    for network in view.networks.values_mut() {
+        network
+            .endpoints
+            .values_mut()
+            .for_each(|endpoint| endpoint.serving = false);
+    }
+    lab.converge(&view).await;
+    assert!(
+        lab.ask("t1", "10.0.1.2:80").is_err(),
+        "a service without backends refuses"
+    );
+    assert!(lab.ask("client", "192.0.2.1:8080").is_err());
+}
+
+#[tokio::test]
+async fn containers_get_out_by_their_host_and_nobody_gets_in() {
+    let mut lab = or_skip!(three_tasks().await);
+    lab.container("t4", 0);
+    lab.converge(&view()).await;
+    lab.serve("client", "0.0.0.0:7000");
+    lab.serve("t3", "0.0.0.0:80");
+    assert_eq!(
+        lab.ask("t1", "192.0.2.99:7000").unwrap(),
+        "client sees 192.0.2.1"
+    );
+    assert_eq!(
+        lab.ask("t2", "192.0.2.99:7000").unwrap(),
+        "client sees 192.0.2.2"
+    );
+    // t4 is on another network of the same host as t3.
+    assert!(lab.ask("t4", "192.0.2.99:7000").is_ok());
+    assert!(
+        lab.ask("t4", "10.0.1.13:80").is_err(),
+        "networks are isolated"
+    );
+    lab.route_into_overlay();
+    assert!(
+        lab.ask("client", "10.0.1.13:80").is_err(),
+        "nobody enters past the published ports"
+    );
+}
+
+#[tokio::test]
+async fn an_internal_network_has_no_way_out() {
+    let mut lab = or_skip!(lab().await);
+    lab.container("t5", 0);
+    lab.container("t6", 1);
+    lab.converge(&view()).await;
+    lab.serve("client", "0.0.0.0:7000");
+    assert!(lab.ping("t5", "10.0.3.12"));
+    assert!(lab.ask("t5", "192.0.2.99:7000").is_err());
+}
+
+#[tokio::test]
+async fn converging_again_changes_nothing() {
+    let lab = or_skip!(three_tasks().await);
+    for host in 0..2 {
+        let ops = lab.plan(host, &view()).await;
+        assert!(ops.is_empty(), "{ops:#?}");
+    }
+}
+
+#[tokio::test]
+async fn what_somebody_destroyed_is_made_again() {
+    let mut lab = or_skip!(three_tasks().await);
+    for task in ["t1", "t2", "t3"] {
+        lab.serve(task, "0.0.0.0:80");
+    }
+    let router = lab.router(0, "n1");
+    let damage: [(&str, &str, &[&str]); 9] = [
+        ("h1", "nft", &["flush", "ruleset"]),
+        (&router, "nft", &["flush", "ruleset"]),
+        (&router, "nft", &["flush", "chain", "ip", "shoal", "dnat"]),
+        (&router, "nft", &["flush", "map", "ip", "shoal", "vip12"]),
+        (&router, "ip", &["link", "del", "vx0"]),
+        (&router, "ip", &["route", "flush", "table", "main"]),
+        ("t1", "ip", &["link", "del", "eth1"]),
+        ("h1", "ip", &["link", "del", "shoal_gwbridge"]),
+        (
+            &router,
+            "ip",
+            &["neigh", "flush", "all", "nud", "permanent"],
+        ),
+    ];
+    for (place, program, arguments) in damage {
+        assert!(
+            lab.run(place, program, arguments),
+            "{program} {arguments:?}"
+        );
+        assert!(
+            !lab.plan(0, &view()).await.is_empty(),
+            "{program} {arguments:?} went unnoticed"
+        );
+        lab.converge(&view()).await;
+        let ops = lab.plan(0, &view()).await;
+        assert!(ops.is_empty(), "after {program} {arguments:?}: {ops:#?}");
+        assert_eq!(
+            lab.count("t1", "10.0.1.2:80", ROUND)
+                .values()
+                .sum::<usize>(),
+            ROUND,
+            "{program} {arguments:?}"
+        );
+        assert_eq!(
+            lab.count("client", "192.0.2.1:8080", ROUND).len(),
+            3,
+            "{program} {arguments:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_restarted_daemon_adopts_what_it_finds() {
+    let mut lab = or_skip!(three_tasks().await);
+    lab.restart_planes();
+    for host in 0..2 {
+        assert_eq!(lab.plan(host, &view()).await, []);
+    }
+}
+
+#[tokio::test]
+async fn a_network_without_local_endpoint_leaves_nothing_behind() {
+    let mut lab = or_skip!(three_tasks().await);
+    let mut view = view();
+    view.networks.remove("n1");
+    lab.converge(&view).await;
+    assert_eq!(lab.routers(0), ["router-ingress"]);
+    assert_eq!(
+        lab.text("t1", "ip", &["-br", "link", "show", "type", "veth"])
+            .lines()
+            .count(),
+        1,
+        "only ingress is left"
+    );
+    lab.teardown().await;
+    assert!(lab.routers(0).is_empty());
+    assert_eq!(lab.text("h1", "nft", &["list", "ruleset"]), "");
+    let links = lab.text("h1", "ip", &["-br", "link"]);
+    assert!(!links.contains("shoal"), "{links}");
+    let inside = lab.text("t1", "ip", &["rule"]);
+    assert!(!inside.contains("10.0.0."), "{inside}");
+}
+
+#[tokio::test]
+async fn the_first_network_of_a_container_is_eth0_and_ingress_comes_first() {
+    let lab = or_skip!(three_tasks().await);
+    let addresses = lab.text("t1", "ip", &["-br", "-4", "addr"]);
+    let shown: Vec<Vec<&str>> = addresses
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    let of = |name: &str| {
+        shown
+            .iter()
+            .find(|line| line[0].starts_with(name))
+            .map(|line| line[2])
+    };
+    assert_eq!(
+        (of("eth0"), of("eth1")),
+        (Some("10.0.0.11/24"), Some("10.0.1.11/24"))
+    );
+    assert!(
+        lab.text("t1", "ip", &["route"])
+            .contains("default via 10.0.1.1 dev eth1")
+    );
+}
+
+#[tokio::test]
+async fn a_missing_container_is_reported_and_the_others_converge() {
+    let mut lab = or_skip!(lab().await);
+    lab.container("t1", 0);
+    lab.lose_container("t3", 0);
+    let errors = lab.try_converge(0, &view()).await.unwrap_err();
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert!(
+        errors[0]
+            .to_string()
+            .starts_with("cannot open network namespace"),
+        "{}",
+        errors[0]
+    );
+    assert!(lab.ping("t1", "10.0.1.1"));
+}
