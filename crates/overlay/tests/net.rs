@@ -11,6 +11,7 @@ mod lab;
 use std::collections::BTreeMap;
 
 use lab::{Lab, Traffic, lab, view};
+use shoal_api::network::NetworkView;
 
 /// Asks as often as there are slots per round, so that every backend must have had its share.
 const ROUND: usize = 12;
@@ -204,7 +205,11 @@ async fn what_somebody_destroyed_is_made_again() {
     let damage: [(&str, &str, &[&str]); 9] = [
         ("h1", "nft", &["flush", "ruleset"]),
         (&router, "nft", &["flush", "ruleset"]),
-        (&router, "nft", &["flush", "chain", "ip", "shoal", "dnat"]),
+        (
+            &router,
+            "nft",
+            &["flush", "chain", "ip", "shoal", "prerouting"],
+        ),
         (&router, "nft", &["flush", "map", "ip", "shoal", "vip12"]),
         (&router, "ip", &["link", "del", "vx0"]),
         (&router, "ip", &["route", "flush", "table", "main"]),
@@ -258,7 +263,7 @@ async fn a_network_without_local_endpoint_leaves_nothing_behind() {
     let mut view = view();
     view.networks.remove("n1");
     lab.converge(&view).await;
-    assert_eq!(lab.routers(0), ["router-ingress"]);
+    assert_eq!(lab.routers(0), ["router-ingress", "router-n2", "router-n3"]);
     assert_eq!(
         lab.text("t1", "ip", &["-br", "link", "show", "type", "veth"])
             .lines()
@@ -266,13 +271,23 @@ async fn a_network_without_local_endpoint_leaves_nothing_behind() {
         1,
         "only ingress is left"
     );
-    lab.teardown().await;
+    lab.converge(&NetworkView::default()).await;
+    let inside = lab.text("t1", "ip", &["rule"]);
+    assert!(!inside.contains("10.0.0."), "{inside}");
     assert!(lab.routers(0).is_empty());
     assert_eq!(lab.text("h1", "nft", &["list", "ruleset"]), "");
     let links = lab.text("h1", "ip", &["-br", "link"]);
     assert!(!links.contains("shoal"), "{links}");
-    let inside = lab.text("t1", "ip", &["rule"]);
-    assert!(!inside.contains("10.0.0."), "{inside}");
+}
+
+#[tokio::test]
+async fn leaving_the_cluster_removes_everything() {
+    let lab = or_skip!(three_tasks().await);
+    lab.teardown().await;
+    for host in 0..2 {
+        assert!(lab.routers(host).is_empty());
+    }
+    assert_eq!(lab.text("h1", "nft", &["list", "ruleset"]), "");
 }
 
 #[tokio::test]

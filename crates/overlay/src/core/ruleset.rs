@@ -199,9 +199,9 @@ pub fn router(name: &str, router: &Router<'_>) -> Table {
     let out = [leaves_by(UPLINK), vec![Expr::Masquerade]].concat();
     table
         .chain("entry", Some(ENTRY), entry)
-        .chain("dnat", Some(PRE_NAT), dnat)
+        .chain("prerouting", Some(PRE_NAT), dnat)
         .chain(
-            "snat",
+            "postrouting",
             Some(POST_NAT),
             vec![rule("a task reaches itself", itself), rule("way out", out)],
         )
@@ -316,7 +316,7 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
             vec![rule("VXLAN from nodes of this cluster only", stranger)],
         )
         .chain(
-            "dnat",
+            "prerouting",
             Some(PRE_NAT),
             vec![publish("published port to its router")],
         )
@@ -326,7 +326,7 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
             vec![publish("published port for the host itself")],
         )
         .chain(
-            "snat",
+            "postrouting",
             Some(POST_NAT),
             vec![
                 rule(

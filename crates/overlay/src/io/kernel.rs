@@ -255,7 +255,9 @@ impl<'a> Kernel<'a> {
         if let LinkKind::Veth { peer } = &link.kind {
             self.refresh(&peer.space)?;
             if let Some(index) = self.index(&peer.space, &peer.name) {
-                self.handle(&peer.space)?.route.request(rtnl_wire::up(index))?;
+                self.handle(&peer.space)?
+                    .route
+                    .request(rtnl_wire::up(index))?;
             }
         }
         match self.index(space, name) {

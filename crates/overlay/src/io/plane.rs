@@ -431,10 +431,13 @@ fn is_namespace(path: &Path) -> bool {
 fn probe() -> Result<(), PlaneError> {
     let lacks = |feature| {
         move |source: io::Error| match source.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT | Errno::ENOENT) => {
-                PlaneError::Unsupported { feature, source }
-            }
-            _ => PlaneError::Step { step: format!("ask the kernel for {feature}"), source },
+            Some(
+                Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT | Errno::ENOENT,
+            ) => PlaneError::Unsupported { feature, source },
+            _ => PlaneError::Step {
+                step: format!("ask the kernel for {feature}"),
+                source,
+            },
         }
     };
     let mut route = Socket::open(Kind::Route).map_err(lacks("rtnetlink"))?;
