@@ -68,6 +68,7 @@ pub struct Agent {
     commands: mpsc::Sender<Command>,
     state: watch::Receiver<SessionState>,
     tasks: JoinSet<()>,
+    closed: oneshot::Receiver<()>,
 }
 
 impl Agent {
@@ -80,7 +81,7 @@ impl Agent {
     ) -> Result<Self, AgentError> {
         let path = config.ledger;
         let opened = tokio::task::spawn_blocking(move || Ledger::open(&path)).await;
-        let (ledger, remembered) = opened
+        let (ledger, remembered, closed) = opened
             .expect("opening the ledger does not panic")
             .map_err(AgentError::Ledger)?;
         let mut managers = config.managers;
@@ -123,6 +124,7 @@ impl Agent {
             commands,
             state,
             tasks,
+            closed,
         })
     }
 
@@ -134,16 +136,18 @@ impl Agent {
     /// Stops the agent and waits until it has let go of its files. Its tasks run on, for the next agent to take up.
     pub async fn stop(mut self) {
         self.tasks.shutdown().await;
+        // An error says that the ledger's thread is gone, and its file with it.
+        let _ = self.closed.await;
     }
 
     /// Ends the node's part in the cluster: stops and removes its tasks, takes down its networks, forgets everything.
-    pub async fn leave(mut self) {
+    pub async fn leave(self) {
         let (done, left) = oneshot::channel();
         // Without a foreman there is nothing to leave.
         if self.commands.send(Command::Leave(done)).await.is_ok() {
             let _ = left.await;
         }
-        self.tasks.shutdown().await;
+        self.stop().await;
     }
 }
 

@@ -68,15 +68,16 @@ struct Request {
     done: Option<oneshot::Sender<Result<(), LedgerError>>>,
 }
 
-/// The way to the thread; it ends when all of them are gone.
-#[derive(Clone)]
+/// The way to the thread; it ends when this is gone.
 pub(super) struct Ledger {
     requests: mpsc::Sender<Request>,
 }
 
 impl Ledger {
-    /// Opens or makes the file and reads it. Blocks.
-    pub(super) fn open(path: &Path) -> Result<(Self, Remembered), LedgerError> {
+    /// Opens or makes the file and reads it. Blocks. The receiver hears when the file is closed again.
+    pub(super) fn open(
+        path: &Path,
+    ) -> Result<(Self, Remembered, oneshot::Receiver<()>), LedgerError> {
         let failed = |source: redb::Error| LedgerError::Open {
             path: path.to_owned(),
             source: Box::new(source),
@@ -84,11 +85,16 @@ impl Ledger {
         let database = Database::create(path).map_err(|error| failed(error.into()))?;
         let remembered = read(&database).map_err(failed)?;
         let (requests, received) = mpsc::channel(REQUESTS_MAX);
+        let (closes, closed) = oneshot::channel();
         std::thread::Builder::new()
             .name("ledger".to_owned())
-            .spawn(move || serve(&database, received))
+            .spawn(move || {
+                serve(&database, received);
+                drop(database);
+                let _ = closes.send(());
+            })
             .map_err(|error| failed(error.into()))?;
-        Ok((Self { requests }, remembered))
+        Ok((Self { requests }, remembered, closed))
     }
 
     /// Remembers rows; they are on the disk when this returns.
@@ -233,7 +239,7 @@ mod tests {
     async fn what_was_written_is_remembered_and_what_was_forgotten_is_not() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("ledger");
-        let (ledger, remembered) = Ledger::open(&path).expect("a new ledger");
+        let (ledger, remembered, closed) = Ledger::open(&path).expect("a new ledger");
         assert!(remembered.tasks.is_empty() && remembered.view.is_none());
         let [one, two] = ["t1", "t2"].map(|id| task(id, S::Assigned, S::Running));
         let view = Arc::new(NetworkView {
@@ -261,7 +267,9 @@ mod tests {
             .await
             .expect("written");
 
-        let remembered = reopen(ledger, &path).await.1;
+        drop(ledger);
+        closed.await.expect("closed");
+        let remembered = Ledger::open(&path).expect("the ledger").1;
         assert_eq!(remembered.tasks.len(), 1);
         assert_eq!(
             (
@@ -278,28 +286,14 @@ mod tests {
     async fn leaving_forgets_everything() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("ledger");
-        let (ledger, _) = Ledger::open(&path).expect("a new ledger");
+        let (ledger, _, closed) = Ledger::open(&path).expect("a new ledger");
         let rows = vec![
             Row::Task(Box::new(task("t1", S::Running, S::Running))),
             Row::ForgetAll,
         ];
         ledger.write(rows).await.expect("written");
-        assert!(reopen(ledger, &path).await.1.tasks.is_empty());
-    }
-
-    /// Closes the ledger and opens it again; its thread lets go of the file when it has noticed.
-    async fn reopen(ledger: Ledger, path: &Path) -> (Ledger, Remembered) {
         drop(ledger);
-        loop {
-            match Ledger::open(path) {
-                Ok(opened) => return opened,
-                Err(LedgerError::Open { source, .. })
-                    if matches!(*source, redb::Error::DatabaseAlreadyOpen) =>
-                {
-                    tokio::task::yield_now().await;
-                }
-                Err(error) => panic!("{error:?}"),
-            }
-        }
+        closed.await.expect("closed");
+        assert!(Ledger::open(&path).expect("the ledger").1.tasks.is_empty());
     }
 }

@@ -1,0 +1,279 @@
+//! An agent with managers that the test plays: real TLS, real gRPC, a node that only takes notes.
+
+mod stage;
+
+use shoal_api::{TaskState as S, network::NetworkView};
+use stage::{Authority, Event, Manager, Notes, complete, incremental, remove, secret, task};
+
+#[tokio::test]
+async fn a_task_runs_and_stops_and_the_network_goes_first() {
+    let (authority, notes) = (Authority::new(), Notes::default());
+    let mut manager = Manager::start(&authority).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let agent = notes
+        .agent(&authority, directory.path(), &[&manager.address])
+        .await;
+
+    let session = manager.session().await;
+    assert_eq!(
+        session.request.description.as_ref().expect("one").hostname,
+        "worker-7"
+    );
+    let view = NetworkView {
+        version: 41,
+        ..NetworkView::default()
+    };
+    session
+        .assign(complete(
+            "1",
+            Some(&view),
+            &[task("t1", S::Assigned, S::Running)],
+        ))
+        .await;
+    manager
+        .until(&Event::Status("t1".to_owned(), S::Running))
+        .await;
+    manager.seen(&Event::Acknowledged(41)).await;
+    assert_eq!(
+        notes.lines()[..3],
+        ["converge 41", "publish 41", "prepare t1"]
+    );
+
+    let view = NetworkView {
+        version: 42,
+        ..view
+    };
+    session
+        .assign(incremental(
+            "1",
+            "2",
+            Some(&view),
+            &[task("t1", S::Running, S::Shutdown)],
+        ))
+        .await;
+    manager
+        .until(&Event::Status("t1".to_owned(), S::Shutdown))
+        .await;
+    assert_eq!(
+        notes.lines()[3..],
+        [
+            "start t1",
+            "wait t1",
+            "converge 42",
+            "publish 42",
+            "shutdown t1"
+        ]
+    );
+
+    session.assign(remove("2", "3", "t1")).await;
+    notes.until("remove t1").await;
+    manager.until(&Event::Heartbeat).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_missed_message_leads_to_a_new_session_that_starts_over() {
+    let (authority, notes) = (Authority::new(), Notes::default());
+    let mut manager = Manager::start(&authority).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let _agent = notes
+        .agent(&authority, directory.path(), &[&manager.address])
+        .await;
+
+    let session = manager.session().await;
+    session
+        .assign(complete("1", None, &[task("t1", S::Assigned, S::Running)]))
+        .await;
+    manager
+        .until(&Event::Status("t1".to_owned(), S::Running))
+        .await;
+    session
+        .assign(incremental(
+            "7",
+            "8",
+            None,
+            &[task("t1", S::Running, S::Shutdown)],
+        ))
+        .await;
+    let session = manager.session().await;
+    assert_eq!(session.request.assignments_version, "");
+    // This manager has not heard of the start.
+    session
+        .assign(complete("9", None, &[task("t1", S::Assigned, S::Running)]))
+        .await;
+    manager
+        .until(&Event::Status("t1".to_owned(), S::Running))
+        .await;
+    assert_eq!(
+        notes.lines(),
+        ["prepare t1", "start t1", "wait t1"],
+        "the task ran on"
+    );
+}
+
+#[tokio::test]
+async fn when_a_manager_dies_the_next_one_is_called_and_tasks_run_on() {
+    let (authority, notes) = (Authority::new(), Notes::default());
+    let (mut first, mut second) = (
+        Manager::start(&authority).await,
+        Manager::start(&authority).await,
+    );
+    let directory = tempfile::tempdir().expect("a directory");
+    let agent = notes
+        .agent(
+            &authority,
+            directory.path(),
+            &[&first.address, &second.address],
+        )
+        .await;
+
+    let session = first.session().await;
+    session
+        .assign(complete("1", None, &[task("t1", S::Assigned, S::Running)]))
+        .await;
+    first
+        .until(&Event::Status("t1".to_owned(), S::Running))
+        .await;
+    first.stop().await;
+    drop(session);
+    let session = second.session().await;
+    assert_eq!(session.request.assignments_version, "1");
+    session
+        .assign(incremental(
+            "1",
+            "2",
+            None,
+            &[task("t2", S::Assigned, S::Running)],
+        ))
+        .await;
+    second
+        .until(&Event::Status("t2".to_owned(), S::Running))
+        .await;
+    assert_eq!(
+        agent.state().borrow().manager.as_deref(),
+        Some(second.address.as_str())
+    );
+    assert!(!notes.lines().contains(&"shutdown t1".to_owned()));
+}
+
+#[tokio::test]
+async fn a_follower_sends_the_agent_to_the_leader() {
+    let (authority, notes) = (Authority::new(), Notes::default());
+    let mut leader = Manager::start(&authority).await;
+    let follower = Manager::led_by(&authority, &leader.address).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let _agent = notes
+        .agent(&authority, directory.path(), &[&follower.address])
+        .await;
+    leader.session().await;
+}
+
+#[tokio::test]
+async fn a_new_agent_takes_up_the_tasks_without_a_manager() {
+    let (authority, notes) = (Authority::new(), Notes::default());
+    let mut manager = Manager::start(&authority).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let agent = notes
+        .agent(&authority, directory.path(), &[&manager.address])
+        .await;
+    let session = manager.session().await;
+    let view = NetworkView {
+        version: 41,
+        ..NetworkView::default()
+    };
+    let tasks = ["t1", "t2"].map(|id| task(id, S::Assigned, S::Running));
+    session.assign(complete("1", Some(&view), &tasks)).await;
+    notes.until("wait t1").await;
+    notes.until("wait t2").await;
+    for id in ["t1", "t2"] {
+        manager
+            .seen(&Event::Status(id.to_owned(), S::Running))
+            .await;
+    }
+    manager.stop().await;
+    agent.stop().await;
+
+    let later = Notes::default();
+    let agent = later.agent(&authority, directory.path(), &[]).await;
+    later.until("wait t1").await;
+    later.until("wait t2").await;
+    assert_eq!(later.lines()[..2], ["converge 41", "publish 41"]);
+    assert!(
+        !later
+            .lines()
+            .iter()
+            .any(|line| line.starts_with("start") || line.starts_with("prepare"))
+    );
+
+    agent.leave().await;
+    let lines = later.lines();
+    for line in [
+        "shutdown t1",
+        "remove t1",
+        "shutdown t2",
+        "remove t2",
+        "converge 0",
+    ] {
+        assert!(lines.contains(&line.to_owned()), "{line} in {lines:?}");
+    }
+    assert_eq!(
+        lines.last().map(String::as_str),
+        Some("publish 0"),
+        "the networks go last"
+    );
+
+    let empty = Notes::default();
+    empty
+        .agent(&authority, directory.path(), &[])
+        .await
+        .stop()
+        .await;
+    assert_eq!(empty.lines(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_secret_that_comes_later_lets_its_task_go_on_and_is_never_written_down() {
+    let (authority, notes) = (Authority::new(), Notes::default());
+    let mut manager = Manager::start(&authority).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let agent = notes
+        .agent(&authority, directory.path(), &[&manager.address])
+        .await;
+    let session = manager.session().await;
+    let (using, content) = (
+        stage::task_with_secret("t1", "s1"),
+        "correct horse battery staple",
+    );
+    session.assign(complete("1", None, &[using])).await;
+    manager
+        .until(&Event::Status("t1".to_owned(), S::Preparing))
+        .await;
+    session.assign(secret("1", "2", "s1", content)).await;
+    manager
+        .until(&Event::Status("t1".to_owned(), S::Running))
+        .await;
+    agent.stop().await;
+    let ledger = std::fs::read(directory.path().join("ledger")).expect("a ledger");
+    assert!(
+        !ledger
+            .windows(content.len())
+            .any(|bytes| bytes == content.as_bytes())
+    );
+}
+
+#[tokio::test]
+async fn a_manager_of_another_cluster_is_not_believed() {
+    let (authority, notes) = (Authority::new(), Notes::default());
+    let mut foreign = Manager::start(&Authority::new()).await;
+    let mut own = Manager::start(&authority).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let _agent = notes
+        .agent(
+            &authority,
+            directory.path(),
+            &[&foreign.address, &own.address],
+        )
+        .await;
+    own.session().await;
+    foreign.heard_nothing();
+}

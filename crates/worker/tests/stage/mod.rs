@@ -1,0 +1,558 @@
+//! What the tests of the agent play with: a certificate authority, managers, and a node that takes notes.
+
+use std::{
+    io,
+    path::Path,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll},
+    time::{Duration, SystemTime},
+};
+
+use async_trait::async_trait;
+use shoal_api::{
+    ClusterId, ObjectId, TaskState,
+    network::NetworkView,
+    object::{Meta, NodeDescription, Secret, Task, TaskStatus},
+    spec::{SecretReference, SecretSpec, TaskSpec},
+    wire::{
+        self, AssignmentChange, AssignmentsMessage, assignment_change, assignments_message,
+        dispatcher_server::{Dispatcher, DispatcherServer},
+    },
+};
+use shoal_ca::{
+    ClientAuth, NODE_CERTIFICATE_VALIDITY, NodeIdentity, NodeKey, Role, RootCa, Subject,
+};
+use shoal_worker::{
+    Agent, AgentConfig, Controller, ExecError, Executor, Exit, NamePlane, NetworkPlane, PlaneError,
+    Started, TaskFiles,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{mpsc, watch},
+    task::{JoinHandle, JoinSet},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, transport::server::Connected};
+
+/// A cluster's root, and identities under it.
+pub(crate) struct Authority {
+    root: RootCa,
+    cluster: ClusterId,
+}
+
+impl Authority {
+    pub(crate) fn new() -> Self {
+        Self {
+            root: RootCa::create(SystemTime::now()).expect("a root"),
+            cluster: ClusterId::random(),
+        }
+    }
+
+    fn identity(&self, role: Role) -> NodeIdentity {
+        let key = NodeKey::generate().expect("a key");
+        let subject = Subject {
+            node_id: shoal_api::NodeId::random(),
+            role,
+            cluster_id: self.cluster.clone(),
+        };
+        let request = key.request_pem().expect("a request");
+        let certificate = self
+            .root
+            .issue(
+                &request,
+                &subject,
+                NODE_CERTIFICATE_VALIDITY,
+                SystemTime::now(),
+            )
+            .expect("a certificate");
+        NodeIdentity::new(self.root.certificate().clone(), certificate, key.pem())
+            .expect("an identity")
+    }
+}
+
+/// What a manager hears.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Event {
+    Status(String, TaskState),
+    Acknowledged(u64),
+    Heartbeat,
+}
+
+/// A session as the manager sees it; dropping it closes its streams.
+pub(crate) struct Session {
+    pub(crate) request: wire::SessionRequest,
+    _messages: mpsc::Sender<Result<wire::SessionMessage, Status>>,
+    assignments: mpsc::Sender<Result<AssignmentsMessage, Status>>,
+}
+
+impl Session {
+    pub(crate) async fn assign(&self, message: AssignmentsMessage) {
+        self.assignments
+            .send(Ok(message))
+            .await
+            .expect("the agent listens");
+    }
+}
+
+type Opened = (
+    wire::SessionRequest,
+    mpsc::Sender<Result<wire::SessionMessage, Status>>,
+);
+
+/// A manager that the test plays.
+pub(crate) struct Manager {
+    pub(crate) address: String,
+    sessions: mpsc::UnboundedReceiver<Opened>,
+    streams: mpsc::UnboundedReceiver<mpsc::Sender<Result<AssignmentsMessage, Status>>>,
+    events: mpsc::UnboundedReceiver<Event>,
+    heard: Vec<Event>,
+    server: JoinHandle<()>,
+}
+
+impl Manager {
+    pub(crate) async fn start(authority: &Authority) -> Self {
+        Self::led_by(authority, "").await
+    }
+
+    pub(crate) async fn led_by(authority: &Authority, leader: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound").to_string();
+        let config =
+            shoal_ca::server_config(&authority.identity(Role::Manager), ClientAuth::Required)
+                .expect("a config");
+        let (opened, sessions) = mpsc::unbounded_channel();
+        let (opened_streams, streams) = mpsc::unbounded_channel();
+        let (told, events) = mpsc::unbounded_channel();
+        let ears = Ears {
+            opened,
+            opened_streams,
+            told,
+            leader: leader.to_owned(),
+        };
+        let server = tokio::spawn(serve(listener, TlsAcceptor::from(config), ears));
+        Self {
+            address,
+            sessions,
+            streams,
+            events,
+            heard: Vec::new(),
+            server,
+        }
+    }
+
+    /// The next session, once the agent asks for its assignments.
+    pub(crate) async fn session(&mut self) -> Session {
+        let (request, messages) = self.sessions.recv().await.expect("the server runs");
+        let assignments = self.streams.recv().await.expect("the server runs");
+        Session {
+            request,
+            _messages: messages,
+            assignments,
+        }
+    }
+
+    /// Waits for an event that comes from now on.
+    pub(crate) async fn until(&mut self, event: &Event) {
+        loop {
+            let heard = self.events.recv().await.expect("the server runs");
+            self.heard.push(heard.clone());
+            if heard == *event {
+                return;
+            }
+        }
+    }
+
+    /// Waits for an event unless it has come already.
+    pub(crate) async fn seen(&mut self, event: &Event) {
+        if !self.heard.contains(event) {
+            self.until(event).await;
+        }
+    }
+
+    pub(crate) fn heard_nothing(&mut self) {
+        assert!(self.sessions.try_recv().is_err() && self.events.try_recv().is_err());
+    }
+
+    /// Dies with all its connections.
+    pub(crate) async fn stop(&mut self) {
+        self.server.abort();
+        let _ = (&mut self.server).await;
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+async fn serve(listener: TcpListener, acceptor: TlsAcceptor, ears: Ears) {
+    let (accepted, incoming) = mpsc::channel::<io::Result<Tls>>(1);
+    let mut tasks = JoinSet::new();
+    let router = tonic::transport::Server::builder().add_service(DispatcherServer::new(ears));
+    tasks.spawn(async move {
+        router
+            .serve_with_incoming(ReceiverStream::new(incoming))
+            .await
+            .expect("served");
+    });
+    loop {
+        let (stream, _) = listener.accept().await.expect("a connection");
+        // A client that does not like our certificate is not served; that is all.
+        if let Ok(stream) = acceptor.accept(stream).await {
+            accepted
+                .send(Ok(Tls(stream)))
+                .await
+                .expect("the server runs");
+        }
+    }
+}
+
+struct Tls(TlsStream<TcpStream>);
+
+impl Connected for Tls {
+    type ConnectInfo = ();
+    fn connect_info(&self) {}
+}
+impl AsyncRead for Tls {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+impl AsyncWrite for Tls {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+struct Ears {
+    opened: mpsc::UnboundedSender<Opened>,
+    opened_streams: mpsc::UnboundedSender<mpsc::Sender<Result<AssignmentsMessage, Status>>>,
+    told: mpsc::UnboundedSender<Event>,
+    leader: String,
+}
+
+#[async_trait]
+impl Dispatcher for Ears {
+    type SessionStream = ReceiverStream<Result<wire::SessionMessage, Status>>;
+    type AssignmentsStream = ReceiverStream<Result<AssignmentsMessage, Status>>;
+
+    async fn session(
+        &self,
+        request: Request<wire::SessionRequest>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let (messages, stream) = mpsc::channel(10);
+        let message = wire::SessionMessage {
+            session_id: "session".to_owned(),
+            leader: self.leader.clone(),
+            heartbeat_period_ms: 50,
+            ..Default::default()
+        };
+        messages.send(Ok(message)).await.expect("there is room");
+        let _ = self.opened.send((request.into_inner(), messages));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<wire::HeartbeatRequest>,
+    ) -> Result<Response<wire::HeartbeatResponse>, Status> {
+        assert_eq!(request.into_inner().session_id, "session");
+        let _ = self.told.send(Event::Heartbeat);
+        Ok(Response::new(wire::HeartbeatResponse { period_ms: 50 }))
+    }
+
+    async fn assignments(
+        &self,
+        request: Request<wire::AssignmentsRequest>,
+    ) -> Result<Response<Self::AssignmentsStream>, Status> {
+        assert_eq!(request.into_inner().session_id, "session");
+        let (assignments, stream) = mpsc::channel(10);
+        let _ = self.opened_streams.send(assignments);
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn update_task_status(
+        &self,
+        request: Request<wire::UpdateTaskStatusRequest>,
+    ) -> Result<Response<wire::UpdateTaskStatusResponse>, Status> {
+        for update in request.into_inner().updates {
+            let status: TaskStatus = update
+                .status
+                .expect("a status")
+                .try_into()
+                .expect("readable");
+            let _ = self.told.send(Event::Status(update.task_id, status.state));
+        }
+        Ok(Response::new(wire::UpdateTaskStatusResponse {}))
+    }
+
+    async fn acknowledge_view(
+        &self,
+        request: Request<wire::AcknowledgeViewRequest>,
+    ) -> Result<Response<wire::AcknowledgeViewResponse>, Status> {
+        let _ = self
+            .told
+            .send(Event::Acknowledged(request.into_inner().version));
+        Ok(Response::new(wire::AcknowledgeViewResponse {}))
+    }
+}
+
+/// A task of the service `web`.
+pub(crate) fn task(id: &str, state: TaskState, desired: TaskState) -> Task {
+    Task {
+        id: id.parse().expect("an id"),
+        meta: Meta::default(),
+        service: "web".parse().expect("an id"),
+        slot: 1,
+        node: Some("node1".parse().expect("an id")),
+        spec_version: 1,
+        spec: Arc::new(TaskSpec::default()),
+        service_name: "web".into(),
+        desired_state: desired,
+        status: TaskStatus {
+            state,
+            ..TaskStatus::default()
+        },
+        networks: Vec::new(),
+        ports: Vec::new(),
+        attempts: 0,
+        start_after: None,
+        job_iteration: None,
+        drained: false,
+    }
+}
+
+pub(crate) fn task_with_secret(id: &str, secret: &str) -> Task {
+    let mut spec = TaskSpec::default();
+    let id_of_secret = secret.parse().expect("an id");
+    spec.container.secrets = vec![SecretReference {
+        id: id_of_secret,
+        name: "key".to_owned(),
+        target: Default::default(),
+    }];
+    Task {
+        spec: Arc::new(spec),
+        ..task(id, TaskState::Assigned, TaskState::Running)
+    }
+}
+
+pub(crate) fn complete(
+    results_in: &str,
+    view: Option<&NetworkView>,
+    tasks: &[Task],
+) -> AssignmentsMessage {
+    let mut message = incremental("", results_in, view, tasks);
+    message.set_type(assignments_message::Type::Complete);
+    message
+}
+
+pub(crate) fn incremental(
+    applies_to: &str,
+    results_in: &str,
+    view: Option<&NetworkView>,
+    tasks: &[Task],
+) -> AssignmentsMessage {
+    let items = tasks
+        .iter()
+        .map(|task| assignment_change::Item::Task(task.into()));
+    message(
+        applies_to,
+        results_in,
+        view,
+        assignment_change::Action::Update,
+        items.collect(),
+    )
+}
+
+pub(crate) fn secret(
+    applies_to: &str,
+    results_in: &str,
+    id: &str,
+    content: &str,
+) -> AssignmentsMessage {
+    let spec = SecretSpec {
+        data: content.as_bytes().to_vec(),
+        ..SecretSpec::default()
+    };
+    let secret = Secret {
+        id: id.parse().expect("an id"),
+        meta: Meta::default(),
+        spec,
+    };
+    let items = vec![assignment_change::Item::Secret((&secret).into())];
+    message(
+        applies_to,
+        results_in,
+        None,
+        assignment_change::Action::Update,
+        items,
+    )
+}
+
+pub(crate) fn remove(applies_to: &str, results_in: &str, id: &str) -> AssignmentsMessage {
+    let items = vec![assignment_change::Item::Task(wire::Task {
+        id: id.to_owned(),
+        ..Default::default()
+    })];
+    message(
+        applies_to,
+        results_in,
+        None,
+        assignment_change::Action::Remove,
+        items,
+    )
+}
+
+fn message(
+    applies_to: &str,
+    results_in: &str,
+    view: Option<&NetworkView>,
+    action: assignment_change::Action,
+    items: Vec<assignment_change::Item>,
+) -> AssignmentsMessage {
+    let change = |item| AssignmentChange {
+        action: action.into(),
+        item: Some(item),
+    };
+    AssignmentsMessage {
+        r#type: assignments_message::Type::Incremental.into(),
+        applies_to: applies_to.to_owned(),
+        results_in: results_in.to_owned(),
+        changes: items.into_iter().map(change).collect(),
+        view: view.map(Into::into),
+    }
+}
+
+/// A node that writes down what it is asked to do, and does it at once; its processes run for ever.
+#[derive(Clone)]
+pub(crate) struct Notes(Arc<watch::Sender<Vec<String>>>);
+
+impl Default for Notes {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(Vec::new())))
+    }
+}
+
+impl Notes {
+    pub(crate) async fn agent(
+        &self,
+        authority: &Authority,
+        directory: &Path,
+        managers: &[&str],
+    ) -> Agent {
+        let identity = authority.identity(Role::Worker);
+        let tls = shoal_ca::client_config(authority.root.certificate(), Some(&identity))
+            .expect("a config");
+        let config = AgentConfig {
+            managers: managers
+                .iter()
+                .map(|address| (*address).to_owned())
+                .collect(),
+            ledger: directory.join("ledger"),
+            tls: watch::Sender::new(tls).subscribe(),
+        };
+        let node = Arc::new(self.clone());
+        Agent::start(config, node.clone(), node.clone(), node)
+            .await
+            .expect("an agent")
+    }
+
+    fn take(&self, line: String) {
+        self.0.send_modify(|lines| lines.push(line));
+    }
+
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.0.borrow().clone()
+    }
+
+    pub(crate) async fn until(&self, line: &str) {
+        self.0
+            .subscribe()
+            .wait_for(|lines| lines.iter().any(|l| l == line))
+            .await
+            .expect("notes are kept");
+    }
+}
+
+#[async_trait]
+impl Executor for Notes {
+    async fn describe(&self) -> Result<NodeDescription, ExecError> {
+        Ok(NodeDescription {
+            hostname: "worker-7".to_owned(),
+            ..NodeDescription::default()
+        })
+    }
+    async fn controller(&self, task: &Task) -> Result<Box<dyn Controller>, ExecError> {
+        Ok(Box::new(Hand {
+            notes: self.clone(),
+            id: task.id.to_string(),
+            updates: Mutex::new(0),
+        }))
+    }
+}
+
+#[async_trait]
+impl NetworkPlane for Notes {
+    async fn converge(&self, want: &NetworkView) -> Result<(), Vec<PlaneError>> {
+        self.take(format!("converge {}", want.version));
+        Ok(())
+    }
+}
+
+impl NamePlane for Notes {
+    fn publish(&self, want: &NetworkView) {
+        self.take(format!("publish {}", want.version));
+    }
+}
+
+struct Hand {
+    notes: Notes,
+    id: String,
+    updates: Mutex<u32>,
+}
+
+#[async_trait]
+impl Controller for Hand {
+    async fn update(&self, _: &Task) -> Result<(), ExecError> {
+        *self.updates.lock().expect("whole") += 1;
+        Ok(())
+    }
+    async fn prepare(&self, _: &TaskFiles) -> Result<(), ExecError> {
+        self.notes.take(format!("prepare {}", self.id));
+        Ok(())
+    }
+    async fn start(&self) -> Result<Started, ExecError> {
+        self.notes.take(format!("start {}", self.id));
+        Ok(Started::default())
+    }
+    async fn wait(&self) -> Result<Exit, ExecError> {
+        self.notes.take(format!("wait {}", self.id));
+        std::future::pending().await
+    }
+    async fn shutdown(&self, _: Duration) -> Result<(), ExecError> {
+        self.notes.take(format!("shutdown {}", self.id));
+        Ok(())
+    }
+    async fn remove(&self) -> Result<(), ExecError> {
+        self.notes.take(format!("remove {}", self.id));
+        Ok(())
+    }
+}
