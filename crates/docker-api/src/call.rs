@@ -1,0 +1,268 @@
+//! A request, taken apart.
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, StatusCode, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::{Request, body::Incoming, upgrade::OnUpgrade};
+
+use crate::{
+    backend::{ApiError, ApiResult, ByteStream},
+    convert::time::parse_instant,
+    filters::Filters,
+};
+
+/// Minor number of the API version served without a version in the path, and the newest.
+const MINOR_MAX: u32 = 51;
+/// Minor number of the oldest version.
+const MINOR_MIN: u32 = 24;
+
+/// Bytes of a JSON body at most. The largest honest one is a config: 1,024,000 bytes, a third more in base 64.
+const JSON_BYTES_MAX: usize = 4 << 20;
+
+/// A request, taken apart.
+pub(crate) struct Call {
+    pub(crate) method: Method,
+    /// Segments of the path after the version, decoded.
+    pub(crate) path: Vec<String>,
+    pub(crate) query: Query,
+    pub(crate) headers: HeaderMap,
+    /// Minor number of the API version that the client speaks.
+    pub(crate) minor: u32,
+    /// There if the client asks to take the connection over.
+    pub(crate) upgrade: Option<OnUpgrade>,
+    body: Incoming,
+}
+
+impl Call {
+    pub(crate) fn new(mut request: Request<Incoming>) -> ApiResult<Self> {
+        let asks = request
+            .headers()
+            .get(header::CONNECTION)
+            .and_then(|value| value.to_str().ok())
+            .is_some_and(|value| value.to_ascii_lowercase().contains("upgrade"))
+            && request.headers().contains_key(header::UPGRADE);
+        let upgrade = asks.then(|| hyper::upgrade::on(&mut request));
+        let (parts, body) = request.into_parts();
+        let mut path: Vec<String> = parts
+            .uri
+            .path()
+            .split('/')
+            .filter(|segment| !segment.is_empty())
+            .map(|segment| decode(segment, false))
+            .collect();
+        let minor = match path.first().and_then(|first| api_version(first)) {
+            None => MINOR_MAX,
+            Some(minor) => {
+                path.remove(0);
+                minor?
+            }
+        };
+        Ok(Self {
+            method: parts.method,
+            path,
+            query: Query::parse(parts.uri.query().unwrap_or_default()),
+            headers: parts.headers,
+            minor,
+            upgrade,
+            body,
+        })
+    }
+
+    /// A header as text.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// The whole body, for JSON.
+    pub(crate) async fn bytes(self) -> ApiResult<Bytes> {
+        match Limited::new(self.body, JSON_BYTES_MAX).collect().await {
+            Ok(body) => Ok(body.to_bytes()),
+            Err(error) if error.is::<LengthLimitError>() => Err(ApiError::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!("request body is larger than {JSON_BYTES_MAX} bytes"),
+            )),
+            Err(error) => Err(ApiError::invalid(format!(
+                "request body ended early: {error}"
+            ))),
+        }
+    }
+
+    /// The body as it comes, for archives.
+    pub(crate) fn stream(self) -> ByteStream {
+        use futures_util::{StreamExt, future};
+        Box::pin(
+            self.body
+                .into_data_stream()
+                .map(|chunk| {
+                    chunk.map_err(|error| {
+                        ApiError::invalid(format!("request body ended early: {error}"))
+                    })
+                })
+                .filter(|chunk| future::ready(!matches!(chunk, Ok(bytes) if bytes.is_empty()))),
+        )
+    }
+}
+
+/// Reads `v1.NN`; `None` if the segment is no version.
+fn api_version(segment: &str) -> Option<ApiResult<u32>> {
+    let digits = segment.strip_prefix('v')?;
+    let (major, minor) = digits.split_once('.')?;
+    let (major, minor): (u32, u32) = (major.parse().ok()?, minor.parse().ok()?);
+    if major != 1 || minor > MINOR_MAX {
+        return Some(Err(ApiError::invalid(format!(
+            "client version {digits} is too new. Maximum supported API version is 1.{MINOR_MAX}"
+        ))));
+    }
+    if minor < MINOR_MIN {
+        return Some(Err(ApiError::invalid(format!(
+            "client version {digits} is too old. Minimum supported API version is 1.{MINOR_MIN}, please upgrade your \
+             client to a newer version"
+        ))));
+    }
+    Some(Ok(minor))
+}
+
+/// The parameters after the question mark, in order.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Query(Vec<(String, String)>);
+
+impl Query {
+    fn parse(text: &str) -> Self {
+        let pairs = text.split('&').filter(|pair| !pair.is_empty());
+        Self(
+            pairs
+                .map(|pair| {
+                    let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+                    (decode(name, true), decode(value, true))
+                })
+                .collect(),
+        )
+    }
+
+    /// The first value of a name; `None` if it is empty.
+    pub(crate) fn text(&self, name: &str) -> Option<&str> {
+        self.0
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
+            .filter(|value| !value.is_empty())
+    }
+
+    /// The first value of a name, empty if there is none.
+    pub(crate) fn text_or_empty(&self, name: &str) -> &str {
+        self.text(name).unwrap_or_default()
+    }
+
+    /// All values of a name.
+    pub(crate) fn all(&self, name: &str) -> Vec<String> {
+        self.0
+            .iter()
+            .filter(|(key, _)| key == name)
+            .map(|(_, value)| value.clone())
+            .collect()
+    }
+
+    /// A truth value as docker reads it (moby `httputils.BoolValue`).
+    pub(crate) fn flag(&self, name: &str) -> bool {
+        self.flag_or(name, false)
+    }
+
+    /// A truth value with a default.
+    pub(crate) fn flag_or(&self, name: &str, default: bool) -> bool {
+        match self.text(name) {
+            None => default,
+            Some(text) => !matches!(
+                text.to_ascii_lowercase().as_str(),
+                "0" | "no" | "false" | "none"
+            ),
+        }
+    }
+
+    /// A number; `None` if there is none.
+    pub(crate) fn number<T: std::str::FromStr>(&self, name: &str) -> ApiResult<Option<T>> {
+        self.text(name)
+            .map(|text| {
+                text.parse()
+                    .map_err(|_| ApiError::invalid(format!("invalid value for {name}: {text:?}")))
+            })
+            .transpose()
+    }
+
+    /// An instant; `None` if there is none or it is 0, which clients send for "none".
+    pub(crate) fn instant(&self, name: &str) -> ApiResult<Option<shoal_api::Timestamp>> {
+        match self.text(name) {
+            None | Some("0") => Ok(None),
+            Some(text) => parse_instant(text)
+                .map(Some)
+                .ok_or_else(|| ApiError::invalid(format!("invalid value for {name}: {text:?}"))),
+        }
+    }
+
+    /// The version of the object that an update read.
+    pub(crate) fn object_version(&self) -> ApiResult<u64> {
+        let text = self.text_or_empty("version");
+        text.parse()
+            .map_err(|_| ApiError::invalid(format!("invalid swarm object version '{text}'")))
+    }
+
+    /// The filters.
+    pub(crate) fn filters(&self) -> ApiResult<Filters> {
+        Filters::parse(self.text_or_empty("filters"))
+    }
+}
+
+/// Decodes `%41`, and `+` where that is a space; what is no escape stays as it is.
+fn decode(text: &str, plus_is_space: bool) -> String {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        let escaped = (byte == b'%')
+            .then(|| text.get(at + 1..at + 3))
+            .flatten()
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        match (escaped, byte) {
+            (Some(byte), _) => {
+                out.push(byte);
+                at += 2;
+            }
+            (None, b'+') if plus_is_space => out.push(b' '),
+            (None, byte) => out.push(byte),
+        }
+        at += 1;
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escapes_are_decoded() {
+        assert_eq!(decode("a%2Fb%zz%4", false), "a/b%zz%4");
+        assert_eq!(decode("a+b%2B", true), "a b+");
+        let query = Query::parse("all=1&x=&names=a&names=b%3A1&t=-1&off=False");
+        assert!(query.flag("all") && !query.flag("x") && !query.flag_or("off", true));
+        assert_eq!(query.all("names"), ["a", "b:1"]);
+        assert_eq!(query.number::<i64>("t").unwrap(), Some(-1));
+        assert!(query.number::<u64>("t").is_err());
+    }
+
+    #[test]
+    fn versions_out_of_range_are_refused_in_dockers_words() {
+        assert_eq!(api_version("v1.41").unwrap().unwrap(), 41);
+        assert!(api_version("version").is_none() && api_version("v1").is_none());
+        assert_eq!(
+            api_version("v1.99").unwrap().unwrap_err().message,
+            "client version 1.99 is too new. Maximum supported API version is 1.51"
+        );
+        assert!(
+            api_version("v1.12")
+                .unwrap()
+                .unwrap_err()
+                .message
+                .starts_with("client version 1.12 is too old.")
+        );
+    }
+}

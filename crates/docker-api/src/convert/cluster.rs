@@ -1,0 +1,323 @@
+//! The cluster, its nodes, secrets and configs.
+
+use std::time::Duration;
+
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use ipnet::IpNet;
+use serde_json::{Map, Value, json};
+use shoal_api::{
+    object::{Cluster, Config, Secret},
+    spec::{Annotations, Availability, ClusterSpec, ConfigSpec, NodeRole, NodeSpec, SecretSpec},
+};
+
+use super::{
+    service_read::read_annotations,
+    service_show::{object, resources},
+    time::nanos,
+};
+use crate::{
+    backend::{ApiError, ApiResult, NodeView, SwarmInit, SwarmJoin, SwarmView},
+    fields::Fields,
+};
+
+/// Names and values of availability, the default first.
+const AVAILABILITIES: [(&str, Availability); 3] = [
+    ("active", Availability::Active),
+    ("pause", Availability::Pause),
+    ("drain", Availability::Drain),
+];
+
+/// Reads the body of `POST /swarm/init`.
+pub(crate) fn read_init(body: &[u8]) -> ApiResult<SwarmInit> {
+    let mut f = Fields::body(body)?;
+    let mut spec = read_spec(f.object_or_empty("Spec")?)?;
+    spec.annotations.name = "default".to_owned();
+    let pools: Vec<IpNet> = f.get("DefaultAddrPool")?;
+    if !pools.is_empty() {
+        spec.default_address_pools = pools;
+    }
+    if let Some(size) = f.take::<u8>("SubnetSize")?.filter(|size| *size != 0) {
+        spec.subnet_size = size;
+    }
+    if let Some(port) = f.take::<u16>("DataPathPort")?.filter(|port| *port != 0) {
+        if !(1_024..=49_151).contains(&port) {
+            return Err(ApiError::invalid(format!(
+                "invalid data path port number (must be between 1024 and 49151): {port}"
+            )));
+        }
+        spec.data_path_port = port;
+    }
+    if f.get::<bool>("AutoLockManagers")? {
+        spec.autolock = true;
+    }
+    let init = SwarmInit {
+        listen_addr: f.get("ListenAddr")?,
+        advertise_addr: f.get("AdvertiseAddr")?,
+        data_path_addr: f.get("DataPathAddr")?,
+        force_new_cluster: f.get("ForceNewCluster")?,
+        availability: f.word("Availability", &AVAILABILITIES)?,
+        spec,
+    };
+    f.finish()?;
+    Ok(init)
+}
+
+/// Reads the body of `POST /swarm/join`.
+pub(crate) fn read_join(body: &[u8]) -> ApiResult<SwarmJoin> {
+    let mut f = Fields::body(body)?;
+    let join = SwarmJoin {
+        listen_addr: f.get("ListenAddr")?,
+        advertise_addr: f.get("AdvertiseAddr")?,
+        data_path_addr: f.get("DataPathAddr")?,
+        remote_addrs: f.get("RemoteAddrs")?,
+        token: f.get("JoinToken")?,
+        availability: f.word("Availability", &AVAILABILITIES)?,
+    };
+    f.finish()?;
+    if join.remote_addrs.is_empty() {
+        return Err(ApiError::invalid(
+            "at least 1 RemoteAddr is required to join",
+        ));
+    }
+    Ok(join)
+}
+
+/// Reads the body of `POST /swarm/update`; what only `init` can say is kept from `old`.
+pub(crate) fn read_update(body: &[u8], old: &ClusterSpec) -> ApiResult<ClusterSpec> {
+    let new = read_spec(Fields::body(body)?)?;
+    Ok(ClusterSpec {
+        default_address_pools: old.default_address_pools.clone(),
+        subnet_size: old.subnet_size,
+        data_path_port: old.data_path_port,
+        ..new
+    })
+}
+
+fn read_spec(mut f: Fields) -> ApiResult<ClusterSpec> {
+    let default = ClusterSpec::default();
+    let annotations = read_annotations(&mut f)?;
+    let mut orchestration = f.object_or_empty("Orchestration")?;
+    let mut raft = f.object_or_empty("Raft")?;
+    let mut dispatcher = f.object_or_empty("Dispatcher")?;
+    let mut ca = f.object_or_empty("CAConfig")?;
+    let mut encryption = f.object_or_empty("EncryptionConfig")?;
+    let some = |duration: Option<Duration>| duration.filter(|d| !d.is_zero());
+    let spec = ClusterSpec {
+        annotations,
+        task_history_limit: orchestration
+            .take("TaskHistoryRetentionLimit")?
+            .unwrap_or(default.task_history_limit),
+        snapshot_interval: raft
+            .take("SnapshotInterval")?
+            .filter(|n| *n != 0)
+            .unwrap_or(default.snapshot_interval),
+        heartbeat_period: some(dispatcher.nanos("HeartbeatPeriod")?)
+            .unwrap_or(default.heartbeat_period),
+        cert_expiry: some(ca.nanos("NodeCertExpiry")?).unwrap_or(default.cert_expiry),
+        autolock: encryption.get("AutoLockManagers")?,
+        ..default
+    };
+    if spec.cert_expiry < Duration::from_secs(3_600) {
+        return Err(ApiError::invalid(
+            "minimum certificate expiry time is 1h0m0s",
+        ));
+    }
+    // Timing of elections is not the user's here, and these are what every client sends back.
+    raft.ignore(&[
+        "LogEntriesForSlowFollowers",
+        "ElectionTick",
+        "HeartbeatTick",
+    ]);
+    ca.ignore(&["SigningCACert", "ForceRotate"]);
+    for rest in [orchestration, raft, dispatcher, ca, encryption, f] {
+        rest.finish()?;
+    }
+    Ok(spec)
+}
+
+/// The answer of `GET /swarm`.
+pub(crate) fn swarm(view: &SwarmView) -> Value {
+    let mut answer = cluster_info(&view.cluster);
+    answer["JoinTokens"] = json!({"Worker": view.worker_token, "Manager": view.manager_token});
+    answer
+}
+
+/// The cluster without its tokens, as `/info` shows it.
+pub(crate) fn cluster_info(cluster: &Cluster) -> Value {
+    let spec = &cluster.spec;
+    let mut answer = object(cluster.id.as_str(), &cluster.meta);
+    answer["Spec"] = json!({
+        "Name": spec.annotations.name,
+        "Labels": spec.annotations.labels,
+        "Orchestration": {"TaskHistoryRetentionLimit": spec.task_history_limit},
+        "Raft": {
+            "SnapshotInterval": spec.snapshot_interval,
+            "KeepOldSnapshots": 0,
+            "LogEntriesForSlowFollowers": 500,
+            "ElectionTick": 10,
+            "HeartbeatTick": 1,
+        },
+        "Dispatcher": {"HeartbeatPeriod": nanos(spec.heartbeat_period)},
+        "CAConfig": {"NodeCertExpiry": nanos(spec.cert_expiry)},
+        "TaskDefaults": {},
+        "EncryptionConfig": {"AutoLockManagers": spec.autolock},
+    });
+    answer["TLSInfo"] = json!({
+        "TrustRoot": cluster.root_ca_cert,
+        "CertIssuerSubject": "",
+        "CertIssuerPublicKey": "",
+    });
+    answer["RootRotationInProgress"] = json!(false);
+    answer["DefaultAddrPool"] = json!(spec.default_address_pools);
+    answer["SubnetSize"] = json!(spec.subnet_size);
+    answer["DataPathPort"] = json!(spec.data_path_port);
+    answer
+}
+
+/// Docker's word for a role.
+pub(crate) fn role(role: NodeRole) -> &'static str {
+    match role {
+        NodeRole::Worker => "worker",
+        NodeRole::Manager => "manager",
+    }
+}
+
+/// Docker's word for an availability.
+pub(crate) fn availability(availability: Availability) -> &'static str {
+    match availability {
+        Availability::Active => "active",
+        Availability::Pause => "pause",
+        Availability::Drain => "drain",
+    }
+}
+
+/// A node; `root` is the cluster's root certificate, which a node in session trusts.
+pub(crate) fn node(view: &NodeView, root: &str) -> Value {
+    let node = &view.node;
+    let mut answer = object(node.id.as_str(), &node.meta);
+    let spec = &node.spec;
+    answer["Spec"] = json!({
+        "Labels": spec.annotations.labels,
+        "Role": role(spec.role),
+        "Availability": availability(spec.availability),
+    });
+    if !spec.annotations.name.is_empty() {
+        answer["Spec"]["Name"] = json!(spec.annotations.name);
+    }
+    let description = &node.description;
+    let plugins: Vec<Value> = description
+        .plugins
+        .iter()
+        .filter_map(|plugin| plugin.split_once('/'))
+        .map(|(kind, name)| json!({"Type": kind, "Name": name}))
+        .collect();
+    // Docker shows the kernel's names of processors here, where images have Go's.
+    let architecture = match description.platform.architecture.as_str() {
+        "amd64" => "x86_64",
+        "arm64" => "aarch64",
+        other => other,
+    };
+    answer["Description"] = json!({
+        "Hostname": description.hostname,
+        "Platform": {"Architecture": architecture, "OS": description.platform.os},
+        "Resources": resources(&description.resources),
+        "Engine": {
+            "EngineVersion": description.engine_version,
+            "Labels": description.engine_labels,
+            "Plugins": plugins,
+        },
+        "TLSInfo": {
+            "TrustRoot": root,
+            "CertIssuerSubject": "",
+            "CertIssuerPublicKey": "",
+        },
+    });
+    let mut status = Map::new();
+    status.insert("State".to_owned(), json!(node.status.state.as_str()));
+    if !node.status.message.is_empty() {
+        status.insert("Message".to_owned(), json!(node.status.message));
+    }
+    if let Some(address) = node.status.addr {
+        status.insert("Addr".to_owned(), json!(address));
+    }
+    answer["Status"] = Value::Object(status);
+    if let Some(manager) = &view.manager {
+        let mut status = json!({
+            "Reachability": match manager.reachable {
+                None => "unknown",
+                Some(true) => "reachable",
+                Some(false) => "unreachable",
+            },
+            "Addr": manager.addr,
+        });
+        if manager.leader {
+            status["Leader"] = json!(true);
+        }
+        answer["ManagerStatus"] = status;
+    }
+    answer
+}
+
+/// Reads the body of `POST /nodes/{id}/update`.
+pub(crate) fn read_node(body: &[u8]) -> ApiResult<NodeSpec> {
+    let mut f = Fields::body(body)?;
+    let annotations = read_annotations(&mut f)?;
+    let spec = NodeSpec {
+        annotations,
+        role: f.word(
+            "Role",
+            &[("worker", NodeRole::Worker), ("manager", NodeRole::Manager)],
+        )?,
+        availability: f.word("Availability", &AVAILABILITIES)?,
+    };
+    f.finish()?;
+    Ok(spec)
+}
+
+/// A secret; its data never leaves.
+pub(crate) fn secret(secret: &Secret) -> Value {
+    let mut answer = object(secret.id.as_str(), &secret.meta);
+    answer["Spec"] = annotations(&secret.spec.annotations);
+    answer
+}
+
+/// A config with its data.
+pub(crate) fn config(config: &Config) -> Value {
+    let mut answer = object(config.id.as_str(), &config.meta);
+    answer["Spec"] = annotations(&config.spec.annotations);
+    answer["Spec"]["Data"] = json!(BASE64.encode(&config.spec.data));
+    answer
+}
+
+fn annotations(annotations: &Annotations) -> Value {
+    json!({"Name": annotations.name, "Labels": annotations.labels})
+}
+
+/// Reads the body of a secret's create or update.
+pub(crate) fn read_secret(body: &[u8]) -> ApiResult<SecretSpec> {
+    let mut f = Fields::body(body)?;
+    let spec = SecretSpec {
+        annotations: read_annotations(&mut f)?,
+        data: read_data(&mut f)?,
+    };
+    f.finish()?;
+    Ok(spec)
+}
+
+/// Reads the body of a config's create or update.
+pub(crate) fn read_config(body: &[u8]) -> ApiResult<ConfigSpec> {
+    let mut f = Fields::body(body)?;
+    let spec = ConfigSpec {
+        annotations: read_annotations(&mut f)?,
+        data: read_data(&mut f)?,
+    };
+    f.finish()?;
+    Ok(spec)
+}
+
+fn read_data(f: &mut Fields) -> ApiResult<Vec<u8>> {
+    let text: String = f.get("Data")?;
+    BASE64
+        .decode(text)
+        .map_err(|error| f.invalid("Data", format!("not base 64: {error}")))
+}

@@ -1,0 +1,248 @@
+//! Networks: those of this host and those of the cluster.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+use shoal_api::{
+    object::Network,
+    spec::{Annotations, Driver, IpamConfig, NetworkSpec},
+};
+
+use super::{service_show, time::instant};
+use crate::{
+    backend::{ApiError, ApiResult, LocalNetwork, LocalNetworkSpec},
+    fields::Fields,
+};
+
+/// Driver option that holds the VXLAN identifiers of an overlay.
+const VXLAN_IDS: &str = "com.docker.network.driver.overlay.vxlanid_list";
+
+/// What `network create` asks for.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum NetworkRequest {
+    /// A network of this host.
+    Local(LocalNetworkSpec),
+    /// A network of the cluster.
+    Cluster(NetworkSpec),
+}
+
+/// Reads the body of `POST /networks/create`.
+pub(crate) fn read(body: &[u8]) -> ApiResult<NetworkRequest> {
+    let mut f = Fields::body(body)?;
+    let name = f
+        .text("Name")?
+        .filter(|name| !name.trim().is_empty())
+        .ok_or_else(|| ApiError::invalid("network name cannot be blank"))?;
+    let labels = f.get("Labels")?;
+    let driver = f.text("Driver")?.unwrap_or_else(|| "bridge".to_owned());
+    let options: BTreeMap<String, String> = f.get("Options")?;
+    let internal = f.get("Internal")?;
+    let attachable: bool = f.get("Attachable")?;
+    let ingress: bool = f.get("Ingress")?;
+    let ipv6 = f.get("EnableIPv6")?;
+    let ipam = read_ipam(f.object_or_empty("IPAM")?)?;
+    if f.take::<bool>("EnableIPv4")? == Some(false) {
+        return Err(f.invalid("EnableIPv4", "a network without IPv4 is not supported"));
+    }
+    let scope = f.text("Scope")?;
+    f.ignore(&["CheckDuplicate"]);
+    f.finish()?;
+    if driver == "overlay" || ingress || scope.as_deref() == Some("swarm") {
+        if scope.as_deref() == Some("local") {
+            return Err(ApiError::invalid(
+                "an overlay network needs the scope swarm",
+            ));
+        }
+        if driver != "overlay" {
+            return Err(ApiError::invalid(format!(
+                "driver {driver:?} cannot make a network of scope swarm"
+            )));
+        }
+        return Ok(NetworkRequest::Cluster(NetworkSpec {
+            annotations: Annotations { name, labels },
+            driver: Driver {
+                name: driver,
+                options,
+            },
+            internal,
+            attachable,
+            ingress,
+            ipv6,
+            ipam,
+        }));
+    }
+    Ok(NetworkRequest::Local(LocalNetworkSpec {
+        name,
+        driver,
+        internal,
+        ipv6,
+        ipam,
+        options,
+        labels,
+    }))
+}
+
+fn read_ipam(mut f: Fields) -> ApiResult<Vec<IpamConfig>> {
+    match f.text("Driver")?.as_deref() {
+        None | Some("default") => {}
+        Some(other) => return Err(f.invalid("Driver", format!("unknown driver {other:?}"))),
+    }
+    let configs = f
+        .objects("Config")?
+        .into_iter()
+        .map(|mut f| {
+            let config = IpamConfig {
+                subnet: f.parse("Subnet")?,
+                ip_range: f.parse("IPRange")?,
+                gateway: f.parse("Gateway")?,
+            };
+            f.finish()?;
+            Ok(config)
+        })
+        .collect::<ApiResult<_>>()?;
+    f.finish()?;
+    Ok(configs)
+}
+
+/// A network of this host; members only where docker shows them.
+pub(crate) fn local(network: &LocalNetwork, with_members: bool) -> Value {
+    let members: Map<String, Value> = network
+        .containers
+        .iter()
+        .filter(|_| with_members)
+        .map(|(id, member)| {
+            let text =
+                |net: Option<ipnet::IpNet>| net.map(|net| net.to_string()).unwrap_or_default();
+            let shown = json!({
+                "Name": member.name,
+                "EndpointID": member.endpoint_id,
+                "MacAddress": member.mac_address,
+                "IPv4Address": text(member.ipv4),
+                "IPv6Address": text(member.ipv6),
+            });
+            (id.clone(), shown)
+        })
+        .collect();
+    json!({
+        "Name": network.name,
+        "Id": network.id,
+        "Created": instant(network.created),
+        "Scope": "local",
+        "Driver": network.driver,
+        "EnableIPv4": true,
+        "EnableIPv6": network.ipv6,
+        "IPAM": {"Driver": "default", "Options": null, "Config": ipam(&network.ipam)},
+        "Internal": network.internal,
+        "Attachable": false,
+        "Ingress": false,
+        "ConfigFrom": {"Network": ""},
+        "ConfigOnly": false,
+        "Containers": members,
+        "Options": network.options,
+        "Labels": network.labels,
+    })
+}
+
+fn ipam(configs: &[IpamConfig]) -> Value {
+    configs
+        .iter()
+        .map(|config| {
+            let mut shown = Map::new();
+            if let Some(subnet) = config.subnet {
+                shown.insert("Subnet".to_owned(), json!(subnet));
+            }
+            if let Some(range) = config.ip_range {
+                shown.insert("IPRange".to_owned(), json!(range));
+            }
+            if let Some(gateway) = config.gateway {
+                shown.insert("Gateway".to_owned(), json!(gateway));
+            }
+            Value::Object(shown)
+        })
+        .collect()
+}
+
+/// A cluster network as `GET /networks` shows it.
+pub(crate) fn cluster(network: &Network) -> Value {
+    let spec = &network.spec;
+    json!({
+        "Name": spec.annotations.name,
+        "Id": network.id.as_str(),
+        "Created": instant(network.meta.created_at),
+        "Scope": "swarm",
+        "Driver": "overlay",
+        "EnableIPv4": true,
+        "EnableIPv6": spec.ipv6,
+        "IPAM": {"Driver": "default", "Options": null, "Config": subnets(network)},
+        "Internal": spec.internal,
+        "Attachable": spec.attachable,
+        "Ingress": spec.ingress,
+        "ConfigFrom": {"Network": ""},
+        "ConfigOnly": false,
+        "Containers": null,
+        "Options": options(network),
+        "Labels": spec.annotations.labels,
+    })
+}
+
+/// Subnets in force, or those asked for while nothing is allocated yet.
+fn subnets(network: &Network) -> Value {
+    match &network.allocated {
+        None => ipam(&network.spec.ipam),
+        Some(allocated) => allocated
+            .subnets
+            .iter()
+            .map(|subnet| json!({"Subnet": subnet.range, "Gateway": subnet.gateway}))
+            .collect(),
+    }
+}
+
+fn options(network: &Network) -> BTreeMap<String, String> {
+    let mut options = network.spec.driver.options.clone();
+    if let Some(allocated) = &network.allocated {
+        options.insert(VXLAN_IDS.to_owned(), allocated.vni.to_string());
+    }
+    options
+}
+
+/// A cluster network as a task's attachment shows it (Go's `swarm.Network`).
+pub(crate) fn object(network: &Network) -> Value {
+    let spec = &network.spec;
+    let mut answer = service_show::object(network.id.as_str(), &network.meta);
+    answer["Spec"] = json!({
+        "Name": spec.annotations.name,
+        "Labels": spec.annotations.labels,
+        "DriverConfiguration": {"Name": "overlay"},
+        "IPv6Enabled": spec.ipv6,
+        "Internal": spec.internal,
+        "Attachable": spec.attachable,
+        "Ingress": spec.ingress,
+        "IPAMOptions": {"Driver": {"Name": "default"}},
+        "Scope": "swarm",
+    });
+    answer["DriverState"] = json!({"Name": "overlay", "Options": options(network)});
+    answer["IPAMOptions"] = json!({"Driver": {"Name": "default"}, "Configs": subnets(network)});
+    answer
+}
+
+/// A network of every node that services may name (`--network host`), as the cluster sees it.
+pub(crate) fn of_every_node(name: &str) -> Value {
+    json!({
+        "Name": name,
+        "Id": name,
+        "Created": "0001-01-01T00:00:00Z",
+        "Scope": "swarm",
+        "Driver": name,
+        "EnableIPv4": true,
+        "EnableIPv6": false,
+        "IPAM": {"Driver": "", "Options": null, "Config": []},
+        "Internal": false,
+        "Attachable": false,
+        "Ingress": false,
+        "ConfigFrom": {"Network": ""},
+        "ConfigOnly": false,
+        "Containers": null,
+        "Options": {},
+        "Labels": {},
+    })
+}

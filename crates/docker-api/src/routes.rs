@@ -1,0 +1,65 @@
+//! Who answers which path: one file per kind of object.
+
+mod configs;
+mod containers;
+mod execs;
+mod images;
+mod networks;
+mod nodes;
+mod secrets;
+mod services;
+mod swarm;
+mod system;
+mod tasks;
+mod volumes;
+
+use http::Method;
+
+use crate::{
+    backend::{ApiError, ApiResult},
+    call::Call,
+    reply::{self, Reply},
+    server::Api,
+};
+
+/// Answers a request.
+pub(crate) async fn answer(api: &Api, mut call: Call) -> ApiResult<Reply> {
+    let path = std::mem::take(&mut call.path);
+    let path: Vec<&str> = path.iter().map(String::as_str).collect();
+    let method = call.method.clone();
+    let get = method == Method::GET;
+    match path[..] {
+        ["_ping"] | ["version"] | ["info"] | ["events"] | ["auth"] | ["system", ..] => {
+            system::answer(api, call, &path).await
+        }
+        ["containers", ..] => containers::answer(api, call, &path).await,
+        ["exec", ..] => execs::answer(api, call, &path).await,
+        ["images", ..] | ["distribution", ..] => images::answer(api, call, &path).await,
+        ["volumes", ..] => volumes::answer(api, call, &path).await,
+        ["networks", ..] => networks::answer(api, call, &path).await,
+        ["swarm", ..] => swarm::answer(api, call, &path).await,
+        ["nodes", ..] => nodes::answer(api, call, &path).await,
+        ["services", ..] => services::answer(api, call, &path).await,
+        ["tasks", ..] => tasks::answer(api, call, &path).await,
+        ["secrets", ..] => secrets::answer(api, call, &path).await,
+        ["configs", ..] => configs::answer(api, call, &path).await,
+        ["plugins"] if get => Ok(reply::ok(&[(); 0])),
+        ["plugins", name, "json"] if get => {
+            Err(ApiError::not_found(format!("plugin \"{name}\" not found")))
+        }
+        ["plugins", ..] => Err(ApiError::not_implemented("installing plugins")),
+        ["build", "prune"] => Ok(reply::ok(
+            &serde_json::json!({"CachesDeleted": null, "SpaceReclaimed": 0}),
+        )),
+        ["build", ..] | ["session"] | ["grpc"] => Err(ApiError::not_implemented("building images")),
+        ["commit"] => Err(ApiError::not_implemented(
+            "making an image of a container (commit)",
+        )),
+        _ => Err(unknown()),
+    }
+}
+
+/// Nobody answers this path, or not this method.
+fn unknown() -> ApiError {
+    ApiError::not_found("page not found")
+}

@@ -1,0 +1,78 @@
+//! `/exec`, and `POST /containers/{id}/exec`.
+
+use http::StatusCode;
+use serde_json::json;
+use shoal_api::container::ExecSpec;
+
+use super::{containers::size, unknown};
+use crate::{
+    backend::{ApiError, ApiResult},
+    call::Call,
+    convert::container_show,
+    fields::Fields,
+    reply::{self, Reply},
+    server::Api,
+    streams,
+};
+
+pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Reply> {
+    match (call.method.as_str(), &path[1..]) {
+        ("POST", [id, "start"]) => start(api, call, id).await,
+        ("POST", [id, "resize"]) => {
+            let (rows, columns) = size(&call.query)?;
+            api.engine.exec_resize(id, rows, columns).await?;
+            Ok(reply::done())
+        }
+        ("GET", [id, "json"]) => {
+            let exec = api.engine.exec_inspect(id).await?;
+            Ok(reply::ok(&container_show::exec(&exec)))
+        }
+        _ => Err(unknown()),
+    }
+}
+
+/// `POST /containers/{id}/exec`.
+pub(super) async fn create(api: &Api, call: Call, container: &str) -> ApiResult<Reply> {
+    let mut f = Fields::body(&call.bytes().await?)?;
+    let spec = ExecSpec {
+        cmd: f.get("Cmd")?,
+        env: f.get("Env")?,
+        working_dir: f.text("WorkingDir")?,
+        user: f.text("User")?,
+        tty: f.get("Tty")?,
+        privileged: f.get("Privileged")?,
+        attach_stdin: f.get("AttachStdin")?,
+        attach_stdout: f.get("AttachStdout")?,
+        attach_stderr: f.get("AttachStderr")?,
+        detach_keys: f.text("DetachKeys")?,
+        console_size: f
+            .take::<(u16, u16)>("ConsoleSize")?
+            .filter(|size| *size != (0, 0)),
+    };
+    // Whether the client will wait is said again at the start.
+    f.ignore(&["Detach"]);
+    f.finish()?;
+    if spec.cmd.is_empty() {
+        return Err(ApiError::invalid("No exec command specified"));
+    }
+    let id = api.engine.exec_create(container, spec).await?;
+    Ok(reply::json(StatusCode::CREATED, &json!({"Id": id})))
+}
+
+async fn start(api: &Api, mut call: Call, id: &str) -> ApiResult<Reply> {
+    // The body is read before the connection is taken over, and the upgrade must outlive it.
+    let (upgrade, minor) = (call.upgrade.take(), call.minor);
+    let mut f = Fields::body(&call.bytes().await?)?;
+    let detach: bool = f.get("Detach")?;
+    let size: Option<(u16, u16)> = f.take("ConsoleSize")?;
+    if detach {
+        api.engine.exec_start(id).await?;
+        return Ok(reply::done());
+    }
+    let attached = api.engine.exec_attach(id).await?;
+    if let Some((rows, columns)) = size.filter(|size| *size != (0, 0) && attached.tty) {
+        // The process may be over already.
+        let _ = api.engine.exec_resize(id, rows, columns).await;
+    }
+    Ok(streams::hijack(api, upgrade, minor, attached))
+}

@@ -1,0 +1,237 @@
+//! `/networks`: those of this host, and on managers those of the cluster.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use shoal_api::object::Network;
+
+use super::unknown;
+use crate::{
+    backend::{ApiError, ApiResult, LocalNetwork},
+    call::{Call, Query},
+    convert::{
+        container_create::read_endpoint,
+        network::{self, NetworkRequest},
+        service_read::NODE_NETWORKS,
+    },
+    fields::Fields,
+    filters::Filters,
+    reply::{self, Reply},
+    resolve::resolve,
+    server::Api,
+};
+
+pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Reply> {
+    let query = call.query.clone();
+    match (call.method.as_str(), &path[1..]) {
+        ("GET", []) => list(api, &query).await,
+        ("POST", ["create"]) => create(api, call).await,
+        ("POST", ["prune"]) => prune(api, &query).await,
+        ("GET", [name]) => inspect(api, name, &query).await,
+        ("DELETE", [name]) => remove(api, name).await,
+        ("POST", [name, "connect"]) => connect(api, call, name).await,
+        ("POST", [name, "disconnect"]) => {
+            let mut f = Fields::body(&call.bytes().await?)?;
+            let container: String = f.get("Container")?;
+            let force = f.get("Force")?;
+            f.finish()?;
+            let id = local_id(api, name).await?;
+            api.engine
+                .network_disconnect(&id, &container, force)
+                .await?;
+            Ok(reply::done())
+        }
+        _ => Err(unknown()),
+    }
+}
+
+/// Networks of the cluster; none where this node cannot say.
+async fn cluster_networks(api: &Api) -> ApiResult<Vec<Network>> {
+    match api.manager().await {
+        Ok(_) => api.cluster.networks().await,
+        Err(_) => Ok(Vec::new()),
+    }
+}
+
+fn find_local<'a>(networks: &'a [LocalNetwork], name: &str) -> ApiResult<&'a LocalNetwork> {
+    resolve("network", networks, name, |n| &n.id, |n| &n.name)
+}
+
+fn find_cluster<'a>(networks: &'a [Network], name: &str) -> ApiResult<&'a Network> {
+    resolve(
+        "network",
+        networks,
+        name,
+        |n| n.id.as_str(),
+        |n| &n.spec.annotations.name,
+    )
+}
+
+/// What a filter of networks asks about.
+struct Facts<'a> {
+    id: &'a str,
+    name: &'a str,
+    driver: &'a str,
+    scope: &'a str,
+    labels: &'a BTreeMap<String, String>,
+    builtin: bool,
+    used: bool,
+}
+
+impl Facts<'_> {
+    fn match_all(&self, filters: &Filters, dangling: Option<bool>) -> bool {
+        filters.prefix("id", self.id)
+            && filters.any("name", |part| self.name.contains(part))
+            && filters.exact("driver", self.driver)
+            && filters.exact("scope", self.scope)
+            && filters.labels("label", self.labels)
+            && filters.exact("type", if self.builtin { "builtin" } else { "custom" })
+            && dangling.is_none_or(|wanted| (!self.used && !self.builtin) == wanted)
+    }
+}
+
+async fn list(api: &Api, query: &Query) -> ApiResult<Reply> {
+    let filters = query
+        .filters()?
+        .only(&["dangling", "driver", "id", "label", "name", "scope", "type"])?;
+    let dangling = filters.flag("dangling")?;
+    let mut rows: Vec<Value> = Vec::new();
+    for network in &api.engine.network_list().await? {
+        let facts = Facts {
+            id: &network.id,
+            name: &network.name,
+            driver: &network.driver,
+            scope: "local",
+            labels: &network.labels,
+            builtin: NODE_NETWORKS.contains(&network.name.as_str()),
+            used: !network.containers.is_empty(),
+        };
+        if facts.match_all(&filters, dangling) {
+            rows.push(network::local(network, false));
+        }
+    }
+    for network in &cluster_networks(api).await? {
+        let facts = Facts {
+            id: network.id.as_str(),
+            name: &network.spec.annotations.name,
+            driver: "overlay",
+            scope: "swarm",
+            labels: &network.spec.annotations.labels,
+            builtin: network.spec.ingress,
+            // Which tasks use it only matters for a prune, which asks the manager.
+            used: true,
+        };
+        if facts.match_all(&filters, dangling) {
+            rows.push(network::cluster(network));
+        }
+    }
+    Ok(reply::ok(&rows))
+}
+
+async fn inspect(api: &Api, name: &str, query: &Query) -> ApiResult<Reply> {
+    let scope = query.text("scope");
+    if scope != Some("swarm") {
+        let networks = api.engine.network_list().await?;
+        if let Ok(found) = find_local(&networks, name) {
+            return Ok(reply::ok(&network::local(found, true)));
+        }
+    }
+    if scope != Some("local") {
+        let networks = cluster_networks(api).await?;
+        match find_cluster(&networks, name) {
+            Ok(found) => return Ok(reply::ok(&network::cluster(found))),
+            Err(_) if scope == Some("swarm") && NODE_NETWORKS.contains(&name) => {
+                return Ok(reply::ok(&network::of_every_node(name)));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(ApiError::not_found(format!("network {name} not found")))
+}
+
+async fn create(api: &Api, call: Call) -> ApiResult<Reply> {
+    let id = match network::read(&call.bytes().await?)? {
+        NetworkRequest::Local(spec) => {
+            if NODE_NETWORKS.contains(&spec.name.as_str()) {
+                return Err(ApiError::forbidden(format!(
+                    "operation is not permitted on predefined {} network",
+                    spec.name
+                )));
+            }
+            api.engine.network_create(spec).await?
+        }
+        NetworkRequest::Cluster(spec) => {
+            api.manager().await?;
+            api.cluster.network_create(spec).await?.to_string()
+        }
+    };
+    Ok(reply::created(&json!({"Id": id, "Warning": ""})))
+}
+
+async fn remove(api: &Api, name: &str) -> ApiResult<Reply> {
+    let local = api.engine.network_list().await?;
+    match find_local(&local, name) {
+        Ok(found) if NODE_NETWORKS.contains(&found.name.as_str()) => {
+            return Err(ApiError::forbidden(format!(
+                "{} is a pre-defined network and cannot be removed",
+                found.name
+            )));
+        }
+        Ok(found) => api.engine.network_remove(&found.id).await?,
+        Err(_) => {
+            let networks = cluster_networks(api).await?;
+            let found = find_cluster(&networks, name)?;
+            api.cluster.network_remove(&found.id).await?;
+        }
+    }
+    Ok(reply::no_content())
+}
+
+async fn local_id(api: &Api, name: &str) -> ApiResult<String> {
+    let local = api.engine.network_list().await?;
+    match find_local(&local, name) {
+        Ok(found) => Ok(found.id.clone()),
+        Err(missing) => {
+            let networks = cluster_networks(api).await?;
+            Err(match find_cluster(&networks, name) {
+                Ok(_) => ApiError::not_implemented(
+                    "attaching a plain container to a network of the cluster",
+                ),
+                Err(_) => missing,
+            })
+        }
+    }
+}
+
+async fn connect(api: &Api, call: Call, name: &str) -> ApiResult<Reply> {
+    let mut f = Fields::body(&call.bytes().await?)?;
+    let container: String = f.get("Container")?;
+    let endpoint = read_endpoint(f.object_or_empty("EndpointConfig")?)?;
+    f.finish()?;
+    let id = local_id(api, name).await?;
+    api.engine
+        .network_connect(&id, &container, endpoint)
+        .await?;
+    Ok(reply::done())
+}
+
+/// Removes networks that nothing uses: the engine knows about its own, the manager refuses those in use.
+async fn prune(api: &Api, query: &Query) -> ApiResult<Reply> {
+    let filters = query.filters()?.only(&["until", "label", "label!"])?;
+    let filter = filters.prune(api.now())?;
+    let mut deleted = api.engine.network_prune(filter.clone()).await?.deleted;
+    for network in cluster_networks(api).await? {
+        let labels = &network.spec.annotations.labels;
+        let wanted = !network.spec.ingress
+            && filters.labels("label", labels)
+            && !filter
+                .label_not
+                .iter()
+                .any(|label| crate::filters::has_label(labels, label))
+            && filter.until.is_none_or(|at| network.meta.created_at < at);
+        if wanted && api.cluster.network_remove(&network.id).await.is_ok() {
+            deleted.push(network.spec.annotations.name);
+        }
+    }
+    Ok(reply::ok(&json!({"NetworksDeleted": deleted})))
+}

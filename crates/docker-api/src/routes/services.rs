@@ -1,0 +1,185 @@
+//! `/services`.
+
+use std::collections::BTreeMap;
+
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+use shoal_api::{
+    ServiceId,
+    object::{Service, Task},
+};
+
+use super::unknown;
+use crate::{
+    backend::{ApiError, ApiResult, LogSelection, ServiceUpdate, TaskLogLine, TaskSelection},
+    call::{Call, Query},
+    convert::{image::read_auth, service_read, service_show},
+    reply::{self, Reply},
+    resolve::resolve,
+    server::Api,
+    streams::{self, LogFormat},
+};
+
+pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Reply> {
+    api.manager().await?;
+    let query = call.query.clone();
+    match (call.method.as_str(), &path[1..]) {
+        ("GET", []) => list(api, &query).await,
+        ("POST", ["create"]) => {
+            let auth = read_auth(call.header("X-Registry-Auth"))?;
+            let networks = api.cluster.networks().await?;
+            let spec = service_read::read_service(&call.bytes().await?, &networks)?;
+            let created = api.cluster.service_create(spec, auth).await?;
+            Ok(reply::created(&json!({
+                "ID": created.id.as_str(),
+                "Warnings": warnings(&created.warnings),
+            })))
+        }
+        ("GET", [name]) => {
+            let mut shown = service_show::service(&find(api, name).await?, None);
+            if query.flag("insertDefaults") {
+                service_show::with_defaults(&mut shown);
+            }
+            Ok(reply::ok(&shown))
+        }
+        ("DELETE", [name]) => {
+            let service = find(api, name).await?;
+            api.cluster.service_remove(&service.id).await?;
+            Ok(reply::done())
+        }
+        ("POST", [name, "update"]) => update(api, call, name).await,
+        ("GET", [name, "logs"]) => {
+            let service = find(api, name).await?;
+            let tty = service.spec.task.container.tty;
+            logs(api, &call, LogSelection::Service(service.id), tty).await
+        }
+        _ => Err(unknown()),
+    }
+}
+
+fn warnings(warnings: &[String]) -> Value {
+    if warnings.is_empty() {
+        Value::Null
+    } else {
+        json!(warnings)
+    }
+}
+
+/// Finds a service; by its id without a list, because that is what progress bars do all the time.
+pub(super) async fn find(api: &Api, wanted: &str) -> ApiResult<Service> {
+    if let Ok(id) = wanted.parse::<ServiceId>()
+        && let Some(service) = api.cluster.service(&id).await?
+    {
+        return Ok(service);
+    }
+    let services = api.cluster.services().await?;
+    find_in(&services, wanted).cloned()
+}
+
+/// Finds a service in a list.
+pub(super) fn find_in<'a>(services: &'a [Service], wanted: &str) -> ApiResult<&'a Service> {
+    resolve(
+        "service",
+        services,
+        wanted,
+        |service| service.id.as_str(),
+        |service| &service.spec.annotations.name,
+    )
+}
+
+async fn update(api: &Api, call: Call, name: &str) -> ApiResult<Reply> {
+    let query = call.query.clone();
+    let auth = read_auth(call.header("X-Registry-Auth"))?;
+    let version = query.object_version()?;
+    let auth_from_previous = match query.text("registryAuthFrom") {
+        None | Some("spec") => false,
+        Some("previous-spec") => true,
+        Some(other) => {
+            return Err(ApiError::invalid(format!(
+                "invalid value for registryAuthFrom: {other:?}"
+            )));
+        }
+    };
+    let rollback = match query.text("rollback") {
+        None => false,
+        Some("previous") => true,
+        Some(other) => {
+            return Err(ApiError::invalid(format!(
+                "unrecognized rollback option {other}"
+            )));
+        }
+    };
+    let networks = api.cluster.networks().await?;
+    let spec = service_read::read_service(&call.bytes().await?, &networks)?;
+    let service = find(api, name).await?;
+    let update = ServiceUpdate {
+        rollback,
+        auth,
+        auth_from_previous,
+    };
+    let said = api
+        .cluster
+        .service_update(&service.id, version, spec, update)
+        .await?;
+    Ok(reply::ok(&json!({"Warnings": warnings(&said)})))
+}
+
+async fn list(api: &Api, query: &Query) -> ApiResult<Reply> {
+    let filters = query
+        .filters()?
+        .only(&["id", "label", "mode", "name", "runtime"])?;
+    let mut services = api.cluster.services().await?;
+    services.retain(|service| {
+        let spec = &service.spec;
+        filters.prefix("id", service.id.as_str())
+            && filters.prefix("name", &spec.annotations.name)
+            && filters.labels("label", &spec.annotations.labels)
+            && filters.exact("mode", service_show::mode_name(spec.mode))
+            && filters.exact("runtime", "container")
+    });
+    let mut tasks: BTreeMap<ServiceId, Vec<Task>> = BTreeMap::new();
+    let with_status = query.flag("status");
+    if with_status && !services.is_empty() {
+        let selection = TaskSelection {
+            services: services.iter().map(|service| service.id.clone()).collect(),
+            nodes: Vec::new(),
+        };
+        for task in api.cluster.tasks(selection).await? {
+            tasks.entry(task.service.clone()).or_default().push(task);
+        }
+    }
+    let rows: Vec<Value> = services
+        .iter()
+        .map(|service| {
+            let tasks = tasks.get(&service.id).map_or(&[][..], Vec::as_slice);
+            service_show::service(service, with_status.then_some(tasks))
+        })
+        .collect();
+    Ok(reply::ok(&rows))
+}
+
+/// The logs of a service or task; each line says where it comes from.
+pub(super) async fn logs(
+    api: &Api,
+    call: &Call,
+    selection: LogSelection,
+    tty: bool,
+) -> ApiResult<Reply> {
+    let wanted = streams::log_query(&call.query)?;
+    let lines = api.cluster.task_logs(selection, wanted).await?;
+    let lines = lines.take_until(api.stop.clone().cancelled_owned());
+    let format = LogFormat::new(&call.query, tty);
+    Ok(streams::logs(
+        lines,
+        format,
+        call.minor,
+        |line: &TaskLogLine| {
+            let origin = BTreeMap::from([
+                ("com.docker.swarm.node.id", line.node.to_string()),
+                ("com.docker.swarm.service.id", line.service.to_string()),
+                ("com.docker.swarm.task.id", line.task.to_string()),
+            ]);
+            (&line.line, origin)
+        },
+    ))
+}

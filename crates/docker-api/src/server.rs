@@ -1,0 +1,171 @@
+//! Connections: accepting them, serving them, ending them.
+
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
+
+use http::{HeaderValue, header};
+use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use shoal_api::Timestamp;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::UnixListener,
+    task::JoinSet,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    API_VERSION,
+    backend::{ApiError, ApiResult, ClusterBackend, EngineBackend, LocalNodeState, SwarmInfo},
+    call::Call,
+    reply::{self, Reply},
+    routes,
+};
+
+/// Time that running requests get when the server stops.
+const STOP_GRACE: Duration = Duration::from_secs(2);
+
+/// What every request needs.
+#[derive(Clone)]
+pub(crate) struct Api {
+    pub(crate) engine: Arc<dyn EngineBackend>,
+    pub(crate) cluster: Arc<dyn ClusterBackend>,
+    /// Taken-over connections.
+    pub(crate) sessions: TaskTracker,
+    /// Ends them.
+    pub(crate) stop: CancellationToken,
+}
+
+impl Api {
+    /// Makes sure that this node can answer for the cluster, else fails as docker does.
+    pub(crate) async fn manager(&self) -> ApiResult<SwarmInfo> {
+        let swarm = self.cluster.swarm_info().await;
+        match swarm.state {
+            _ if swarm.control_available => Ok(swarm),
+            LocalNodeState::Inactive | LocalNodeState::Pending => Err(ApiError::no_swarm()),
+            LocalNodeState::Locked => Err(ApiError::swarm_locked()),
+            LocalNodeState::Active => Err(ApiError::not_a_manager()),
+            LocalNodeState::Error if swarm.error.is_empty() => Err(ApiError::not_a_manager()),
+            LocalNodeState::Error => Err(ApiError::unavailable(swarm.error)),
+        }
+    }
+
+    /// The time, for "how long ago".
+    pub(crate) fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
+}
+
+/// The Engine API of this host.
+#[derive(Clone)]
+pub struct Server {
+    api: Api,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// A server over these backends; it serves nothing yet.
+    pub fn new(engine: Arc<dyn EngineBackend>, cluster: Arc<dyn ClusterBackend>) -> Self {
+        Self {
+            api: Api {
+                engine,
+                cluster,
+                sessions: TaskTracker::new(),
+                stop: CancellationToken::new(),
+            },
+        }
+    }
+
+    /// Accepts and serves connections until `stop`, then gives running requests a moment and ends the rest.
+    ///
+    /// The caller binds the socket and sets its owner and mode.
+    ///
+    /// # Errors
+    /// When accepting fails although no connection of ours could be closed to make room.
+    pub async fn serve(&self, listener: UnixListener, stop: CancellationToken) -> io::Result<()> {
+        let mut connections = JoinSet::new();
+        let outcome = loop {
+            tokio::select! {
+                () = stop.cancelled() => break Ok(()),
+                Some(_) = connections.join_next(), if !connections.is_empty() => {}
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => {
+                        connections.spawn(self.clone().serve_connection(stream, stop.clone()));
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept a connection");
+                        // Mostly there are too many open files: wait until one of ours is closed.
+                        if connections.join_next().await.is_none() {
+                            break Err(error);
+                        }
+                    }
+                },
+            }
+        };
+        self.api.stop.cancel();
+        self.api.sessions.close();
+        let ended = tokio::time::timeout(STOP_GRACE, async {
+            while connections.join_next().await.is_some() {}
+            self.api.sessions.wait().await;
+        });
+        if ended.await.is_err() {
+            tracing::debug!(left = connections.len(), "ending requests that still run");
+        }
+        connections.shutdown().await;
+        outcome
+    }
+
+    /// Serves one connection, of whatever kind, until it ends or `stop`.
+    pub async fn serve_connection<S>(self, stream: S, stop: CancellationToken)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let api = self.api;
+        let service = service_fn(move |request| {
+            let api = api.clone();
+            async move { Ok::<_, Infallible>(answer(&api, request).await) }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
+        tokio::pin!(connection);
+        let served = tokio::select! {
+            served = connection.as_mut() => served,
+            () = stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = served {
+            // Clients hang up in the middle of streams all the time.
+            tracing::debug!(%error, "a connection ended early");
+        }
+    }
+}
+
+async fn answer(api: &Api, request: Request<Incoming>) -> Reply {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let outcome = match Call::new(request) {
+        Ok(call) => routes::answer(api, call).await,
+        Err(error) => Err(error),
+    };
+    let mut reply = outcome.unwrap_or_else(|error| {
+        if error.status.is_server_error() {
+            tracing::info!(%method, path, status = error.status.as_u16(), %error, "request failed");
+        } else {
+            tracing::debug!(%method, path, status = error.status.as_u16(), %error, "request refused");
+        }
+        reply::error(&error)
+    });
+    let headers = reply.headers_mut();
+    headers.insert("Api-Version", HeaderValue::from_static(API_VERSION));
+    headers.insert("Docker-Experimental", HeaderValue::from_static("false"));
+    headers.insert("Ostype", HeaderValue::from_static("linux"));
+    headers.insert(header::SERVER, HeaderValue::from_static("Shoal (linux)"));
+    reply
+}

@@ -1,0 +1,256 @@
+//! Standard streams of containers over a connection: frames, hijacked connections, logs.
+
+use std::collections::BTreeMap;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use futures_util::{Stream, StreamExt};
+use http::{HeaderValue, StatusCode, header};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use shoal_api::container::{LogLine, LogQuery, StdStream};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+
+use crate::{
+    backend::{ApiError, ApiResult, Attached},
+    call::Query,
+    convert::time::instant_fixed,
+    reply::{self, Reply},
+    server::Api,
+};
+
+/// Content type of unframed streams.
+const RAW: &str = "application/vnd.docker.raw-stream";
+/// Content type of framed streams; announced since API 1.42.
+const MULTIPLEXED: &str = "application/vnd.docker.multiplexed-stream";
+
+fn content_type(tty: bool, minor: u32) -> &'static str {
+    if tty || minor < 42 { RAW } else { MULTIPLEXED }
+}
+
+/// Puts bytes into a frame: stream, three zeros, length, bytes (moby `pkg/stdcopy`).
+fn frame(stream: StdStream, bytes: &[u8]) -> Bytes {
+    let mut frame = BytesMut::with_capacity(8 + bytes.len());
+    frame.put_u32(u32::from(stream as u8) << 24);
+    // One read of a container's output is far below 4 GiB.
+    frame.put_u32(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+    frame.put_slice(bytes);
+    frame.freeze()
+}
+
+/// Hands the connection over to a container's streams; without an upgrade only output flows.
+pub(crate) fn hijack(
+    api: &Api,
+    upgrade: Option<OnUpgrade>,
+    minor: u32,
+    attached: Attached,
+) -> Reply {
+    let content_type = content_type(attached.tty, minor);
+    let Some(upgrade) = upgrade else {
+        let tty = attached.tty;
+        return reply::stream(
+            content_type,
+            attached.output.map(move |item| {
+                item.map(|(stream, bytes)| if tty { bytes } else { frame(stream, &bytes) })
+            }),
+        );
+    };
+    let stop = api.stop.clone();
+    api.sessions.spawn(async move {
+        tokio::select! {
+            () = session(upgrade, attached) => {}
+            () = stop.cancelled() => {}
+        }
+    });
+    let mut reply = reply::empty(StatusCode::SWITCHING_PROTOCOLS);
+    let headers = reply.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("tcp"));
+    reply
+}
+
+/// Carries bytes both ways until the output ends or the client is gone.
+async fn session(upgrade: OnUpgrade, attached: Attached) {
+    let connection = match upgrade.await {
+        Ok(connection) => TokioIo::new(connection),
+        Err(error) => {
+            tracing::debug!(%error, "the client went away before its connection was taken over");
+            return;
+        }
+    };
+    let (from_client, to_client) = tokio::io::split(connection);
+    let Attached { output, input, tty } = attached;
+    tokio::select! {
+        () = feed(from_client, input) => {}
+        () = drain(output, to_client, tty) => {}
+    }
+}
+
+/// Copies the client's bytes into standard input. The end of them closes the input but not the session, which is why
+/// this never returns after it; a connection that broke ends it.
+async fn feed(
+    mut from_client: impl AsyncRead + Unpin,
+    input: Option<std::pin::Pin<Box<dyn AsyncWrite + Send>>>,
+) {
+    let copied = match input {
+        None => tokio::io::copy(&mut from_client, &mut tokio::io::sink()).await,
+        Some(mut input) => {
+            let copied = tokio::io::copy(&mut from_client, &mut input).await;
+            // A process that no longer reads is no reason to withhold what it writes.
+            let _ = input.shutdown().await;
+            copied
+        }
+    };
+    if let Err(error) = copied
+        && error.kind() == std::io::ErrorKind::ConnectionReset
+    {
+        return;
+    }
+    std::future::pending().await
+}
+
+async fn drain(
+    mut output: crate::backend::ItemStream<(StdStream, Bytes)>,
+    mut to_client: impl AsyncWrite + Unpin,
+    tty: bool,
+) {
+    while let Some(item) = output.next().await {
+        let bytes = match item {
+            Ok((_, bytes)) if tty => bytes,
+            Ok((stream, bytes)) => frame(stream, &bytes),
+            Err(error) => {
+                tracing::warn!(%error, "the output of a container ended early");
+                break;
+            }
+        };
+        if to_client.write_all(&bytes).await.is_err() || to_client.flush().await.is_err() {
+            return;
+        }
+    }
+    let _ = to_client.shutdown().await;
+}
+
+/// How log lines are written out.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LogFormat {
+    timestamps: bool,
+    details: bool,
+    tty: bool,
+}
+
+impl LogFormat {
+    pub(crate) fn new(query: &Query, tty: bool) -> Self {
+        Self {
+            timestamps: query.flag("timestamps"),
+            details: query.flag("details"),
+            tty,
+        }
+    }
+
+    /// A line as it travels: time, details, text, framed unless there is a terminal.
+    fn bytes(self, line: &LogLine, details: &BTreeMap<&str, String>) -> Bytes {
+        let mut text = Vec::with_capacity(line.bytes.len() + 40);
+        if self.timestamps {
+            text.extend_from_slice(instant_fixed(line.time).as_bytes());
+            text.push(b' ');
+        }
+        if self.details {
+            let pairs: Vec<String> = details
+                .iter()
+                .map(|(name, value)| format!("{}={}", escape(name), escape(value)))
+                .collect();
+            text.extend_from_slice(pairs.join(",").as_bytes());
+            text.push(b' ');
+        }
+        text.extend_from_slice(&line.bytes);
+        if self.tty {
+            text.into()
+        } else {
+            frame(line.stream, &text)
+        }
+    }
+}
+
+/// Reads which lines a client wants.
+pub(crate) fn log_query(query: &Query) -> ApiResult<LogQuery> {
+    let (stdout, stderr) = (query.flag("stdout"), query.flag("stderr"));
+    if !stdout && !stderr {
+        return Err(ApiError::invalid(
+            "Bad parameters: you must choose at least one stream",
+        ));
+    }
+    Ok(LogQuery {
+        stdout,
+        stderr,
+        follow: query.flag("follow"),
+        since: query.instant("since")?,
+        until: query.instant("until")?,
+        // `all`, rubbish and negative numbers are all the lines there are, as in docker.
+        tail: query.text("tail").and_then(|text| text.parse().ok()),
+    })
+}
+
+/// The answer of the log requests.
+pub(crate) fn logs<T: Send + 'static>(
+    lines: impl Stream<Item = ApiResult<T>> + Send + 'static,
+    format: LogFormat,
+    minor: u32,
+    line: impl Fn(&T) -> (&LogLine, BTreeMap<&'static str, String>) + Send + 'static,
+) -> Reply {
+    reply::stream(
+        content_type(format.tty, minor),
+        lines.map(move |item| {
+            item.map(|item| {
+                let (line, details) = line(&item);
+                format.bytes(line, &details)
+            })
+        }),
+    )
+}
+
+/// Escapes as Go's `url.QueryEscape`.
+fn escape(text: &str) -> String {
+    use std::fmt::Write;
+    text.bytes().fold(String::new(), |mut out, byte| {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                out.push(char::from(byte));
+            }
+            b' ' => out.push('+'),
+            _ => write!(out, "%{byte:02X}").expect("writing to a String cannot fail"),
+        }
+        out
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_names_its_stream_and_length() {
+        assert_eq!(
+            &frame(StdStream::Stderr, b"hi")[..],
+            b"\x02\0\0\0\0\0\0\x02hi"
+        );
+    }
+
+    #[test]
+    fn a_line_carries_time_and_details_in_this_order() {
+        let line = LogLine {
+            stream: StdStream::Stdout,
+            time: shoal_api::Timestamp(1),
+            bytes: b"text\n".to_vec(),
+        };
+        let format = LogFormat {
+            timestamps: true,
+            details: true,
+            tty: true,
+        };
+        let details = BTreeMap::from([("b", "x y".to_owned()), ("a", "1/2".to_owned())]);
+        assert_eq!(
+            &format.bytes(&line, &details)[..],
+            b"1970-01-01T00:00:00.000000001Z a=1%2F2,b=x+y text\n"
+        );
+    }
+}
