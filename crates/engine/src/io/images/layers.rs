@@ -107,32 +107,42 @@ impl Layers {
             copy: file.as_mut(),
         };
         let mut packed = Hashing::new(tee, arrival.blob);
-        let mut kind = "";
-        let mut unpacked = None;
-        let mut diff_id = None;
-        if arrival.unpack {
-            let staging = self.stage()?;
-            let (found, plain) =
-                decoded(&mut packed).map_err(ImageError::doing("read the layer"))?;
-            kind = found;
-            let mut plain = Hashing::new(plain, None);
-            let size = unpack(&mut plain, &staging.diff(), &staging.trash())?;
-            let (found, _) = plain.finish()?;
+        let unpacked = match arrival.unpack {
+            true => Some(self.unpack_packed(&mut packed)),
+            false => None,
+        };
+        // Content that is not what was announced explains whatever went wrong with unpacking it.
+        let (digest, size) = packed.finish()?;
+        let (mut kind, mut diff_id, mut staged) = ("", None, None);
+        if let Some(unpacked) = unpacked {
+            let (found, staging, size);
+            (kind, found, staging, size) = unpacked?;
             if let Some(expected) = arrival.diff_id
                 && expected != found
             {
                 return Err(ImageError::Digest { expected, found });
             }
-            diff_id = Some(found);
-            unpacked = Some((staging, size));
+            (diff_id, staged) = (Some(found), Some((staging, size)));
         }
-        let (digest, size) = packed.finish()?;
         Ok(Arrived {
             blob: Descriptor::new(kind, digest, size),
             diff_id,
             file,
-            unpacked,
+            unpacked: staged,
         })
+    }
+
+    /// Returns media type, diff id, and the unpacked files with their size in bytes.
+    fn unpack_packed(
+        &self,
+        packed: &mut impl io::Read,
+    ) -> Result<(&'static str, Digest, Staging, u64), ImageError> {
+        let staging = self.stage()?;
+        let (kind, plain) = decoded(packed).map_err(ImageError::doing("read the layer"))?;
+        let mut plain = Hashing::new(plain, None);
+        let size = unpack(&mut plain, &staging.diff(), &staging.trash())?;
+        let (diff_id, _) = plain.finish()?;
+        Ok((kind, diff_id, staging, size))
     }
 
     fn stage(&self) -> Result<Staging, ImageError> {
