@@ -106,6 +106,11 @@ impl Zone {
 
     fn of_slice(slice: &NetworkSlice) -> Self {
         let mut draft = Draft::default();
+        let subnets = slice.subnets.iter().map(|subnet| subnet.range).collect();
+        if slice.ingress {
+            // Services do not find each other there: it carries what comes from outside, as in Swarm.
+            return draft.encode(&slice.name, slice.internal, subnets);
+        }
         for endpoint in slice.endpoints.values() {
             // A name stays ours while its endpoint does not serve: it has no address then, and is not asked elsewhere.
             let addresses: Vec<IpAddr> = endpoint
@@ -139,11 +144,7 @@ impl Zone {
             }
             draft.add_reverse(&service.name, &service.vips);
         }
-        draft.encode(
-            &slice.name,
-            slice.internal,
-            slice.subnets.iter().map(|subnet| subnet.range).collect(),
-        )
+        draft.encode(&slice.name, slice.internal, subnets)
     }
 
     /// Whether the network has no way out.

@@ -16,7 +16,7 @@ use arc_swap::ArcSwap;
 use shoal_api::{NetworkId, network::RESOLVER};
 use tokio::{
     net::{TcpListener, TcpStream, UdpSocket},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::{JoinHandle, JoinSet},
     time::timeout,
 };
@@ -102,10 +102,11 @@ struct Shared {
     patience: Patience,
 }
 
-/// A client's running tasks; they end with it.
+/// A client's running tasks; they end when its sender does.
 #[derive(Debug)]
 struct Client {
     scope: Arc<ArcSwap<Scope>>,
+    serving: watch::Sender<()>,
     tasks: [JoinHandle<()>; 2],
 }
 
@@ -178,12 +179,17 @@ impl Dns {
             scope: Arc::clone(&scope),
             forwards: Arc::new(Semaphore::new(FORWARDS_PER_CLIENT_MAX)),
         };
+        let (serving, stopped) = watch::channel(());
         let tasks = [
-            tokio::spawn(serve_udp(Arc::new(udp), desk.clone())),
-            tokio::spawn(serve_tcp(tcp, desk)),
+            tokio::spawn(serve_udp(Arc::new(udp), desk.clone(), stopped.clone())),
+            tokio::spawn(serve_tcp(tcp, desk, stopped)),
         ];
-        self.lock()
-            .insert(client.to_owned(), Client { scope, tasks });
+        let served = Client {
+            scope,
+            serving,
+            tasks,
+        };
+        self.lock().insert(client.to_owned(), served);
         Ok(())
     }
 
@@ -198,11 +204,12 @@ impl Dns {
     /// Closes a client's sockets; they are closed when this returns. Does nothing for a stranger.
     pub async fn stop(&self, client: &str) {
         let removed = self.lock().remove(client);
-        if let Some(mut client) = removed {
-            for task in &mut client.tasks {
-                task.abort();
-                // Cancelled, which is what was asked for.
-                let _ = task.await;
+        if let Some(Client { serving, tasks, .. }) = removed {
+            drop(serving);
+            for task in tasks {
+                if let Err(error) = task.await {
+                    tracing::error!(client, %error, "a resolver broke down");
+                }
             }
         }
     }
@@ -210,12 +217,6 @@ impl Dns {
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Client>> {
         // Nothing that can fail happens while it is held, so a poisoned map is still a whole one.
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -302,10 +303,19 @@ fn failure(packet: &[u8]) -> Vec<u8> {
     out
 }
 
-async fn serve_udp(socket: Arc<UdpSocket>, desk: Desk) {
+async fn serve_udp(socket: Arc<UdpSocket>, desk: Desk, mut stopped: watch::Receiver<()>) {
+    let mut forwards = JoinSet::new();
+    tokio::select! {
+        () = answer_udp(&socket, &desk, &mut forwards) => {}
+        _ = stopped.changed() => {}
+    }
+    // They hold the socket too, which must be closed when this is over.
+    forwards.shutdown().await;
+}
+
+async fn answer_udp(socket: &Arc<UdpSocket>, desk: &Desk, forwards: &mut JoinSet<()>) {
     let mut packet = vec![0; UDP_BYTES_MAX];
     let mut out = Vec::with_capacity(UDP_BYTES_MAX);
-    let mut forwards = JoinSet::new();
     loop {
         let (length, from) = match socket.recv_from(&mut packet).await {
             Ok(received) => received,
@@ -327,7 +337,7 @@ async fn serve_udp(socket: Arc<UdpSocket>, desk: Desk) {
                     continue;
                 };
                 let (desk, socket, packet) =
-                    (desk.clone(), Arc::clone(&socket), Arc::<[u8]>::from(packet));
+                    (desk.clone(), Arc::clone(socket), Arc::<[u8]>::from(packet));
                 forwards.spawn(async move {
                     let reply = desk.forward(&packet, Transport::Udp).await;
                     let _ = socket.send_to(&reply, from).await;
@@ -339,8 +349,16 @@ async fn serve_udp(socket: Arc<UdpSocket>, desk: Desk) {
     }
 }
 
-async fn serve_tcp(listener: TcpListener, desk: Desk) {
+async fn serve_tcp(listener: TcpListener, desk: Desk, mut stopped: watch::Receiver<()>) {
     let mut connections = JoinSet::new();
+    tokio::select! {
+        () = accept_tcp(&listener, &desk, &mut connections) => {}
+        _ = stopped.changed() => {}
+    }
+    connections.shutdown().await;
+}
+
+async fn accept_tcp(listener: &TcpListener, desk: &Desk, connections: &mut JoinSet<()>) {
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {

@@ -110,7 +110,12 @@ fn records() -> Records {
         "t7".parse().expect("an id"),
         endpoint(None, &["10.0.2.8/24"], &["plain", "db"], true),
     );
-    let networks = [("front", front), ("back", back)];
+    let mut ingress = NetworkSlice {
+        ingress: true,
+        ..front.clone()
+    };
+    ingress.name = "ingress".to_owned();
+    let networks = [("front", front), ("back", back), ("ingress", ingress)];
     Records::from_view(&NetworkView {
         networks: networks
             .into_iter()
@@ -264,6 +269,7 @@ fn questions_leave_only_networks_that_have_a_way_out() {
         (&["front"][..], "Forward"),
         (&["back"], "NoSuchName"),
         (&["back", "front"], "Forward"),
+        (&["ingress"], "Forward"),
         (&["back", "unheard"], "NotYet"),
         (&["unheard"], "NotYet"),
         (&[], "Forward"),
@@ -274,6 +280,11 @@ fn questions_leave_only_networks_that_have_a_way_out() {
             "{networks:?}"
         );
     }
+    assert_eq!(
+        ask(&records, &["ingress"], "web", A),
+        "Forward",
+        "ingress has no names"
+    );
     assert_eq!(ask(&records, &["back"], "db", A), "10.0.2.8");
     assert_eq!(
         ask(&records, &["back"], "web", A),
