@@ -1,6 +1,7 @@
 //! Developer tasks: `cargo xtask demo | test | tidy | bench`.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // A tool for people at a terminal.
 
+mod bench;
 mod demo;
 mod packages;
 mod shell;
@@ -15,6 +16,7 @@ usage: cargo xtask COMMAND
   demo [--keep]     a cluster of three hosts on this machine, from image to routing mesh; needs root
   test [RUNG …]     all tests, or only those of some rungs: tidy unit net cluster compat; needs root
   tidy              the house rules that a program can check
+  bench [PAIR …]    ratios against docker in the same run: run service; needs root
 
 Each installs the Debian packages that it needs and builds what it runs.";
 
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
         ["demo", "--keep"] => demo::run(true),
         ["test", rungs @ ..] => test::run(rungs),
         ["tidy"] => tidy::run(),
+        ["bench", pairs @ ..] => bench::run(pairs),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);

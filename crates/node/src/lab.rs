@@ -613,6 +613,7 @@ impl Lab {
             doing(fs::remove_dir_all(&self.dir), || {
                 format!("cannot remove {}", self.dir.display())
             })?;
+            host::forget_places();
             return Ok(());
         }
         Err(LabError::Remains(remains))

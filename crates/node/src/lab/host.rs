@@ -213,6 +213,14 @@ pub(super) fn spawn_inside(init: ProcessId, mut command: Command) -> Result<Chil
     doing(joined, || "cannot start a program on the host".to_owned())
 }
 
+/// Removes the mount points that [`boot`] made, unless somebody else keeps something there.
+pub(super) fn forget_places() {
+    for (_, place) in BOUND {
+        // Fails where it is not empty, and then it is not ours alone.
+        let _ = fs::remove_dir(place);
+    }
+}
+
 /// Removes the cgroups below `parent` in every hierarchy, and says what would not go.
 pub(super) fn remove_cgroups(parent: &str) -> Vec<String> {
     let mut roots: Vec<PathBuf> = vec!["/sys/fs/cgroup".into()];
