@@ -1,7 +1,9 @@
 //! Decisions: pure functions and values, the same on every manager and in the simulator.
 
+pub mod allocator;
 pub mod consensus;
 pub mod control;
+pub mod orchestrator;
 pub mod reconcile;
 pub mod scheduler;
 pub mod state;

@@ -40,18 +40,27 @@ impl Plan {
 
     /// Makes an object.
     pub fn create(&mut self, object: Object) {
-        self.changes.push(Change::Put { object: Box::new(object), expect: Expect::Absent });
+        self.changes.push(Change::Put {
+            object: Box::new(object),
+            expect: Expect::Absent,
+        });
     }
 
     /// Replaces an object; its `meta` is that of the version that was read.
     pub fn update(&mut self, object: Object) {
         let expect = Expect::Version(object.meta().version);
-        self.changes.push(Change::Put { object: Box::new(object), expect });
+        self.changes.push(Change::Put {
+            object: Box::new(object),
+            expect,
+        });
     }
 
     /// Deletes an object of which `version` was read.
     pub fn delete(&mut self, key: ObjectKey, version: LogIndex) {
-        self.changes.push(Change::Delete { key, expect: Expect::Version(version) });
+        self.changes.push(Change::Delete {
+            key,
+            expect: Expect::Version(version),
+        });
     }
 }
 
@@ -87,7 +96,12 @@ pub struct Dirty<R: Reconciler> {
 impl<R: Reconciler> Dirty<R> {
     /// A reconciler that has nothing to do yet.
     pub fn new(reconciler: R) -> Self {
-        Self { reconciler, dirty: BTreeSet::new(), deadlines: BTreeMap::new(), proposed: Vec::new() }
+        Self {
+            reconciler,
+            dirty: BTreeSet::new(),
+            deadlines: BTreeMap::new(),
+            proposed: Vec::new(),
+        }
     }
 
     /// Marks everything to be looked at and forgets the rest: the start of a leader.
@@ -116,7 +130,11 @@ impl<R: Reconciler> Dirty<R> {
 
     /// When to run a pass at the latest; `now` if there is something to do.
     pub fn next_wake(&self, now: Timestamp) -> Option<Timestamp> {
-        if self.dirty.is_empty() { self.deadlines.values().min().copied() } else { Some(now) }
+        if self.dirty.is_empty() {
+            self.deadlines.values().min().copied()
+        } else {
+            Some(now)
+        }
     }
 
     /// Plans for all keys that are dirty or due and returns one batch, or `None` if nothing is to be changed.
@@ -140,7 +158,11 @@ impl<R: Reconciler> Dirty<R> {
         let mut put_off = BTreeSet::new();
         while let Some(key) = self.dirty.pop_first() {
             let plan = self.reconciler.reconcile(&scratch, &key, cx);
-            if plan.changes.iter().any(|change| foreign.contains(&key_of(change))) {
+            if plan
+                .changes
+                .iter()
+                .any(|change| foreign.contains(&key_of(change)))
+            {
                 put_off.insert(key);
                 continue;
             }
@@ -156,7 +178,11 @@ impl<R: Reconciler> Dirty<R> {
                 put_off.insert(key);
                 break;
             }
-            let batch = Batch { actor: R::ACTOR, at: now, changes: plan.changes };
+            let batch = Batch {
+                actor: R::ACTOR,
+                at: now,
+                changes: plan.changes,
+            };
             let index = scratch.index() + 1;
             if let Err(rejected) = scratch.apply(index, &batch) {
                 // A reconciler that breaks the rules is a defect of ours; the others must go on all the same.
@@ -172,7 +198,11 @@ impl<R: Reconciler> Dirty<R> {
             return None;
         }
         foreign.extend(merged.places.into_keys());
-        Some(Batch { actor: R::ACTOR, at: now, changes: merged.changes.into_iter().flatten().collect() })
+        Some(Batch {
+            actor: R::ACTOR,
+            at: now,
+            changes: merged.changes.into_iter().flatten().collect(),
+        })
     }
 }
 

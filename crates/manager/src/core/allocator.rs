@@ -1,0 +1,181 @@
+//! What the cluster gives out: subnets and VNIs to networks, virtual addresses and ports to services, addresses to tasks.
+//!
+//! What is free is never stored: it is what nobody claims in the state. An address is free again when its service is gone
+//! or its task is over, not earlier. A task leaves New when its service and all of its attachments have what they need;
+//! until then its `status.err` says what is missing.
+
+mod endpoint;
+mod ipam;
+mod ports;
+mod task;
+mod vni;
+
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use shoal_api::{
+    Actor, NetworkId, ServiceId, TaskState,
+    object::{Object, Service},
+    spec::{EndpointSpec, NetworkTarget, PublishMode, TaskSpec},
+};
+
+use super::{
+    reconcile::{Ctx, Plan, Reconciler},
+    state::{Event, State},
+};
+
+pub use ipam::Given;
+
+/// Tasks that one plan gives addresses to at most; the rest follows in the next batch.
+const TASKS_PER_PLAN_MAX: usize = 1_000;
+
+/// Gives networks, services and tasks what they need.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Allocator;
+
+/// What the allocator looks at as one thing. Networks come first: everything else needs them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Key {
+    /// A network: its subnets and VNI.
+    Network(NetworkId),
+    /// A service: its endpoint, then its tasks.
+    Service(ServiceId),
+}
+
+impl Reconciler for Allocator {
+    type Key = Key;
+    const ACTOR: Actor = Actor::Allocator;
+
+    fn affected(&self, state: &State, event: &Event) -> Vec<Key> {
+        match event {
+            Event::Network(delta) => {
+                let id = delta.any().id.clone();
+                let waiting = waiting_services(state);
+                [Key::Network(id)]
+                    .into_iter()
+                    .chain(waiting.into_iter().map(Key::Service))
+                    .collect()
+            }
+            Event::Service(delta) if delta.is_deleted() => waiting_services(state)
+                .into_iter()
+                .map(Key::Service)
+                .collect(),
+            Event::Service(delta) if delta.changed(|service| service.spec.clone()) => {
+                vec![Key::Service(delta.any().id.clone())]
+            }
+            Event::Task(delta) => match &delta.new {
+                Some(task) if task.status.state == TaskState::New => {
+                    vec![Key::Service(task.service.clone())]
+                }
+                Some(task) if !task.status.state.is_terminal() => Vec::new(),
+                // It may have given back an address that others wait for.
+                _ if delta.any().networks.is_empty() => Vec::new(),
+                _ => waiting_services(state)
+                    .into_iter()
+                    .map(Key::Service)
+                    .collect(),
+            },
+            _ => Vec::new(),
+        }
+    }
+
+    fn all(&self, state: &State) -> Vec<Key> {
+        let networks = state
+            .networks()
+            .map(|network| Key::Network(network.id.clone()));
+        networks
+            .chain(
+                state
+                    .services()
+                    .map(|service| Key::Service(service.id.clone())),
+            )
+            .collect()
+    }
+
+    fn reconcile(&self, state: &State, key: &Key, cx: &mut Ctx<'_>) -> Plan {
+        let mut plan = Plan::default();
+        match key {
+            Key::Network(id) => {
+                let network = state
+                    .network(id)
+                    .filter(|network| network.allocated.is_none());
+                if let Some(network) = network
+                    && let Ok(allocated) = ipam::allocate_network(state, network)
+                {
+                    let mut network = network.as_ref().clone();
+                    network.allocated = Some(allocated);
+                    plan.update(Object::Network(network));
+                }
+            }
+            Key::Service(id) => {
+                if let Some(service) = state.service(id) {
+                    reconcile_service(state, service, cx, &mut plan);
+                }
+            }
+        }
+        plan
+    }
+}
+
+fn reconcile_service(state: &State, service: &Arc<Service>, cx: &Ctx<'_>, plan: &mut Plan) {
+    let mut given = Given::default();
+    let service = match endpoint::allocate(state, service, &mut given) {
+        Ok(None) => service.clone(),
+        Ok(Some(endpoint)) => {
+            let mut changed = service.as_ref().clone();
+            changed.endpoint = Some(endpoint);
+            plan.update(Object::Service(changed.clone()));
+            Arc::new(changed)
+        }
+        Err(missing) => {
+            task::explain_all(state, service, &missing, cx, plan);
+            return;
+        }
+    };
+    task::allocate_all(state, &service, &mut given, cx, plan);
+}
+
+/// Services with tasks that wait for something to become free.
+fn waiting_services(state: &State) -> BTreeSet<ServiceId> {
+    state
+        .tasks_waiting(TaskState::New)
+        .map(|task| task.service.clone())
+        .collect()
+}
+
+/// The cluster networks in which a task takes part: ingress first if its service publishes ports on all nodes.
+///
+/// # Errors
+/// The ingress network is needed and does not exist.
+fn networks_of(
+    state: &State,
+    endpoint: &EndpointSpec,
+    task: &TaskSpec,
+) -> Result<Vec<NetworkId>, String> {
+    let mut networks = Vec::new();
+    if publishes_ingress(endpoint) {
+        let ingress = state
+            .ingress_network()
+            .ok_or("ingress network is missing")?;
+        networks.push(ingress.id.clone());
+    }
+    let attached = task
+        .networks
+        .iter()
+        .filter_map(|attachment| match &attachment.target {
+            NetworkTarget::Cluster(id) => Some(id.clone()),
+            NetworkTarget::Node(_) => None,
+        });
+    networks.extend(attached);
+    Ok(networks)
+}
+
+/// Whether any port is published on all nodes.
+pub(crate) fn publishes_ingress(endpoint: &EndpointSpec) -> bool {
+    endpoint
+        .ports
+        .iter()
+        .any(|port| port.mode == PublishMode::Ingress)
+}

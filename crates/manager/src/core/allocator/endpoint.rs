@@ -1,0 +1,81 @@
+//! Endpoints of services: virtual addresses and published ports.
+
+use shoal_api::{
+    object::{Service, ServiceEndpoint, VirtualIp},
+    spec::EndpointMode,
+};
+
+use super::{Given, networks_of, ports};
+use crate::core::state::State;
+
+/// The endpoint that a service should have; `None` if it has it.
+///
+/// Virtual addresses and dynamic ports that it has are kept as long as the spec still asks for them.
+///
+/// # Errors
+/// What is missing.
+pub(super) fn allocate(
+    state: &State,
+    service: &Service,
+    given: &mut Given,
+) -> Result<Option<ServiceEndpoint>, String> {
+    let spec = &service.spec.endpoint;
+    let ports = ports::allocate(state, service)?;
+    let wanted = match spec.mode {
+        EndpointMode::Vip => networks_of(state, spec, &service.spec.task)?,
+        EndpointMode::Dnsrr => Vec::new(),
+    };
+    let have = service
+        .endpoint
+        .iter()
+        .flat_map(|endpoint| &endpoint.virtual_ips);
+    let mut virtual_ips: Vec<VirtualIp> = Vec::new();
+    for id in &wanted {
+        let kept: Vec<_> = have
+            .clone()
+            .filter(|vip| vip.network == *id)
+            .cloned()
+            .collect();
+        if !kept.is_empty() {
+            virtual_ips.extend(kept);
+            continue;
+        }
+        let network = state
+            .network(id)
+            .ok_or_else(|| format!("network {id} is missing"))?;
+        let name = &network.spec.annotations.name;
+        let allocated = network
+            .allocated
+            .as_ref()
+            .ok_or_else(|| format!("network {name} has no subnet yet"))?;
+        // One address per family, from the first subnet of the family that has one left.
+        for v4 in [true, false] {
+            let mut subnets = allocated
+                .subnets
+                .iter()
+                .filter(|subnet| subnet.range.addr().is_ipv4() == v4)
+                .peekable();
+            if subnets.peek().is_none() {
+                continue;
+            }
+            let mut full = String::new();
+            let addr = subnets.find_map(|subnet| {
+                given
+                    .take(state, network, subnet)
+                    .map_err(|e| full = e)
+                    .ok()
+            });
+            let addr = addr.ok_or(full)?;
+            virtual_ips.push(VirtualIp {
+                network: id.clone(),
+                addr,
+            });
+        }
+    }
+    let endpoint = ServiceEndpoint {
+        spec: spec.clone(),
+        ports,
+        virtual_ips,
+    };
+    Ok((service.endpoint.as_ref() != Some(&endpoint)).then_some(endpoint))
+}

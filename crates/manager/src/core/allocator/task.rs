@@ -1,0 +1,145 @@
+//! Tasks: an address per attached network, then New → Pending.
+
+use shoal_api::{
+    NetworkId, TaskState,
+    object::{Object, Service, Task, TaskAttachment, TaskStatus},
+    spec::{NetworkAttachmentSpec, NetworkTarget},
+};
+
+use super::{Given, TASKS_PER_PLAN_MAX, networks_of};
+use crate::core::{
+    reconcile::{Ctx, Plan},
+    state::State,
+};
+
+/// Gives the new tasks of a service that has its endpoint their addresses.
+pub(super) fn allocate_all(
+    state: &State,
+    service: &Service,
+    given: &mut Given,
+    cx: &Ctx<'_>,
+    plan: &mut Plan,
+) {
+    let tasks = state.tasks_of_service(&service.id);
+    let waiting = tasks.filter(|task| {
+        task.status.state == TaskState::New && task.desired_state <= TaskState::Running
+    });
+    // What one task of a service misses, the rest of them miss too; looking for it again would be in vain.
+    let mut missing: Option<String> = None;
+    for task in waiting.take(TASKS_PER_PLAN_MAX) {
+        let attachments = match &missing {
+            None => attachments(state, service, task, given),
+            Some(missing) => Err(missing.clone()),
+        };
+        let changed = match attachments {
+            Ok(networks) => {
+                let mut changed = task.as_ref().clone();
+                changed.networks = networks;
+                changed.ports = service
+                    .endpoint
+                    .iter()
+                    .flat_map(|endpoint| endpoint.ports.clone())
+                    .collect();
+                changed.status = TaskStatus {
+                    state: TaskState::Pending,
+                    at: cx.now,
+                    message: "pending task scheduling".to_owned(),
+                    ..TaskStatus::default()
+                };
+                changed
+            }
+            Err(text) => {
+                let explained = explained(task, &text, cx);
+                missing = Some(text);
+                let Some(explained) = explained else { continue };
+                explained
+            }
+        };
+        plan.update(Object::Task(changed));
+    }
+}
+
+/// Tells the new tasks of a service what it misses.
+pub(super) fn explain_all(
+    state: &State,
+    service: &Service,
+    missing: &str,
+    cx: &Ctx<'_>,
+    plan: &mut Plan,
+) {
+    let tasks = state.tasks_of_service(&service.id);
+    let waiting = tasks.filter(|task| task.status.state == TaskState::New);
+    for changed in waiting
+        .take(TASKS_PER_PLAN_MAX)
+        .filter_map(|task| explained(task, missing, cx))
+    {
+        plan.update(Object::Task(changed));
+    }
+}
+
+fn explained(task: &Task, missing: &str, cx: &Ctx<'_>) -> Option<Task> {
+    (task.status.err != missing).then(|| {
+        let mut task = task.clone();
+        missing.clone_into(&mut task.status.err);
+        task.status.at = cx.now;
+        task
+    })
+}
+
+fn asked_for<'a>(task: &'a Task, network: &NetworkId) -> Option<&'a NetworkAttachmentSpec> {
+    let of = |asked: &&NetworkAttachmentSpec| matches!(&asked.target, NetworkTarget::Cluster(id) if id == network);
+    task.spec.networks.iter().find(of)
+}
+
+/// The attachments of a task in the order of its service's networks, ingress first.
+fn attachments(
+    state: &State,
+    service: &Service,
+    task: &Task,
+    given: &mut Given,
+) -> Result<Vec<TaskAttachment>, String> {
+    let mut attachments = Vec::new();
+    for id in networks_of(state, &service.spec.endpoint, &task.spec)? {
+        let asked = asked_for(task, &id);
+        let network = state
+            .network(&id)
+            .ok_or_else(|| format!("network {id} is missing"))?;
+        let name = &network.spec.annotations.name;
+        let allocated = network
+            .allocated
+            .as_ref()
+            .ok_or_else(|| format!("network {name} has no subnet yet"))?;
+        let fixed = asked.map_or(&[][..], |asked| &asked.addresses);
+        let mut addresses = Vec::new();
+        for v4 in [true, false] {
+            if let Some(address) = fixed.iter().find(|address| address.is_ipv4() == v4) {
+                addresses.push(given.take_fixed(state, network, *address)?);
+                continue;
+            }
+            let mut full = None;
+            let mut subnets = allocated
+                .subnets
+                .iter()
+                .filter(|subnet| subnet.range.addr().is_ipv4() == v4);
+            let addr = subnets.find_map(|subnet| {
+                given
+                    .take(state, network, subnet)
+                    .map_err(|e| full = Some(e))
+                    .ok()
+            });
+            match (addr, full) {
+                (Some(addr), _) => addresses.push(addr),
+                (None, Some(full)) => return Err(full),
+                // The network has no subnet of this family.
+                (None, None) => {}
+            }
+        }
+        let aliases = asked.map(|asked| asked.aliases.clone()).unwrap_or_default();
+        attachments.push(TaskAttachment {
+            network: id,
+            addresses,
+            aliases,
+        });
+    }
+    Ok(attachments)
+}
