@@ -91,6 +91,13 @@ fn ann(password: &str) -> RegistryAuth {
     }
 }
 
+fn at(registry: &Registry, password: &str) -> RegistryAuth {
+    RegistryAuth {
+        server_address: registry.address.clone(),
+        ..ann(password)
+    }
+}
+
 /// Listens to progress and keeps it.
 fn listener() -> (
     mpsc::Sender<PullProgress>,
@@ -249,7 +256,7 @@ async fn an_image_travels_through_a_registry() {
             .await
             .unwrap()
             .iter()
-            .any(|line| line.status == "Already exists")
+            .any(|line| line.status == format!("Status: Image is up to date for {name}"))
     );
     let by_digest = format!("{}@{}", registry.name("team/busy"), pushed.digest);
     let (_other_dir, other) = store();
@@ -268,6 +275,22 @@ async fn an_image_travels_through_a_registry() {
     assert_eq!(
         (remote.digest, remote.size, remote.platforms.len()),
         (pushed.digest, pushed.size, 1)
+    );
+
+    target
+        .check_login(&at(&registry, "secret"), &[])
+        .await
+        .unwrap();
+    let error = target
+        .check_login(&at(&registry, "wrong"), &[])
+        .await
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "login attempt to http://{}/v2/ failed with status: 401 Unauthorized",
+            registry.address
+        )
     );
 
     // What was pulled is there after a restart, and gone after removal.
@@ -794,4 +817,153 @@ async fn hostile_archives_are_refused_or_contained() {
     }
     assert_eq!(names_in(outside.path()), ["secret"]);
     assert_eq!(fs::read_to_string(secret).unwrap(), "untouched");
+}
+
+/// A tar archive of files; names ending in a slash are directories.
+fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    for (name, content) in files {
+        let mut header = tar::Header::new_ustar();
+        header.set_mode(0o755);
+        header.set_size(content.len() as u64);
+        if name.ends_with('/') {
+            header.set_entry_type(tar::EntryType::Directory);
+        }
+        archive.append_data(&mut header, name, *content).unwrap();
+    }
+    archive.into_inner().unwrap()
+}
+
+/// An archive as dockers before 25 wrote it, with these layers; the topmost layer is a link, as theirs could be.
+fn old_archive(layers: &[Vec<u8>]) -> Vec<u8> {
+    let diff_ids: Vec<_> = layers.iter().map(|layer| digest(layer)).collect();
+    let config = format!(
+        r#"{{"os":"linux","architecture":"amd64","rootfs":{{"type":"layers","diff_ids":{diff_ids:?}}}}}"#
+    );
+    let names: Vec<_> = (0..layers.len())
+        .map(|number| format!("{number}/layer.tar"))
+        .collect();
+    let list = format!(r#"[{{"Config":"c.json","RepoTags":["old:1"],"Layers":{names:?}}}]"#);
+    let mut archive = tar::Builder::new(Vec::new());
+    for (name, layer) in names.iter().zip(layers) {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(layer.len() as u64);
+        let real = format!("real/{name}");
+        archive
+            .append_data(&mut header, &real, layer.as_slice())
+            .unwrap();
+        let mut link = tar::Header::new_ustar();
+        link.set_entry_type(tar::EntryType::Symlink);
+        link.set_size(0);
+        archive
+            .append_link(&mut link, name, format!("../{real}"))
+            .unwrap();
+    }
+    let documents = tar_of(&[
+        ("c.json", config.as_bytes()),
+        ("manifest.json", list.as_bytes()),
+    ]);
+    for entry in tar::Archive::new(documents.as_slice()).entries().unwrap() {
+        let entry = entry.unwrap();
+        archive.append(&entry.header().clone(), entry).unwrap();
+    }
+    archive.into_inner().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stacked_layers_show_what_the_image_means() {
+    let base = tar_of(&[
+        ("etc/", b""),
+        ("etc/kept", b"1"),
+        ("etc/hidden", b"1"),
+        ("opt/", b""),
+        ("opt/old", b"1"),
+        ("var/", b""),
+        ("var/x", b"1"),
+    ]);
+    let top = tar_of(&[
+        ("etc/.wh.hidden", b""),
+        ("opt/.wh..wh..opq", b""),
+        ("opt/new", b"2"),
+        (".wh.var", b""),
+        ("var/", b""),
+        ("var/y", b"2"),
+    ]);
+    let (dir, store) = store();
+    let (progress, _lines) = listener();
+    let loaded = store
+        .load(std::io::Cursor::new(old_archive(&[base, top])), progress)
+        .await
+        .unwrap();
+    assert_eq!(loaded[0].name.as_deref(), Some("old:1"));
+    let layers = store.resolve("old:1").unwrap().layers;
+    for name in ["up", "work", "merged"] {
+        fs::create_dir(dir.path().join(name)).unwrap();
+    }
+    // Mounted in a mount namespace that ends with the command.
+    let script = "mount -t overlay overlay -o lowerdir=$1:$2,upperdir=up,workdir=work merged && cd merged && find . -type f | sort";
+    let output = Command::new("unshare")
+        .args(["-m", "sh", "-c", script, "sh"])
+        .args([&layers[1], &layers[0]])
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "./etc/kept\n./opt/new\n./var/y\n",
+        "{output:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_of_every_compression_are_taken_and_bad_images_leave_nothing() {
+    let plain = rootfs();
+    let mut gzip = Vec::new();
+    flate2::read::GzEncoder::new(plain.as_slice(), flate2::Compression::fast())
+        .read_to_end(&mut gzip)
+        .unwrap();
+    let zstd = zstd::encode_all(plain.as_slice(), 1).unwrap();
+    let (dir, store) = store();
+    for (number, content) in [plain.clone(), gzip, zstd].into_iter().enumerate() {
+        let name = format!("busy:{number}");
+        store
+            .import_rootfs(
+                std::io::Cursor::new(content),
+                ImageConfig::default(),
+                Some(&name),
+            )
+            .await
+            .unwrap();
+        let inspected = store.inspect(&name).unwrap();
+        assert_eq!(
+            (inspected.diff_ids.len(), inspected.diff_ids[0].as_str()),
+            (1, digest(&plain).as_str())
+        );
+    }
+    assert_eq!(names_in(&dir.path().join("layers")).len(), 2);
+    let (removed, bytes) = store.prune(|_| true, Vec::new()).await.unwrap();
+    assert_eq!(
+        (removed.len(), bytes),
+        (7, fs::metadata("/bin/busybox").unwrap().len())
+    );
+
+    // The first layer is good, the second is not what the configuration lists: neither stays.
+    let mut bad = old_archive(&[plain.clone(), tar_of(&[("a", b"1")])]);
+    let needle = digest(&tar_of(&[("a", b"1")]));
+    let at = bad
+        .windows(needle.len())
+        .position(|part| part == needle.as_bytes())
+        .unwrap();
+    bad[at + 10] = if bad[at + 10] == b'0' { b'1' } else { b'0' };
+    let (progress, _lines) = listener();
+    let error = store
+        .load(std::io::Cursor::new(bad), progress)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ImageErrorKind::Invalid, "{}", error.report());
+    // Waste is swept behind the caller's back; another removal waits for that sweep.
+    import(&store, "busy:1").await;
+    store.remove("busy:1", false, Vec::new()).await.unwrap();
+    assert_eq!(names_in(&dir.path().join("images/blobs/sha256")), [""; 0]);
+    assert_eq!(names_in(&dir.path().join("layers")), ["incoming"]);
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Descriptor, Digest, MediaType, Reference};
+use super::{Descriptor, Digest, MediaType, Reference, manifest::null_is_default};
 
 /// Content of the file `oci-layout`.
 pub const OCI_LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -20,12 +20,8 @@ pub struct ArchiveItem {
     #[serde(default)]
     repo_tags: Option<Vec<String>>,
     /// Lowest first.
-    #[serde(default, deserialize_with = "null_is_empty")]
+    #[serde(default, deserialize_with = "null_is_default")]
     pub layers: Vec<String>,
-}
-
-fn null_is_empty<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
-    Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
 /// Which layout an archive has, by the files found at its top.

@@ -308,27 +308,69 @@ impl Catalog {
             ))),
             Ok(()) => None,
         };
+        let held = users.iter().any(|user| user.image == id);
         match blocked {
             // The name is gone, which is what was asked for; the image lives on for its containers.
             Some(_) if !by_id => {}
             Some(conflict) => return Err(conflict),
+            // A stopped container may be started again: its layers stay, only the names go.
+            None if held => next.forget_names(&id, |_| true, &mut plan.removed),
             None => {
-                next.forget_names(&id, |_| true, &mut plan.removed);
-                let row = next.images.remove(&id).expect("resolved above");
-                plan.removed.push(ImageRemoved::Deleted(id.to_string()));
-                let (_, chains) = next.needed();
-                let gone = row
-                    .layers
-                    .iter()
-                    .rev()
-                    .filter(|layer| !chains.contains(&layer.chain_id));
-                plan.removed
-                    .extend(gone.map(|layer| ImageRemoved::Deleted(layer.chain_id.to_string())));
+                next.delete(&id, &mut plan.removed);
                 plan.deleted = true;
             }
         }
         *self = next;
         Ok(plan)
+    }
+
+    /// `docker image prune`: removes the images that `which` chooses and no container uses, with all their names.
+    /// Returns what is gone, and the unpacked bytes of the layers that are.
+    pub fn prune(
+        &mut self,
+        which: impl Fn(&ImageSummary) -> bool,
+        users: &[ImageUser],
+    ) -> (Vec<ImageRemoved>, u64) {
+        let sizes = |catalog: &Self| -> BTreeMap<Digest, u64> {
+            let layers = catalog.images.values().flat_map(|row| &row.layers);
+            layers
+                .map(|layer| (layer.chain_id.clone(), layer.size))
+                .collect()
+        };
+        let before = sizes(self);
+        let mut removed = Vec::new();
+        for image in self.list() {
+            if which(&image) && !users.iter().any(|user| user.image == image.id) {
+                self.delete(&image.id, &mut removed);
+            }
+        }
+        let after = sizes(self);
+        let gone = before
+            .iter()
+            .filter(|(chain, _)| !after.contains_key(*chain));
+        (removed, gone.map(|(_, size)| size).sum())
+    }
+
+    /// Removes an image with its names; tells which of its layers no other image needs, topmost first.
+    fn delete(&mut self, id: &ImageId, removed: &mut Vec<ImageRemoved>) {
+        self.forget_names(id, |_| true, removed);
+        let Some(row) = self.images.remove(id) else {
+            return;
+        };
+        removed.push(ImageRemoved::Deleted(id.to_string()));
+        let (_, chains) = self.needed();
+        let gone = row.layers.iter().rev();
+        let gone = gone.filter(|layer| !chains.contains(&layer.chain_id));
+        removed.extend(gone.map(|layer| ImageRemoved::Deleted(layer.chain_id.to_string())));
+    }
+
+    /// The image that all of `names` stand for already, if there is one.
+    pub fn named_by_all(&self, names: &[Reference]) -> Option<(&ImageId, &ImageRow)> {
+        let id = self.references.get(names.first()?)?;
+        let same = names
+            .iter()
+            .all(|name| self.references.get(name) == Some(id));
+        same.then(|| self.images.get_key_value(id))?
     }
 
     /// At most one tag, and all digests in the repository of that tag (moby's `isSingleReference`).

@@ -48,45 +48,48 @@ impl ImageStore {
     ) -> Result<Vec<LoadedImage>, ImageError> {
         let activity = self.inner.begin();
         self.blocking(move |inner| {
-            let _activity = activity;
-            let mut archive = Spool::read(inner, SyncIoBridge::new(archive))?;
-            let has = |name: &str| archive.find(Path::new(name)).is_some();
-            let mut loaded = Vec::new();
-            match ArchiveLayout::of(has("manifest.json"), has("index.json")) {
-                Some(ArchiveLayout::Docker) => {
-                    let items: Vec<ArchiveItem> = serde_json::from_slice(
-                        &archive.document("manifest.json")?,
-                    )
-                    .map_err(|error| {
-                        ImageError::Archive(format!("manifest.json cannot be read: {error}"))
-                    })?;
-                    let originals = archive.manifests()?;
-                    for item in items {
-                        loaded.extend(load_item(
-                            inner,
-                            &mut archive,
-                            &item,
-                            &originals,
-                            &progress,
-                        )?);
-                    }
-                }
-                Some(ArchiveLayout::Oci) => {
-                    for original in archive.manifests()? {
-                        loaded.extend(load_manifest(inner, &mut archive, &original, &progress)?);
-                    }
-                }
-                None => {
-                    return Err(ImageError::Archive(
-                        "archive holds no images: neither manifest.json nor index.json is in it"
-                            .to_owned(),
-                    ));
-                }
+            let done = load(inner, SyncIoBridge::new(archive), &progress);
+            if done.is_err() {
+                activity.leaves_waste();
             }
-            Ok(loaded)
+            done
         })
         .await
     }
+}
+
+/// Blocks.
+fn load(
+    inner: &Arc<Inner>,
+    archive: impl io::Read,
+    progress: &mpsc::Sender<PullProgress>,
+) -> Result<Vec<LoadedImage>, ImageError> {
+    let mut archive = Spool::read(inner, archive)?;
+    let has = |name: &str| archive.find(Path::new(name)).is_some();
+    let mut loaded = Vec::new();
+    match ArchiveLayout::of(has("manifest.json"), has("index.json")) {
+        Some(ArchiveLayout::Docker) => {
+            let items: Vec<ArchiveItem> =
+                serde_json::from_slice(&archive.document("manifest.json")?).map_err(|error| {
+                    ImageError::Archive(format!("manifest.json cannot be read: {error}"))
+                })?;
+            let originals = archive.manifests()?;
+            for item in items {
+                loaded.extend(load_item(inner, &mut archive, &item, &originals, progress)?);
+            }
+        }
+        Some(ArchiveLayout::Oci) => {
+            for original in archive.manifests()? {
+                loaded.extend(load_manifest(inner, &mut archive, &original, progress)?);
+            }
+        }
+        None => {
+            return Err(ImageError::Archive(
+                "archive holds no images: neither manifest.json nor index.json is in it".to_owned(),
+            ));
+        }
+    }
+    Ok(loaded)
 }
 
 /// One file of an archive, in a file of ours.

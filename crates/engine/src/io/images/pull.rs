@@ -5,7 +5,7 @@ use shoal_api::image::{Distribution, ImageId, Platform, PullProgress, RegistryAu
 use tokio::sync::mpsc;
 
 use super::{
-    ImageError, ImageStore,
+    ImageError, ImageErrorKind, ImageStore,
     feed::{Feed, feed},
     layers::Arrival,
     registry::{Access, Fetched, Registry},
@@ -90,85 +90,50 @@ impl ImageStore {
         let familiar = reference.familiar();
         let registry = Registry::connect(&reference, Access::Pull, auth, insecure).await?;
         let top = registry.manifest(&reference.selector()).await?;
-        let selector = reference
-            .digest()
-            .map_or_else(|| reference.selector(), |_| reference.familiar());
+        let selector = match reference.digest() {
+            Some(_) => familiar.clone(),
+            None => reference.selector(),
+        };
         report
             .say(&selector, format!("Pulling from {}", reference.path()))
             .await;
-
-        let _activity = self.inner.begin();
-        let (fetched, manifest) = choose(&registry, &reference, &top, &wanted).await?;
-        let config = self
-            .configuration(&registry, &familiar, &manifest.config)
-            .await?;
-        let spec = ImageSpec::parse(&config).map_err(|source| ImageError::Config {
-            image: familiar.clone(),
-            source,
-        })?;
-        if platform.is_some() && choose_platform(&wanted, [&spec.platform]).is_none() {
-            return Err(ImageError::OtherPlatform {
-                image: familiar,
-                wanted: show(&wanted),
-            });
-        }
-        if spec.diff_ids.len() != manifest.layers.len() {
-            let (layers, listed) = (manifest.layers.len(), spec.diff_ids.len());
-            return Err(ImageError::LayerCount {
-                image: familiar,
-                layers,
-                listed,
-            });
-        }
-
-        let chains = chain_ids(&spec.diff_ids);
-        let layers: Vec<_> = manifest
-            .layers
-            .iter()
-            .cloned()
-            .zip(spec.diff_ids)
-            .zip(chains)
-            .collect();
-        for layer in &manifest.layers {
-            report.say(layer.digest.short(), "Pulling fs layer").await;
-        }
-        stream::iter(layers)
-            .map(|((blob, diff_id), chain)| {
-                self.bring(
-                    &registry,
-                    Wanted {
-                        blob,
-                        diff_id,
-                        chain,
-                    },
-                    &report,
-                )
-            })
-            .buffer_unordered(LAYERS_AT_ONCE)
-            .try_collect::<()>()
-            .await?;
-
-        let before = self.inner.catalog().resolve(&familiar).ok().cloned();
         let mut names = vec![reference.at(top.digest.clone())];
         if reference.digest().is_none() {
             names.push(reference.clone());
         }
-        let descriptor = Descriptor::new(
-            &manifest.media_type,
-            fetched.digest.clone(),
-            fetched.content.len() as u64,
-        );
-        let id = self
-            .blocking(move |inner| {
-                inner.install(
-                    &config,
-                    manifest.layers,
-                    Some((descriptor, &fetched.content)),
-                    names,
-                )
-            })
-            .await?;
-        let newer = before.as_ref() != Some(&id);
+
+        let activity = self.inner.begin();
+        let catalog = self.inner.catalog();
+        let known = catalog.named_by_all(&names);
+        let fits =
+            known.filter(|(_, row)| choose_platform(&wanted, [&row.spec.platform]).is_some());
+        let (id, newer) = match fits {
+            // All of it is here, by the digest that the registry names: nothing to ask for.
+            Some((id, _)) => (id.clone(), false),
+            None => {
+                let before = catalog.resolve(&familiar).ok();
+                let strict = platform.is_some();
+                let fetched = self
+                    .fetch(
+                        &registry,
+                        &reference,
+                        top.clone(),
+                        (&wanted, strict),
+                        names,
+                        &report,
+                    )
+                    .await;
+                if let Err(error) = &fetched
+                    && error.kind() == ImageErrorKind::Invalid
+                {
+                    // Trying again will not help; what did arrive is of no use.
+                    activity.leaves_waste();
+                }
+                let id = fetched?;
+                let newer = before != Some(&id);
+                (id, newer)
+            }
+        };
         report.say("", format!("Digest: {}", top.digest)).await;
         let outcome = if newer {
             "Downloaded newer image for"
@@ -184,6 +149,71 @@ impl ImageStore {
             name: familiar,
             newer,
         })
+    }
+
+    /// Fetches what the document `top` stands for and enters it under `names`. A build for another platform than
+    /// the wanted one will do where there is no choice, unless the wish is strict.
+    async fn fetch(
+        &self,
+        registry: &Registry,
+        reference: &Reference,
+        top: Fetched,
+        (wanted, strict): (&Platform, bool),
+        names: Vec<Reference>,
+        report: &Reporter,
+    ) -> Result<ImageId, ImageError> {
+        let image = || reference.familiar();
+        let (fetched, manifest) = choose(registry, reference, top, wanted).await?;
+        let config = self
+            .configuration(registry, &image(), &manifest.config)
+            .await?;
+        let spec = ImageSpec::parse(&config).map_err(|source| ImageError::Config {
+            image: image(),
+            source,
+        })?;
+        if strict && choose_platform(wanted, [&spec.platform]).is_none() {
+            return Err(ImageError::OtherPlatform {
+                image: image(),
+                wanted: show(wanted),
+            });
+        }
+        if spec.diff_ids.len() != manifest.layers.len() {
+            return Err(ImageError::LayerCount {
+                image: image(),
+                layers: manifest.layers.len(),
+                listed: spec.diff_ids.len(),
+            });
+        }
+
+        for layer in &manifest.layers {
+            report.say(layer.digest.short(), "Pulling fs layer").await;
+        }
+        let chains = chain_ids(&spec.diff_ids);
+        let layers = manifest.layers.iter().cloned();
+        let layers: Vec<_> = layers
+            .zip(spec.diff_ids)
+            .zip(chains)
+            .map(|((blob, diff_id), chain)| Wanted {
+                blob,
+                diff_id,
+                chain,
+            })
+            .collect();
+        stream::iter(layers)
+            .map(|wanted| self.bring(registry, wanted, report))
+            .buffer_unordered(LAYERS_AT_ONCE)
+            .try_collect::<()>()
+            .await?;
+        let descriptor = Descriptor::new(
+            &manifest.media_type,
+            fetched.digest.clone(),
+            fetched.content.len() as u64,
+        );
+        self.blocking(move |inner| {
+            let manifest_document = Some((descriptor, fetched.content.as_slice()));
+            inner.install(&config, manifest.layers, manifest_document, names)
+        })
+        .await
     }
 
     async fn configuration(
@@ -313,7 +343,7 @@ async fn download(
 async fn choose(
     registry: &Registry,
     reference: &Reference,
-    top: &Fetched,
+    top: Fetched,
     wanted: &Platform,
 ) -> Result<(Fetched, Manifest), ImageError> {
     let parse = |content: &[u8]| {
@@ -323,13 +353,7 @@ async fn choose(
         })
     };
     let builds = match parse(&top.content)? {
-        Document::Manifest(manifest) => {
-            let same = Fetched {
-                content: top.content.clone(),
-                digest: top.digest.clone(),
-            };
-            return Ok((same, manifest));
-        }
+        Document::Manifest(manifest) => return Ok((top, manifest)),
         Document::Index { builds, .. } => builds,
     };
     let builds: Vec<_> = builds
@@ -352,44 +376,42 @@ async fn choose(
 }
 
 /// What a name in a registry stands for, and for which platforms.
-pub(super) fn distribution<'a>(
-    reference: &'a str,
-    auth: Option<&'a RegistryAuth>,
-    insecure: &'a [String],
-) -> impl Future<Output = Result<Distribution, ImageError>> + Send + 'a {
-    async move {
-        let reference = reference.parse::<Reference>()?.or_latest();
-        let registry = Registry::connect(&reference, Access::Pull, auth, insecure).await?;
-        let top = registry.manifest(&reference.selector()).await?;
-        let image = || reference.familiar();
-        let document = parse_document(&top.content).map_err(|source| ImageError::Manifest {
-            image: image(),
-            source,
-        })?;
-        let (media_type, platforms) = match document {
-            Document::Index { media_type, builds } => (
-                media_type,
-                builds
-                    .into_iter()
-                    .filter_map(|build| build.platform)
-                    .collect(),
-            ),
-            Document::Manifest(manifest) => {
-                let config = registry.document(&manifest.config.digest).await?;
-                let spec = ImageSpec::parse(&config).map_err(|source| ImageError::Config {
-                    image: image(),
-                    source,
-                })?;
-                (manifest.media_type, vec![spec.platform])
-            }
-        };
-        Ok(Distribution {
+pub(super) async fn distribution(
+    reference: &str,
+    auth: Option<&RegistryAuth>,
+    insecure: &[String],
+) -> Result<Distribution, ImageError> {
+    let reference = reference.parse::<Reference>()?.or_latest();
+    let registry = Registry::connect(&reference, Access::Pull, auth, insecure).await?;
+    let top = registry.manifest(&reference.selector()).await?;
+    let image = || reference.familiar();
+    let document = parse_document(&top.content).map_err(|source| ImageError::Manifest {
+        image: image(),
+        source,
+    })?;
+    let (media_type, platforms) = match document {
+        Document::Index { media_type, builds } => (
             media_type,
-            digest: top.digest.to_string(),
-            size: top.content.len() as u64,
-            platforms,
-        })
-    }
+            builds
+                .into_iter()
+                .filter_map(|build| build.platform)
+                .collect(),
+        ),
+        Document::Manifest(manifest) => {
+            let config = registry.document(&manifest.config.digest).await?;
+            let spec = ImageSpec::parse(&config).map_err(|source| ImageError::Config {
+                image: image(),
+                source,
+            })?;
+            (manifest.media_type, vec![spec.platform])
+        }
+    };
+    Ok(Distribution {
+        media_type,
+        digest: top.digest.to_string(),
+        size: top.content.len() as u64,
+        platforms,
+    })
 }
 
 fn platform_of(text: Option<&str>) -> Result<Platform, ImageError> {

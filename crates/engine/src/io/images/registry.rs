@@ -1,6 +1,10 @@
 //! A client for one repository of one registry (OCI distribution specification).
 
-use std::{net::IpAddr, sync::Mutex, sync::PoisonError, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::{Mutex, OnceLock, PoisonError},
+    time::Duration,
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use reqwest::{
@@ -24,6 +28,8 @@ const COMPLAINT_BYTES_MAX: usize = 64 << 10;
 pub(super) enum Access {
     Pull,
     PullPush,
+    /// Nothing but being known.
+    Login,
 }
 
 /// A registry, found and spoken to.
@@ -31,6 +37,7 @@ pub(super) struct Registry {
     http: Client,
     /// `https://host:port`
     base: String,
+    /// What it is about; its repository is in every request.
     reference: Reference,
     access: Access,
     auth: Option<RegistryAuth>,
@@ -39,6 +46,7 @@ pub(super) struct Registry {
 }
 
 /// A manifest or index as it came.
+#[derive(Clone)]
 pub(super) struct Fetched {
     pub(super) content: Vec<u8>,
     pub(super) digest: Digest,
@@ -81,6 +89,11 @@ impl Registry {
             .danger_accept_invalid_certs(lenient);
         if is_loopback(host) {
             client = client.no_proxy();
+        }
+        if !lenient {
+            for certificate in host_authorities() {
+                client = client.add_root_certificate(certificate.clone());
+            }
         }
         let http = client
             .build()
@@ -356,11 +369,14 @@ impl Registry {
             return Err(self.wrong("Get", realm, "the registry wants credentials sent in clear"));
         }
         let actions = match self.access {
-            Access::Pull => "pull",
-            Access::PullPush => "pull,push",
+            Access::Pull => Some("pull"),
+            Access::PullPush => Some("pull,push"),
+            Access::Login => None,
         };
-        let scope = format!("repository:{}:{actions}", self.reference.path());
-        let mut query = vec![("scope", scope.as_str())];
+        let path = self.reference.path();
+        let scope = actions.map(|actions| format!("repository:{path}:{actions}"));
+        let mut query = Vec::new();
+        query.extend(scope.as_deref().map(|scope| ("scope", scope)));
         query.extend(service.map(|service| ("service", service)));
         let request = match auth {
             Some(auth) if !auth.identity_token.is_empty() => {
@@ -449,7 +465,9 @@ impl Registry {
                     Access::Pull => ImageError::Denied(format!(
                         "pull access denied for {name}, repository does not exist or may require 'docker login': denied: {message}"
                     )),
-                    Access::PullPush => ImageError::Denied(format!("denied: {message}")),
+                    Access::PullPush | Access::Login => {
+                        ImageError::Denied(format!("denied: {message}"))
+                    }
                 }
             }
             ("MANIFEST_UNKNOWN" | "", StatusCode::NOT_FOUND) if is_manifest => {
@@ -483,6 +501,52 @@ impl Registry {
             }
         }
     }
+}
+
+/// Tries credentials against the registry they are for.
+pub(super) async fn check_login(
+    auth: &RegistryAuth,
+    insecure: &[String],
+) -> Result<(), ImageError> {
+    let address = auth.server_address.trim_start_matches("https://");
+    let host = address.trim_start_matches("http://").split('/').next();
+    let host = host.filter(|host| !host.is_empty()).unwrap_or("docker.io");
+    // Repositories need a name; this one is never asked for.
+    let reference: Reference = match host {
+        "index.docker.io" | "registry-1.docker.io" => "docker.io/library/login".parse()?,
+        host => format!("{host}/login").parse()?,
+    };
+    let registry = Registry::connect(&reference, Access::Login, Some(auth), insecure).await?;
+    let url = format!("{}/v2/", registry.base);
+    let answer = registry
+        .send_any("Get", &url, || registry.http.get(&url))
+        .await?;
+    match answer.status() {
+        status if status.is_success() => Ok(()),
+        status => Err(ImageError::Denied(format!(
+            "login attempt to {url} failed with status: {status}"
+        ))),
+    }
+}
+
+/// The authorities that this host trusts besides the public ones, as an administrator added them; read once.
+fn host_authorities() -> &'static [reqwest::Certificate] {
+    static FOUND: OnceLock<Vec<reqwest::Certificate>> = OnceLock::new();
+    let bundles = [
+        "/etc/ssl/certs/ca-certificates.crt",
+        "/etc/pki/tls/certs/ca-bundle.crt",
+    ];
+    FOUND.get_or_init(|| {
+        let bundle = bundles.iter().find_map(|path| std::fs::read(path).ok());
+        let certificates = bundle.map(|pem| reqwest::Certificate::from_pem_bundle(&pem));
+        certificates
+            .transpose()
+            .unwrap_or_else(|error| {
+                tracing::warn!(%error, "cannot read the certificates that this host trusts");
+                None
+            })
+            .unwrap_or_default()
+    })
 }
 
 /// The deepest cause says it best: `Connection refused`, not "error sending request".

@@ -183,6 +183,30 @@ impl ImageStore {
         .await
     }
 
+    /// `docker image prune`: removes the images that `which` chooses (docker's default: those without a tag) and no
+    /// container uses. Returns what is gone, and the unpacked bytes that were freed.
+    pub async fn prune(
+        &self,
+        which: impl Fn(&ImageSummary) -> bool + Send + 'static,
+        users: Vec<ImageUser>,
+    ) -> Result<(Vec<ImageRemoved>, u64), ImageError> {
+        self.blocking(move |inner| {
+            let pruned = inner.change(|catalog| Ok(catalog.prune(which, &users)))?;
+            inner.sweep()?;
+            Ok(pruned)
+        })
+        .await
+    }
+
+    /// `docker login`: tries credentials against the registry they are for.
+    pub async fn check_login(
+        &self,
+        auth: &RegistryAuth,
+        insecure: &[String],
+    ) -> Result<(), ImageError> {
+        super::registry::check_login(auth, insecure).await
+    }
+
     /// Makes an image of one layer from a tar stream, plain or compressed, like `docker import`.
     pub async fn import_rootfs(
         &self,
@@ -195,38 +219,11 @@ impl ImageStore {
             .transpose()?;
         let activity = self.inner.begin();
         self.blocking(move |inner| {
-            let _activity = activity;
-            let arrival = Arrival {
-                keep_blob: true,
-                unpack: true,
-                ..Arrival::default()
-            };
-            let arrived =
-                inner
-                    .layers
-                    .receive(&inner.blobs, SyncIoBridge::new(archive), arrival)?;
-            let diff_id = arrived.diff_id.clone().expect("unpacking was asked for");
-            let blob = arrived.blob.clone();
-            arrived.commit(&inner.blobs, &inner.layers, &diff_id)?;
-            let now = Timestamp::now();
-            let spec = ImageSpec {
-                platform: host_platform(),
-                created: now,
-                config,
-                diff_ids: vec![diff_id],
-                history: vec![BuildStep {
-                    created: now,
-                    comment: "Imported from -".to_owned(),
-                    ..BuildStep::default()
-                }],
-                ..ImageSpec::default()
-            };
-            inner.install(
-                &render_config(&spec),
-                vec![blob],
-                None,
-                name.into_iter().collect(),
-            )
+            let done = import(inner, SyncIoBridge::new(archive), config, name);
+            if done.is_err() {
+                activity.leaves_waste();
+            }
+            done
         })
         .await
     }
@@ -252,6 +249,43 @@ impl ImageStore {
             Err(_) => Err(ImageError::Interrupted("the image store")),
         }
     }
+}
+
+/// Blocks.
+fn import(
+    inner: &Inner,
+    archive: impl std::io::Read,
+    config: ImageConfig,
+    name: Option<Reference>,
+) -> Result<ImageId, ImageError> {
+    let arrival = Arrival {
+        keep_blob: true,
+        unpack: true,
+        ..Arrival::default()
+    };
+    let arrived = inner.layers.receive(&inner.blobs, archive, arrival)?;
+    let diff_id = arrived.diff_id.clone().expect("unpacking was asked for");
+    let blob = arrived.blob.clone();
+    arrived.commit(&inner.blobs, &inner.layers, &diff_id)?;
+    let now = Timestamp::now();
+    let spec = ImageSpec {
+        platform: host_platform(),
+        created: now,
+        config,
+        diff_ids: vec![diff_id],
+        history: vec![BuildStep {
+            created: now,
+            comment: "Imported from -".to_owned(),
+            ..BuildStep::default()
+        }],
+        ..ImageSpec::default()
+    };
+    inner.install(
+        &render_config(&spec),
+        vec![blob],
+        None,
+        name.into_iter().collect(),
+    )
 }
 
 impl Inner {
@@ -382,6 +416,13 @@ impl Inner {
     }
 }
 
+impl Activity {
+    /// What this deed brought is not needed: sweep when the last one has ended.
+    pub(super) fn leaves_waste(&self) {
+        self.0.changes().sweep_wanted = true;
+    }
+}
+
 impl Drop for Activity {
     fn drop(&mut self) {
         let due = {
@@ -401,10 +442,9 @@ impl Drop for Activity {
                 );
             }
         };
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(sweep)),
-            // The runtime is gone, and the next start sweeps anyway.
-            Err(_) => {}
+        // Without a runtime the process is ending, and the next start sweeps anyway.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            drop(runtime.spawn_blocking(sweep));
         }
     }
 }

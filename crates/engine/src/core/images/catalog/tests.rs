@@ -233,3 +233,27 @@ fn history_gives_each_step_its_layer() {
         ]
     );
 }
+
+#[test]
+fn a_stopped_container_keeps_its_layers_whatever_is_forced() {
+    let mut catalog = catalog();
+    let a = id_of("a");
+    let gone = removed(&mut catalog, a.hex(), true, &[user("a", false)]).unwrap();
+    assert_eq!(gone.len(), 2);
+    assert!(catalog.resolve("repo:1").is_err() && catalog.resolve(a.hex()).is_ok());
+}
+
+#[test]
+fn prune_takes_what_is_chosen_and_unused() {
+    let mut catalog = catalog();
+    let (none, bytes) = catalog.prune(|_| true, &[user("a", false), user("b", true)]);
+    assert_eq!((none.len(), bytes), (0, 0));
+    let (dangling, bytes) = catalog.prune(|image| image.repo_tags.is_empty(), &[]);
+    assert_eq!(
+        (dangling, bytes),
+        (vec![ImageRemoved::Deleted(id_of("b").to_string())], 0)
+    );
+    let (rest, bytes) = catalog.prune(|_| true, &[]);
+    assert_eq!((rest.len(), bytes), (5, 20));
+    assert_eq!(catalog, Catalog::default());
+}
