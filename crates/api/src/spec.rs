@@ -145,6 +145,19 @@ pub struct ContainerTaskSpec {
     pub ulimits: Vec<Ulimit>,
     /// Adjustment of the out-of-memory score, −1000 to 1000.
     pub oom_score_adj: Option<i64>,
+    /// Credentials with which the nodes pull the image.
+    pub pull_auth: PullAuth,
+}
+
+/// Registry credentials as the Engine API's `X-Registry-Auth` carries them; empty is none. Never printed.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PullAuth(pub String);
+
+impl std::fmt::Debug for PullAuth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_empty() { "none" } else { "…" })
+    }
 }
 
 /// A mount of a container.

@@ -134,7 +134,7 @@ structs! {
     ContainerTaskSpec {
         image, labels, command, args, hostname, env, dir, user, groups, tty, open_stdin, read_only, init, mounts,
         stop_signal, stop_grace_period, healthcheck, hosts, dns, secrets, configs, sysctls, cap_add, cap_drop,
-        ulimits, oom_score_adj,
+        ulimits, oom_score_adj, pull_auth,
     }
     Mount {
         kind, source, target, read_only, propagation, create_source, no_copy, subpath, labels, driver,
@@ -258,5 +258,11 @@ impl<K: Sample + Ord, V: Sample> Sample for BTreeMap<K, V> {
         (0..g.below(3))
             .map(|_| (K::sample(g), V::sample(g)))
             .collect()
+    }
+}
+
+impl Sample for PullAuth {
+    fn sample(g: &mut Generator) -> Self {
+        Self(Sample::sample(g))
     }
 }

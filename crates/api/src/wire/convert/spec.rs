@@ -8,8 +8,9 @@ use crate::{
         DnsConfig, Driver, EndpointMode, EndpointSpec, FailureAction, FileTarget, GenericResource,
         HealthConfig, IpamConfig, Mount, MountKind, NetworkAttachmentSpec, NetworkSpec,
         NetworkTarget, NodeRole, NodeSpec, Placement, Platform, PortConfig, Protocol, PublishMode,
-        ResourceRequirements, Resources, RestartCondition, RestartPolicy, SecretReference,
-        SecretSpec, ServiceMode, ServiceSpec, TaskSpec, Ulimit, UpdateConfig, UpdateOrder,
+        PullAuth, ResourceRequirements, Resources, RestartCondition, RestartPolicy,
+        SecretReference, SecretSpec, ServiceMode, ServiceSpec, TaskSpec, Ulimit, UpdateConfig,
+        UpdateOrder,
     },
     wire,
 };
@@ -33,7 +34,7 @@ messages! {
     ContainerTaskSpec {
         image, labels, command, args, hostname, env, dir, user, groups, tty, open_stdin, read_only, init, mounts,
         stop_signal, stop_grace_period, healthcheck, hosts, dns, secrets, configs, sysctls, cap_add, cap_drop, ulimits,
-        oom_score_adj,
+        oom_score_adj, pull_auth,
     }
     Mount {
         kind, source, target, read_only, propagation, create_source, no_copy, subpath, labels, driver,
@@ -119,3 +120,12 @@ impl Field<wire::ServiceMode> for ServiceMode {
     }
 }
 bridge!(ServiceMode);
+
+impl Field<String> for PullAuth {
+    fn to_wire(&self) -> String {
+        self.0.clone()
+    }
+    fn from_wire(wire: String) -> Result<Self, DecodeError> {
+        Ok(Self(wire))
+    }
+}
