@@ -16,7 +16,9 @@ use super::{
     naming::{self, UPLINK, VXLAN},
     observed::{ContainerFacts, Facts},
     ruleset,
-    state::{KernelState, Link, LinkKind, Route, Rule, Space, SpaceState, VethPeer},
+    state::{
+        KernelState, Link, LinkKind, OVERLAY_PROTOCOL, Route, Rule, Space, SpaceState, VethPeer,
+    },
 };
 
 const MAIN_TABLE: u32 = 254;
@@ -123,7 +125,7 @@ pub fn desired(
         .spaces
         .insert(Space::Host, cx.host(&carried, &uplinks));
     for (task, mut networks) in local {
-        let Some(found) = facts.containers.get(task) else {
+        let Some(found) = facts.containers.get(task.as_str()) else {
             continue;
         };
         networks.sort_by_key(|(id, slice)| (!slice.ingress, *id));
@@ -245,6 +247,7 @@ impl Cx<'_> {
                 mtu: Some(self.mtu(slice)),
                 master: None,
                 isolated: false,
+                hairpin: false,
             },
         );
         let objects = &mut router.objects;
@@ -276,6 +279,7 @@ impl Cx<'_> {
                 to: host_route(address.addr()),
                 via: Some(naming::peer_hop(*peer).into()),
                 link: VXLAN.to_owned(),
+                protocol: OVERLAY_PROTOCOL,
             });
         }
         if slice.ingress {
@@ -289,12 +293,14 @@ impl Cx<'_> {
                     to: default_route(),
                     via,
                     link,
+                    protocol: OVERLAY_PROTOCOL,
                 });
                 objects.rules.insert(Rule {
                     from: None,
                     mark: Some(mark),
                     table: mark,
                     priority: RULE_PRIORITY,
+                    protocol: OVERLAY_PROTOCOL,
                 });
             }
         }
@@ -315,6 +321,7 @@ impl Cx<'_> {
                 to: default_route(),
                 via,
                 link: UPLINK.to_owned(),
+                protocol: OVERLAY_PROTOCOL,
             });
         }
         self.router_table(&mut router, slice, gateway, &involved);
@@ -382,6 +389,7 @@ impl Cx<'_> {
             mtu: None,
             master: None,
             isolated: false,
+            hairpin: false,
         };
         host.links.insert(bridge.clone(), link);
         let net = Ipv4Net::new_assert(own, self.params.gwbridge_subnet.prefix_len());
@@ -403,6 +411,7 @@ impl Cx<'_> {
                 mtu: None,
                 master: Some(bridge.clone()),
                 isolated: true,
+                hairpin: false,
             };
             host.links
                 .insert(naming::uplink_port(&self.params.prefix, network), link);
@@ -469,7 +478,7 @@ impl Cx<'_> {
             taken.insert(name.clone());
             let mtu = Some(self.mtu(slice));
             let peer = VethPeer {
-                space: Space::Container(task.clone()),
+                space: Space::Container(task.to_string()),
                 name: name.clone(),
                 mac,
                 mtu,
@@ -485,6 +494,7 @@ impl Cx<'_> {
                 mtu,
                 master: None,
                 isolated: false,
+                hairpin: false,
             };
             router.links.insert(port.clone(), link);
             let settings = &mut router.objects.settings;
@@ -496,6 +506,7 @@ impl Cx<'_> {
                 to,
                 via: None,
                 link: port,
+                protocol: OVERLAY_PROTOCOL,
             });
 
             inside
@@ -513,6 +524,7 @@ impl Cx<'_> {
                     to,
                     via,
                     link,
+                    protocol: OVERLAY_PROTOCOL,
                 });
             }
             if slice.ingress {
@@ -522,6 +534,7 @@ impl Cx<'_> {
                     mark: None,
                     table: INGRESS_TABLE,
                     priority: RULE_PRIORITY,
+                    protocol: OVERLAY_PROTOCOL,
                 };
                 inside.objects.rules.insert(rule);
                 let route = Route {
@@ -529,11 +542,14 @@ impl Cx<'_> {
                     to: default_route(),
                     via,
                     link: name,
+                    protocol: OVERLAY_PROTOCOL,
                 };
                 inside.objects.routes.insert(route);
             }
         }
-        state.spaces.insert(Space::Container(task.clone()), inside);
+        state
+            .spaces
+            .insert(Space::Container(task.to_string()), inside);
     }
 
     fn mtu(&self, slice: &NetworkSlice) -> u32 {

@@ -122,7 +122,18 @@ pub fn diff(want: &KernelState, have: &Observed) -> Vec<NetOp> {
     }
     for (space, wanted) in &want.spaces {
         let empty = ObservedSpace::default();
-        let changes = link_changes(wanted, have.spaces.get(space).unwrap_or(&empty));
+        let mut changes = link_changes(wanted, have.spaces.get(space).unwrap_or(&empty));
+        // Nothing can be put into a container that is not open.
+        changes.retain(|change| match change {
+            Change::CreateLink(
+                _,
+                Link {
+                    kind: LinkKind::Veth { peer },
+                    ..
+                },
+            ) => have.spaces.contains_key(&peer.space),
+            _ => true,
+        });
         for change in &changes {
             // What the old far end of a veth carried is gone with it.
             if let Change::CreateLink(
@@ -185,10 +196,12 @@ fn far_end_is_there(link: &Link, have: &Observed) -> bool {
     let LinkKind::Veth { peer } = &link.kind else {
         return true;
     };
-    let far = have
-        .spaces
-        .get(&peer.space)
-        .and_then(|space| space.links.get(&peer.name));
+    let space = have.spaces.get(&peer.space);
+    if space.is_none() && matches!(peer.space, Space::Container(_)) {
+        // Not looked into this time; the kernel removes both ends together.
+        return true;
+    }
+    let far = space.and_then(|space| space.links.get(&peer.name));
     far.is_some_and(|far| far.mac == Some(peer.mac) && far.kind == "veth" && far.up)
 }
 
@@ -236,7 +249,8 @@ fn as_wanted(link: &Link, found: &ObservedLink, held: &ObservedSpace) -> bool {
         && link.mtu.is_none_or(|mtu| mtu == found.mtu)
         && link.mac.is_none_or(|mac| Some(mac) == found.mac)
         && master.is_none_or(|index| index.is_some() && index == found.master)
-        && (!link.isolated || found.isolated)
+        && (link.master.is_none()
+            || (link.isolated, link.hairpin) == (found.isolated, found.hairpin))
 }
 
 fn object_changes(space: &Space, wanted: &SpaceState, held: &Objects) -> Vec<Change> {

@@ -1,7 +1,9 @@
 //! What the kernel should hold, computed from the network view; nothing here touches the kernel.
 
+pub mod bridge;
 pub mod desired;
 pub mod diff;
+pub mod ipam;
 pub mod lb;
 pub mod naming;
 pub mod netlink;

@@ -101,6 +101,8 @@ pub enum Part {
     Port = 13,
     /// Number in host byte order.
     Mark = 19,
+    /// Name of an interface.
+    Interface = 41,
     /// Number in network byte order without a type of its own.
     Integer = 4,
 }
@@ -113,6 +115,7 @@ impl Part {
             Self::Ether => 6,
             Self::Protocol => 1,
             Self::Port => 2,
+            Self::Interface => 16,
         }
     }
 }

@@ -263,13 +263,20 @@ fn new_chain(table: &Table, chain: &Chain) -> Message {
 
 fn new_set(table: &Table, name: &str, kind: &SetKind, id: u32) -> Message {
     let is_map = if kind.data == SetData::None { 0 } else { 8 };
+    // Names are kept as text; the tool that prints them must be told their byte order (type 0, 4 bytes, 1 is host).
+    let userdata = if kind.key == [Part::Interface] {
+        [&[0, 4], &1u32.to_ne_bytes()[..]].concat()
+    } else {
+        Vec::new()
+    };
     let new = message(Command::NewSet, table.family, flags::CREATE)
         .text(1, &table.name)
         .text(2, name)
         .be32(3, is_map)
         .be32(4, datatype(&kind.key))
         .be32(5, padded_length(&kind.key))
-        .be32(10, id);
+        .be32(10, id)
+        .attr(13, &userdata);
     match &kind.data {
         SetData::None => new,
         SetData::Parts(parts) => new.be32(6, datatype(parts)).be32(7, padded_length(parts)),

@@ -46,6 +46,8 @@ pub struct ObservedLink {
     pub master: Option<u32>,
     /// Whether it is an isolated bridge port.
     pub isolated: bool,
+    /// Whether it is a bridge port in hairpin mode.
+    pub hairpin: bool,
     /// Whether it is up.
     pub up: bool,
 }
@@ -65,7 +67,7 @@ pub struct Facts {
     /// MTU of the interface that carries the underlay address, in bytes.
     pub underlay_mtu: u32,
     /// Local containers whose namespaces exist.
-    pub containers: BTreeMap<shoal_api::TaskId, ContainerFacts>,
+    pub containers: BTreeMap<String, ContainerFacts>,
 }
 
 /// What a container's namespace held before.

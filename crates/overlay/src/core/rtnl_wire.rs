@@ -10,7 +10,7 @@ use super::{
     naming::Mac,
     netlink::{Message, attribute, flags, native_u16, native_u32, text},
     observed::ObservedLink,
-    state::{Link, LinkKind, ROUTE_PROTOCOL, Route, Rule},
+    state::{Link, LinkKind, Route, Rule},
 };
 
 const NEWLINK: u16 = 16;
@@ -102,10 +102,13 @@ pub fn update_link(index: u32, link: &Link, master: Option<u32>) -> Message {
     master.iter().fold(m, |m, index| m.u32(10, *index))
 }
 
-/// Isolates a bridge port: it may talk to the bridge, not to other isolated ports.
-pub fn isolate_port(index: u32) -> Message {
+/// Sets how a bridge port behaves: whether it may talk to other isolated ports, and to itself.
+pub fn port_mode(index: u32, link: &Link) -> Message {
     Message::new(NEWLINK, 0, &link_header(0, index, UP)).nest(18, |info| {
-        info.text(4, "bridge").nest(5, |data| data.attr(33, &[1]))
+        info.text(4, "bridge").nest(5, |port| {
+            port.attr(4, &[u8::from(link.hairpin)])
+                .attr(33, &[u8::from(link.isolated)])
+        })
     })
 }
 
@@ -165,7 +168,7 @@ pub fn route(verb: Verb, index: u32, route: &Route) -> Message {
             0,
             0,
             table,
-            ROUTE_PROTOCOL,
+            route.protocol,
             scope,
             1,
         ],
@@ -224,7 +227,7 @@ pub fn rule(verb: Verb, rule: &Rule) -> Message {
     let m = Message::new(pick(verb, NEWRULE, DELRULE), make(verb), &fixed)
         .u32(15, rule.table)
         .u32(6, rule.priority)
-        .attr(21, &[ROUTE_PROTOCOL]);
+        .attr(21, &[rule.protocol]);
     let m = rule
         .from
         .iter()
@@ -254,6 +257,8 @@ pub fn read_link(body: &[u8]) -> Option<(String, ObservedLink)> {
             .and_then(ip_address);
         (vni, port.unwrap_or(0), local)
     });
+    let port = attribute(info, 5).unwrap_or_default();
+    let port_flag = |kind| attribute(port, kind).is_some_and(|value| value.first() == Some(&1));
     let link = ObservedLink {
         index,
         kind,
@@ -261,9 +266,8 @@ pub fn read_link(body: &[u8]) -> Option<(String, ObservedLink)> {
         mac: attribute(attrs, 1).and_then(mac),
         mtu: attribute(attrs, 4).and_then(native_u32).unwrap_or(0),
         master: attribute(attrs, 10).and_then(native_u32),
-        isolated: attribute(info, 5)
-            .and_then(|port| attribute(port, 33))
-            .is_some_and(|b| b.first() == Some(&1)),
+        isolated: port_flag(33),
+        hairpin: port_flag(4),
         up: flags & UP != 0,
     };
     Some((text(attribute(attrs, 3)?), link))
@@ -282,7 +286,7 @@ pub fn read_address(body: &[u8]) -> Option<(u32, IpNet)> {
 }
 
 /// Reads a unicast route from an answer to [`list_routes`]: interface index, protocol, and the route without its link.
-pub fn read_route(body: &[u8]) -> Option<(u32, u8, Route)> {
+pub fn read_route(body: &[u8]) -> Option<(u32, Route)> {
     let &[family, prefix, _, _, table, protocol, _, kind, ..] = body.get(..12)? else {
         return None;
     };
@@ -302,8 +306,9 @@ pub fn read_route(body: &[u8]) -> Option<(u32, u8, Route)> {
         to: IpNet::new(to, prefix).ok()?,
         via: attribute(attrs, 5).and_then(ip_address),
         link: String::new(),
+        protocol,
     };
-    Some((attribute(attrs, 4).and_then(native_u32)?, protocol, route))
+    Some((attribute(attrs, 4).and_then(native_u32)?, route))
 }
 
 /// Reads a permanent neighbour from an answer to [`list_neighbours`].
@@ -326,15 +331,12 @@ pub fn read_fdb(body: &[u8]) -> Option<(u32, Mac, IpAddr)> {
     ))
 }
 
-/// Reads one of our rules from an answer to [`list_rules`].
+/// Reads a rule from an answer to [`list_rules`].
 pub fn read_rule(body: &[u8]) -> Option<Rule> {
     let &[_, _, prefix, _, table, ..] = body.get(..12)? else {
         return None;
     };
     let attrs = body.get(12..)?;
-    if attribute(attrs, 21)? != [ROUTE_PROTOCOL] {
-        return None;
-    }
     Some(Rule {
         from: attribute(attrs, 2)
             .and_then(ip_address)
@@ -344,6 +346,9 @@ pub fn read_rule(body: &[u8]) -> Option<Rule> {
             .and_then(native_u32)
             .unwrap_or_else(|| table.into()),
         priority: attribute(attrs, 6).and_then(native_u32).unwrap_or(0),
+        protocol: attribute(attrs, 21)
+            .and_then(|bytes| bytes.first().copied())
+            .unwrap_or(0),
     })
 }
 

@@ -11,22 +11,22 @@ use super::{
     nft::{Base, Ct, Element, Expr, Hook, HookPoint, Meta, Part, RuleText, SetData, Table},
 };
 
-const PRE_NAT: Hook = Hook {
+pub(crate) const PRE_NAT: Hook = Hook {
     kind: "nat",
     at: HookPoint::Prerouting,
     priority: -100,
 };
-const OUT_NAT: Hook = Hook {
+pub(crate) const OUT_NAT: Hook = Hook {
     kind: "nat",
     at: HookPoint::Output,
     priority: -100,
 };
-const POST_NAT: Hook = Hook {
+pub(crate) const POST_NAT: Hook = Hook {
     kind: "nat",
     at: HookPoint::Postrouting,
     priority: 100,
 };
-const FORWARD: Hook = Hook {
+pub(crate) const FORWARD: Hook = Hook {
     kind: "filter",
     at: HookPoint::Forward,
     priority: 0,
@@ -43,16 +43,16 @@ const ENTRY: Hook = Hook {
     priority: -150,
 };
 /// Before conntrack, which would turn addresses back.
-const RAW: Hook = Hook {
+pub(crate) const RAW: Hook = Hook {
     kind: "filter",
     at: HookPoint::Prerouting,
     priority: -300,
 };
 
-const ESTABLISHED_OR_RELATED: u32 = 2 | 4;
+pub(crate) const ESTABLISHED_OR_RELATED: u32 = 2 | 4;
 const NEW: u32 = 8;
-const DESTINATION_REWRITTEN: u32 = 0x20;
-const LOCAL: u32 = 2;
+pub(crate) const DESTINATION_REWRITTEN: u32 = 0x20;
+pub(crate) const LOCAL: u32 = 2;
 const REPLY: u8 = 1;
 
 /// What the rules of a router namespace depend on.
@@ -401,8 +401,8 @@ pub fn everything(name: &str) -> Table {
     table
 }
 
-const SOURCE: u32 = 12;
-const DESTINATION: u32 = 16;
+pub(crate) const SOURCE: u32 = 12;
+pub(crate) const DESTINATION: u32 = 16;
 
 fn only_answers_and_published(interface: &str) -> Vec<RuleText> {
     guard(&came_by(interface))
@@ -475,6 +475,15 @@ pub(crate) fn protocol_and_port() -> Vec<Expr> {
     ]
 }
 
+pub(crate) fn destination_port(to: u32) -> Expr {
+    Expr::Payload {
+        base: Base::Transport,
+        offset: 2,
+        len: 2,
+        to,
+    }
+}
+
 fn source(to: u32) -> Expr {
     Expr::Payload {
         base: Base::Network,
@@ -484,7 +493,7 @@ fn source(to: u32) -> Expr {
     }
 }
 
-fn destination(to: u32) -> Expr {
+pub(crate) fn destination(to: u32) -> Expr {
     Expr::Payload {
         base: Base::Network,
         offset: DESTINATION,

@@ -6,12 +6,15 @@ use std::{
 };
 
 use ipnet::IpNet;
-use shoal_api::{NetworkId, TaskId};
+use shoal_api::NetworkId;
 
 use super::{naming::Mac, nft::Table};
 
-/// Protocol number of our routes and rules, so that those of others are left alone. Unassigned in `rtnetlink.h`.
-pub const ROUTE_PROTOCOL: u8 = 83;
+/// Protocol number of routes and rules of cluster networks, so that those of others are left alone. Unassigned in
+/// `rtnetlink.h`.
+pub const OVERLAY_PROTOCOL: u8 = 83;
+/// The same for routes of this host's own bridge networks.
+pub const BRIDGE_PROTOCOL: u8 = 84;
 
 /// A network namespace.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,8 +23,8 @@ pub enum Space {
     Host,
     /// The router namespace of a network; made and removed by us.
     Router(NetworkId),
-    /// A container's; made and removed by the engine.
-    Container(TaskId),
+    /// A container's, by the id of its task or container; made and removed by the engine.
+    Container(String),
 }
 
 impl std::fmt::Display for Space {
@@ -29,7 +32,7 @@ impl std::fmt::Display for Space {
         match self {
             Self::Host => f.write_str("host"),
             Self::Router(network) => write!(f, "router of network {network}"),
-            Self::Container(task) => write!(f, "container of task {task}"),
+            Self::Container(id) => write!(f, "container {id}"),
         }
     }
 }
@@ -82,6 +85,8 @@ pub struct Link {
     pub master: Option<String>,
     /// Whether it may talk to the bridge's other isolated ports (false) or only to the bridge (true).
     pub isolated: bool,
+    /// Whether the bridge may send a frame back by the port it came by, as to a container that asks itself.
+    pub hairpin: bool,
 }
 
 /// Kind of an interface.
@@ -129,6 +134,8 @@ pub struct Route {
     pub via: Option<IpAddr>,
     /// Interface.
     pub link: String,
+    /// Whose it is.
+    pub protocol: u8,
 }
 
 /// A policy rule of ours: which packets look into which table.
@@ -142,6 +149,8 @@ pub struct Rule {
     pub table: u32,
     /// Rules of lower numbers are asked first.
     pub priority: u32,
+    /// Whose it is.
+    pub protocol: u8,
 }
 
 /// Protocol family of an nftables table.

@@ -148,8 +148,8 @@ impl<'a> Kernel<'a> {
                     .and_then(|master| self.index(space, master));
                 let route = &mut self.handle(space)?.route;
                 route.request(rtnl_wire::update_link(index, link, master))?;
-                if link.isolated {
-                    route.request(rtnl_wire::isolate_port(index))
+                if link.master.is_some() {
+                    route.request(rtnl_wire::port_mode(index, link))
                 } else {
                     Ok(())
                 }
@@ -261,10 +261,10 @@ impl<'a> Kernel<'a> {
             }
         }
         match self.index(space, name) {
-            Some(index) if link.isolated => self
+            Some(index) if link.master.is_some() => self
                 .handle(space)?
                 .route
-                .request(rtnl_wire::isolate_port(index)),
+                .request(rtnl_wire::port_mode(index, link)),
             _ => Ok(()),
         }
     }

@@ -1,5 +1,7 @@
 //! Everything that touches the kernel.
 
+mod actor;
+pub mod bridge;
 pub mod kernel;
 pub mod netns;
 pub mod observe;

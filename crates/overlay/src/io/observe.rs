@@ -9,14 +9,14 @@ use crate::core::{
     nft_wire,
     observed::{ObservedSpace, ObservedTable},
     rtnl_wire,
-    state::{Family, ROUTE_PROTOCOL, Route},
+    state::{Family, Route},
 };
 
 const SETTINGS: &str = "/proc/sys/net";
 const MAIN_TABLE: u32 = 254;
 
-/// Reads interfaces, addresses, our routes and rules, permanent neighbours and forwarding entries.
-pub(crate) fn space(handle: &mut Handle) -> io::Result<ObservedSpace> {
+/// Reads interfaces, addresses, routes and rules of `protocol`, permanent neighbours and forwarding entries.
+pub(crate) fn space(handle: &mut Handle, protocol: u8) -> io::Result<ObservedSpace> {
     let mut found = ObservedSpace::default();
     let socket = &mut handle.route;
     let mut names = BTreeMap::new();
@@ -38,10 +38,10 @@ pub(crate) fn space(handle: &mut Handle) -> io::Result<ObservedSpace> {
     })?;
     let mut foreign_default = false;
     socket.dump(rtnl_wire::list_routes(), |body| {
-        let Some((index, protocol, route)) = rtnl_wire::read_route(body) else {
+        let Some((index, route)) = rtnl_wire::read_route(body) else {
             return;
         };
-        if protocol != ROUTE_PROTOCOL {
+        if route.protocol != protocol {
             foreign_default |= route.to.prefix_len() == 0
                 && route.table == MAIN_TABLE
                 && route.to.addr().is_ipv4();
@@ -53,7 +53,9 @@ pub(crate) fn space(handle: &mut Handle) -> io::Result<ObservedSpace> {
         }
     })?;
     socket.dump(rtnl_wire::list_rules(), |body| {
-        objects.rules.extend(rtnl_wire::read_rule(body))
+        objects
+            .rules
+            .extend(rtnl_wire::read_rule(body).filter(|rule| rule.protocol == protocol))
     })?;
     if found.links.contains_key(VXLAN) {
         socket.dump(rtnl_wire::list_neighbours(), |body| {

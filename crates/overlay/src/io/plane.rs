@@ -4,7 +4,6 @@ use std::{
     fs, io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::mpsc,
 };
 
 use ipnet::Ipv4Net;
@@ -13,9 +12,9 @@ use shoal_api::{
     NodeId,
     network::{LocalNamespaces, NetworkView},
 };
-use tokio::sync::oneshot;
 
 use super::{
+    actor::{Actor, Stopped},
     kernel::{Failure, Kernel},
     netns::{self, NetnsError},
     observe,
@@ -29,7 +28,7 @@ use crate::core::{
     nft_wire,
     observed::{ContainerFacts, Facts, Observed},
     rtnl_wire::{self, LinkPlaces},
-    state::{Family, KernelState, Link, LinkKind, Space},
+    state::{Family, KernelState, Link, LinkKind, OVERLAY_PROTOCOL, Space},
 };
 
 /// MTU taken for an underlay whose interface is not on this host (an address behind NAT), in bytes.
@@ -107,6 +106,9 @@ pub enum PlaneError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The plane's thread could not be started.
+    #[error("cannot start the network plane")]
+    Start(#[from] io::Error),
     /// The plane's thread has ended.
     #[error("the network plane has stopped")]
     Stopped,
@@ -121,12 +123,10 @@ impl From<Failure> for PlaneError {
     }
 }
 
-type Job = Box<dyn FnOnce(&Worker) + Send>;
-
 /// The network plane of this node. All its work is done by one thread of its own, one call after another.
 #[derive(Debug, Clone)]
 pub struct Plane {
-    jobs: mpsc::Sender<Job>,
+    actor: Actor<Worker>,
 }
 
 impl Plane {
@@ -153,27 +153,11 @@ impl Plane {
             Some(path) => netns::open(path)?,
             None => netns::current()?,
         };
-        let (jobs, queue) = mpsc::channel::<Job>();
-        let (ready, started) = mpsc::channel();
         let worker = Worker { config, home };
-        let run = move || {
-            let probed = worker.enter();
-            let usable = probed.is_ok();
-            // A caller that has gone away no longer wants to know.
-            let _ = ready.send(probed);
-            if usable {
-                queue.into_iter().for_each(|job| job(&worker));
-            }
-        };
-        std::thread::Builder::new()
-            .name("network-plane".to_owned())
-            .spawn(run)
-            .map_err(|source| PlaneError::Step {
-                step: "start the network plane's thread".to_owned(),
-                source,
-            })?;
-        started.recv().map_err(|_| PlaneError::Stopped)??;
-        Ok(Self { jobs })
+        let actor = Actor::start("network-plane", worker, |worker: &mut Worker| {
+            worker.enter()
+        })?;
+        Ok(Self { actor })
     }
 
     /// Brings the kernel to what the view says for node `me` with these containers.
@@ -188,9 +172,10 @@ impl Plane {
         local: &LocalNamespaces,
     ) -> Result<(), Vec<PlaneError>> {
         let (view, me, local) = (view.clone(), me.clone(), local.clone());
-        self.run(move |worker| worker.converge(&view, &me, &local))
+        self.actor
+            .run(move |worker| worker.converge(&view, &me, &local))
             .await
-            .unwrap_or_else(|error| Err(vec![error]))
+            .unwrap_or_else(|Stopped| Err(vec![PlaneError::Stopped]))
     }
 
     /// The steps that [`Self::converge`] would take now, without taking them.
@@ -201,7 +186,7 @@ impl Plane {
         local: &LocalNamespaces,
     ) -> Result<Vec<NetOp>, Vec<PlaneError>> {
         let (view, me, local) = (view.clone(), me.clone(), local.clone());
-        let work = move |worker: &Worker| {
+        let work = move |worker: &mut Worker| {
             let mut errors = Vec::new();
             let planned = worker.plan(&view, &me, &local, &mut errors);
             planned
@@ -209,9 +194,10 @@ impl Plane {
                 .map(|(_, _, ops)| ops)
                 .ok_or(errors)
         };
-        self.run(work)
+        self.actor
+            .run(work)
             .await
-            .unwrap_or_else(|error| Err(vec![error]))
+            .unwrap_or_else(|Stopped| Err(vec![PlaneError::Stopped]))
     }
 
     /// Removes everything that the plane ever made on this node: routers, bridge, rules.
@@ -219,19 +205,6 @@ impl Plane {
         let nobody: NodeId = "none".parse().expect("letters are a valid id");
         self.converge(&NetworkView::default(), &nobody, &LocalNamespaces::new())
             .await
-    }
-
-    async fn run<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Worker) -> T + Send + 'static,
-    ) -> Result<T, PlaneError> {
-        let (answer, answered) = oneshot::channel();
-        let job: Job = Box::new(move |worker| {
-            // A caller that has gone away no longer wants the answer.
-            let _ = answer.send(work(worker));
-        });
-        self.jobs.send(job).map_err(|_| PlaneError::Stopped)?;
-        answered.await.map_err(|_| PlaneError::Stopped)
     }
 }
 
@@ -298,7 +271,7 @@ impl Worker {
             .chain(self.routers(&kernel.routers))
             .chain(local.iter().map(|(task, path)| {
                 (
-                    Space::Container(task.clone()),
+                    Space::Container(task.to_string()),
                     netns::open(path).map_err(Into::into),
                 )
             }));
@@ -306,7 +279,7 @@ impl Worker {
             let read = fd.and_then(|fd| {
                 kernel
                     .open(space.clone(), fd)
-                    .and_then(observe::space)
+                    .and_then(|handle| observe::space(handle, OVERLAY_PROTOCOL))
                     .map_err(|source| PlaneError::Observe {
                         space: space.clone(),
                         source,
@@ -355,7 +328,7 @@ impl Worker {
             Some(host.links.get(name)?.mtu)
         });
         let containers = have.spaces.iter().filter_map(|(space, found)| match space {
-            Space::Container(task) => Some((task.clone(), ContainerFacts::from(found))),
+            Space::Container(id) => Some((id.clone(), ContainerFacts::from(found))),
             Space::Host | Space::Router(_) => None,
         });
         Facts {
@@ -448,6 +421,7 @@ fn probe() -> Result<(), PlaneError> {
             mtu: None,
             master: None,
             isolated: false,
+            hairpin: false,
         };
         route.request(rtnl_wire::create_link(name, &link, LinkPlaces::default()))
     };

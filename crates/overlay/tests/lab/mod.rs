@@ -1,5 +1,7 @@
 //! Two hosts `h1` (192.0.2.1) and `h2` (192.0.2.2) with a network plane each, and an outside `client` (192.0.2.99).
 
+#![allow(dead_code, reason = "not every test needs all of it")]
+
 use std::{
     collections::BTreeMap,
     io::{self, Read, Write},
@@ -277,7 +279,8 @@ impl Lab {
         self.dir.join(format!("run-{}", HOSTS[host]))
     }
 
-    fn place(&self, name: &str) -> PathBuf {
+    /// Handle of a namespace.
+    pub fn place(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 

@@ -1,0 +1,499 @@
+//! Bridge networks of this host, brought about in the kernel.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{Ipv4Addr, SocketAddrV4},
+    ops::RangeInclusive,
+    os::fd::{AsRawFd, OwnedFd},
+    path::PathBuf,
+};
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, socket};
+use shoal_api::network::Protocol;
+
+use super::{
+    actor::{Actor, Stopped},
+    kernel::Kernel,
+    netns::{self, NetnsError},
+    observe,
+    plane::PlaneError,
+};
+pub use crate::core::bridge::{Attachment, BridgeSpec, BridgeView, PublishedPort};
+use crate::core::{
+    bridge,
+    diff::{NetOp, diff},
+    observed::{ContainerFacts, Observed},
+    state::{BRIDGE_PROTOCOL, Family, Space},
+};
+
+/// Host ports from which one is chosen when none is asked for.
+pub const DYNAMIC_PORTS: RangeInclusive<u16> = 32_768..=60_999;
+
+/// What is set per daemon.
+#[derive(Debug, Clone)]
+pub struct BridgesConfig {
+    /// Start of the names of our interfaces and tables, one to six characters.
+    pub prefix: String,
+    /// The host's network namespace; `None` for that of the caller of [`Bridges::open`].
+    pub host_netns: Option<PathBuf>,
+}
+
+/// Why a bridge network could not be changed.
+#[derive(Debug, thiserror::Error)]
+pub enum BridgeError {
+    /// There is no such network.
+    #[error("network {0} not found")]
+    NoNetwork(String),
+    /// Containers are still attached.
+    #[error("network {network} has active endpoints")]
+    InUse {
+        /// The network.
+        network: String,
+    },
+    /// Another network has some of these addresses.
+    #[error("subnet {subnet} overlaps with that of network {other}")]
+    Overlap {
+        /// Subnet of the new network.
+        subnet: ipnet::Ipv4Net,
+        /// Id of the other.
+        other: String,
+    },
+    /// Another container has published the port.
+    #[error("bind for {host_ip}:{host_port} failed: port is already allocated")]
+    PortAllocated {
+        /// Address of the host.
+        host_ip: Ipv4Addr,
+        /// Port of the host.
+        host_port: u16,
+    },
+    /// A process of the host has the port, or no port of the range is free.
+    #[error("failed to bind host port {host_ip}:{host_port}/{protocol}")]
+    PortBusy {
+        /// Address of the host.
+        host_ip: Ipv4Addr,
+        /// Port of the host.
+        host_port: u16,
+        /// Transport protocol.
+        protocol: Protocol,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The container's namespace could not be opened.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// The kernel refused; these are all of its refusals.
+    #[error("{}", .0.first().map(ToString::to_string).unwrap_or_default())]
+    Kernel(Vec<PlaneError>),
+    /// The thread could not be started.
+    #[error("cannot start the thread of bridge networks")]
+    Start(#[from] io::Error),
+    /// The thread has ended.
+    #[error("the thread of bridge networks has stopped")]
+    Stopped,
+}
+
+/// A port that a container wants to be reached by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortRequest {
+    /// Address of the host, 0.0.0.0 for all.
+    pub host_ip: Ipv4Addr,
+    /// Ports of the host, of which the first free one is taken; [`DYNAMIC_PORTS`] if none was asked for.
+    pub host_ports: RangeInclusive<u16>,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Address of the container.
+    pub address: Ipv4Addr,
+    /// Port of the container.
+    pub port: u16,
+}
+
+/// The bridge networks of this host. All work is done by one thread of its own, one call after another.
+#[derive(Debug, Clone)]
+pub struct Bridges {
+    actor: Actor<Worker>,
+}
+
+impl Bridges {
+    /// Takes over the networks of `view`, which is what [`Self::view`] returned before a restart.
+    ///
+    /// Containers in it that no longer exist must have been left out. Bridges and rules are made again where they
+    /// are missing; nothing that stands is touched.
+    pub async fn open(config: BridgesConfig, view: BridgeView) -> Result<Self, BridgeError> {
+        let home = match &config.host_netns {
+            Some(path) => netns::open(path)?,
+            None => netns::current()?,
+        };
+        let worker = Worker {
+            prefix: config.prefix,
+            home,
+            view: BridgeView::default(),
+            held: BTreeMap::new(),
+        };
+        let enter = |worker: &mut Worker| {
+            netns::visit(&worker.home, &worker.home, || ()).map_err(BridgeError::Start)
+        };
+        let bridges = Self {
+            actor: Actor::start("bridges", worker, enter)?,
+        };
+        bridges.run(move |worker| worker.adopt(view)).await?;
+        Ok(bridges)
+    }
+
+    /// All networks, attachments and published ports.
+    pub async fn view(&self) -> Result<BridgeView, BridgeError> {
+        self.run(|worker| Ok(worker.view.clone())).await
+    }
+
+    /// Makes a network. One that exists with the same specification is left as it is.
+    pub async fn create(&self, spec: BridgeSpec) -> Result<(), BridgeError> {
+        self.run(move |worker| {
+            let clash = |other: &&BridgeSpec| {
+                other.id != spec.id && crate::core::ipam::overlap(spec.subnet, other.subnet)
+            };
+            if let Some(other) = worker.view.networks.values().find(clash) {
+                return Err(BridgeError::Overlap {
+                    subnet: spec.subnet,
+                    other: other.id.clone(),
+                });
+            }
+            worker.change(None, |view| {
+                drop(view.networks.insert(spec.id.clone(), spec))
+            })
+        })
+        .await
+    }
+
+    /// Removes a network. One that does not exist is no error.
+    pub async fn remove(&self, network: &str) -> Result<(), BridgeError> {
+        let network = network.to_owned();
+        self.run(move |worker| {
+            if worker
+                .view
+                .attachments
+                .values()
+                .flatten()
+                .any(|attachment| attachment.network == network)
+            {
+                return Err(BridgeError::InUse { network });
+            }
+            worker.change(None, |view| drop(view.networks.remove(&network)))
+        })
+        .await
+    }
+
+    /// Connects the container with this namespace to a network; it keeps its other attachments.
+    pub async fn attach(
+        &self,
+        container: &str,
+        netns: PathBuf,
+        attachment: Attachment,
+    ) -> Result<(), BridgeError> {
+        let container = container.to_owned();
+        self.run(move |worker| {
+            if !worker.view.networks.contains_key(&attachment.network) {
+                return Err(BridgeError::NoNetwork(attachment.network));
+            }
+            worker.change(Some((&container, netns)), |view| {
+                let attachments = view.attachments.entry(container.clone()).or_default();
+                attachments.retain(|other| other.network != attachment.network);
+                attachments.push(attachment);
+            })
+        })
+        .await
+    }
+
+    /// Disconnects a container from a network, or from all of them. Its published ports stay until [`Self::unpublish`].
+    pub async fn detach(&self, container: &str, network: Option<&str>) -> Result<(), BridgeError> {
+        let (container, network) = (container.to_owned(), network.map(str::to_owned));
+        self.run(move |worker| {
+            worker.change(None, |view| {
+                let Some(attachments) = view.attachments.get_mut(&container) else {
+                    return;
+                };
+                attachments.retain(|other| {
+                    network
+                        .as_ref()
+                        .is_some_and(|network| other.network != *network)
+                });
+                if attachments.is_empty() {
+                    view.attachments.remove(&container);
+                }
+            })
+        })
+        .await
+    }
+
+    /// Publishes ports of a container, all or none, in place of those it had; returns them with the ports chosen.
+    ///
+    /// The ports are also bound on the host, so that no process can take them meanwhile.
+    pub async fn publish(
+        &self,
+        container: &str,
+        requests: Vec<PortRequest>,
+    ) -> Result<Vec<PublishedPort>, BridgeError> {
+        let container = container.to_owned();
+        self.run(move |worker| worker.publish(&container, &requests))
+            .await
+    }
+
+    /// Takes back all published ports of a container.
+    pub async fn unpublish(&self, container: &str) -> Result<(), BridgeError> {
+        let container = container.to_owned();
+        self.run(move |worker| {
+            worker.change(None, |view| drop(view.published.remove(&container)))?;
+            worker.held.remove(&container);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Repairs what somebody removed.
+    pub async fn converge(&self) -> Result<(), BridgeError> {
+        self.run(|worker| worker.change(None, |_| ())).await
+    }
+
+    /// Removes all bridge networks and their rules.
+    pub async fn teardown_all(&self) -> Result<(), BridgeError> {
+        self.run(|worker| {
+            worker.change(None, |view| *view = BridgeView::default())?;
+            worker.held.clear();
+            Ok(())
+        })
+        .await
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Worker) -> Result<T, BridgeError> + Send + 'static,
+    ) -> Result<T, BridgeError> {
+        self.actor
+            .run(work)
+            .await
+            .unwrap_or_else(|Stopped| Err(BridgeError::Stopped))
+    }
+}
+
+#[derive(Debug)]
+struct Worker {
+    prefix: String,
+    home: OwnedFd,
+    view: BridgeView,
+    /// Sockets that keep published ports from other processes, by container.
+    held: BTreeMap<String, Vec<OwnedFd>>,
+}
+
+impl Worker {
+    fn adopt(&mut self, view: BridgeView) -> Result<(), BridgeError> {
+        for (container, ports) in &view.published {
+            // A port that somebody took meanwhile still leads to the container, which had it first.
+            let sockets = ports
+                .iter()
+                .filter_map(|port| hold(port.host_ip, port.host_port, port.protocol).ok());
+            self.held.insert(container.clone(), sockets.collect());
+        }
+        self.change(None, |held| *held = view)
+    }
+
+    /// Changes the view and brings it about; on failure it stays, or becomes again, what it was.
+    fn change(
+        &mut self,
+        container: Option<(&String, PathBuf)>,
+        edit: impl FnOnce(&mut BridgeView),
+    ) -> Result<(), BridgeError> {
+        let before = self.view.clone();
+        edit(&mut self.view);
+        let failed = self.bring_about(&before, container.clone());
+        if failed.is_empty() {
+            return Ok(());
+        }
+        let attempted = std::mem::replace(&mut self.view, before);
+        let remaining = self.bring_about(&attempted, container);
+        for error in &remaining {
+            tracing::warn!(
+                error = error as &dyn std::error::Error,
+                "bridge network could not be brought back"
+            );
+        }
+        Err(BridgeError::Kernel(failed))
+    }
+
+    fn bring_about(
+        &self,
+        before: &BridgeView,
+        container: Option<(&String, PathBuf)>,
+    ) -> Vec<PlaneError> {
+        let mut errors = Vec::new();
+        let mut kernel = Kernel::new(&self.home, PathBuf::new());
+        let Some((have, ops)) = self.plan(&mut kernel, before, container, &mut errors) else {
+            return errors;
+        };
+        for op in &ops {
+            tracing::debug!(step = %op, "bridge step");
+        }
+        errors.extend(
+            kernel
+                .execute(&ops, &have)
+                .into_iter()
+                .map(PlaneError::from),
+        );
+        errors
+    }
+
+    fn plan(
+        &self,
+        kernel: &mut Kernel<'_>,
+        before: &BridgeView,
+        container: Option<(&String, PathBuf)>,
+        errors: &mut Vec<PlaneError>,
+    ) -> Option<(Observed, Vec<NetOp>)> {
+        let mut have = Observed::default();
+        let host = self.home.try_clone().map_err(PlaneError::Start);
+        let inside = container.map(|(id, path)| {
+            (
+                Space::Container(id.clone()),
+                netns::open(&path).map_err(PlaneError::from),
+            )
+        });
+        for (space, fd) in std::iter::once((Space::Host, host)).chain(inside) {
+            let read = fd.and_then(|fd| {
+                kernel
+                    .open(space.clone(), fd)
+                    .and_then(|handle| observe::space(handle, BRIDGE_PROTOCOL))
+                    .map_err(|source| PlaneError::Observe {
+                        space: space.clone(),
+                        source,
+                    })
+            });
+            let found = read.map_err(|error| errors.push(error)).ok()?;
+            have.spaces.insert(space, found);
+        }
+        let containers = have.spaces.iter().filter_map(|(space, found)| match space {
+            Space::Container(id) => Some((id.clone(), ContainerFacts::from(found))),
+            Space::Host | Space::Router(_) => None,
+        });
+        let want = bridge::desired(&self.view, &containers.collect(), &self.prefix);
+        let name = bridge::table_name(&self.prefix);
+        let handle = kernel.handles.get_mut(&Space::Host)?;
+        let host = have.spaces.get_mut(&Space::Host)?;
+        let paths = want.spaces[&Space::Host].objects.settings.keys();
+        host.objects.settings = observe::settings(paths);
+        match observe::table(handle, Family::V4, &name) {
+            Ok(table) => host
+                .tables
+                .extend(table.map(|table| ((Family::V4, name), table))),
+            Err(source) => {
+                errors.push(PlaneError::Observe {
+                    space: Space::Host,
+                    source,
+                });
+                return None;
+            }
+        }
+        // Bridges of this view and of the one before it are ours, and ports by their name; nothing else is.
+        let bridges = || {
+            self.view
+                .networks
+                .values()
+                .chain(before.networks.values())
+                .map(|spec| &spec.ifname)
+        };
+        let port = format!("{}v", self.prefix);
+        let is_port = |name: &String| name.strip_prefix(&port).is_some_and(|rest| rest.len() == 8);
+        host.links
+            .retain(|name, _| is_port(name) || bridges().any(|bridge| bridge == name));
+        host.objects
+            .addresses
+            .retain(|(name, _)| bridges().any(|bridge| bridge == name));
+        host.objects.rules.clear();
+        host.objects.routes.clear();
+        host.objects.neighbours.clear();
+        host.objects.fdb.clear();
+        let ops = diff(&want, &have);
+        Some((have, ops))
+    }
+
+    fn publish(
+        &mut self,
+        container: &str,
+        requests: &[PortRequest],
+    ) -> Result<Vec<PublishedPort>, BridgeError> {
+        let mut chosen: Vec<PublishedPort> = Vec::new();
+        let mut sockets = Vec::new();
+        let mut others = self.view.clone();
+        others.published.remove(container);
+        self.held.remove(container);
+        for request in requests {
+            let (port, socket) = choose(request, &others)?;
+            others
+                .published
+                .entry(container.to_owned())
+                .or_default()
+                .push(port.clone());
+            chosen.push(port);
+            sockets.push(socket);
+        }
+        self.change(None, |view| {
+            drop(view.published.insert(container.to_owned(), chosen.clone()))
+        })?;
+        self.held.insert(container.to_owned(), sockets);
+        Ok(chosen)
+    }
+}
+
+/// The first port of the request that neither a container nor a process of the host has.
+fn choose(
+    request: &PortRequest,
+    view: &BridgeView,
+) -> Result<(PublishedPort, OwnedFd), BridgeError> {
+    let (host_ip, protocol) = (request.host_ip, request.protocol);
+    let mut refused = None;
+    for host_port in request.host_ports.clone() {
+        if view.holder(host_ip, host_port, protocol).is_some() {
+            refused.get_or_insert(BridgeError::PortAllocated { host_ip, host_port });
+            continue;
+        }
+        match hold(host_ip, host_port, protocol) {
+            Ok(socket) => {
+                let (address, port) = (request.address, request.port);
+                return Ok((
+                    PublishedPort {
+                        host_ip,
+                        host_port,
+                        protocol,
+                        address,
+                        port,
+                    },
+                    socket,
+                ));
+            }
+            Err(source) => {
+                refused.get_or_insert(BridgeError::PortBusy {
+                    host_ip,
+                    host_port,
+                    protocol,
+                    source,
+                });
+            }
+        }
+    }
+    Err(refused.unwrap_or(BridgeError::PortAllocated {
+        host_ip,
+        host_port: *request.host_ports.start(),
+    }))
+}
+
+/// Binds a port in the namespace of the calling thread, without listening on it.
+fn hold(ip: Ipv4Addr, port: u16, protocol: Protocol) -> io::Result<OwnedFd> {
+    let (kind, number) = match protocol {
+        Protocol::Tcp => (SockType::Stream, Some(SockProtocol::Tcp)),
+        Protocol::Udp => (SockType::Datagram, Some(SockProtocol::Udp)),
+        Protocol::Sctp => (SockType::Stream, Some(SockProtocol::Sctp)),
+    };
+    let fd = socket(AddressFamily::Inet, kind, SockFlag::SOCK_CLOEXEC, number)?;
+    bind(
+        fd.as_raw_fd(),
+        &SockaddrIn::from(SocketAddrV4::new(ip, port)),
+    )?;
+    Ok(fd)
+}

@@ -1,0 +1,310 @@
+//! Bridge networks of one host: containers, an outside client, published ports, isolation.
+//!
+//! Needs what `net.rs` needs, and is skipped for the same reasons.
+#![allow(clippy::print_stderr, reason = "tests say why they were skipped")]
+#![allow(unreachable_pub, reason = "a test is a crate without a surface")]
+
+mod lab;
+
+use std::net::Ipv4Addr;
+
+use lab::{Lab, Traffic, lab};
+use shoal_api::network::Protocol;
+use shoal_overlay::{
+    Attachment, BridgeError, BridgeSpec, BridgeView, Bridges, BridgesConfig, DYNAMIC_PORTS,
+    PortRequest,
+};
+
+macro_rules! or_skip {
+    ($lab:expr) => {
+        match $lab {
+            Ok(lab) => lab,
+            Err(missing) => return eprintln!("skipped: {missing}"),
+        }
+    };
+}
+
+fn spec(n: u8) -> BridgeSpec {
+    BridgeSpec {
+        id: format!("net{n}"),
+        ifname: format!("br-net{n}"),
+        subnet: format!("172.{}.0.0/16", 20 + n).parse().unwrap(),
+        gateway: [172, 20 + n, 0, 1].into(),
+        internal: false,
+        mtu: None,
+        icc: true,
+        masquerade: true,
+    }
+}
+
+fn config(lab: &Lab) -> BridgesConfig {
+    BridgesConfig {
+        prefix: "shoal".into(),
+        host_netns: Some(lab.place("h1")),
+    }
+}
+
+async fn attach(lab: &Lab, bridges: &Bridges, container: &str, n: u8, last: u8) {
+    let attachment = Attachment {
+        network: format!("net{n}"),
+        address: [172, 20 + n, 0, last].into(),
+        mac: None,
+        ifname: format!("eth{}", u8::from(n == 9)),
+    };
+    bridges
+        .attach(container, lab.place(container), attachment)
+        .await
+        .unwrap_or_else(|error| panic!("{error:?}"));
+}
+
+/// c1 and c2 on net1, c3 on net2, all on h1.
+async fn three_containers() -> Result<(Lab, Bridges), String> {
+    let mut lab = lab().await?;
+    let bridges = Bridges::open(config(&lab), BridgeView::default())
+        .await
+        .unwrap();
+    for n in 1..=2 {
+        bridges
+            .create(spec(n))
+            .await
+            .unwrap_or_else(|error| panic!("{error:?}"));
+    }
+    for (container, n, last) in [("c1", 1, 2), ("c2", 1, 3), ("c3", 2, 2)] {
+        lab.container(container, 0);
+        attach(&lab, &bridges, container, n, last).await;
+    }
+    Ok((lab, bridges))
+}
+
+fn request(host_ip: [u8; 4], host_port: u16, address: [u8; 4]) -> PortRequest {
+    PortRequest {
+        host_ip: host_ip.into(),
+        host_ports: host_port..=host_port,
+        protocol: Protocol::Tcp,
+        address: address.into(),
+        port: 80,
+    }
+}
+
+#[tokio::test]
+async fn containers_of_a_bridge_reach_one_another_and_the_outside_but_not_other_bridges() {
+    let (lab, _bridges) = or_skip!(three_containers().await);
+    lab.serve("c2", "0.0.0.0:80");
+    lab.serve("c3", "0.0.0.0:80");
+    lab.serve("client", "0.0.0.0:7000");
+    assert_eq!(
+        lab.ask("c1", "172.21.0.3:80").unwrap(),
+        "c2 sees 172.21.0.2"
+    );
+    assert_eq!(
+        lab.ask("c1", "192.0.2.99:7000").unwrap(),
+        "client sees 192.0.2.1"
+    );
+    assert!(
+        lab.ask("c1", "172.22.0.2:80").is_err(),
+        "bridges are isolated"
+    );
+    assert_eq!(
+        lab.ask("h1", "172.21.0.3:80").unwrap(),
+        "c2 sees 172.21.0.1"
+    );
+    assert!(lab.run(
+        "client",
+        "ip",
+        &["route", "add", "172.16.0.0/12", "via", "192.0.2.1"]
+    ));
+    assert!(
+        lab.ask("client", "172.21.0.3:80").is_err(),
+        "nobody enters past the published ports"
+    );
+}
+
+#[tokio::test]
+async fn a_published_port_is_reached_from_everywhere() {
+    let (lab, bridges) = or_skip!(three_containers().await);
+    lab.serve("c2", "0.0.0.0:80");
+    let ports = bridges
+        .publish("c2", vec![request([0; 4], 8081, [172, 21, 0, 3])])
+        .await
+        .unwrap();
+    assert_eq!(ports[0].host_port, 8081);
+    assert_eq!(
+        lab.ask("client", "192.0.2.1:8081").unwrap(),
+        "c2 sees 192.0.2.99"
+    );
+    assert_eq!(
+        lab.ask("h1", "127.0.0.1:8081").unwrap(),
+        "c2 sees 172.21.0.1"
+    );
+    assert_eq!(
+        lab.ask("h1", "192.0.2.1:8081").unwrap(),
+        "c2 sees 192.0.2.1"
+    );
+    for container in ["c1", "c2", "c3"] {
+        assert!(
+            lab.ask(container, "192.0.2.1:8081")
+                .unwrap_or_else(|error| error.to_string())
+                .starts_with("c2"),
+            "from {container}"
+        );
+    }
+    bridges.unpublish("c2").await.unwrap();
+    assert!(lab.ask("client", "192.0.2.1:8081").is_err());
+}
+
+#[tokio::test]
+async fn a_port_published_at_one_address_is_not_reached_by_others() {
+    let (lab, bridges) = or_skip!(three_containers().await);
+    lab.serve("c2", "0.0.0.0:80");
+    bridges
+        .publish("c2", vec![request([127, 0, 0, 1], 8081, [172, 21, 0, 3])])
+        .await
+        .unwrap();
+    assert!(lab.ask("h1", "127.0.0.1:8081").is_ok());
+    assert!(lab.ask("client", "192.0.2.1:8081").is_err());
+}
+
+#[tokio::test]
+async fn a_port_has_one_owner() {
+    let (lab, bridges) = or_skip!(three_containers().await);
+    bridges
+        .publish("c1", vec![request([0; 4], 8081, [172, 21, 0, 2])])
+        .await
+        .unwrap();
+    let refused = bridges
+        .publish("c2", vec![request([0; 4], 8081, [172, 21, 0, 3])])
+        .await
+        .unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "bind for 0.0.0.0:8081 failed: port is already allocated"
+    );
+    lab.serve("h1", "0.0.0.0:8082");
+    let refused = bridges
+        .publish("c2", vec![request([0; 4], 8082, [172, 21, 0, 3])])
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(refused, BridgeError::PortBusy { .. }),
+        "{refused:?}"
+    );
+    let any = PortRequest {
+        host_ports: DYNAMIC_PORTS,
+        ..request([0; 4], 0, [172, 21, 0, 3])
+    };
+    let chosen = bridges.publish("c2", vec![any.clone(), any]).await.unwrap();
+    assert_eq!([chosen[0].host_port, chosen[1].host_port], [32_768, 32_769]);
+}
+
+#[tokio::test]
+async fn an_internal_bridge_has_no_way_out_and_icc_can_be_refused() {
+    let mut lab = or_skip!(lab().await);
+    let bridges = Bridges::open(config(&lab), BridgeView::default())
+        .await
+        .unwrap();
+    bridges
+        .create(BridgeSpec {
+            internal: true,
+            ..spec(1)
+        })
+        .await
+        .unwrap();
+    bridges
+        .create(BridgeSpec {
+            icc: false,
+            ..spec(2)
+        })
+        .await
+        .unwrap();
+    for (container, n, last) in [("c1", 1, 2), ("c2", 1, 3), ("c3", 2, 2), ("c4", 2, 3)] {
+        lab.container(container, 0);
+        attach(&lab, &bridges, container, n, last).await;
+    }
+    lab.serve("client", "0.0.0.0:7000");
+    assert!(lab.ping("c1", "172.21.0.3"));
+    assert!(lab.ask("c1", "192.0.2.99:7000").is_err());
+    assert!(lab.run(
+        "c1",
+        "ip",
+        &["route", "add", "default", "via", "172.21.0.1"]
+    ));
+    assert!(
+        lab.ask("c1", "192.0.2.99:7000").is_err(),
+        "not even with a route"
+    );
+    assert!(!lab.run("c3", "ping", &["-c1", "-W1", "172.22.0.3"]));
+    assert!(lab.ask("c3", "192.0.2.99:7000").is_ok());
+}
+
+#[tokio::test]
+async fn a_restart_adopts_and_removal_leaves_nothing() {
+    let (lab, bridges) = or_skip!(three_containers().await);
+    lab.serve("c2", "0.0.0.0:80");
+    bridges
+        .publish("c2", vec![request([0; 4], 8081, [172, 21, 0, 3])])
+        .await
+        .unwrap();
+    let view = bridges.view().await.unwrap();
+    drop(bridges);
+    let before = lab.text("h1", "ip", &["link"]);
+    let bridges = Bridges::open(config(&lab), view).await.unwrap();
+    assert_eq!(lab.text("h1", "ip", &["link"]), before);
+    assert!(lab.run("h1", "nft", &["flush", "ruleset"]));
+    bridges.converge().await.unwrap();
+    assert!(lab.ask("client", "192.0.2.1:8081").is_ok());
+    assert!(matches!(
+        bridges.remove("net1").await,
+        Err(BridgeError::InUse { .. })
+    ));
+    bridges.unpublish("c2").await.unwrap();
+    for container in ["c1", "c2", "c3"] {
+        bridges.detach(container, None).await.unwrap();
+    }
+    assert_eq!(
+        lab.text("c1", "ip", &["-br", "link"]).lines().count(),
+        1,
+        "only loopback is left"
+    );
+    bridges.remove("net1").await.unwrap();
+    bridges.teardown_all().await.unwrap();
+    assert!(!lab.text("h1", "ip", &["link"]).contains("br-net"));
+    assert_eq!(lab.text("h1", "nft", &["list", "ruleset"]), "");
+}
+
+#[tokio::test]
+async fn overlapping_subnets_and_unknown_networks_are_refused_without_trace() {
+    let (lab, bridges) = or_skip!(three_containers().await);
+    let refused = bridges
+        .create(BridgeSpec {
+            id: "other".into(),
+            ..spec(1)
+        })
+        .await
+        .unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "subnet 172.21.0.0/16 overlaps with that of network net1"
+    );
+    let address = Ipv4Addr::new(172, 21, 0, 9);
+    let nowhere = Attachment {
+        network: "none".into(),
+        address,
+        mac: None,
+        ifname: "eth9".into(),
+    };
+    assert!(
+        bridges
+            .attach("c1", lab.place("c1"), nowhere)
+            .await
+            .is_err()
+    );
+    let lost = Attachment {
+        network: "net1".into(),
+        address,
+        mac: None,
+        ifname: "eth0".into(),
+    };
+    let before = bridges.view().await.unwrap();
+    assert!(bridges.attach("c9", lab.place("c9"), lost).await.is_err());
+    assert_eq!(bridges.view().await.unwrap(), before);
+}
