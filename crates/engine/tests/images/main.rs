@@ -1,0 +1,6 @@
+//! Images against a real registry, against things that only claim to be one, and from archives.
+
+mod archives;
+mod bench;
+mod travel;
+mod trouble;
