@@ -2,9 +2,14 @@
 
 pub mod capabilities;
 pub mod config;
+pub mod etc;
+pub mod health;
 pub mod images;
 pub mod mounts;
+pub mod names;
 pub mod oci;
+pub mod restart;
 pub mod seccomp;
 pub mod selftest;
+pub mod signals;
 pub mod user;

@@ -1,3 +1,14 @@
 //! Deeds of the engine.
 
+pub mod engine;
 pub mod images;
+pub mod network;
+
+mod cgroup;
+mod logs;
+mod nursery;
+mod shim_client;
+mod volumes;
+
+pub use engine::{Engine, EngineConfig, EngineError, EngineErrorKind};
+pub use shim_client::Attachment;

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
-use shoal_api::container::{ContainerId, EndpointSpec, NetworkMode, NetworkSettings, Port, PortBinding};
+use shoal_api::container::{
+    ContainerId, EndpointSpec, NetworkMode, NetworkSettings, Port, PortBinding,
+};
 
 /// A container is about to start and wants to be reachable.
 #[derive(Debug, Clone)]
@@ -75,7 +77,10 @@ impl ContainerNetwork for NoNetworks {
     async fn setup(&self, request: &NetworkRequest) -> Result<NetworkReady, NetworkError> {
         let name = match &request.mode {
             NetworkMode::Network(name) => name.clone(),
-            NetworkMode::Default | NetworkMode::None | NetworkMode::Host | NetworkMode::Container(_) => "bridge".into(),
+            NetworkMode::Default
+            | NetworkMode::None
+            | NetworkMode::Host
+            | NetworkMode::Container(_) => "bridge".into(),
         };
         Err(NetworkError::NotFound(name))
     }

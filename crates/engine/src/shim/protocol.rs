@@ -94,8 +94,8 @@ pub enum Request {
     Start,
     /// What became of the container; answered by `State`.
     State,
-    /// Send a signal to process 1, or to every process of the container's cgroup.
-    Kill { signal: i32, all: bool },
+    /// Send a signal to process 1, or with `exec` to that process.
+    Kill { exec: Option<String>, signal: i32 },
     /// Set a terminal's size. Without `exec` that of process 1.
     Resize {
         exec: Option<String>,
@@ -140,8 +140,6 @@ pub struct ExecLaunch {
     pub console_size: Option<(u16, u16)>,
     pub privileged: bool,
     pub streams: Streams,
-    /// Keep no terminal or pipes: nobody will ever listen.
-    pub detach: bool,
 }
 
 /// What a shim answers.

@@ -266,7 +266,7 @@ impl Shim {
                 started_at: self.started_at,
                 exit: self.exit,
             },
-            Request::Kill { signal, all } => done(self.kill(signal, all)),
+            Request::Kill { exec, signal } => done(self.kill(&exec, signal)),
             Request::Resize { exec, rows, cols } => done(self.resize(&exec, rows, cols)),
             Request::Attach(streams) => {
                 self.clients[index].attached = Some((None, streams));
@@ -316,16 +316,10 @@ impl Shim {
         Ok(())
     }
 
-    fn kill(&self, signal: i32, all: bool) -> Result<(), Errno> {
+    fn kill(&self, key: &Key, signal: i32) -> Result<(), Errno> {
         let signal = Signal::try_from(signal)?;
-        if all {
-            for pid in cgroup_processes(&self.sup.cgroups) {
-                let _ = kill(pid, signal);
-            }
-            return Ok(());
-        }
         // The process is our child and not yet waited for, so its number cannot mean another.
-        match self.processes.get(&None) {
+        match self.processes.get(key) {
             Some(process) if process.pidfd.is_some() => kill(process.pid, signal),
             _ => Err(Errno::ESRCH),
         }

@@ -1,0 +1,294 @@
+//! Everything that has to lie ready before a shim is asked for.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use shoal_api::container::NetworkMode;
+
+use super::record::{Entry, Record};
+use super::{Engine, EngineError};
+use crate::core::mounts::{self, Planned, ReadyMount};
+use crate::core::oci::{self, Netns, Surroundings};
+use crate::core::{config, etc};
+use crate::io::network::{NetworkReady, NetworkRequest};
+use crate::shim::protocol::{LAUNCH_NAME, Launch, LogFile, Populate, Supervise};
+
+/// The network a container starts in.
+pub(super) struct Network {
+    pub netns: Netns,
+    pub loopback_only: bool,
+    pub ready: NetworkReady,
+}
+
+impl Engine {
+    /// Gets the container its network: from the port, or natively where no network is needed.
+    pub(super) async fn set_up_network(
+        &self,
+        entry: &Entry,
+        record: &Record,
+    ) -> Result<Network, EngineError> {
+        let spec = &record.spec;
+        let native = |netns, loopback_only| Network {
+            netns,
+            loopback_only,
+            ready: NetworkReady::default(),
+        };
+        match &spec.host.network_mode {
+            NetworkMode::None => Ok(native(Netns::Inherited, true)),
+            NetworkMode::Host => Ok(native(Netns::Host, false)),
+            NetworkMode::Container(other) => {
+                let other = self.find(other)?.record();
+                if !other.state.status.is_up() {
+                    return Err(EngineError::Conflict(format!(
+                        "cannot join network of a non running container: {}",
+                        other.id
+                    )));
+                }
+                Ok(native(
+                    Netns::At(format!("/proc/{}/ns/net", other.state.pid).into()),
+                    false,
+                ))
+            }
+            mode @ (NetworkMode::Default | NetworkMode::Network(_)) => {
+                let request = NetworkRequest {
+                    container: entry.id.clone(),
+                    name: record.name.clone(),
+                    hostname: record.hostname.clone(),
+                    labels: spec.labels.clone(),
+                    netns: self
+                        .inner
+                        .config
+                        .run_dir
+                        .join("netns")
+                        .join(entry.id.as_str()),
+                    mode: mode.clone(),
+                    endpoints: spec.endpoints.clone(),
+                    exposed_ports: spec.exposed_ports.clone(),
+                    port_bindings: spec.host.port_bindings.clone(),
+                    publish_all_ports: spec.host.publish_all_ports,
+                    dns: spec.host.dns.clone(),
+                    dns_search: spec.host.dns_search.clone(),
+                    dns_options: spec.host.dns_options.clone(),
+                };
+                let ready = self.inner.config.network.setup(&request).await?;
+                Ok(Network {
+                    netns: Netns::At(ready.netns.clone()),
+                    loopback_only: false,
+                    ready,
+                })
+            }
+        }
+    }
+
+    pub(super) fn uses_port(record: &Record) -> bool {
+        matches!(
+            record.spec.host.network_mode,
+            NetworkMode::Default | NetworkMode::Network(_)
+        )
+    }
+
+    /// Writes the files and the launch description; returns what the shim itself must know. Blocks.
+    pub(super) fn prepare(
+        &self,
+        entry: &Entry,
+        record: &Record,
+        network: &Network,
+    ) -> Result<Supervise, EngineError> {
+        super::make_private(&entry.run_dir)?;
+        let mounts = self.ready_mounts(entry, record, network)?;
+        let populate = populate(record)?;
+        let around = Surroundings {
+            cgroup: self.inner.cgroups.path(entry.id.as_str()),
+            netns: network.netns.clone(),
+            hostname: record.hostname.clone(),
+            mounts,
+            swap_limit: self.inner.cgroups.has_swap_limit(),
+            cpus: std::thread::available_parallelism()
+                .map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(1)),
+        };
+        let spec = &record.spec;
+        let launch = Launch {
+            spec: oci::spec(spec, &around)?,
+            user: spec.user.clone().unwrap_or_default(),
+            group_add: spec.host.group_add.clone(),
+            layers: record.layers.clone(),
+            // Nobody will look at the files again, so they need not reach the disk.
+            volatile: spec.host.auto_remove,
+            populate,
+            loopback_only: network.loopback_only,
+            probe: false,
+        };
+        write_launch(&entry.run_dir, &launch)?;
+        Ok(Supervise {
+            id: entry.id.to_string(),
+            start: record.start,
+            container_dir: entry.dir.clone(),
+            run_dir: entry.run_dir.clone(),
+            tty: spec.tty,
+            console_size: None,
+            open_stdin: spec.open_stdin,
+            stdin_once: spec.stdin_once,
+            log: log_file(entry, record),
+            cgroups: self.inner.cgroups.dirs(entry.id.as_str()),
+        })
+    }
+
+    fn ready_mounts(
+        &self,
+        entry: &Entry,
+        record: &Record,
+        network: &Network,
+    ) -> Result<Vec<ReadyMount>, EngineError> {
+        let planned = mounts::plan(&record.spec)?;
+        let mut ready = Vec::with_capacity(planned.len() + 3);
+        let taken = |target: &str| {
+            planned
+                .iter()
+                .any(|mount| mount.target == Path::new(target))
+        };
+        let files = etc_files(record, network)?;
+        for (name, text) in files {
+            let path = entry.dir.join(name);
+            let target = format!("/etc/{name}");
+            std::fs::write(&path, text).map_err(EngineError::io("write", &path))?;
+            if !taken(&target) {
+                let options = mounts::bind_options(
+                    record.spec.host.readonly_rootfs,
+                    Default::default(),
+                    false,
+                );
+                ready.push(ReadyMount {
+                    target: target.into(),
+                    kind: "bind",
+                    source: path,
+                    options,
+                });
+            }
+        }
+        // The plan is a function of the spec, so it has the order it had when the mount points were made.
+        for (planned, point) in planned.into_iter().zip(&record.mounts) {
+            let (kind, source, options) = match planned.what {
+                Planned::Bind {
+                    source,
+                    propagation,
+                    non_recursive,
+                    ..
+                } => (
+                    "bind",
+                    source,
+                    mounts::bind_options(planned.read_only, propagation, non_recursive),
+                ),
+                Planned::Volume { .. } => (
+                    "bind",
+                    point.source.clone(),
+                    mounts::bind_options(planned.read_only, Default::default(), false),
+                ),
+                Planned::Tmpfs { mut options } => {
+                    if planned.read_only && !options.iter().any(|option| option == "ro") {
+                        options.push("ro".into());
+                    }
+                    ("tmpfs", PathBuf::from("tmpfs"), options)
+                }
+            };
+            ready.push(ReadyMount {
+                target: planned.target,
+                kind,
+                source,
+                options,
+            });
+        }
+        Ok(ready)
+    }
+}
+
+/// Volumes that are still empty get what the image has at their place.
+fn populate(record: &Record) -> Result<Vec<Populate>, EngineError> {
+    let planned = mounts::plan(&record.spec)?;
+    let fresh =
+        |dir: &Path| std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none());
+    Ok(planned
+        .into_iter()
+        .zip(&record.mounts)
+        .filter(|(mount, point)| {
+            matches!(mount.what, Planned::Volume { no_copy: false, .. }) && fresh(&point.source)
+        })
+        .map(|(mount, point)| Populate {
+            target: mount.target,
+            volume: point.source.clone(),
+        })
+        .collect())
+}
+
+pub(super) fn write_launch(run_dir: &Path, launch: &Launch) -> Result<(), EngineError> {
+    let path = run_dir.join(LAUNCH_NAME);
+    let json = serde_json::to_vec(launch).map_err(|err| EngineError::Invalid(err.to_string()))?;
+    std::fs::write(&path, json).map_err(EngineError::io("write", path))
+}
+
+fn etc_files(
+    record: &Record,
+    network: &Network,
+) -> Result<[(&'static str, String); 3], EngineError> {
+    let spec = &record.spec;
+    let ready = &network.ready;
+    let gateway = ready
+        .settings
+        .networks
+        .values()
+        .find_map(|endpoint| endpoint.gateway)
+        .map(IpAddr::V4);
+    let extra = spec
+        .host
+        .extra_hosts
+        .iter()
+        .map(|text| {
+            etc::parse_extra_host(text, gateway)
+                .ok_or_else(|| EngineError::Invalid(format!("bad format for add-host: {text:?}")))
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut hosts = match network.netns {
+        Netns::Host => std::fs::read_to_string("/etc/hosts").unwrap_or_else(|_| etc::hosts(&[])),
+        Netns::Inherited | Netns::At(_) => etc::hosts(&ready.hosts),
+    };
+    etc::push_hosts(&mut hosts, &extra);
+    // The network decides who is asked; on a network with a resolver of its own that one knows about `--dns`.
+    let servers = if ready.nameservers.is_empty() {
+        &spec.host.dns
+    } else {
+        &ready.nameservers
+    };
+    let search = if spec.host.dns_search.is_empty() {
+        &ready.search
+    } else {
+        &spec.host.dns_search
+    };
+    let options = if spec.host.dns_options.is_empty() {
+        &ready.options
+    } else {
+        &spec.host.dns_options
+    };
+    let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let resolv = etc::resolv_conf(&host, servers, search, options);
+    Ok([
+        ("hostname", format!("{}\n", record.hostname)),
+        ("hosts", hosts),
+        ("resolv.conf", resolv),
+    ])
+}
+
+/// Where the log of a container is.
+pub(super) fn log_path(entry: &Entry) -> PathBuf {
+    entry.dir.join(format!("{}-json.log", entry.id))
+}
+
+fn log_file(entry: &Entry, record: &Record) -> Option<LogFile> {
+    let log = &record.spec.host.log;
+    let option = |name: &str| log.options.get(name).map(String::as_str);
+    (log.driver.as_deref() != Some("none")).then(|| LogFile {
+        path: log_path(entry),
+        max_size: option("max-size").and_then(config::parse_size),
+        max_files: option("max-file")
+            .and_then(|files| files.parse().ok())
+            .unwrap_or(1),
+    })
+}
