@@ -6,7 +6,6 @@ use async_trait::async_trait;
 use shoal_api::{
     ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId,
     container::{Event, LogLine, LogQuery},
-    image::RegistryAuth,
     object::{Cluster, Config, Network, Node, Secret, Service, Task},
     spec::{Availability, ClusterSpec, ConfigSpec, NetworkSpec, NodeSpec, SecretSpec, ServiceSpec},
 };
@@ -154,17 +153,6 @@ pub struct CreatedService {
     pub warnings: Vec<String>,
 }
 
-/// How a service's spec is replaced.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ServiceUpdate {
-    /// Ignore the given spec and go back to the previous one.
-    pub rollback: bool,
-    /// Credentials for the image; `None` keeps those of the current or previous spec.
-    pub auth: Option<RegistryAuth>,
-    /// Keep the credentials of the previous spec instead of the current one's.
-    pub auth_from_previous: bool,
-}
-
 /// Which tasks are wanted; kinds are and-ed, the values of one kind or-ed, empty is any.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TaskSelection {
@@ -244,19 +232,15 @@ pub trait ClusterBackend: Send + Sync + 'static {
         let services = self.services().await?;
         Ok(services.into_iter().find(|service| service.id == *id))
     }
-    /// Makes one.
-    async fn service_create(
-        &self,
-        spec: ServiceSpec,
-        auth: Option<RegistryAuth>,
-    ) -> ApiResult<CreatedService>;
-    /// Replaces its spec; answers warnings.
+    /// Makes one. Credentials for the image are in the spec.
+    async fn service_create(&self, spec: ServiceSpec) -> ApiResult<CreatedService>;
+    /// Replaces its spec, or with `rollback` ignores the given one and goes back to the previous; answers warnings.
     async fn service_update(
         &self,
         id: &ServiceId,
         version: u64,
         spec: ServiceSpec,
-        update: ServiceUpdate,
+        rollback: bool,
     ) -> ApiResult<Vec<String>>;
     /// Removes it with its tasks.
     async fn service_remove(&self, id: &ServiceId) -> ApiResult<()>;

@@ -7,7 +7,7 @@ use shoal_api::{
         Annotations, ConfigReference, ContainerTaskSpec, DnsConfig, Driver, EndpointMode,
         EndpointSpec, FailureAction, FileTarget, GenericResource, HealthConfig, Mount, MountKind,
         NetworkAttachmentSpec, NetworkTarget, Placement, Platform, PortConfig, Protocol,
-        PublishMode, ResourceRequirements, Resources, RestartCondition, RestartPolicy,
+        PublishMode, PullAuth, ResourceRequirements, Resources, RestartCondition, RestartPolicy,
         SecretReference, ServiceMode, ServiceSpec, TaskSpec, Ulimit, UpdateConfig, UpdateOrder,
     },
 };
@@ -398,6 +398,8 @@ fn read_container(mut f: Fields) -> ApiResult<ContainerTaskSpec> {
             })
             .collect::<ApiResult<_>>()?,
         oom_score_adj: f.take("OomScoreAdj")?.filter(|adjust| *adjust != 0),
+        // Travels in a header.
+        pull_auth: PullAuth::default(),
     };
     dns.finish()?;
     match f.text("Isolation")?.as_deref() {

@@ -7,11 +7,12 @@ use serde_json::{Value, json};
 use shoal_api::{
     ServiceId,
     object::{Service, Task},
+    spec::PullAuth,
 };
 
 use super::unknown;
 use crate::{
-    backend::{ApiError, ApiResult, LogSelection, ServiceUpdate, TaskLogLine, TaskSelection},
+    backend::{ApiError, ApiResult, LogSelection, TaskLogLine, TaskSelection},
     call::{Call, Query},
     convert::{image::read_auth, service_read, service_show},
     reply::{self, Reply},
@@ -26,10 +27,11 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
     match (call.method.as_str(), &path[1..]) {
         ("GET", []) => list(api, &query).await,
         ("POST", ["create"]) => {
-            let auth = read_auth(call.header("X-Registry-Auth"))?;
+            let auth = pull_auth(&call)?;
             let networks = api.cluster.networks().await?;
-            let spec = service_read::read_service(&call.bytes().await?, &networks)?;
-            let created = api.cluster.service_create(spec, auth).await?;
+            let mut spec = service_read::read_service(&call.bytes().await?, &networks)?;
+            spec.task.container.pull_auth = auth.unwrap_or_default();
+            let created = api.cluster.service_create(spec).await?;
             Ok(reply::created(&json!({
                 "ID": created.id.as_str(),
                 "Warnings": warnings(&created.warnings),
@@ -65,6 +67,13 @@ fn warnings(warnings: &[String]) -> Value {
     }
 }
 
+/// The credentials of the request, checked; `None` if there are none in it.
+fn pull_auth(call: &Call) -> ApiResult<Option<PullAuth>> {
+    let header = call.header("X-Registry-Auth");
+    let auth = read_auth(header)?;
+    Ok(auth.map(|_| PullAuth(header.unwrap_or_default().to_owned())))
+}
+
 /// Finds a service; by its id without a list, because that is what progress bars do all the time.
 pub(super) async fn find(api: &Api, wanted: &str) -> ApiResult<Service> {
     if let Ok(id) = wanted.parse::<ServiceId>()
@@ -89,7 +98,7 @@ pub(super) fn find_in<'a>(services: &'a [Service], wanted: &str) -> ApiResult<&'
 
 async fn update(api: &Api, call: Call, name: &str) -> ApiResult<Reply> {
     let query = call.query.clone();
-    let auth = read_auth(call.header("X-Registry-Auth"))?;
+    let auth = pull_auth(&call)?;
     let version = query.object_version()?;
     let auth_from_previous = match query.text("registryAuthFrom") {
         None | Some("spec") => false,
@@ -110,16 +119,19 @@ async fn update(api: &Api, call: Call, name: &str) -> ApiResult<Reply> {
         }
     };
     let networks = api.cluster.networks().await?;
-    let spec = service_read::read_service(&call.bytes().await?, &networks)?;
+    let mut spec = service_read::read_service(&call.bytes().await?, &networks)?;
     let service = find(api, name).await?;
-    let update = ServiceUpdate {
-        rollback,
-        auth,
-        auth_from_previous,
-    };
+    // A client that sends no credentials means the ones of before.
+    spec.task.container.pull_auth = auth.unwrap_or_else(|| {
+        let kept = match &service.previous_spec {
+            Some(previous) if auth_from_previous => previous,
+            _ => &service.spec,
+        };
+        kept.task.container.pull_auth.clone()
+    });
     let said = api
         .cluster
-        .service_update(&service.id, version, spec, update)
+        .service_update(&service.id, version, spec, rollback)
         .await?;
     Ok(reply::ok(&json!({"Warnings": warnings(&said)})))
 }
