@@ -1,0 +1,288 @@
+//! Networks of containers: a namespace each, connected to cluster networks or to bridges of this host, with a resolver.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use async_trait::async_trait;
+use shoal_api::{
+    NetworkId, TaskId,
+    container::{ContainerId, EndpointInfo, NetworkMode, NetworkSettings},
+    network::RESOLVER,
+};
+use shoal_dns::{ClientScope, Dns, ResolvConf, core::resolv_conf};
+use shoal_engine::io::network::{ContainerNetwork, NetworkError, NetworkReady, NetworkRequest};
+use shoal_overlay::io::netns;
+
+use crate::{bridges::Bridges, plane::ClusterPlane};
+
+/// Label by which a task's container says which task it is, as in Swarm.
+pub const TASK_LABEL: &str = "com.docker.swarm.task.id";
+
+/// Gives containers their networks.
+#[derive(Debug)]
+pub struct NodeNetworks {
+    plane: Arc<ClusterPlane>,
+    bridges: Arc<Bridges>,
+    dns: Arc<Dns>,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// Tasks whose containers the agent is about to start. A label alone makes no task of a container.
+    expected: BTreeSet<TaskId>,
+    /// What each container with a namespace of its own holds.
+    held: BTreeMap<ContainerId, Held>,
+}
+
+#[derive(Debug, Clone)]
+struct Held {
+    netns: PathBuf,
+    task: Option<TaskId>,
+}
+
+impl NodeNetworks {
+    /// Networks over a plane and bridges.
+    pub fn new(plane: Arc<ClusterPlane>, bridges: Arc<Bridges>, dns: Arc<Dns>) -> Self {
+        Self {
+            plane,
+            bridges,
+            dns,
+            known: Mutex::default(),
+        }
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The bridges of this host.
+    pub fn bridges(&self) -> &Bridges {
+        &self.bridges
+    }
+
+    /// Says that a container of this task will be started by the agent.
+    pub fn expect_task(&self, task: TaskId) {
+        self.known().expected.insert(task);
+    }
+
+    /// Says that no container of this task will be started any more.
+    pub fn forget_task(&self, task: &TaskId) {
+        self.known().expected.remove(task);
+    }
+
+    /// Takes up a container that outlived an earlier daemon: its resolver ended with that daemon, its links did not.
+    pub async fn adopt(
+        &self,
+        container: &ContainerId,
+        task: Option<TaskId>,
+        netns: &Path,
+        settings: &NetworkSettings,
+        user: &resolv_conf::Overrides,
+    ) -> Result<(), NetworkError> {
+        if let Some(task) = &task {
+            self.plane.adopt(task.clone(), netns);
+        } else {
+            self.bridges.adopt(container, settings).await?;
+        }
+        self.known().held.insert(
+            container.clone(),
+            Held {
+                netns: netns.to_owned(),
+                task,
+            },
+        );
+        self.serve_names(container, netns, settings, user)
+            .await
+            .map(drop)
+    }
+
+    /// Opens the resolver of a container and returns what its resolv.conf says.
+    async fn serve_names(
+        &self,
+        container: &ContainerId,
+        netns: &Path,
+        settings: &NetworkSettings,
+        user: &resolv_conf::Overrides,
+    ) -> Result<ResolvConf, NetworkError> {
+        let host = tokio::fs::read_to_string("/etc/resolv.conf")
+            .await
+            .unwrap_or_default();
+        let file = resolv_conf::for_container(&ResolvConf::parse(&host), user);
+        let networks = settings
+            .networks
+            .values()
+            .filter_map(|endpoint| endpoint.network_id.parse::<NetworkId>().ok());
+        let scope = ClientScope {
+            networks: networks.collect(),
+            upstreams: file.upstreams,
+        };
+        let served = self.dns.serve(container.as_str(), netns, scope).await;
+        served.map_err(|error| NetworkError::Failed(chain(&error)))?;
+        Ok(ResolvConf::parse(&file.text))
+    }
+
+    /// What the view gives a task: one endpoint per network, by the network's name.
+    fn task_settings(&self, task: &TaskId, request: &NetworkRequest) -> NetworkSettings {
+        let view = self.plane.view();
+        let mut settings = NetworkSettings {
+            sandbox: Some(request.netns.clone()),
+            sandbox_id: request.container.as_str().to_owned(),
+            ..NetworkSettings::default()
+        };
+        for (id, slice) in &view.networks {
+            let Some(endpoint) = slice.endpoints.get(task) else {
+                continue;
+            };
+            let mut info = EndpointInfo {
+                network_id: id.to_string(),
+                endpoint_id: task.to_string(),
+                dns_names: endpoint.names.clone(),
+                spec: request
+                    .endpoints
+                    .get(&slice.name)
+                    .cloned()
+                    .unwrap_or_default(),
+                ..EndpointInfo::default()
+            };
+            for address in &endpoint.addresses {
+                let gateway = slice
+                    .subnets
+                    .iter()
+                    .find(|subnet| subnet.range.contains(&address.addr()));
+                match (address.addr(), gateway.map(|subnet| subnet.gateway)) {
+                    (IpAddr::V4(ip), gateway) => {
+                        info.ipv4 = Some(ip);
+                        info.ipv4_prefix_len = address.prefix_len();
+                        info.gateway = gateway.and_then(|ip| {
+                            if let IpAddr::V4(ip) = ip {
+                                Some(ip)
+                            } else {
+                                None
+                            }
+                        });
+                    }
+                    (IpAddr::V6(ip), gateway) => {
+                        info.ipv6 = Some(ip);
+                        info.ipv6_prefix_len = address.prefix_len();
+                        info.ipv6_gateway = gateway.and_then(|ip| {
+                            if let IpAddr::V6(ip) = ip {
+                                Some(ip)
+                            } else {
+                                None
+                            }
+                        });
+                    }
+                }
+            }
+            settings.networks.insert(slice.name.clone(), info);
+        }
+        settings
+    }
+
+    async fn connect(&self, request: &NetworkRequest) -> Result<NetworkSettings, NetworkError> {
+        let task = request
+            .labels
+            .get(TASK_LABEL)
+            .and_then(|label| label.parse::<TaskId>().ok());
+        let task = task.filter(|task| self.known().expected.contains(task));
+        let held = Held {
+            netns: request.netns.clone(),
+            task: task.clone(),
+        };
+        self.known().held.insert(request.container.clone(), held);
+        let in_cluster = task.filter(|_| !matches!(request.mode, NetworkMode::Default));
+        match in_cluster {
+            Some(task) => {
+                let settings = self.task_settings(&task, request);
+                let attached = self.plane.attach(task, request.netns.clone()).await;
+                attached.map_err(|errors| NetworkError::Failed(all(&errors)))?;
+                let published = self.bridges.publish_for_task(request, &settings).await?;
+                Ok(NetworkSettings {
+                    ports: published,
+                    ..settings
+                })
+            }
+            None => self.bridges.connect(request).await,
+        }
+    }
+}
+
+#[async_trait]
+impl ContainerNetwork for NodeNetworks {
+    async fn setup(&self, request: &NetworkRequest) -> Result<NetworkReady, NetworkError> {
+        // An earlier start may have left its namespace.
+        self.teardown(&request.container).await;
+        let failed = |error: netns::NetnsError| NetworkError::Failed(chain(&error));
+        netns::delete(&request.netns).map_err(failed)?;
+        netns::create(&request.netns).map_err(failed)?;
+        let user = resolv_conf::Overrides {
+            nameservers: request.dns.clone(),
+            search: request.dns_search.clone(),
+            options: request.dns_options.clone(),
+        };
+        let settings = self.connect(request).await?;
+        let file = self
+            .serve_names(&request.container, &request.netns, &settings, &user)
+            .await?;
+        let mut names = vec![request.hostname.clone()];
+        names.retain(|name| !name.is_empty());
+        let own = settings.networks.values().filter_map(|endpoint| {
+            let address = endpoint
+                .ipv4
+                .map(IpAddr::V4)
+                .or(endpoint.ipv6.map(IpAddr::V6))?;
+            Some((address, names.clone()))
+        });
+        Ok(NetworkReady {
+            netns: request.netns.clone(),
+            hosts: own.collect(),
+            nameservers: vec![IpAddr::V4(RESOLVER)],
+            search: file.search,
+            options: file.options,
+            settings,
+        })
+    }
+
+    async fn teardown(&self, container: &ContainerId) {
+        let Some(held) = self.known().held.remove(container) else {
+            return;
+        };
+        self.dns.stop(container.as_str()).await;
+        if let Some(task) = &held.task
+            && let Err(errors) = self.plane.detach(task).await
+        {
+            tracing::warn!(task.id = %task, error = all(&errors), "detaching from the cluster's networks");
+        }
+        if let Err(error) = self.bridges.disconnect(container).await {
+            tracing::warn!(container.id = %container, %error, "detaching from the networks of this host");
+        }
+        if let Err(error) = netns::delete(&held.netns) {
+            tracing::warn!(container.id = %container, error = chain(&error), "removing the network namespace");
+        }
+    }
+}
+
+/// An error with its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+fn all(errors: &[shoal_overlay::PlaneError]) -> String {
+    errors
+        .iter()
+        .map(|error| chain(error))
+        .collect::<Vec<_>>()
+        .join("; ")
+}
