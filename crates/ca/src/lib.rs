@@ -9,7 +9,7 @@ pub mod io;
 pub use crate::core::{
     authorize::{is_allowed, is_listed},
     role::{PeerIdentity, Role},
-    token::{JoinToken, TokenError},
+    token::{JoinToken, TokenError, admitted_role},
 };
 pub use io::{
     bootstrap::fetch_root,

@@ -1,4 +1,18 @@
 //! The manager: one replicated value, the control loops that change it, and the services that show it.
+//!
+//! [`Manager`] is what a node starts; the rooms behind it are `core`, which decides, and `io`, which acts.
 
 pub mod core;
 pub mod io;
+
+pub use crate::core::{
+    control::{Decision, Intent, Spec},
+    state::{Event, State},
+    validate::{Refusal, RefusalKind},
+};
+pub use io::{
+    grpc::client::{JoinError, join_cluster, renew_identity},
+    manager::{Begin, Founding, Manager, ManagerConfig, ManagerError, NewCluster, WriteError},
+    raft::{Leadership, RaftConfig},
+    store::{Notice, Watch},
+};

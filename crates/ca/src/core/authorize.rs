@@ -18,16 +18,17 @@ enum Callers {
 
 /// `Service.Method`, or `Service.*` for all methods of a service.
 const TABLE: &[(&str, Callers)] = &[
-    ("Ca.GetRootCa", Callers::Anyone),
-    ("Ca.IssueNodeCertificate", Callers::Anyone), // a token or the current certificate decides
+    ("NodeCa.GetRootCertificate", Callers::Anyone),
+    ("NodeCa.IssueNodeCertificate", Callers::Anyone), // a token or the current certificate decides
     ("Control.*", Callers::Managers),
     ("Dispatcher.Session", Callers::Nodes),
     ("Dispatcher.Heartbeat", Callers::Nodes),
     ("Dispatcher.Assignments", Callers::Nodes),
     ("Dispatcher.UpdateTaskStatus", Callers::Nodes),
-    ("Logs.Listen", Callers::Nodes),
-    ("Logs.Publish", Callers::Nodes),
-    ("Logs.Subscribe", Callers::Managers),
+    ("Dispatcher.AcknowledgeView", Callers::Nodes),
+    ("LogBroker.ListenSubscriptions", Callers::Nodes),
+    ("LogBroker.PublishLogs", Callers::Nodes),
+    ("Logs.*", Callers::Managers),
     ("Raft.*", Callers::Managers),
     ("RaftMembership.*", Callers::Managers),
 ];
@@ -72,10 +73,35 @@ mod tests {
 
     #[test]
     fn doors_open_by_role() {
-        check("/shoal.v1.Ca/GetRootCa", true, true, true);
+        check("/shoal.v1.NodeCa/GetRootCertificate", true, true, true);
         check("/shoal.v1.Dispatcher/Session", false, true, true);
-        check("/shoal.v1.Raft/Step", false, false, true);
-        check("/shoal.v1.Control/CreateService", false, false, true);
+        check("/shoal.v1.Raft/StreamMessages", false, false, true);
+        check("/shoal.v1.Control/Write", false, false, true);
+    }
+
+    #[test]
+    fn every_rpc_has_a_row() {
+        let rooms = [
+            include_str!("../../../../proto/ca.proto"),
+            include_str!("../../../../proto/control.proto"),
+            include_str!("../../../../proto/dispatcher.proto"),
+            include_str!("../../../../proto/logs.proto"),
+            include_str!("../../../../proto/raft.proto"),
+        ];
+        let mut service = "";
+        for line in rooms.iter().flat_map(|room| room.lines()) {
+            if let Some(name) = line.strip_prefix("service ") {
+                service = name.trim_end_matches(" {");
+            }
+            if let Some((method, _)) = line
+                .trim()
+                .strip_prefix("rpc ")
+                .and_then(|rest| rest.split_once('('))
+            {
+                let path = format!("/shoal.v1.{service}/{method}");
+                assert!(is_listed(&path), "{path}");
+            }
+        }
     }
 
     #[test]
@@ -83,8 +109,8 @@ mod tests {
         for path in [
             "",
             "/",
-            "Raft/Step",
-            "/shoal.v1.Ca/GetUnlockKey",
+            "Raft/StreamMessages",
+            "/shoal.v1.NodeCa/GetUnlockKey",
             "/shoal.v1.Dispatcher/Sessions",
             "/x/y/z",
         ] {

@@ -42,6 +42,17 @@ impl JoinToken {
         }
     }
 
+    /// Makes the token of which the secret part is kept as text.
+    pub fn with_secret(root_der: &[u8], secret: &str) -> Result<Self, TokenError> {
+        if secret.len() != SECRET_DIGITS {
+            return Err(TokenError::Invalid);
+        }
+        Ok(Self::new(
+            root_der,
+            base36_decode(secret).ok_or(TokenError::Invalid)?,
+        ))
+    }
+
     /// Reads a token.
     pub fn parse(text: &str) -> Result<Self, TokenError> {
         let (digest, secret) = text
@@ -87,11 +98,13 @@ impl fmt::Debug for JoinToken {
 /// The role that a presented token admits to, given the cluster's two valid tokens.
 ///
 /// Always compares with both, in constant time.
-pub fn admitted_role(presented: &str, worker: &str, manager: &str) -> Result<Role, TokenError> {
+pub fn admitted_role(
+    presented: &str,
+    worker: &JoinToken,
+    manager: &JoinToken,
+) -> Result<Role, TokenError> {
     let presented = JoinToken::parse(presented)?;
-    let is_worker = JoinToken::parse(worker).is_ok_and(|token| token.matches(&presented));
-    let is_manager = JoinToken::parse(manager).is_ok_and(|token| token.matches(&presented));
-    match (is_manager, is_worker) {
+    match (manager.matches(&presented), worker.matches(&presented)) {
         (true, _) => Ok(Role::Manager),
         (false, true) => Ok(Role::Worker),
         (false, false) => Err(TokenError::Invalid),
@@ -149,6 +162,12 @@ mod tests {
             assert_eq!(text.len(), "SWMTKN-1-".len() + 50 + 1 + 25);
             assert!(JoinToken::parse(&text).unwrap().matches(&token));
             assert!(token.matches_root(ROOT));
+            let secret = text.rsplit('-').next().unwrap();
+            assert!(
+                JoinToken::with_secret(ROOT, secret)
+                    .unwrap()
+                    .matches(&token)
+            );
             assert!(!token.matches_root(b"another"));
             assert_eq!(format!("{token:?}"), "JoinToken(…)");
         }
@@ -178,20 +197,16 @@ mod tests {
 
     #[test]
     fn each_token_admits_to_its_role_only() {
-        let [worker, manager, stranger] = [1, 2, 3].map(|n| JoinToken::new(ROOT, [n; 16]).reveal());
-        assert_eq!(admitted_role(&worker, &worker, &manager), Ok(Role::Worker));
-        assert_eq!(
-            admitted_role(&manager, &worker, &manager),
-            Ok(Role::Manager)
-        );
-        assert_eq!(
-            admitted_role(&stranger, &worker, &manager),
-            Err(TokenError::Invalid)
-        );
-        let foreign = JoinToken::new(b"another root", [1; 16]).reveal();
-        assert_eq!(
-            admitted_role(&foreign, &worker, &manager),
-            Err(TokenError::Invalid)
+        let [worker, manager, stranger] = [1, 2, 3].map(|n| JoinToken::new(ROOT, [n; 16]));
+        let check = |token: &JoinToken, want| {
+            assert_eq!(admitted_role(&token.reveal(), &worker, &manager), want);
+        };
+        check(&worker, Ok(Role::Worker));
+        check(&manager, Ok(Role::Manager));
+        check(&stranger, Err(TokenError::Invalid));
+        check(
+            &JoinToken::new(b"another root", [1; 16]),
+            Err(TokenError::Invalid),
         );
     }
 }

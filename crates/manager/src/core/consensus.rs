@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_api::NodeId;
 
+pub mod roles;
 pub mod wire;
 
 use wire::{Malformed, Reader, Writer};

@@ -10,7 +10,10 @@ use bytes::Bytes;
 use raft::eraftpb::Message;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::core::consensus::{LogIndex, Member, Members, RaftId, RemovalRefused};
+use crate::core::{
+    consensus::{LogIndex, Member, Members, RaftId, RemovalRefused},
+    state::Rejected,
+};
 
 pub mod disk;
 mod log;
@@ -35,8 +38,8 @@ pub trait StateMachine: Send + 'static {
     /// Applies one committed entry. Every manager gets the same entries in the same order, and must decide alike.
     ///
     /// # Errors
-    /// Why the entry changes nothing, in words for its proposer.
-    fn apply(&mut self, index: LogIndex, data: &[u8]) -> Result<(), String>;
+    /// Why the entry changes nothing.
+    fn apply(&mut self, index: LogIndex, data: &[u8]) -> Result<(), Rejected>;
 
     /// Writes the whole state as it is after the last applied entry.
     fn snapshot(&self) -> Vec<u8>;
@@ -150,7 +153,7 @@ pub enum ProposeError {
     },
     /// Every manager refused it alike; nothing was changed.
     #[error("{0}")]
-    Rejected(String),
+    Rejected(Rejected),
     /// Leadership was lost on the way: it may or may not come to pass.
     #[error("the leader changed before the proposal was decided")]
     Lost,

@@ -11,9 +11,12 @@ use super::{
     snapshot::Snapshots,
     wal::{WalError, disk_error},
 };
-use crate::core::consensus::{
+use crate::core::{
+    consensus::{
     Member, MemberChange, Members, RaftId, may_remove,
     wire::{Malformed, Reader, Writer},
+    },
+    state::Rejected,
 };
 
 /// File with our raft id and the members that we were told of when admitted.
@@ -86,7 +89,7 @@ impl Node {
         }
         match self.members.id_of(&member.node_id) {
             Some(id) if id == self.raft_id() => {
-                let reason = "the leader is a member already".to_owned();
+                let reason = Rejected::Reference("the leader is a member already".to_owned());
                 let _ = reply.send(Err(ProposeError::Rejected(reason))); // the asker may be gone
                 return;
             }

@@ -1,1 +1,182 @@
-//! Ways for messages to travel between managers.
+//! Messages between managers over gRPC: one stream per peer, snapshots in chunks beside it.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use bytes::Bytes;
+use raft::eraftpb::Message;
+use rustls::ClientConfig;
+use shoal_api::wire::{RaftMessage, SnapshotChunk, raft_client::RaftClient};
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, watch},
+};
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tonic::{Request, Status};
+
+use super::{Mailbox, Transport};
+use crate::{
+    core::consensus::{Members, RaftId, wire::encode_message},
+    io::grpc::client::dial,
+};
+
+/// Messages that wait for a peer; beyond it they are dropped and Raft is told.
+const QUEUE_MESSAGES_MAX: usize = 1024;
+/// Bytes of a snapshot in one chunk, well below gRPC's limit of 4 MiB a message.
+const CHUNK_BYTES: usize = 1 << 20;
+/// Chunks of a snapshot in memory besides the snapshot itself.
+const CHUNKS_AHEAD: usize = 2;
+
+/// The transport of a manager.
+pub struct GrpcTransport {
+    runtime: Handle,
+    mailbox: Mailbox,
+    tls: watch::Receiver<Arc<ClientConfig>>,
+    peers: BTreeMap<RaftId, Peer>,
+}
+
+struct Peer {
+    address: String,
+    queue: mpsc::Sender<Message>,
+}
+
+impl GrpcTransport {
+    /// Sends as `tls` says who we are, from tasks on `runtime`; what fails is reported to `mailbox`.
+    pub fn new(runtime: Handle, mailbox: Mailbox, tls: watch::Receiver<Arc<ClientConfig>>) -> Self {
+        Self { runtime, mailbox, tls, peers: BTreeMap::new() }
+    }
+}
+
+impl Transport for GrpcTransport {
+    fn send(&mut self, message: Message) {
+        let to = message.to;
+        let is_snapshot = message.snapshot.is_some();
+        let sent = self.peers.get(&to).is_some_and(|peer| peer.queue.try_send(message).is_ok());
+        if !sent {
+            self.mailbox.report_unreachable(to);
+            if is_snapshot {
+                self.mailbox.report_snapshot(to, false);
+            }
+        }
+    }
+
+    fn set_members(&mut self, members: &Members) {
+        // Dropping a queue ends its task.
+        self.peers.retain(|id, peer| members.get(*id).is_some_and(|member| member.address == peer.address));
+        for (id, member) in members.iter() {
+            if !self.peers.contains_key(&id) {
+                let (queue, messages) = mpsc::channel(QUEUE_MESSAGES_MAX);
+                let line = Line {
+                    peer: id,
+                    address: member.address.clone(),
+                    mailbox: self.mailbox.clone(),
+                    tls: self.tls.clone(),
+                };
+                self.runtime.spawn(line.run(messages));
+                self.peers.insert(id, Peer { address: member.address.clone(), queue });
+            }
+        }
+    }
+}
+
+/// The way to one peer.
+struct Line {
+    peer: RaftId,
+    address: String,
+    mailbox: Mailbox,
+    tls: watch::Receiver<Arc<ClientConfig>>,
+}
+
+impl Line {
+    /// Opens a stream when there is something to send, and again after it broke. What was on its way is lost.
+    async fn run(self, mut messages: mpsc::Receiver<Message>) {
+        while let Some(first) = messages.recv().await {
+            let tls = Arc::clone(&self.tls.borrow());
+            let channel = dial(&self.address, tls);
+            let (stream, receiver) = mpsc::channel(QUEUE_MESSAGES_MAX);
+            let call = {
+                let mut client = RaftClient::new(channel.clone());
+                let stream = ReceiverStream::new(receiver);
+                tokio::spawn(async move { client.stream_messages(Request::new(stream)).await })
+            };
+            let broken = self.feed(first, &mut messages, &stream, &channel, call).await;
+            let Some(status) = broken else { return };
+            tracing::debug!(raft.to = self.peer, peer = self.address, error = %status, "a stream of messages broke");
+            self.mailbox.report_unreachable(self.peer);
+            // What has gathered meanwhile is old; Raft sends again what still matters.
+            while messages.try_recv().is_ok_and(|message| {
+                if message.snapshot.is_some() {
+                    self.mailbox.report_snapshot(self.peer, false);
+                }
+                true
+            }) {}
+        }
+    }
+
+    /// Hands messages to the stream until it breaks; `None` when there is nothing more to send.
+    async fn feed(
+        &self,
+        first: Message,
+        messages: &mut mpsc::Receiver<Message>,
+        stream: &mpsc::Sender<RaftMessage>,
+        channel: &tonic::transport::Channel,
+        mut call: tokio::task::JoinHandle<Result<tonic::Response<shoal_api::wire::StreamMessagesResponse>, Status>>,
+    ) -> Option<Status> {
+        let mut next = Some(first);
+        loop {
+            if let Some(message) = next.take() {
+                if message.snapshot.is_some() {
+                    self.send_snapshot(message, channel.clone());
+                } else {
+                    let (from, to) = (message.from, message.to);
+                    let envelope = RaftMessage { from, to, message: encode_message(&message) };
+                    if stream.send(envelope).await.is_err() {
+                        return Some(call.await.ok()?.err().unwrap_or_else(|| Status::unavailable("closed")));
+                    }
+                }
+            }
+            tokio::select! {
+                ended = &mut call => {
+                    let status = ended.map(|answer| answer.err().unwrap_or_else(|| Status::unavailable("closed")));
+                    return Some(status.unwrap_or_else(|error| Status::internal(error.to_string())));
+                }
+                message = messages.recv() => match message {
+                    Some(message) => next = Some(message),
+                    None => {
+                        call.abort();
+                        return None;
+                    }
+                },
+            }
+        }
+    }
+
+    fn send_snapshot(&self, mut message: Message, channel: tonic::transport::Channel) {
+        let (peer, mailbox) = (self.peer, self.mailbox.clone());
+        tokio::spawn(async move {
+            let (from, to) = (message.from, message.to);
+            let data: Bytes = std::mem::take(&mut message.mut_snapshot().data);
+            let index = message.get_snapshot().get_metadata().index;
+            tracing::info!(raft.to = peer, snapshot.index = index, snapshot.bytes = data.len(), "sending a snapshot");
+            let first = SnapshotChunk { from, to, message: encode_message(&message), data: Vec::new() };
+            let chunks = (0..data.len()).step_by(CHUNK_BYTES).map(move |start| {
+                let end = data.len().min(start + CHUNK_BYTES);
+                SnapshotChunk { from, to, message: Vec::new(), data: data[start..end].to_vec() }
+            });
+            let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
+            let feeding = async move {
+                let mut chunks = tokio_stream::iter(std::iter::once(first).chain(chunks));
+                while let Some(chunk) = chunks.next().await {
+                    if sender.send(chunk).await.is_err() {
+                        return; // the answer says why
+                    }
+                }
+            };
+            let mut client = RaftClient::new(channel);
+            let (answer, ()) = tokio::join!(client.stream_snapshot(ReceiverStream::new(receiver)), feeding);
+            if let Err(status) = &answer {
+                tracing::info!(raft.to = peer, error = %status, "a snapshot did not arrive");
+            }
+            mailbox.report_snapshot(peer, answer.is_ok());
+        });
+    }
+}

@@ -1,0 +1,150 @@
+//! Writes of users, forwarded by a manager that does not lead.
+
+use shoal_api::{
+    object::{Object, ObjectKey},
+    wire::{
+        self, DecodeError, WriteRequest, WriteResponse,
+        control_server::Control,
+        spec::Kind,
+        write_request::{Create, Op, Remove, RotateTokens, Update},
+    },
+};
+use tonic::{Code, Request, Response, Status, async_trait};
+
+use super::{authorize::calling_manager, client};
+use crate::{
+    core::{
+        control::{Intent, Spec},
+        validate::{Refusal, RefusalKind},
+    },
+    io::manager::{Desk, WriteError},
+};
+
+/// The `Control` service.
+pub(crate) struct ControlService {
+    pub(crate) desk: Desk,
+}
+
+#[async_trait]
+impl Control for ControlService {
+    async fn write(&self, request: Request<WriteRequest>) -> Result<Response<WriteResponse>, Status> {
+        calling_manager(&request)?;
+        self.desk.require_leader().await?;
+        let intent = Intent::try_from(request.into_inner()).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        match self.desk.write_as_leader(intent).await {
+            Ok(object) => Ok(Response::new(WriteResponse { object: object.as_ref().map(Into::into) })),
+            Err(WriteError::Refused(refusal)) => Err(to_status(&refusal)),
+            Err(WriteError::NoLeader) => Err(client::not_leader(self.desk.leader_address().as_deref())),
+            Err(error @ (WriteError::Lost | WriteError::Forward(_))) => Err(Status::unknown(error.to_string())),
+        }
+    }
+}
+
+/// A refusal as gRPC carries it.
+pub fn to_status(refusal: &Refusal) -> Status {
+    let code = match refusal.kind {
+        RefusalKind::InvalidArgument => Code::InvalidArgument,
+        RefusalKind::NotFound => Code::NotFound,
+        RefusalKind::AlreadyExists => Code::AlreadyExists,
+        RefusalKind::FailedPrecondition => Code::FailedPrecondition,
+        RefusalKind::Unimplemented => Code::Unimplemented,
+        RefusalKind::Unknown => Code::Unknown,
+    };
+    Status::new(code, refusal.text.clone())
+}
+
+/// Reads what [`to_status`] wrote; `None` for codes that no refusal has.
+pub fn from_status(status: &Status) -> Option<Refusal> {
+    let kind = match status.code() {
+        Code::InvalidArgument => RefusalKind::InvalidArgument,
+        Code::NotFound => RefusalKind::NotFound,
+        Code::AlreadyExists => RefusalKind::AlreadyExists,
+        Code::FailedPrecondition => RefusalKind::FailedPrecondition,
+        Code::Unimplemented => RefusalKind::Unimplemented,
+        Code::Unknown => RefusalKind::Unknown,
+        _ => return None,
+    };
+    Some(Refusal { kind, text: status.message().to_owned() })
+}
+
+impl From<&Intent> for WriteRequest {
+    fn from(intent: &Intent) -> Self {
+        let wire_key = |key: &ObjectKey| Some(key.into());
+        let op = match intent {
+            Intent::Create(spec) => Op::Create(Create { spec: Some(spec.into()) }),
+            Intent::Update { key, version, spec } => Op::Update(Update {
+                key: wire_key(key),
+                version: *version,
+                spec: Some(spec.into()),
+                rollback: false,
+            }),
+            Intent::Rollback { key, version } => {
+                Op::Update(Update { key: wire_key(key), version: *version, spec: None, rollback: true })
+            }
+            Intent::Remove { key, force } => Op::Remove(Remove { key: wire_key(key), force: *force }),
+            Intent::RotateTokens { worker, manager } => {
+                Op::RotateTokens(RotateTokens { worker: *worker, manager: *manager })
+            }
+        };
+        Self { op: Some(op) }
+    }
+}
+
+impl TryFrom<WriteRequest> for Intent {
+    type Error = DecodeError;
+
+    fn try_from(request: WriteRequest) -> Result<Self, DecodeError> {
+        let missing = |field| missing("WriteRequest", field);
+        let read_key = |key: Option<wire::ObjectKey>| ObjectKey::try_from(key.ok_or_else(|| missing("key"))?);
+        let read_spec = |spec: Option<wire::Spec>| Spec::try_from(spec.ok_or_else(|| missing("spec"))?);
+        Ok(match request.op.ok_or_else(|| missing("op"))? {
+            Op::Create(create) => Self::Create(read_spec(create.spec)?),
+            Op::Update(Update { key, version, rollback: true, .. }) => {
+                Self::Rollback { key: read_key(key)?, version }
+            }
+            Op::Update(Update { key, version, spec, rollback: false }) => {
+                Self::Update { key: read_key(key)?, version, spec: read_spec(spec)? }
+            }
+            Op::Remove(remove) => Self::Remove { key: read_key(remove.key)?, force: remove.force },
+            Op::RotateTokens(RotateTokens { worker, manager }) => Self::RotateTokens { worker, manager },
+        })
+    }
+}
+
+impl From<&Spec> for wire::Spec {
+    fn from(spec: &Spec) -> Self {
+        let kind = match spec {
+            Spec::Node(spec) => Kind::Node(spec.into()),
+            Spec::Service(spec) => Kind::Service(spec.as_ref().into()),
+            Spec::Network(spec) => Kind::Network(spec.into()),
+            Spec::Secret(spec) => Kind::Secret(spec.into()),
+            Spec::Config(spec) => Kind::Config(spec.into()),
+            Spec::Cluster(spec) => Kind::Cluster(spec.into()),
+        };
+        Self { kind: Some(kind) }
+    }
+}
+
+impl TryFrom<wire::Spec> for Spec {
+    type Error = DecodeError;
+
+    fn try_from(spec: wire::Spec) -> Result<Self, DecodeError> {
+        Ok(match spec.kind.ok_or_else(|| missing("Spec", "kind"))? {
+            Kind::Node(spec) => Self::Node(spec.try_into()?),
+            Kind::Service(spec) => Self::Service(Box::new(spec.try_into()?)),
+            Kind::Network(spec) => Self::Network(spec.try_into()?),
+            Kind::Secret(spec) => Self::Secret(spec.try_into()?),
+            Kind::Config(spec) => Self::Config(spec.try_into()?),
+            Kind::Cluster(spec) => Self::Cluster(spec.try_into()?),
+        })
+    }
+}
+
+fn missing(message: &str, field: &str) -> DecodeError {
+    DecodeError { field: format!("{message}.{field}"), problem: "required field is missing".to_owned() }
+}
+
+/// The object that a write resulted in; `None` after a removal.
+pub(crate) fn written(response: WriteResponse) -> Result<Option<Object>, DecodeError> {
+    response.object.map(Object::try_from).transpose()
+}

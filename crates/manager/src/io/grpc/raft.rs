@@ -1,0 +1,121 @@
+//! Consensus on the wire: messages in, and managers that want to take part.
+
+use std::sync::Arc;
+
+use shoal_api::wire::{
+    RaftJoinRequest, RaftJoinResponse, RaftLeaveRequest, RaftLeaveResponse, RaftMember, RaftMessage, SnapshotChunk,
+    StreamMessagesResponse, StreamSnapshotResponse, raft_membership_server::RaftMembership, raft_server,
+};
+use shoal_ca::PeerIdentity;
+use tonic::{Request, Response, Status, Streaming, async_trait};
+
+use super::authorize::calling_manager;
+use crate::{
+    core::consensus::{Member, RaftId, wire::decode_message},
+    io::{manager::Desk, raft::RemoveError},
+};
+
+/// Largest snapshot that is taken in; a state of this size does not fit the machine anyway.
+const SNAPSHOT_BYTES_MAX: usize = 4 << 30;
+
+/// The `Raft` and `RaftMembership` services.
+#[derive(Clone)]
+pub(crate) struct RaftService {
+    pub(crate) desk: Desk,
+}
+
+impl RaftService {
+    /// Messages of a member are believed from that member's node alone.
+    fn check_sender(&self, from: RaftId, caller: &PeerIdentity) -> Result<(), Status> {
+        let members = self.desk.store.raft().members();
+        let members = members.borrow();
+        if members.was_removed(from) {
+            return Err(Status::permission_denied(format!("raft member {from} was removed from the cluster")));
+        }
+        match members.get(from) {
+            Some(member) if member.node_id == caller.node_id => Ok(()),
+            Some(_) => Err(Status::permission_denied(format!("raft member {from} is another node"))),
+            // A member that we have not heard of yet, or that has not heard of itself.
+            None => Err(Status::failed_precondition(format!("raft member {from} is not known here"))),
+        }
+    }
+}
+
+#[async_trait]
+impl raft_server::Raft for RaftService {
+    async fn stream_messages(
+        &self,
+        request: Request<Streaming<RaftMessage>>,
+    ) -> Result<Response<StreamMessagesResponse>, Status> {
+        let caller = calling_manager(&request)?;
+        let mailbox = self.desk.store.raft().mailbox();
+        let mut stream = request.into_inner();
+        while let Some(envelope) = stream.message().await? {
+            let message = decode_message(&envelope.message).map_err(|error| Status::invalid_argument(error.to_string()))?;
+            self.check_sender(message.from, &caller)?;
+            mailbox.deliver(message);
+        }
+        Ok(Response::new(StreamMessagesResponse {}))
+    }
+
+    async fn stream_snapshot(
+        &self,
+        request: Request<Streaming<SnapshotChunk>>,
+    ) -> Result<Response<StreamSnapshotResponse>, Status> {
+        let caller = calling_manager(&request)?;
+        let mut stream = request.into_inner();
+        let first = stream.message().await?.ok_or_else(|| Status::invalid_argument("an empty snapshot stream"))?;
+        let mut message =
+            decode_message(&first.message).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        self.check_sender(message.from, &caller)?;
+        let mut data = first.data;
+        while let Some(chunk) = stream.message().await? {
+            if data.len() + chunk.data.len() > SNAPSHOT_BYTES_MAX {
+                return Err(Status::resource_exhausted("the snapshot is too large"));
+            }
+            data.extend_from_slice(&chunk.data);
+        }
+        message.mut_snapshot().data = data.into();
+        self.desk.store.raft().mailbox().deliver(message);
+        Ok(Response::new(StreamSnapshotResponse {}))
+    }
+}
+
+#[async_trait]
+impl RaftMembership for RaftService {
+    async fn join(&self, request: Request<RaftJoinRequest>) -> Result<Response<RaftJoinResponse>, Status> {
+        let caller = calling_manager(&request)?;
+        self.desk.require_leader().await?;
+        let address = request.into_inner().addr;
+        if address.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
+            return Err(Status::invalid_argument(format!("{address:?} is not host:port")));
+        }
+        let member = Member { node_id: caller.node_id.clone(), address };
+        let raft = self.desk.store.raft();
+        let (raft_id, members) = raft.admit(member).await.map_err(|error| self.desk.status_of(error))?;
+        let member = |(raft_id, member): (RaftId, &Member)| RaftMember {
+            raft_id,
+            node_id: member.node_id.to_string(),
+            addr: member.address.clone(),
+        };
+        Ok(Response::new(RaftJoinResponse { raft_id, members: members.iter().map(member).collect() }))
+    }
+
+    async fn leave(&self, request: Request<RaftLeaveRequest>) -> Result<Response<RaftLeaveResponse>, Status> {
+        calling_manager(&request)?;
+        self.desk.require_leader().await?;
+        let node = request.into_inner().node_id;
+        let raft = self.desk.store.raft();
+        let members = Arc::clone(&raft.members().borrow());
+        let Some(raft_id) = members.iter().find(|(_, member)| member.node_id.as_str() == node).map(|(id, _)| id) else {
+            return Ok(Response::new(RaftLeaveResponse {})); // gone already
+        };
+        match raft.remove(raft_id).await {
+            Ok(()) => Ok(Response::new(RaftLeaveResponse {})),
+            Err(RemoveError::Propose(error)) => Err(self.desk.status_of(error)),
+            Err(error @ (RemoveError::Refused(_) | RemoveError::IsLeader)) => {
+                Err(Status::failed_precondition(error.to_string()))
+            }
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Connections in: accepted, their handshakes done side by side, their peers known before the first request.
+
+use std::{io, net::SocketAddr, pin::Pin, sync::Arc, task::{Context, Poll}, time::Duration};
+
+use futures_util::Stream;
+use rustls::ServerConfig;
+use shoal_ca::{PeerIdentity, peer_identity};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc, watch},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::transport::server::Connected;
+
+/// How long a peer may take for its handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Handshakes under way at once; further connections wait in the kernel.
+const HANDSHAKES_MAX: usize = 256;
+
+/// Who is calling. Part of every request's extensions.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// What its certificate says; `None` without one.
+    pub identity: Option<Arc<PeerIdentity>>,
+    /// Where it calls from.
+    pub address: SocketAddr,
+}
+
+/// A connection whose handshake is done.
+#[derive(Debug)]
+pub struct Connection {
+    stream: TlsStream<TcpStream>,
+    caller: Caller,
+    /// Streams may be open for days; a manager that stops closes them under their users.
+    stopped: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+/// Accepts connections until `stop`, which also breaks those that are open. Each handshake uses the newest configuration.
+pub fn accept(
+    listener: TcpListener,
+    tls: watch::Receiver<Arc<ServerConfig>>,
+    stop: CancellationToken,
+) -> impl Stream<Item = io::Result<Connection>> + Send + 'static {
+    let (sender, receiver) = mpsc::channel(16);
+    tokio::spawn(async move {
+        let places = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+        loop {
+            let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = sender.closed() => return,
+                () = stop.cancelled() => return,
+            };
+            let (stream, address) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Too many open files, for instance: others will close theirs.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+            };
+            let acceptor = TlsAcceptor::from(Arc::clone(&tls.borrow()));
+            let (sender, stop) = (sender.clone(), stop.clone());
+            tokio::spawn(async move {
+                let handshake = shake_hands(acceptor, stream, address, stop);
+                match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+                    Ok(Ok(connection)) => drop(sender.send(Ok(connection)).await), // the server may be stopping
+                    Ok(Err(error)) => tracing::info!(peer = %address, %error, "refused a connection"),
+                    Err(_) => tracing::info!(peer = %address, "a handshake took too long"),
+                }
+                drop(place);
+            });
+        }
+    });
+    ReceiverStream::new(receiver)
+}
+
+async fn shake_hands(
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    address: SocketAddr,
+    stop: CancellationToken,
+) -> io::Result<Connection> {
+    stream.set_nodelay(true)?;
+    let stream = acceptor.accept(stream).await?;
+    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let identity = certificate
+        .map(|certificate| peer_identity(certificate).map(Arc::new))
+        .transpose()
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    Ok(Connection { stream, caller: Caller { identity, address }, stopped: Box::pin(stop.cancelled_owned()) })
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Caller;
+
+    fn connect_info(&self) -> Caller {
+        self.caller.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.stopped.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

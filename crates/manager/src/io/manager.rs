@@ -1,0 +1,516 @@
+//! A manager as its node sees it.
+
+use std::{
+    fs, io,
+    io::Write,
+    net::SocketAddr,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use rustls::{ClientConfig, ServerConfig};
+use shoal_api::{
+    RandomIds, Timestamp,
+    object::Object,
+    wire::{
+        RaftJoinRequest, RaftLeaveRequest, control_client::ControlClient, control_server::ControlServer,
+        node_ca_server::NodeCaServer, raft_membership_client::RaftMembershipClient,
+        raft_membership_server::RaftMembershipServer, raft_server::RaftServer,
+    },
+};
+use shoal_ca::{CaError, ClientAuth, NodeIdentity, client_config, server_config};
+use tokio::{net::TcpListener, runtime::Handle, sync::watch, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Status, transport::Server};
+
+use super::{
+    grpc::{CaService, ControlService, RaftService, authorize::Authorize, client, control, from_status, server},
+    leader,
+    raft::{
+        Leadership, ProposeError, Raft, RaftConfig, Start, StartError, Vault, disk::OsDisk, membership::has_place,
+        seal::{DataKey, Owner}, transport::GrpcTransport, wal::WalError,
+    },
+    store::{Replica, Store, Watch},
+};
+use crate::core::{
+    consensus::{Member, MemberChange, Members},
+    control::{Intent, decide},
+    reconcile::Ctx,
+    state::{Rejected, State},
+    validate::Refusal,
+};
+
+mod founding;
+
+pub use founding::{Founding, NewCluster};
+
+/// How long a write may wait for a leader.
+const LEADER_TIMEOUT: Duration = Duration::from_secs(15);
+/// When a leader that could not be reached is tried again, if no other one is elected before.
+const LEADER_RETRY: Duration = Duration::from_millis(100);
+/// How long a call may wait for the end of an election.
+const ELECTION_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a write is decided anew because the state had moved on meanwhile.
+const DECISIONS_MAX: usize = 8;
+/// Largest message among managers: a batch of entries, of which one may be large by itself.
+const RAFT_MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// File of the data key beside the log's directory.
+const DATA_KEY: &str = "raft.key";
+
+/// Where a manager lives.
+#[derive(Debug, Clone)]
+pub struct ManagerConfig {
+    /// Directory of the log and its key, for this manager alone.
+    pub directory: PathBuf,
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// `host:port` at which other nodes reach it.
+    pub advertise: String,
+    /// Times and sizes of consensus.
+    pub raft: RaftConfig,
+}
+
+/// How a manager comes into being.
+#[derive(Debug, Clone)]
+pub enum Begin {
+    /// As the first one, of a cluster that [`NewCluster::found`] made.
+    Found {
+        /// [`Founding::state`].
+        state: Vec<u8>,
+    },
+    /// Admitted by one of these managers (`host:port`).
+    Join {
+        /// Whom to ask.
+        managers: Vec<String>,
+    },
+    /// With the log that it has.
+    Restart,
+}
+
+/// Why a manager cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum ManagerError {
+    /// Its identity is of no use.
+    #[error(transparent)]
+    Identity(#[from] CaError),
+    /// Its port is taken, for instance.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// Its directory cannot be used.
+    #[error("cannot use {directory}")]
+    Directory {
+        /// Which.
+        directory: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Its log cannot be used.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// No manager admitted it.
+    #[error("cannot join the managers: {}", .0.message())]
+    Join(Box<Status>),
+    /// The cluster to be founded makes no sense.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+impl From<WalError> for ManagerError {
+    fn from(error: WalError) -> Self {
+        Self::Start(error.into())
+    }
+}
+
+/// Why a write came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// It makes no sense, in words for the user.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Too few managers are there. Docker's words.
+    #[error(
+        "The swarm does not have a leader. It's possible that too few managers are online. Make sure more than half \
+         of the managers are online."
+    )]
+    NoLeader,
+    /// The leader changed on the way: it may or may not have come to pass.
+    #[error("the leader changed before the write was decided")]
+    Lost,
+    /// The leader answered with something else.
+    #[error("{}", .0.message())]
+    Forward(Box<Status>),
+}
+
+/// A running manager. Dropping it stops it as a crash would.
+#[derive(Debug)]
+pub struct Manager {
+    desk: Desk,
+    identity: watch::Sender<Arc<NodeIdentity>>,
+    server_tls: watch::Sender<Arc<ServerConfig>>,
+    client_tls: watch::Sender<Arc<ClientConfig>>,
+    address: SocketAddr,
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+/// What every service of a manager needs.
+#[derive(Debug, Clone)]
+pub(crate) struct Desk {
+    pub(crate) store: Store,
+    identity: watch::Receiver<Arc<NodeIdentity>>,
+    client_tls: watch::Receiver<Arc<ClientConfig>>,
+}
+
+impl Manager {
+    /// Starts a manager: listens, takes its place among the managers, and leads when it is elected.
+    pub async fn start(config: ManagerConfig, identity: NodeIdentity, begin: Begin) -> Result<Self, ManagerError> {
+        let in_directory = |source| ManagerError::Directory { directory: config.directory.clone(), source };
+        let vault = Vault {
+            disk: Arc::new(OsDisk::open(&config.directory.join("raft")).map_err(in_directory)?),
+            key: data_key(&config.directory).map_err(in_directory)?,
+            owner: Owner::new(&identity.peer().cluster_id, &identity.peer().node_id),
+        };
+        let listener = TcpListener::bind(config.listen).await;
+        let listener = listener.map_err(|source| ManagerError::Listen { address: config.listen, source })?;
+        let address = listener.local_addr().map_err(|source| ManagerError::Listen { address: config.listen, source })?;
+
+        let (server_tls, server_tls_now) = watch::channel(server_config(&identity, ClientAuth::Optional)?);
+        let (client_tls, client_tls_now) = watch::channel(client_config(identity.root(), Some(&identity))?);
+        let (identity, identity_now) = watch::channel(Arc::new(identity));
+
+        let start = place(&config, &vault, &identity_now.borrow().clone(), &client_tls_now, begin).await?;
+        let replica = Replica::default();
+        let runtime = Handle::current();
+        let raft = {
+            let tls = client_tls_now.clone();
+            Raft::start(config.raft, vault, start, replica.clone(), |mailbox| {
+                Box::new(GrpcTransport::new(runtime, mailbox, tls))
+            })?
+        };
+        let desk = Desk { store: Store::new(replica.clone(), raft), identity: identity_now, client_tls: client_tls_now };
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        let raft_service = RaftService { desk: desk.clone() };
+        let serving = Server::builder()
+            .layer(Authorize::new(replica))
+            .add_service(NodeCaServer::new(CaService { desk: desk.clone() }))
+            .add_service(ControlServer::new(ControlService { desk: desk.clone() }))
+            .add_service(
+                RaftServer::new(raft_service.clone()).max_decoding_message_size(RAFT_MESSAGE_BYTES_MAX),
+            )
+            .add_service(RaftMembershipServer::new(raft_service))
+            .serve_with_incoming(server::accept(listener, server_tls_now, stop.clone()));
+        tasks.spawn(async move {
+            if let Err(error) = serving.await {
+                tracing::error!(%error, "the manager's server ended");
+            }
+        });
+        tasks.spawn(leader::run(desk.clone()));
+        Ok(Self { desk, identity, server_tls, client_tls, address, stop, tasks })
+    }
+
+    /// Whether a manager was here before and [`Begin::Restart`] is the way to begin.
+    pub fn has_log(directory: &Path, identity: &NodeIdentity) -> Result<bool, ManagerError> {
+        if !directory.join(DATA_KEY).exists() {
+            return Ok(false);
+        }
+        let in_directory = |source| ManagerError::Directory { directory: directory.to_owned(), source };
+        let vault = Vault {
+            disk: Arc::new(OsDisk::open(&directory.join("raft")).map_err(in_directory)?),
+            key: data_key(directory).map_err(in_directory)?,
+            owner: Owner::new(&identity.peer().cluster_id, &identity.peer().node_id),
+        };
+        Ok(has_place(&vault)?)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The state as of the last batch applied here. May be behind the leader's.
+    pub fn state(&self) -> State {
+        self.desk.store.state()
+    }
+
+    /// The state with everything in it that anybody was told before this call.
+    pub async fn latest(&self) -> Result<State, WriteError> {
+        self.desk.latest().await
+    }
+
+    /// Sees every change of the state from now on. Take the state afterwards, then nothing is missed.
+    pub fn watch(&self) -> Watch {
+        self.desk.store.watch()
+    }
+
+    /// Carries out what a user wants, here or at the leader. Returns the object as written; `None` after a removal.
+    pub async fn write(&self, intent: Intent) -> Result<Option<Object>, WriteError> {
+        self.desk.write(intent).await
+    }
+
+    /// Who leads, now and from now on.
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.desk.store.raft().leadership()
+    }
+
+    /// The managers, now and from now on.
+    pub fn members(&self) -> watch::Receiver<Arc<Members>> {
+        self.desk.store.raft().members()
+    }
+
+    /// `host:port` of all managers, the leader first.
+    pub fn manager_addresses(&self) -> Vec<String> {
+        self.desk.manager_addresses()
+    }
+
+    /// The join tokens (worker's, manager's), as handed to people; `None` before there is a cluster.
+    pub fn join_tokens(&self) -> Option<(String, String)> {
+        founding::join_tokens(&self.state())
+    }
+
+    /// Uses a renewed certificate from now on, for new connections.
+    pub fn set_identity(&self, identity: NodeIdentity) -> Result<(), ManagerError> {
+        self.server_tls.send_replace(server_config(&identity, ClientAuth::Optional)?);
+        self.client_tls.send_replace(client_config(identity.root(), Some(&identity))?);
+        self.identity.send_replace(Arc::new(identity));
+        Ok(())
+    }
+
+    /// Hands leadership over and stops. What was acknowledged stays, for [`Begin::Restart`].
+    pub async fn stop(mut self) {
+        self.desk.store.raft().shutdown().await;
+        self.stop.cancel();
+        self.tasks.shutdown().await;
+    }
+
+    /// Takes this manager out of the group, for good. Call [`Self::stop`] afterwards and forget its directory.
+    ///
+    /// # Errors
+    /// The managers left could not agree on anything; `force` stops it all the same.
+    pub async fn leave(&self) -> Result<(), WriteError> {
+        let raft = self.desk.store.raft();
+        let members = Arc::clone(&raft.members().borrow());
+        if members.iter().count() <= 1 {
+            return Err(Refusal::precondition("it is the last manager of the cluster").into());
+        }
+        let _ = raft.transfer().await; // what cannot be handed over the leader will refuse below
+        let node_id = self.desk.identity().peer().node_id.to_string();
+        let others: Vec<String> = self.desk.manager_addresses();
+        let mut refused = WriteError::NoLeader;
+        for address in others {
+            let tls = Arc::clone(&self.desk.client_tls.borrow());
+            let request = RaftLeaveRequest { node_id: node_id.clone() };
+            let answer = client::call_leader(&address, &tls, |channel| {
+                let request = Request::new(request.clone());
+                async move { RaftMembershipClient::new(channel).leave(request).await }
+            });
+            match answer.await {
+                Ok(_) => return Ok(()),
+                Err(status) => refused = WriteError::Forward(Box::new(status)),
+            }
+        }
+        Err(refused)
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Desk {
+    pub(crate) fn identity(&self) -> Arc<NodeIdentity> {
+        Arc::clone(&self.identity.borrow())
+    }
+
+    pub(crate) fn leadership(&self) -> Leadership {
+        *self.store.raft().leadership().borrow()
+    }
+
+    /// `host:port` of the leader, if one is known and it is not this manager.
+    pub(crate) fn leader_address(&self) -> Option<String> {
+        let raft = self.store.raft();
+        let leader = self.leadership().leader.filter(|leader| *leader != raft.raft_id())?;
+        let members = raft.members();
+        let members = members.borrow();
+        members.get(leader).map(|member| member.address.clone())
+    }
+
+    pub(crate) fn manager_addresses(&self) -> Vec<String> {
+        let leader = self.leadership().leader;
+        let members = Arc::clone(&self.store.raft().members().borrow());
+        let (first, others): (Vec<_>, Vec<_>) = members.iter().partition(|(id, _)| Some(*id) == leader);
+        first.into_iter().chain(others).map(|(_, member)| member.address.clone()).collect()
+    }
+
+    /// Refuses what only a leader can answer; waits for the end of an election.
+    pub(crate) async fn require_leader(&self) -> Result<(), Status> {
+        let own = self.store.raft().raft_id();
+        let mut leadership = self.store.raft().leadership();
+        let settled = leadership.wait_for(|now| now.is_leader || now.leader.is_some_and(|leader| leader != own));
+        match tokio::time::timeout(ELECTION_TIMEOUT, settled).await {
+            Ok(Ok(now)) if now.is_leader => Ok(()),
+            _ => Err(client::not_leader(self.leader_address().as_deref())),
+        }
+    }
+
+    async fn latest(&self) -> Result<State, WriteError> {
+        let mut leadership = self.store.raft().leadership();
+        let waiting = async {
+            loop {
+                match self.store.latest().await {
+                    Ok(state) => return Ok(state),
+                    Err(ProposeError::Stopped) => return Err(WriteError::NoLeader),
+                    Err(_) => wait_for_change(&mut leadership).await,
+                }
+            }
+        };
+        tokio::time::timeout(LEADER_TIMEOUT, waiting).await.unwrap_or(Err(WriteError::NoLeader))
+    }
+
+    async fn write(&self, intent: Intent) -> Result<Option<Object>, WriteError> {
+        let mut leadership = self.store.raft().leadership();
+        let waiting = async {
+            loop {
+                leadership.mark_unchanged();
+                let outcome = if leadership.borrow().is_leader {
+                    self.write_as_leader(intent.clone()).await
+                } else {
+                    self.forward(&intent).await
+                };
+                match outcome {
+                    Err(WriteError::NoLeader) => wait_for_change(&mut leadership).await,
+                    settled => return settled,
+                }
+            }
+        };
+        tokio::time::timeout(LEADER_TIMEOUT, waiting).await.unwrap_or(Err(WriteError::NoLeader))
+    }
+
+    /// Decides on an intent and proposes the decision.
+    pub(crate) async fn write_as_leader(&self, intent: Intent) -> Result<Option<Object>, WriteError> {
+        let mut refused = Refusal::out_of_sequence();
+        for _ in 0..DECISIONS_MAX {
+            if !self.leadership().is_leader {
+                return Err(WriteError::NoLeader);
+            }
+            let decision = {
+                let mut cx = Ctx { now: Timestamp::now(), ids: &mut RandomIds };
+                decide(&self.store.state(), &mut cx, intent.clone())?
+            };
+            match self.store.propose(&decision.batch).await {
+                Ok(_) => return Ok(self.store.object(&decision.key)),
+                Err(ProposeError::Rejected(rejected @ Rejected::Stale { .. })) => refused = rejected.into(),
+                Err(ProposeError::Rejected(rejected)) => return Err(Refusal::from(rejected).into()),
+                Err(ProposeError::NotLeader { .. }) => return Err(WriteError::NoLeader),
+                Err(ProposeError::Lost | ProposeError::Stopped) => return Err(WriteError::Lost),
+            }
+        }
+        Err(refused.into())
+    }
+
+    async fn forward(&self, intent: &Intent) -> Result<Option<Object>, WriteError> {
+        let address = self.leader_address().ok_or(WriteError::NoLeader)?;
+        let tls = Arc::clone(&self.client_tls.borrow());
+        // Nothing was said yet to a leader that cannot be reached: the next one may be asked.
+        let channel = client::connect(&address, tls).await.map_err(|_| WriteError::NoLeader)?;
+        let answer = ControlClient::new(channel).write(Request::new(intent.into())).await;
+        match answer {
+            Ok(answer) => control::written(answer.into_inner())
+                .map_err(|error| WriteError::Forward(Box::new(Status::internal(error.to_string())))),
+            Err(status) if client::is_not_leader(&status) => Err(WriteError::NoLeader),
+            Err(status) => Err(from_status(&status).map_or_else(|| WriteError::Forward(Box::new(status)), Into::into)),
+        }
+    }
+}
+
+/// Waits for another leader, or for the one there is to become reachable.
+async fn wait_for_change(leadership: &mut watch::Receiver<Leadership>) {
+    tokio::select! {
+        _ = leadership.changed() => {}
+        () = tokio::time::sleep(LEADER_RETRY) => {}
+    }
+}
+
+/// Finds the way into the group.
+async fn place(
+    config: &ManagerConfig,
+    vault: &Vault,
+    identity: &NodeIdentity,
+    tls: &watch::Receiver<Arc<ClientConfig>>,
+    begin: Begin,
+) -> Result<Start, ManagerError> {
+    match begin {
+        Begin::Restart => Ok(Start::Restart),
+        Begin::Found { state } => {
+            let node_id = identity.peer().node_id.clone();
+            Ok(Start::Bootstrap { member: Member { node_id, address: config.advertise.clone() }, state })
+        }
+        // A join whose first attempt got this far has its place.
+        Begin::Join { .. } if has_place(vault)? => Ok(Start::Restart),
+        Begin::Join { managers } => {
+            let mut refused = Status::unavailable("no manager is known");
+            for manager in managers {
+                let tls = Arc::clone(&tls.borrow());
+                let answer = client::call_leader(&manager, &tls, |channel| {
+                    let request = Request::new(RaftJoinRequest { addr: config.advertise.clone() });
+                    async move { RaftMembershipClient::new(channel).join(request).await }
+                });
+                match answer.await {
+                    Ok(answer) => {
+                        let mut members = Members::default();
+                        for member in answer.members {
+                            let node_id = member.node_id.parse();
+                            let node_id = node_id.map_err(|error| join_failed(&error))?;
+                            let address = member.addr;
+                            members.apply(&MemberChange::SetVoter(member.raft_id, Member { node_id, address }));
+                        }
+                        return Ok(Start::Join { raft_id: answer.raft_id, members });
+                    }
+                    Err(status) => refused = status,
+                }
+            }
+            Err(ManagerError::Join(Box::new(refused)))
+        }
+    }
+}
+
+fn join_failed(error: &dyn std::error::Error) -> ManagerError {
+    ManagerError::Join(Box::new(Status::internal(error.to_string())))
+}
+
+/// Reads the data key, or makes one.
+fn data_key(directory: &Path) -> io::Result<DataKey> {
+    let path = directory.join(DATA_KEY);
+    match fs::read(&path) {
+        Ok(bytes) => {
+            let key = bytes.try_into().map_err(|_| {
+                io::Error::new(io::ErrorKind::InvalidData, format!("{} is not a key of 32 bytes", path.display()))
+            })?;
+            Ok(DataKey::new(key))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let key = DataKey::generate();
+            let temporary = path.with_extension("tmp");
+            let mut file =
+                fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+            file.write_all(key.reveal())?;
+            file.sync_all()?;
+            fs::rename(&temporary, &path)?;
+            fs::File::open(directory)?.sync_all()?;
+            Ok(key)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests;
