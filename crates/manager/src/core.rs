@@ -1,8 +1,11 @@
 //! Decisions: pure functions and values, the same on every manager and in the simulator.
 
 pub mod allocator;
+pub mod audit;
 pub mod consensus;
 pub mod control;
+pub mod dispatch;
+pub mod loops;
 pub mod orchestrator;
 pub mod reconcile;
 pub mod scheduler;
@@ -11,3 +14,5 @@ pub mod validate;
 
 #[cfg(test)]
 mod fixture;
+#[cfg(test)]
+mod world;

@@ -116,6 +116,11 @@ impl<R: Reconciler> Dirty<R> {
         self.dirty.insert(key);
     }
 
+    /// Marks the keys that wait for a time, because something else that they wait for may have happened.
+    pub fn mark_waiting(&mut self) {
+        self.dirty.extend(self.deadlines.keys().cloned());
+    }
+
     /// Marks what an applied batch concerns; `state` is the one after it.
     pub fn observe(&mut self, state: &State, events: &[Event]) {
         for event in events {

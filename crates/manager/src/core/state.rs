@@ -14,7 +14,10 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 
 use shoal_api::{
     ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId, TaskState,
@@ -200,6 +203,19 @@ impl State {
             })
     }
 
+    /// Who holds the addresses of a network, in the order of the addresses.
+    pub fn address_holders(
+        &self,
+        network: &NetworkId,
+    ) -> impl Iterator<Item = &ObjectKey> + use<'_> {
+        let network = network.clone();
+        let start = Claim::Address(network.clone(), IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        self.claims
+            .iter_from(move |claim| *claim < start)
+            .take_while(move |(claim, _)| matches!(claim, Claim::Address(of, _) if *of == network))
+            .map(|(_, holder)| holder)
+    }
+
     /// The greatest address in use in a network that is at most `to`.
     pub fn last_address(&self, network: &NetworkId, to: IpAddr) -> Option<IpAddr> {
         let end = Claim::Address(network.clone(), to);
@@ -246,6 +262,20 @@ impl State {
             .chain(self.services().map(|o| Object::Service(o.as_ref().clone())))
             .chain(self.tasks().map(|o| Object::Task(o.as_ref().clone())))
             .collect()
+    }
+
+    /// Whether two states hold the same, indexes included.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.index == other.index
+            && self.snapshot() == other.snapshot()
+            && self.claims.iter().eq(other.claims.iter())
+            && self
+                .tasks_by_service
+                .iter()
+                .eq(other.tasks_by_service.iter())
+            && self.tasks_by_node.iter().eq(other.tasks_by_node.iter())
+            && self.waiting.iter().eq(other.waiting.iter())
+            && self.specs.iter().eq(other.specs.iter())
     }
 
     fn indexed(&self, task: &TaskId) -> &Arc<Task> {

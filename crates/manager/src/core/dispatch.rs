@@ -1,0 +1,18 @@
+//! What nodes are told, what they say, and whether they are there.
+
+mod assignment;
+mod drain;
+mod liveness;
+mod orphan;
+mod status;
+mod view;
+
+#[cfg(test)]
+mod tests;
+
+pub use assignment::{AssignmentChange, AssignmentSet, assignment_set, assignment_set_with, diff};
+pub use drain::{DRAIN_MAX, Drain};
+pub use liveness::{Liveness, Verdict, node_seen, node_verdict};
+pub use orphan::{ORPHAN_AFTER, Orphans};
+pub use status::{merge_reports, merge_status};
+pub use view::{NetworkSlices, Views, is_serving, network_view};

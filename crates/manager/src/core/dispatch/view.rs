@@ -1,0 +1,274 @@
+//! The network view of a node, and which view each node has carried out.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use shoal_api::{
+    NetworkId, NodeId, ServiceId, TaskState,
+    network::{Endpoint, IngressPort, NetworkSlice, NetworkView, Peer, ServiceSlice, VXLAN_PORT},
+    object::{Network, Node, NodeState, ObjectKey, Service, Task},
+    spec::{NetworkTarget, PublishMode},
+};
+
+use crate::core::state::State;
+
+/// Option of a network's driver that sets its MTU.
+const MTU_OPTION: &str = "com.docker.network.driver.mtu";
+/// Characters of a container id that count as its short name.
+const SHORT_ID_LENGTH: usize = 12;
+
+/// What a node needs to know to carry the packets of its networks.
+pub fn network_view(state: &State, node: &NodeId) -> NetworkView {
+    NetworkSlices::default().view(state, node)
+}
+
+/// Slices of networks at one state, each computed once for all the nodes that take part in it.
+///
+/// Use one per state; nothing in it is ever out of date because it is thrown away.
+#[derive(Debug, Default)]
+pub struct NetworkSlices(RefCell<BTreeMap<NetworkId, Option<NetworkSlice>>>);
+
+impl NetworkSlices {
+    /// The view of a node: the networks of its tasks that are not over, and always ingress.
+    pub fn view(&self, state: &State, node: &NodeId) -> NetworkView {
+        let tasks = state.tasks_of_node(node).filter(|task| is_live(task));
+        let local: BTreeSet<&NetworkId> = tasks
+            .flat_map(|task| task.networks.iter().map(|a| &a.network))
+            .collect();
+        let ingress = state.ingress_network().map(|network| &network.id);
+        let mut networks = BTreeMap::new();
+        for id in local.into_iter().chain(ingress) {
+            let mut slices = self.0.borrow_mut();
+            let slice = slices
+                .entry(id.clone())
+                .or_insert_with(|| slice(state, state.network(id)?));
+            if let Some(slice) = slice {
+                networks.insert(id.clone(), slice.clone());
+            }
+        }
+        let peers = peers(state, node, &networks);
+        let port = state
+            .cluster()
+            .map_or(VXLAN_PORT, |cluster| cluster.spec.data_path_port);
+        NetworkView {
+            version: state.index(),
+            data_path_port: port,
+            peers,
+            networks,
+        }
+    }
+}
+
+fn peers(
+    state: &State,
+    me: &NodeId,
+    networks: &BTreeMap<NetworkId, NetworkSlice>,
+) -> BTreeMap<NodeId, Peer> {
+    // Every node takes part in ingress, since every node listens on published ports.
+    let everybody = networks.values().any(|slice| slice.ingress);
+    let with_tasks: BTreeSet<&NodeId> = networks
+        .values()
+        .flat_map(|slice| slice.endpoints.values().map(|endpoint| &endpoint.node))
+        .collect();
+    let peers = state
+        .nodes()
+        .filter(|node| everybody || node.id == *me || with_tasks.contains(&node.id));
+    let peers = peers.filter_map(|node| {
+        let underlay: IpAddr = node.description.data_path_addr.or(node.status.addr)?;
+        let hostname = node.description.hostname.clone();
+        Some((node.id.clone(), Peer { underlay, hostname }))
+    });
+    peers.collect()
+}
+
+fn is_live(task: &Task) -> bool {
+    (TaskState::Assigned..=TaskState::Running).contains(&task.status.state)
+}
+
+/// A network as all its nodes see it; `None` before it has its subnets.
+fn slice(state: &State, network: &Network) -> Option<NetworkSlice> {
+    let allocated = network.allocated.as_ref()?;
+    let mut endpoints = BTreeMap::new();
+    let mut services: BTreeSet<ServiceId> = BTreeSet::new();
+    for holder in state.address_holders(&network.id) {
+        match holder {
+            ObjectKey::Service(id) => {
+                services.insert(id.clone());
+            }
+            ObjectKey::Task(id) => {
+                let task = state.task(id).filter(|task| is_live(task));
+                if let Some((task, endpoint)) =
+                    task.and_then(|task| Some((task, endpoint(state, network, task)?)))
+                {
+                    services.insert(task.service.clone());
+                    endpoints.insert(task.id.clone(), endpoint);
+                }
+            }
+            _ => {}
+        }
+    }
+    let services = services.into_iter().filter_map(|id| {
+        let service = state.service(&id)?;
+        Some((id, service_slice(network, service)))
+    });
+    Some(NetworkSlice {
+        name: network.spec.annotations.name.clone(),
+        ingress: network.spec.ingress,
+        internal: network.spec.internal,
+        vni: allocated.vni,
+        mtu: network
+            .spec
+            .driver
+            .options
+            .get(MTU_OPTION)
+            .and_then(|mtu| mtu.parse().ok()),
+        subnets: allocated.subnets.clone(),
+        endpoints,
+        services: services.collect(),
+    })
+}
+
+fn endpoint(state: &State, network: &Network, task: &Task) -> Option<Endpoint> {
+    let node = task.node.clone()?;
+    let attachment = task
+        .networks
+        .iter()
+        .find(|attachment| attachment.network == network.id)?;
+    let container = task
+        .status
+        .container
+        .as_ref()
+        .map(|container| container.container_id.as_str());
+    let short_id = container
+        .and_then(|id| id.get(..SHORT_ID_LENGTH))
+        .map(str::to_owned);
+    Some(Endpoint {
+        serving: is_serving(state, task),
+        node,
+        service: Some(task.service.clone()),
+        addresses: attachment.addresses.clone(),
+        names: [task.name()].into_iter().chain(short_id).collect(),
+    })
+}
+
+/// Whether names and virtual addresses lead to a task: it runs, it shall, and its service and node are there.
+pub fn is_serving(state: &State, task: &Task) -> bool {
+    let node = task.node.as_ref().and_then(|node| state.node(node));
+    task.status.state == TaskState::Running
+        && task.desired_state <= TaskState::Complete
+        && state.service(&task.service).is_some()
+        && node.is_some_and(|node| !is_lost(node))
+}
+
+/// Whether a node is not to be counted on. An unknown one is: the leader has just begun.
+pub(super) fn is_lost(node: &Node) -> bool {
+    matches!(node.status.state, NodeState::Down | NodeState::Disconnected)
+}
+
+fn service_slice(network: &Network, service: &Service) -> ServiceSlice {
+    let attachments = service.spec.task.networks.iter();
+    let aliases = attachments
+        .filter(|attachment| matches!(&attachment.target, NetworkTarget::Cluster(id) if *id == network.id))
+        .flat_map(|attachment| attachment.aliases.clone());
+    let vips = service
+        .endpoint
+        .iter()
+        .flat_map(|endpoint| &endpoint.virtual_ips);
+    let vips = vips
+        .filter(|vip| vip.network == network.id)
+        .map(|vip| vip.addr.addr());
+    let ports = service.endpoint.iter().flat_map(|endpoint| &endpoint.ports);
+    let ports = ports.filter(|port| {
+        network.spec.ingress && port.mode == PublishMode::Ingress && port.published != 0
+    });
+    ServiceSlice {
+        name: service.spec.annotations.name.clone(),
+        vips: vips.collect(),
+        aliases: aliases.collect(),
+        ports: ports
+            .map(|port| IngressPort {
+                protocol: port.protocol,
+                published: port.published,
+                target: port.target,
+            })
+            .collect(),
+    }
+}
+
+/// Which view each node was sent, and which one it has carried out.
+#[derive(Debug, Default)]
+pub struct Views {
+    sent: BTreeMap<NodeId, NetworkView>,
+    acked: BTreeMap<NodeId, u64>,
+}
+
+impl Views {
+    /// The view to send to a node, if it differs from the last one.
+    ///
+    /// A node that has carried out a view has also carried out every later state in which its view is the same.
+    pub fn refresh(&mut self, view: &NetworkView, node: &NodeId) -> Option<NetworkView> {
+        if let Some(sent) = self.sent.get(node)
+            && is_same_view(sent, view)
+        {
+            if let Some(acked) = self.acked.get_mut(node)
+                && *acked >= sent.version
+            {
+                *acked = (*acked).max(view.version);
+            }
+            return None;
+        }
+        self.sent.insert(node.clone(), view.clone());
+        Some(view.clone())
+    }
+
+    /// Takes note that a node has carried out the view of this version.
+    pub fn acknowledge(&mut self, node: &NodeId, version: u64) {
+        let sent = self.sent.get(node).map_or(0, |sent| sent.version);
+        // A node cannot have carried out what it was not sent.
+        let version = version.min(sent);
+        let acked = self.acked.entry(node.clone()).or_default();
+        *acked = (*acked).max(version);
+    }
+
+    /// Forgets a node whose session has ended: the next one is sent everything.
+    pub fn forget(&mut self, node: &NodeId) {
+        self.sent.remove(node);
+        self.acked.remove(node);
+    }
+
+    /// For each node the last state whose view it has carried out.
+    pub fn acked(&self) -> &BTreeMap<NodeId, u64> {
+        &self.acked
+    }
+}
+
+fn is_same_view(a: &NetworkView, b: &NetworkView) -> bool {
+    (a.data_path_port, &a.peers, &a.networks) == (b.data_path_port, &b.peers, &b.networks)
+}
+
+/// The nodes that send traffic to a task: those with the same networks, and all nodes for ingress.
+pub(super) fn interested_nodes(state: &State, task: &Task) -> BTreeSet<NodeId> {
+    let mut nodes = BTreeSet::new();
+    for attachment in &task.networks {
+        if state
+            .network(&attachment.network)
+            .is_some_and(|network| network.spec.ingress)
+        {
+            return state.nodes().map(|node| node.id.clone()).collect();
+        }
+        let holders = state.address_holders(&attachment.network);
+        let tasks = holders.filter_map(|holder| match holder {
+            ObjectKey::Task(id) => state.task(id),
+            _ => None,
+        });
+        nodes.extend(
+            tasks
+                .filter(|task: &&std::sync::Arc<Task>| is_live(task))
+                .filter_map(|task| task.node.clone()),
+        );
+    }
+    nodes
+}
