@@ -1,8 +1,9 @@
 //! A request, taken apart.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt, stream};
 use http::{HeaderMap, Method, StatusCode, header};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use hyper::{Request, body::Incoming, upgrade::OnUpgrade};
 
 use crate::{
@@ -19,6 +20,9 @@ const MINOR_MIN: u32 = 24;
 /// Bytes of a JSON body at most. The largest honest one is a config: 1,024,000 bytes, a third more in base 64.
 const JSON_BYTES_MAX: usize = 4 << 20;
 
+/// Bytes of a too large body that are still read, so that its sender lives to see the answer.
+const DISCARDED_BYTES_MAX: usize = 64 << 20;
+
 /// A request, taken apart.
 pub(crate) struct Call {
     pub(crate) method: Method,
@@ -30,11 +34,20 @@ pub(crate) struct Call {
     pub(crate) minor: u32,
     /// There if the client asks to take the connection over.
     pub(crate) upgrade: Option<OnUpgrade>,
-    body: Incoming,
+    body: Body,
+}
+
+enum Body {
+    Read(Bytes),
+    Archive(Incoming),
 }
 
 impl Call {
-    pub(crate) fn new(mut request: Request<Incoming>) -> ApiResult<Self> {
+    /// Takes a request apart and reads its body, unless that is an archive.
+    ///
+    /// The body is read even if the answer will be an error: a client that is still writing when the connection closes
+    /// sees a broken pipe instead of the answer.
+    pub(crate) async fn new(mut request: Request<Incoming>) -> ApiResult<Self> {
         let asks = request
             .headers()
             .get(header::CONNECTION)
@@ -51,12 +64,19 @@ impl Call {
             .map(|segment| decode(segment, false))
             .collect();
         let minor = match path.first().and_then(|first| api_version(first)) {
-            None => MINOR_MAX,
+            None => Ok(MINOR_MAX),
             Some(minor) => {
                 path.remove(0);
-                minor?
+                minor
             }
         };
+        let archive = parts.method == Method::POST && path == ["images", "load"];
+        let body = if archive {
+            Body::Archive(body)
+        } else {
+            Body::Read(read(body).await?)
+        };
+        let minor = minor?;
         Ok(Self {
             method: parts.method,
             path,
@@ -74,33 +94,51 @@ impl Call {
     }
 
     /// The whole body, for JSON.
-    pub(crate) async fn bytes(self) -> ApiResult<Bytes> {
-        match Limited::new(self.body, JSON_BYTES_MAX).collect().await {
-            Ok(body) => Ok(body.to_bytes()),
-            Err(error) if error.is::<LengthLimitError>() => Err(ApiError::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                format!("request body is larger than {JSON_BYTES_MAX} bytes"),
-            )),
-            Err(error) => Err(ApiError::invalid(format!(
-                "request body ended early: {error}"
-            ))),
+    pub(crate) fn bytes(&self) -> Bytes {
+        match &self.body {
+            Body::Read(bytes) => bytes.clone(),
+            Body::Archive(_) => Bytes::new(),
         }
     }
 
     /// The body as it comes, for archives.
     pub(crate) fn stream(self) -> ByteStream {
-        use futures_util::{StreamExt, future};
-        Box::pin(
-            self.body
+        match self.body {
+            Body::Read(bytes) => stream::iter([Ok(bytes)]).boxed(),
+            Body::Archive(body) => body
                 .into_data_stream()
-                .map(|chunk| {
-                    chunk.map_err(|error| {
-                        ApiError::invalid(format!("request body ended early: {error}"))
-                    })
-                })
-                .filter(|chunk| future::ready(!matches!(chunk, Ok(bytes) if bytes.is_empty()))),
-        )
+                .map(|chunk| chunk.map_err(|error| ended_early(&error)))
+                .boxed(),
+        }
     }
+}
+
+fn ended_early(error: &hyper::Error) -> ApiError {
+    ApiError::invalid(format!("request body ended early: {error}"))
+}
+
+/// Reads a body into memory, up to the limit.
+async fn read(mut body: Incoming) -> ApiResult<Bytes> {
+    let (mut bytes, mut size) = (BytesMut::new(), 0);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| ended_early(&error))?;
+        let Some(chunk) = frame.data_ref() else {
+            continue;
+        };
+        size += chunk.len();
+        if size <= JSON_BYTES_MAX {
+            bytes.extend_from_slice(chunk);
+        } else if size > DISCARDED_BYTES_MAX {
+            break;
+        }
+    }
+    if size > JSON_BYTES_MAX {
+        return Err(ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("request body is larger than {JSON_BYTES_MAX} bytes"),
+        ));
+    }
+    Ok(bytes.freeze())
 }
 
 /// Reads `v1.NN`; `None` if the segment is no version.

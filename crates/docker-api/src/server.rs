@@ -150,7 +150,7 @@ impl Server {
 
 async fn answer(api: &Api, request: Request<Incoming>) -> Reply {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let outcome = match Call::new(request) {
+    let outcome = match Call::new(request).await {
         Ok(call) => routes::answer(api, call).await,
         Err(error) => Err(error),
     };

@@ -19,7 +19,7 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
     match (call.method.as_str(), &path[1..]) {
         ("GET", []) => list(api, &query).await,
         ("POST", ["create"]) => {
-            let spec = cluster::read_config(&call.bytes().await?)?;
+            let spec = cluster::read_config(&call.bytes())?;
             let id = api.cluster.config_create(spec).await?;
             Ok(reply::created(&json!({"ID": id.as_str()})))
         }
@@ -34,7 +34,7 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
         }
         ("POST", [name, "update"]) => {
             let version = query.object_version()?;
-            let spec = cluster::read_config(&call.bytes().await?)?;
+            let spec = cluster::read_config(&call.bytes())?;
             let configs = api.cluster.configs().await?;
             let id = &find(&configs, name)?.id;
             api.cluster.config_update(id, version, spec).await?;

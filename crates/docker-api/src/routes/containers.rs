@@ -131,7 +131,7 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
         }
         ("POST", [name, "exec"]) => super::execs::create(api, call, name).await,
         ("POST", [name, "update"]) => {
-            let update = container_create::read_update(&call.bytes().await?)?;
+            let update = container_create::read_update(&call.bytes())?;
             let warnings = engine.container_update(name, update).await?;
             Ok(reply::ok(&json!({"Warnings": warnings})))
         }
@@ -160,7 +160,7 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
 async fn create(api: &Api, call: Call) -> ApiResult<Reply> {
     let name = call.query.text("name").map(str::to_owned);
     let platform = read_platform(call.query.text("platform"))?;
-    let spec = container_create::read_container(&call.bytes().await?, name)?;
+    let spec = container_create::read_container(&call.bytes(), name)?;
     let created = api.engine.container_create(spec, platform).await?;
     Ok(reply::created(
         &json!({"Id": created.id.as_str(), "Warnings": created.warnings}),

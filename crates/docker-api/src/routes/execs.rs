@@ -33,7 +33,7 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
 
 /// `POST /containers/{id}/exec`.
 pub(super) async fn create(api: &Api, call: Call, container: &str) -> ApiResult<Reply> {
-    let mut f = Fields::body(&call.bytes().await?)?;
+    let mut f = Fields::body(&call.bytes())?;
     let spec = ExecSpec {
         cmd: f.get("Cmd")?,
         env: f.get("Env")?,
@@ -62,7 +62,7 @@ pub(super) async fn create(api: &Api, call: Call, container: &str) -> ApiResult<
 async fn start(api: &Api, mut call: Call, id: &str) -> ApiResult<Reply> {
     // The body is read before the connection is taken over, and the upgrade must outlive it.
     let (upgrade, minor) = (call.upgrade.take(), call.minor);
-    let mut f = Fields::body(&call.bytes().await?)?;
+    let mut f = Fields::body(&call.bytes())?;
     let detach: bool = f.get("Detach")?;
     let size: Option<(u16, u16)> = f.take("ConsoleSize")?;
     if detach {

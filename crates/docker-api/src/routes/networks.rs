@@ -31,7 +31,7 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
         ("DELETE", [name]) => remove(api, name).await,
         ("POST", [name, "connect"]) => connect(api, call, name).await,
         ("POST", [name, "disconnect"]) => {
-            let mut f = Fields::body(&call.bytes().await?)?;
+            let mut f = Fields::body(&call.bytes())?;
             let container: String = f.get("Container")?;
             let force = f.get("Force")?;
             f.finish()?;
@@ -150,7 +150,7 @@ async fn inspect(api: &Api, name: &str, query: &Query) -> ApiResult<Reply> {
 }
 
 async fn create(api: &Api, call: Call) -> ApiResult<Reply> {
-    let id = match network::read(&call.bytes().await?)? {
+    let id = match network::read(&call.bytes())? {
         NetworkRequest::Local(spec) => {
             if NODE_NETWORKS.contains(&spec.name.as_str()) {
                 return Err(ApiError::forbidden(format!(
@@ -204,7 +204,7 @@ async fn local_id(api: &Api, name: &str) -> ApiResult<String> {
 }
 
 async fn connect(api: &Api, call: Call, name: &str) -> ApiResult<Reply> {
-    let mut f = Fields::body(&call.bytes().await?)?;
+    let mut f = Fields::body(&call.bytes())?;
     let container: String = f.get("Container")?;
     let endpoint = read_endpoint(f.object_or_empty("EndpointConfig")?)?;
     f.finish()?;

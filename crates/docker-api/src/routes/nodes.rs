@@ -39,7 +39,7 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
         }
         ("POST", [name, "update"]) => {
             let version = query.object_version()?;
-            let spec = cluster::read_node(&call.bytes().await?)?;
+            let spec = cluster::read_node(&call.bytes())?;
             let nodes = api.cluster.nodes().await?;
             let id = &find(&nodes, &named(name))?.node.id;
             api.cluster.node_update(id, version, spec).await?;

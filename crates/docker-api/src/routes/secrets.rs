@@ -19,7 +19,7 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
     match (call.method.as_str(), &path[1..]) {
         ("GET", []) => list(api, &query).await,
         ("POST", ["create"]) => {
-            let spec = cluster::read_secret(&call.bytes().await?)?;
+            let spec = cluster::read_secret(&call.bytes())?;
             let id = api.cluster.secret_create(spec).await?;
             Ok(reply::created(&json!({"ID": id.as_str()})))
         }
@@ -34,7 +34,7 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
         }
         ("POST", [name, "update"]) => {
             let version = query.object_version()?;
-            let spec = cluster::read_secret(&call.bytes().await?)?;
+            let spec = cluster::read_secret(&call.bytes())?;
             let secrets = api.cluster.secrets().await?;
             let id = &find(&secrets, name)?.id;
             api.cluster.secret_update(id, version, spec).await?;

@@ -29,7 +29,7 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
         ("POST", ["create"]) => {
             let auth = pull_auth(&call)?;
             let networks = api.cluster.networks().await?;
-            let mut spec = service_read::read_service(&call.bytes().await?, &networks)?;
+            let mut spec = service_read::read_service(&call.bytes(), &networks)?;
             spec.task.container.pull_auth = auth.unwrap_or_default();
             let created = api.cluster.service_create(spec).await?;
             Ok(reply::created(&json!({
@@ -119,7 +119,7 @@ async fn update(api: &Api, call: Call, name: &str) -> ApiResult<Reply> {
         }
     };
     let networks = api.cluster.networks().await?;
-    let mut spec = service_read::read_service(&call.bytes().await?, &networks)?;
+    let mut spec = service_read::read_service(&call.bytes(), &networks)?;
     let service = find(api, name).await?;
     // A client that sends no credentials means the ones of before.
     spec.task.container.pull_auth = auth.unwrap_or_else(|| {

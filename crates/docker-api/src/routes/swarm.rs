@@ -22,14 +22,14 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
             )))
         }
         ("POST", ["init"]) => {
-            let request = cluster::read_init(&call.bytes().await?)?;
+            let request = cluster::read_init(&call.bytes())?;
             if !request.force_new_cluster {
                 not_in_one(api).await?;
             }
             Ok(reply::ok(&api.cluster.swarm_init(request).await?.as_str()))
         }
         ("POST", ["join"]) => {
-            let request = cluster::read_join(&call.bytes().await?)?;
+            let request = cluster::read_join(&call.bytes())?;
             not_in_one(api).await?;
             api.cluster.swarm_join(request).await?;
             Ok(reply::done())
@@ -44,7 +44,7 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
         ("POST", ["update"]) => {
             api.manager().await?;
             let old = api.cluster.swarm_inspect().await?;
-            let spec = cluster::read_update(&call.bytes().await?, &old.cluster.spec)?;
+            let spec = cluster::read_update(&call.bytes(), &old.cluster.spec)?;
             let rotate = Rotations {
                 worker_token: query.flag("rotateWorkerToken"),
                 manager_token: query.flag("rotateManagerToken"),
@@ -61,7 +61,7 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
             Ok(reply::ok(&json!({"UnlockKey": key})))
         }
         ("POST", ["unlock"]) => {
-            let mut f = Fields::body(&call.bytes().await?)?;
+            let mut f = Fields::body(&call.bytes())?;
             let key: String = f.get("UnlockKey")?;
             f.finish()?;
             api.cluster.swarm_unlock(&key).await?;

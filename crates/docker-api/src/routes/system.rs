@@ -79,7 +79,7 @@ async fn info(api: &Api) -> ApiResult<Reply> {
 }
 
 async fn login(api: &Api, call: Call) -> ApiResult<Reply> {
-    let body = call.bytes().await?;
+    let body = call.bytes();
     let auth = serde_json::from_slice(&body)
         .map_err(|error| crate::ApiError::invalid(format!("invalid JSON: {error}")))?;
     api.engine.registry_login(auth).await?;

@@ -16,7 +16,7 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
     match (call.method.as_str(), &path[1..]) {
         ("GET", []) => list(api, &call.query).await,
         ("POST", ["create"]) => {
-            let spec = volume::read(&call.bytes().await?)?;
+            let spec = volume::read(&call.bytes())?;
             Ok(reply::created(&volume::volume(
                 &engine.volume_create(spec).await?,
             )))

@@ -1,0 +1,8 @@
+//! The server on a socket, with the unmodified docker client and with raw requests.
+
+#![allow(clippy::print_stdout)] // says why a test was skipped
+
+mod daemon;
+mod engine;
+mod protocol;
+mod swarm;
