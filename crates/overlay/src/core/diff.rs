@@ -213,7 +213,8 @@ fn forget_link(have: &mut Observed, space: &Space, name: &str) {
     }
 }
 
-fn forget_objects(objects: &mut Objects, link: &str) {
+/// Forgets what the kernel removes together with an interface.
+pub(crate) fn forget_objects(objects: &mut Objects, link: &str) {
     objects.addresses.retain(|(name, _)| name != link);
     objects.routes.retain(|route| route.link != link);
     objects.neighbours.retain(|(name, _), _| name != link);

@@ -21,8 +21,9 @@ pub type Elements = BTreeMap<String, BTreeMap<Vec<u8>, Element>>;
 /// Returns the number of slots for this number of backends.
 pub fn class_of(backends: usize) -> u32 {
     let backends = u32::try_from(backends).unwrap_or(u32::MAX).max(1);
-    let fits =
-        |slots: &&u32| **slots % backends == 0 || **slots / SLOTS_PER_BACKEND_MIN >= backends;
+    let fits = |slots: &&u32| {
+        slots.is_multiple_of(backends) || **slots / SLOTS_PER_BACKEND_MIN >= backends
+    };
     *CLASSES
         .iter()
         .find(fits)
@@ -117,7 +118,7 @@ mod tests {
         for backends in [1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 40, 60, 70, 84, 120] {
             let slots = class_of(backends);
             assert!(
-                slots as usize % backends == 0 || slots as usize / 8 >= backends,
+                (slots as usize).is_multiple_of(backends) || slots as usize / 8 >= backends,
                 "{backends} in {slots}"
             );
         }

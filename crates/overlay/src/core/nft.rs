@@ -109,7 +109,7 @@ pub enum Part {
 
 impl Part {
     /// Bytes it takes, before padding.
-    pub fn len(self) -> u32 {
+    pub fn width(self) -> u32 {
         match self {
             Self::Ipv4 | Self::Mark | Self::Integer => 4,
             Self::Ether => 6,

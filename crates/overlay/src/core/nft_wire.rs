@@ -293,8 +293,11 @@ fn datatype(parts: &[Part]) -> u32 {
 
 fn padded_length(parts: &[Part]) -> u32 {
     match parts {
-        [one] => one.len(),
-        many => many.iter().map(|part| part.len().next_multiple_of(4)).sum(),
+        [one] => one.width(),
+        many => many
+            .iter()
+            .map(|part| part.width().next_multiple_of(4))
+            .sum(),
     }
 }
 
@@ -354,7 +357,7 @@ fn element_messages(
 fn expression(list: Message, family: Family, expr: &Expr) -> Message {
     let reg = |register: &u32| FIRST_REGISTER + register;
     let named = |name: &str, fill: &dyn Fn(Message) -> Message| {
-        list.nest(1, |m| m.text(1, name).nest(2, |data| fill(data)))
+        list.nest(1, |m| m.text(1, name).nest(2, fill))
     };
     let compare = |op: u32, register: &u32, bytes: &[u8]| {
         let (register, bytes) = (reg(register), bytes.to_vec());

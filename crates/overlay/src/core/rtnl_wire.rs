@@ -124,7 +124,9 @@ pub fn delete_link(index: u32) -> Message {
 
 /// Asks for all links.
 pub fn list_links() -> Message {
-    Message::new(GETLINK, flags::DUMP, &link_header(0, 0, 0))
+    const EXT_MASK: u16 = 29;
+    const SKIP_STATISTICS: u32 = 8;
+    Message::new(GETLINK, flags::DUMP, &link_header(0, 0, 0)).u32(EXT_MASK, SKIP_STATISTICS)
 }
 
 /// Adds or removes an address.

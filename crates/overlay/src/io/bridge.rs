@@ -324,8 +324,16 @@ impl Worker {
         container: Option<(&String, PathBuf)>,
     ) -> Vec<PlaneError> {
         let mut errors = Vec::new();
-        let mut kernel = Kernel::new(&self.home, PathBuf::new());
-        let Some((have, ops)) = self.plan(&mut kernel, before, container, &mut errors) else {
+        let inside = container
+            .as_ref()
+            .map(|(id, _)| Space::Container((*id).clone()));
+        let spaces = std::iter::once(Space::Host).chain(inside);
+        let containers = container
+            .into_iter()
+            .map(|(id, path)| (id.clone(), path))
+            .collect();
+        let mut kernel = Kernel::new(&self.home, PathBuf::new(), containers);
+        let Some((have, ops)) = self.plan(&mut kernel, before, spaces, &mut errors) else {
             return errors;
         };
         for op in &ops {
@@ -344,26 +352,17 @@ impl Worker {
         &self,
         kernel: &mut Kernel<'_>,
         before: &BridgeView,
-        container: Option<(&String, PathBuf)>,
+        spaces: impl Iterator<Item = Space>,
         errors: &mut Vec<PlaneError>,
     ) -> Option<(Observed, Vec<NetOp>)> {
         let mut have = Observed::default();
-        let host = self.home.try_clone().map_err(PlaneError::Start);
-        let inside = container.map(|(id, path)| {
-            (
-                Space::Container(id.clone()),
-                netns::open(&path).map_err(PlaneError::from),
-            )
-        });
-        for (space, fd) in std::iter::once((Space::Host, host)).chain(inside) {
-            let read = fd.and_then(|fd| {
-                kernel
-                    .open(space.clone(), fd)
-                    .and_then(|handle| observe::space(handle, BRIDGE_PROTOCOL))
-                    .map_err(|source| PlaneError::Observe {
-                        space: space.clone(),
-                        source,
-                    })
+        for space in spaces {
+            let handle = kernel.handle(&space).map_err(PlaneError::from);
+            let read = handle.and_then(|handle| {
+                observe::space(handle, BRIDGE_PROTOCOL).map_err(|source| PlaneError::Observe {
+                    space: space.clone(),
+                    source,
+                })
             });
             let found = read.map_err(|error| errors.push(error)).ok()?;
             have.spaces.insert(space, found);
@@ -374,7 +373,10 @@ impl Worker {
         });
         let want = bridge::desired(&self.view, &containers.collect(), &self.prefix);
         let name = bridge::table_name(&self.prefix);
-        let handle = kernel.handles.get_mut(&Space::Host)?;
+        let handle = kernel
+            .handle(&Space::Host)
+            .map_err(|error| errors.push(error.into()))
+            .ok()?;
         let host = have.spaces.get_mut(&Space::Host)?;
         let paths = want.spaces[&Space::Host].objects.settings.keys();
         host.objects.settings = observe::settings(paths);
@@ -477,10 +479,8 @@ fn choose(
             }
         }
     }
-    Err(refused.unwrap_or(BridgeError::PortAllocated {
-        host_ip,
-        host_port: *request.host_ports.start(),
-    }))
+    let host_port = *request.host_ports.start();
+    Err(refused.unwrap_or(BridgeError::PortAllocated { host_ip, host_port }))
 }
 
 /// Binds a port in the namespace of the calling thread, without listening on it.

@@ -1,7 +1,7 @@
 //! Open namespaces, and the execution of steps in them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     io,
     os::fd::{AsRawFd, OwnedFd},
     path::PathBuf,
@@ -10,7 +10,8 @@ use std::{
 use nix::errno::Errno;
 
 use super::{
-    netns, observe,
+    netns::{self, NetnsError},
+    observe,
     socket::{Kind, Socket},
 };
 use crate::core::{
@@ -31,12 +32,13 @@ pub(crate) struct Handle {
     pub(crate) netfilter: Option<Socket>,
 }
 
-/// Namespaces in use, and the interfaces known in them.
+/// Namespaces in use, opened when they are first needed, and the interfaces known in them.
 #[derive(Debug)]
 pub(crate) struct Kernel<'a> {
-    pub(crate) home: &'a OwnedFd,
-    pub(crate) routers: PathBuf,
-    pub(crate) handles: BTreeMap<Space, Handle>,
+    home: &'a OwnedFd,
+    directory: PathBuf,
+    containers: BTreeMap<String, PathBuf>,
+    handles: BTreeMap<Space, Handle>,
     indices: BTreeMap<Space, BTreeMap<String, u32>>,
 }
 
@@ -48,19 +50,49 @@ pub(crate) struct Failure {
 }
 
 impl<'a> Kernel<'a> {
-    pub(crate) fn new(home: &'a OwnedFd, routers: PathBuf) -> Self {
+    /// The host's namespace, the directory of routers' handles, and the containers that may be asked for.
+    pub(crate) fn new(
+        home: &'a OwnedFd,
+        directory: PathBuf,
+        containers: BTreeMap<String, PathBuf>,
+    ) -> Self {
         Self {
             home,
-            routers,
+            directory,
+            containers,
             handles: BTreeMap::new(),
             indices: BTreeMap::new(),
         }
     }
 
-    /// Opens sockets into a namespace. Containers have no tables of ours.
-    pub(crate) fn open(&mut self, space: Space, fd: OwnedFd) -> io::Result<&mut Handle> {
+    /// File of a namespace; `None` for the host's.
+    pub(crate) fn path(&self, space: &Space) -> Option<PathBuf> {
+        match space {
+            Space::Host => None,
+            Space::Router(network) => Some(self.directory.join(naming::router_handle(network))),
+            Space::Container(id) => self.containers.get(id).cloned(),
+        }
+    }
+
+    /// Sockets into a namespace. Containers have no tables of ours.
+    pub(crate) fn handle(&mut self, space: &Space) -> Result<&mut Handle, NetnsError> {
+        let path = self.path(space);
+        let entry = match self.handles.entry(space.clone()) {
+            Entry::Occupied(open) => return Ok(open.into_mut()),
+            Entry::Vacant(entry) => entry,
+        };
+        let path = path.unwrap_or_default();
+        let failed = |source| NetnsError {
+            action: "enter",
+            path: path.clone(),
+            source,
+        };
+        let fd = match space {
+            Space::Host => self.home.try_clone().map_err(failed)?,
+            _ => netns::open(&path)?,
+        };
         let tables = !matches!(space, Space::Container(_));
-        let (route, netfilter) = netns::visit(&fd, self.home, || {
+        let opened = netns::visit(&fd, self.home, || {
             let route = Socket::open(Kind::Route)?;
             let netfilter = if tables {
                 Some(Socket::open(Kind::Netfilter)?)
@@ -68,13 +100,13 @@ impl<'a> Kernel<'a> {
                 None
             };
             Ok::<_, io::Error>((route, netfilter))
-        })??;
-        let handle = Handle {
+        });
+        let (route, netfilter) = opened.and_then(|opened| opened).map_err(failed)?;
+        Ok(entry.insert(Handle {
             fd,
             route,
             netfilter,
-        };
-        Ok(self.handles.entry(space).insert_entry(handle).into_mut())
+        }))
     }
 
     /// Executes all steps, however many fail.
@@ -227,17 +259,18 @@ impl<'a> Kernel<'a> {
         let target = path.clone();
         let made = netns::visit(home, home, || netns::make(&target))?;
         made?;
-        let fd = netns::open(&path).map_err(|error| error.source)?;
-        self.open(space.clone(), fd)?;
         self.refresh(space)
     }
 
     fn create_link(&mut self, space: &Space, name: &str, link: &Link) -> io::Result<()> {
-        let mut places = LinkPlaces::default();
-        places.master = link
+        let master = link
             .master
             .as_ref()
             .and_then(|master| self.index(space, master));
+        let mut places = LinkPlaces {
+            master,
+            ..LinkPlaces::default()
+        };
         let mut asked = space;
         match &link.kind {
             LinkKind::Bridge => {}
@@ -280,12 +313,6 @@ impl<'a> Kernel<'a> {
         Ok(())
     }
 
-    fn handle(&mut self, space: &Space) -> io::Result<&mut Handle> {
-        self.handles
-            .get_mut(space)
-            .ok_or_else(|| io::ErrorKind::NotFound.into())
-    }
-
     fn tables(&mut self, space: &Space) -> io::Result<&mut Socket> {
         self.handle(space)?
             .netfilter
@@ -298,10 +325,8 @@ impl<'a> Kernel<'a> {
     }
 
     fn router_path(&self, space: &Space) -> io::Result<PathBuf> {
-        match space {
-            Space::Router(network) => Ok(self.routers.join(naming::router_handle(network))),
-            Space::Host | Space::Container(_) => Err(io::ErrorKind::InvalidInput.into()),
-        }
+        self.path(space)
+            .ok_or_else(|| io::ErrorKind::InvalidInput.into())
     }
 }
 

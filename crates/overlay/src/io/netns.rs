@@ -31,6 +31,12 @@ pub struct NetnsError {
     pub source: io::Error,
 }
 
+impl From<NetnsError> for io::Error {
+    fn from(error: NetnsError) -> Self {
+        error.source
+    }
+}
+
 impl NetnsError {
     fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self {

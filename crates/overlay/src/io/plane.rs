@@ -1,8 +1,9 @@
 //! The network plane of a node: brings the kernel to what the view says, again and again.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
 };
 
@@ -22,11 +23,11 @@ use super::{
 };
 use crate::core::{
     desired::{DesiredError, Params, desired},
-    diff::{NetOp, diff},
+    diff::{Change, NetOp, diff, forget_objects},
     naming,
     nft::Table,
     nft_wire,
-    observed::{ContainerFacts, Facts, Observed},
+    observed::{ContainerFacts, Facts, Observed, ObservedSpace},
     rtnl_wire::{self, LinkPlaces},
     state::{Family, KernelState, Link, LinkKind, OVERLAY_PROTOCOL, Space},
 };
@@ -153,7 +154,11 @@ impl Plane {
             Some(path) => netns::open(path)?,
             None => netns::current()?,
         };
-        let worker = Worker { config, home };
+        let worker = Worker {
+            config,
+            home,
+            known: Known::default(),
+        };
         let actor = Actor::start("network-plane", worker, |worker: &mut Worker| {
             worker.enter()
         })?;
@@ -162,7 +167,8 @@ impl Plane {
 
     /// Brings the kernel to what the view says for node `me` with these containers.
     ///
-    /// What already stands is left alone, so calling it twice changes nothing; what somebody removed is made again.
+    /// What already stands is left alone, so calling it twice changes nothing. A second call with equal arguments reads
+    /// everything back, and makes again what somebody removed; others trust what the call before saw and did.
     /// Attaches a container whose namespace is in `local` and whose task has endpoints in the view; detaches it when
     /// it is in neither. Returns everything that would not converge; all the rest has been done.
     pub async fn converge(
@@ -173,7 +179,7 @@ impl Plane {
     ) -> Result<(), Vec<PlaneError>> {
         let (view, me, local) = (view.clone(), me.clone(), local.clone());
         self.actor
-            .run(move |worker| worker.converge(&view, &me, &local))
+            .run(move |worker| worker.converge((&view, &me, &local)))
             .await
             .unwrap_or_else(|Stopped| Err(vec![PlaneError::Stopped]))
     }
@@ -188,11 +194,11 @@ impl Plane {
         let (view, me, local) = (view.clone(), me.clone(), local.clone());
         let work = move |worker: &mut Worker| {
             let mut errors = Vec::new();
-            let planned = worker.plan(&view, &me, &local, &mut errors);
-            planned
-                .filter(|_| errors.is_empty())
-                .map(|(_, _, ops)| ops)
-                .ok_or(errors)
+            worker.known = Known::default();
+            let planned = worker
+                .plan((&view, &me, &local), &mut errors)
+                .map(|planned| planned.ops);
+            planned.filter(|_| errors.is_empty()).ok_or(errors)
         };
         self.actor
             .run(work)
@@ -212,9 +218,36 @@ impl Plane {
 struct Worker {
     config: PlaneConfig,
     home: OwnedFd,
+    known: Known,
 }
 
-type Planned<'a> = (Kernel<'a>, Observed, Vec<NetOp>);
+type Inputs<'a> = (&'a NetworkView, &'a NodeId, &'a LocalNamespaces);
+
+/// What need not be read back, because nothing but our own steps has touched it as far as we know.
+///
+/// Reading everything takes time in proportion to all that stands; an attachment should only cost what it changes. A
+/// failing step or a repeated call shows that somebody else was at work, and then everything is read.
+#[derive(Debug, Default)]
+struct Known {
+    asked: Option<(NetworkView, NodeId, LocalNamespaces)>,
+    spaces: BTreeMap<Space, KnownSpace>,
+}
+
+#[derive(Debug)]
+struct KnownSpace {
+    inode: u64,
+    found: ObservedSpace,
+    links_current: bool,
+    tables_current: bool,
+}
+
+struct Planned<'a> {
+    kernel: Kernel<'a>,
+    /// As it was read, with what others have.
+    read: BTreeMap<Space, (u64, ObservedSpace)>,
+    have: Observed,
+    ops: Vec<NetOp>,
+}
 
 impl Worker {
     /// Moves the thread into the host's namespace, and checks the kernel in a throw-away one.
@@ -228,69 +261,89 @@ impl Worker {
         netns::visit_fresh(&self.home, probe).map_err(step("create a network namespace"))?
     }
 
-    fn converge(
-        &self,
-        view: &NetworkView,
-        me: &NodeId,
-        local: &LocalNamespaces,
-    ) -> Result<(), Vec<PlaneError>> {
-        let mut errors = Vec::new();
-        if let Some((mut kernel, have, ops)) = self.plan(view, me, local, &mut errors) {
-            for op in &ops {
-                tracing::debug!(view.version = view.version, step = %op, "network step");
-            }
-            errors.extend(
-                kernel
-                    .execute(&ops, &have)
-                    .into_iter()
-                    .map(PlaneError::from),
-            );
+    fn converge(&mut self, inputs: Inputs<'_>) -> Result<(), Vec<PlaneError>> {
+        let (view, me, local) = inputs;
+        let asked = self.known.asked.as_ref();
+        let repeated = asked.is_none_or(|(v, m, l)| (v, m, l) == inputs);
+        if repeated {
+            self.known = Known::default();
         }
-        if errors.is_empty() {
-            Ok(())
+        let mut outcome = self.attempt(inputs);
+        if outcome.is_err() && !std::mem::take(&mut self.known.spaces).is_empty() {
+            outcome = self.attempt(inputs);
+        }
+        if outcome.is_err() {
+            self.known = Known::default();
         } else {
-            Err(errors)
+            self.known.asked = Some((view.clone(), me.clone(), local.clone()));
         }
+        outcome
+    }
+
+    fn attempt(&mut self, inputs: Inputs<'_>) -> Result<(), Vec<PlaneError>> {
+        let mut errors = Vec::new();
+        let Some(Planned {
+            mut kernel,
+            read,
+            have,
+            ops,
+        }) = self.plan(inputs, &mut errors)
+        else {
+            return Err(errors);
+        };
+        for op in &ops {
+            tracing::debug!(view.version = inputs.0.version, step = %op, "network step");
+        }
+        errors.extend(
+            kernel
+                .execute(&ops, &have)
+                .into_iter()
+                .map(PlaneError::from),
+        );
+        drop(kernel);
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        self.known.spaces = read
+            .into_iter()
+            .map(|(space, (inode, found))| {
+                (
+                    space,
+                    KnownSpace {
+                        inode,
+                        found,
+                        links_current: true,
+                        tables_current: true,
+                    },
+                )
+            })
+            .collect();
+        self.known.note(&ops);
+        Ok(())
     }
 
     /// Reads the kernel back and computes the steps; what cannot be read is reported and left alone.
     fn plan(
         &self,
-        view: &NetworkView,
-        me: &NodeId,
-        local: &LocalNamespaces,
+        (view, me, local): Inputs<'_>,
         errors: &mut Vec<PlaneError>,
     ) -> Option<Planned<'_>> {
-        let mut kernel = Kernel::new(&self.home, self.config.run_dir.join("netns"));
-        let mut have = Observed::default();
-        let host = self.home.try_clone().map_err(|source| PlaneError::Observe {
-            space: Space::Host,
-            source,
-        });
-        let spaces = std::iter::once((Space::Host, host))
-            .chain(self.routers(&kernel.routers))
-            .chain(local.iter().map(|(task, path)| {
-                (
-                    Space::Container(task.to_string()),
-                    netns::open(path).map_err(Into::into),
-                )
-            }));
-        for (space, fd) in spaces {
-            let read = fd.and_then(|fd| {
-                kernel
-                    .open(space.clone(), fd)
-                    .and_then(|handle| observe::space(handle, OVERLAY_PROTOCOL))
-                    .map_err(|source| PlaneError::Observe {
-                        space: space.clone(),
-                        source,
-                    })
-            });
-            match read {
-                Ok(found) => drop(have.spaces.insert(space, found)),
+        let containers = local
+            .iter()
+            .map(|(task, path)| (task.to_string(), path.clone()))
+            .collect();
+        let mut kernel = Kernel::new(&self.home, self.config.run_dir.join("netns"), containers);
+        let mut read = BTreeMap::new();
+        let spaces = std::iter::once(Space::Host)
+            .chain(self.routers())
+            .chain(local.keys().map(|task| Space::Container(task.to_string())));
+        for space in spaces {
+            match self.read_links(&mut kernel, &space) {
+                Ok(found) => drop(read.insert(space, found)),
                 Err(error) => errors.push(error),
             }
         }
-        let facts = self.facts(view, me, &have);
+        let facts = self.facts(view, me, &read);
         let params = Params {
             prefix: self.config.prefix.clone(),
             gwbridge: self.config.gwbridge.clone(),
@@ -299,27 +352,129 @@ impl Worker {
         let want = desired(view, me, &facts, &params)
             .map_err(|error| errors.push(error.into()))
             .ok()?;
-        self.read_rest(&mut kernel, &want, &mut have, errors);
+        for (space, (inode, found)) in &mut read {
+            if let Err(source) = self.read_rest(&mut kernel, &want, space, *inode, found) {
+                errors.push(PlaneError::Observe {
+                    space: space.clone(),
+                    source,
+                });
+            }
+        }
+        let mut have = Observed {
+            spaces: read
+                .iter()
+                .map(|(space, (_, found))| (space.clone(), found.clone()))
+                .collect(),
+        };
         self.only_ours(&mut have);
         let ops = diff(&want, &have);
-        Some((kernel, have, ops))
+        Some(Planned {
+            kernel,
+            read,
+            have,
+            ops,
+        })
     }
 
-    fn routers(&self, directory: &Path) -> Vec<(Space, Result<OwnedFd, PlaneError>)> {
-        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-        let network = |entry: &fs::DirEntry| naming::network_of_handle(entry.file_name().to_str()?);
-        let routers =
-            entries.filter_map(|entry| network(&entry).map(|id| (Space::Router(id), entry.path())));
+    fn routers(&self) -> Vec<Space> {
+        let entries = fs::read_dir(self.config.run_dir.join("netns"))
+            .into_iter()
+            .flatten()
+            .flatten();
         // A handle without a namespace is what a reboot or an interrupted attempt left: as if it were not there.
-        let live = routers.filter(|(_, path)| is_namespace(path));
-        live.map(|(space, path)| (space, netns::open(&path).map_err(Into::into)))
-            .collect()
+        let live = entries.filter(|entry| is_namespace(&entry.path()));
+        live.filter_map(|entry| {
+            naming::network_of_handle(entry.file_name().to_str()?).map(Space::Router)
+        })
+        .collect()
     }
 
-    fn facts(&self, view: &NetworkView, me: &NodeId, have: &Observed) -> Facts {
+    fn known(&self, space: &Space, inode: u64) -> Option<&KnownSpace> {
+        self.known
+            .spaces
+            .get(space)
+            .filter(|known| known.inode == inode)
+    }
+
+    fn read_links(
+        &self,
+        kernel: &mut Kernel<'_>,
+        space: &Space,
+    ) -> Result<(u64, ObservedSpace), PlaneError> {
+        let inode = match kernel.path(space) {
+            Some(path) => fs::metadata(&path)
+                .map_err(|source| NetnsError {
+                    action: "open",
+                    path,
+                    source,
+                })?
+                .ino(),
+            None => 0,
+        };
+        if let Some(known) = self.known(space, inode).filter(|known| known.links_current) {
+            return Ok((inode, known.found.clone()));
+        }
+        let found = observe::space(kernel.handle(space)?, OVERLAY_PROTOCOL).map_err(|source| {
+            PlaneError::Observe {
+                space: space.clone(),
+                source,
+            }
+        })?;
+        Ok((inode, found))
+    }
+
+    fn read_rest(
+        &self,
+        kernel: &mut Kernel<'_>,
+        want: &KernelState,
+        space: &Space,
+        inode: u64,
+        found: &mut ObservedSpace,
+    ) -> io::Result<()> {
+        let known = self.known(space, inode);
+        found.objects.settings = known
+            .map(|known| known.found.objects.settings.clone())
+            .unwrap_or_default();
+        let wanted = want
+            .spaces
+            .get(space)
+            .map(|wanted| wanted.objects.settings.keys());
+        let unread: Vec<&String> = wanted
+            .into_iter()
+            .flatten()
+            .filter(|path| !found.objects.settings.contains_key(*path))
+            .collect();
+        if !unread.is_empty() {
+            let handle = kernel.handle(space)?;
+            let settings = netns::visit(&handle.fd, &self.home, || {
+                observe::settings(unread.into_iter())
+            })?;
+            found.objects.settings.extend(settings);
+        }
+        if matches!(space, Space::Container(_)) {
+            return Ok(());
+        }
+        found.tables.clear();
+        if let Some(known) = known.filter(|known| known.tables_current) {
+            found.tables = known.found.tables.clone();
+        } else if let Some(table) =
+            observe::table(kernel.handle(space)?, Family::V4, &self.config.prefix)?
+        {
+            found
+                .tables
+                .insert((Family::V4, self.config.prefix.clone()), table);
+        }
+        Ok(())
+    }
+
+    fn facts(
+        &self,
+        view: &NetworkView,
+        me: &NodeId,
+        read: &BTreeMap<Space, (u64, ObservedSpace)>,
+    ) -> Facts {
         let underlay = view.peers.get(me).map(|peer| peer.underlay);
-        let host = &have.spaces.get(&Space::Host);
-        let measured = host.and_then(|host| {
+        let measured = read.get(&Space::Host).and_then(|(_, host)| {
             let (name, _) = host
                 .objects
                 .addresses
@@ -327,7 +482,7 @@ impl Worker {
                 .find(|(_, net)| Some(net.addr()) == underlay)?;
             Some(host.links.get(name)?.mtu)
         });
-        let containers = have.spaces.iter().filter_map(|(space, found)| match space {
+        let containers = read.iter().filter_map(|(space, (_, found))| match space {
             Space::Container(id) => Some((id.clone(), ContainerFacts::from(found))),
             Space::Host | Space::Router(_) => None,
         });
@@ -338,44 +493,6 @@ impl Worker {
                 .or(measured)
                 .unwrap_or(UNDERLAY_MTU_DEFAULT),
             containers: containers.collect(),
-        }
-    }
-
-    fn read_rest(
-        &self,
-        kernel: &mut Kernel<'_>,
-        want: &KernelState,
-        have: &mut Observed,
-        errors: &mut Vec<PlaneError>,
-    ) {
-        let name = &self.config.prefix;
-        for (space, found) in &mut have.spaces {
-            let Some(handle) = kernel.handles.get_mut(space) else {
-                continue;
-            };
-            let mut read = || {
-                if let Some(wanted) = want
-                    .spaces
-                    .get(space)
-                    .filter(|wanted| !wanted.objects.settings.is_empty())
-                {
-                    let paths = wanted.objects.settings.keys();
-                    found.objects.settings =
-                        netns::visit(&handle.fd, &self.home, || observe::settings(paths))?;
-                }
-                if let Some(table) = observe::table(handle, Family::V4, name)? {
-                    found.tables.insert((Family::V4, name.clone()), table);
-                }
-                Ok(())
-            };
-            errors.extend(
-                read()
-                    .map_err(|source| PlaneError::Observe {
-                        space: space.clone(),
-                        source,
-                    })
-                    .err(),
-            );
         }
     }
 
@@ -392,6 +509,64 @@ impl Worker {
         host.objects.rules.clear();
         host.objects.neighbours.clear();
         host.objects.fdb.clear();
+    }
+}
+
+impl Known {
+    /// What our own steps have made out of date.
+    fn note(&mut self, ops: &[NetOp]) {
+        for NetOp { space, change } in ops {
+            match change {
+                Change::RemoveSpace => drop(self.spaces.remove(space)),
+                // Which container had the other end is not said.
+                Change::DeleteLink(name) => {
+                    self.forget_link(space, name);
+                    let containers = self
+                        .spaces
+                        .iter_mut()
+                        .filter(|(space, _)| matches!(space, Space::Container(_)));
+                    containers.for_each(|(_, known)| known.links_current = false);
+                }
+                Change::CreateLink(name, link) => {
+                    self.forget_link(space, name);
+                    if let LinkKind::Veth { peer } = &link.kind {
+                        self.forget_link(&peer.space, &peer.name);
+                    }
+                }
+                Change::Set(path, value) => {
+                    if let Some(known) = self.spaces.get_mut(space) {
+                        known
+                            .found
+                            .objects
+                            .settings
+                            .insert(path.clone(), value.clone());
+                    }
+                }
+                Change::ReplaceTable(_) | Change::RemoveTable(..) | Change::EditElements { .. } => {
+                    if let Some(known) = self.spaces.get_mut(space) {
+                        known.tables_current = false;
+                    }
+                }
+                Change::CreateSpace
+                | Change::UpdateLink(..)
+                | Change::Address(..)
+                | Change::Neighbour(..)
+                | Change::Fdb(..)
+                | Change::Route(..)
+                | Change::Rule(..) => {
+                    if let Some(known) = self.spaces.get_mut(space) {
+                        known.links_current = false;
+                    }
+                }
+            }
+        }
+    }
+
+    fn forget_link(&mut self, space: &Space, name: &str) {
+        if let Some(known) = self.spaces.get_mut(space) {
+            known.links_current = false;
+            forget_objects(&mut known.found.objects, name);
+        }
     }
 }
 

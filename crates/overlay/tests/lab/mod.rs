@@ -263,9 +263,9 @@ impl Lab {
 
     fn restart_planes_or(&mut self, missing: impl Fn(&PlaneError) -> String) -> Result<(), String> {
         self.planes.clear();
-        for host in 0..2 {
+        for (host, name) in HOSTS.iter().enumerate() {
             let mut config = PlaneConfig::new(self.run_dir(host));
-            config.host_netns = Some(self.place(HOSTS[host]));
+            config.host_netns = Some(self.place(name));
             match Plane::open(config) {
                 Ok(plane) => self.planes.push(plane),
                 Err(error @ PlaneError::Unsupported { .. }) => return Err(missing(&error)),
