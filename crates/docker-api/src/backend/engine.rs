@@ -13,9 +13,9 @@ use ipnet::IpNet;
 use shoal_api::{
     Timestamp,
     container::{
-        ContainerFilter, ContainerId, ContainerInspect, ContainerSpec, ContainerSummary,
-        EndpointSpec, Event, ExecInspect, ExecSpec, LogLine, LogQuery, ProcessList, Resources,
-        RestartPolicy, Stats, Volume, VolumeSpec,
+        ContainerFilter, ContainerId, ContainerInspect, ContainerSpec, ContainerStatus,
+        ContainerSummary, EndpointSpec, Event, ExecInspect, ExecSpec, LogLine, LogQuery,
+        ProcessList, Resources, RestartPolicy, Stats, Volume, VolumeSpec,
     },
     image::{
         Distribution, ImageHistory, ImageInspect, ImageRemoved, ImageSummary, Platform,
@@ -25,6 +25,7 @@ use shoal_api::{
 };
 
 use super::{ApiError, ApiResult, Attached, ByteStream, ItemStream, Progress};
+use crate::filters::has_label;
 
 /// A container was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,6 +94,15 @@ pub struct PruneFilter {
     pub label: Vec<String>,
     /// `key` or `key=value`, none of which it may have.
     pub label_not: Vec<String>,
+}
+
+impl PruneFilter {
+    /// Whether the filter takes a thing of this age with these labels.
+    pub fn takes(&self, created: Timestamp, labels: &BTreeMap<String, String>) -> bool {
+        self.until.is_none_or(|until| created < until)
+            && self.label.iter().all(|wanted| has_label(labels, wanted))
+            && !self.label_not.iter().any(|label| has_label(labels, label))
+    }
 }
 
 /// What a prune took.
@@ -324,7 +334,31 @@ pub trait EngineBackend: Send + Sync + 'static {
     /// Sets the size of its terminal.
     async fn container_resize(&self, name: &str, rows: u16, columns: u16) -> ApiResult<()>;
     /// Removes containers that do not run.
-    async fn container_prune(&self, filter: PruneFilter) -> ApiResult<Pruned>;
+    async fn container_prune(&self, filter: PruneFilter) -> ApiResult<Pruned> {
+        let stopped = ContainerFilter {
+            all: true,
+            size: true,
+            label: filter.label.clone(),
+            status: vec![
+                ContainerStatus::Created,
+                ContainerStatus::Exited,
+                ContainerStatus::Dead,
+            ],
+            ..ContainerFilter::default()
+        };
+        let mut pruned = Pruned::default();
+        for container in self.container_list(stopped).await? {
+            let id = container.id.as_str();
+            // One that was started meanwhile refuses, and stays.
+            if filter.takes(container.created, &container.labels)
+                && self.container_remove(id, false, false).await.is_ok()
+            {
+                pruned.deleted.push(id.to_owned());
+                pruned.space_reclaimed += container.size_rw.unwrap_or(0);
+            }
+        }
+        Ok(pruned)
+    }
     /// Changes limits; answers warnings.
     async fn container_update(
         &self,
@@ -411,7 +445,19 @@ pub trait EngineBackend: Send + Sync + 'static {
     /// Removes it; `force` does not mind if it is not there.
     async fn volume_remove(&self, name: &str, force: bool) -> ApiResult<()>;
     /// Removes volumes that no container uses.
-    async fn volume_prune(&self, filter: PruneFilter) -> ApiResult<Pruned>;
+    async fn volume_prune(&self, filter: PruneFilter) -> ApiResult<Pruned> {
+        let mut pruned = Pruned::default();
+        for (volume, bytes, users) in self.disk_usage().await?.volumes {
+            let wanted = users == 0
+                && (filter.all || volume.anonymous)
+                && filter.takes(volume.created, &volume.labels);
+            if wanted && self.volume_remove(&volume.name, false).await.is_ok() {
+                pruned.deleted.push(volume.name);
+                pruned.space_reclaimed += bytes;
+            }
+        }
+        Ok(pruned)
+    }
 
     /// The networks of this host.
     async fn network_list(&self) -> ApiResult<Vec<LocalNetwork>>;

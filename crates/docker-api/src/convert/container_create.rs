@@ -24,7 +24,20 @@ pub(crate) fn read_container(body: &[u8], name: Option<String>) -> ApiResult<Con
     if f.get::<bool>("NetworkDisabled")? && host.network_mode == NetworkMode::Default {
         host.network_mode = NetworkMode::None;
     }
-    let endpoints = read_endpoints(f.object_or_empty("NetworkingConfig")?, &mut f)?;
+    let mut endpoints = read_endpoints(f.object_or_empty("NetworkingConfig")?, &mut f)?;
+    match host.network_mode {
+        // Clients call the default network by its place; its name is `bridge`.
+        NetworkMode::Default => {
+            if let Some(endpoint) = endpoints.remove("default") {
+                endpoints.entry("bridge".to_owned()).or_insert(endpoint);
+            }
+        }
+        // And they name these although nothing is attached.
+        NetworkMode::None | NetworkMode::Host | NetworkMode::Container(_) => {
+            endpoints.retain(|_, endpoint| *endpoint != EndpointSpec::default());
+        }
+        NetworkMode::Network(_) => {}
+    }
     let spec = ContainerSpec {
         name,
         image: f.text("Image")?.ok_or_else(|| {

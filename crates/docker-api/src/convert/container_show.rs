@@ -141,7 +141,7 @@ pub(crate) fn inspect(container: &ContainerInspect) -> Value {
         },
         "Mounts": container.mounts.iter().map(mount_point).collect::<Vec<_>>(),
         "Config": {
-            "Hostname": spec.hostname.as_deref().unwrap_or(container.id.short()),
+            "Hostname": spec.hostname.as_deref().unwrap_or_else(|| container.id.short()),
             "Domainname": spec.domainname.as_deref().unwrap_or_default(),
             "User": spec.user.as_deref().unwrap_or_default(),
             "AttachStdin": spec.attach_stdin,

@@ -221,14 +221,8 @@ async fn prune(api: &Api, query: &Query) -> ApiResult<Reply> {
     let filter = filters.prune(api.now())?;
     let mut deleted = api.engine.network_prune(filter.clone()).await?.deleted;
     for network in cluster_networks(api).await? {
-        let labels = &network.spec.annotations.labels;
         let wanted = !network.spec.ingress
-            && filters.labels("label", labels)
-            && !filter
-                .label_not
-                .iter()
-                .any(|label| crate::filters::has_label(labels, label))
-            && filter.until.is_none_or(|at| network.meta.created_at < at);
+            && filter.takes(network.meta.created_at, &network.spec.annotations.labels);
         if wanted && api.cluster.network_remove(&network.id).await.is_ok() {
             deleted.push(network.spec.annotations.name);
         }

@@ -152,7 +152,7 @@ async fn the_life_of_a_container() {
         daemon
             .ok("stats --no-stream --format {{.Name}},{{.MemUsage}},{{.PIDs}} web")
             .await,
-        "web,1MiB / 1GiB,3\n".replace(" ", " ")
+        "web,1MiB / 1GiB,3\n"
     );
     let output = daemon
         .run_words(&["exec", "-i", "web", "cat", "x"], "typed")
@@ -185,7 +185,7 @@ async fn the_life_of_a_container() {
         daemon
             .ok("container prune -f")
             .await
-            .contains("Total reclaimed space: 99B")
+            .contains("Total reclaimed space: 7B")
     );
     let missing = daemon.run("inspect site").await;
     assert!(
@@ -197,6 +197,10 @@ async fn the_life_of_a_container() {
     daemon.ok("start later").await;
     daemon.ok("kill later").await;
     daemon.ok("rm -f later").await;
+    daemon.ok("volume create kept").await;
+    daemon.ok("system prune -f --volumes").await;
+    assert_eq!(daemon.ok("volume ls -q").await, "kept\n");
+    assert!(daemon.ok("volume prune -f -a").await.contains("kept"));
     daemon.stop().await;
 }
 

@@ -162,7 +162,10 @@ impl EngineBackend for MemoryEngine {
         let rows = self.containers();
         let rows = rows
             .iter()
-            .filter(|c| filter.all || c.state.borrow().status.is_up());
+            .filter(|c| filter.all || c.state.borrow().status.is_up())
+            .filter(|c| {
+                filter.status.is_empty() || filter.status.contains(&c.state.borrow().status)
+            });
         Ok(rows
             .map(|c| ContainerSummary {
                 id: c.id.clone(),
@@ -374,18 +377,6 @@ impl EngineBackend for MemoryEngine {
         self.with(name, |_| ())
     }
 
-    async fn container_prune(&self, _filter: PruneFilter) -> ApiResult<Pruned> {
-        let mut containers = self.containers();
-        let (kept, gone): (Vec<_>, Vec<_>) = containers
-            .drain(..)
-            .partition(|c| c.state.borrow().status.is_up());
-        *containers = kept;
-        Ok(Pruned {
-            deleted: gone.into_iter().map(|c| c.id.into()).collect(),
-            space_reclaimed: 99,
-        })
-    }
-
     async fn exec_create(&self, container: &str, spec: ExecSpec) -> ApiResult<String> {
         let id = self.with(container, |c| c.id.clone())?;
         let mut execs = self.execs.lock().unwrap();
@@ -585,10 +576,6 @@ impl EngineBackend for MemoryEngine {
         self.volume_inspect(name).await?;
         self.volumes.lock().unwrap().retain(|v| v.name != name);
         Ok(())
-    }
-
-    async fn volume_prune(&self, _filter: PruneFilter) -> ApiResult<Pruned> {
-        Ok(Pruned::default())
     }
 
     async fn network_list(&self) -> ApiResult<Vec<LocalNetwork>> {
