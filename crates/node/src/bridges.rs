@@ -1,0 +1,738 @@
+//! The networks of this host: bridges with their containers, addresses, ports and names.
+
+mod definition;
+mod error;
+mod files;
+mod member;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use ipnet::{IpNet, Ipv4Net};
+use shoal_api::{
+    NetworkId, Timestamp,
+    container::{
+        ContainerId, EndpointInfo, EndpointSpec, NetworkMode, NetworkSettings, Port, PublishedPort,
+    },
+    id::{IdSource, RandomIds},
+};
+use shoal_dns::{Records, Zone};
+use shoal_docker_api::backend::{LocalNetwork, LocalNetworkSpec};
+use shoal_engine::io::network::{NetworkError, NetworkRequest};
+use shoal_overlay::{
+    Attachment, BridgeError, BridgeView, BridgesConfig, PortRequest, core::ipam::AddressPool,
+};
+
+pub use definition::{BRIDGE, is_predefined};
+pub use error::BridgesError;
+
+use crate::config::DaemonConfig;
+use definition::{Bridge, Definition, ranges_in_use};
+use files::Files;
+use member::{Endpoint, Member, moved, parse_mac, port_requests};
+
+/// Option of an endpoint that names its interface inside the container.
+const OPTION_IFNAME: &str = "com.docker.network.endpoint.ifname";
+
+/// The networks that only this host has, and the containers in them.
+///
+/// Networks are written down for good, endpoints for as long as their namespaces live, so that a later daemon takes
+/// both over without touching a packet.
+pub struct Bridges {
+    kernel: shoal_overlay::Bridges,
+    files: Files,
+    prefix: String,
+    names: Box<dyn Fn(Records) + Send + Sync>,
+    /// Held during whole deeds: they are short, and the kernel does one at a time anyway.
+    state: tokio::sync::Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// By id.
+    networks: BTreeMap<String, Definition>,
+    /// Free addresses by network.
+    pools: BTreeMap<String, AddressPool>,
+    members: BTreeMap<ContainerId, Member>,
+    records: Records,
+}
+
+impl fmt::Debug for Bridges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bridges").field("prefix", &self.prefix).finish_non_exhaustive()
+    }
+}
+
+impl Bridges {
+    /// Takes the networks of this host over, making `bridge`, `host` and `none` if they are missing. What stands in
+    /// the kernel stays; what is missing is made again. `names` is given all names after every change.
+    ///
+    /// Must be called in the host's network namespace.
+    pub async fn open(
+        config: &DaemonConfig,
+        names: impl Fn(Records) + Send + Sync + 'static,
+    ) -> Result<Self, NetworkError> {
+        Ok(Self::open_all(config, Box::new(names)).await?)
+    }
+
+    async fn open_all(
+        config: &DaemonConfig,
+        names: Box<dyn Fn(Records) + Send + Sync>,
+    ) -> Result<Self, BridgesError> {
+        let prefix = config.interface_prefix.clone();
+        let files = Files::open(&config.data_root, &config.exec_root)?;
+        let mut state = State { networks: files.load_networks()?, ..State::default() };
+        if state.add_predefined(&prefix)? {
+            files.save_networks(&state.networks)?;
+        }
+        for (id, network) in &state.networks {
+            if let Some(bridge) = &network.bridge {
+                let pool = AddressPool::new(bridge.spec.subnet, bridge.range, bridge.spec.gateway);
+                state.pools.insert(id.clone(), pool);
+            }
+        }
+        for (container, mut member) in files.load_members()? {
+            member.endpoints.retain(|endpoint| {
+                let pool = state.pools.get_mut(&endpoint.attachment.network);
+                pool.is_some_and(|pool| pool.take(Some(endpoint.attachment.address)).is_ok())
+            });
+            state.members.insert(container, member);
+        }
+        let ours = BridgesConfig { prefix: prefix.clone(), host_netns: None };
+        let kernel = shoal_overlay::Bridges::open(ours, state.view()).await?;
+        let bridges = Self { kernel, files, prefix, names, state: tokio::sync::Mutex::new(state) };
+        let mut state = bridges.state.lock().await;
+        let all: Vec<String> = state.networks.keys().cloned().collect();
+        bridges.tell_names(&mut state, &all);
+        drop(state);
+        Ok(bridges)
+    }
+
+    /// All networks with their containers, by name.
+    pub async fn list(&self) -> Vec<LocalNetwork> {
+        let state = self.state.lock().await;
+        let mut networks: Vec<LocalNetwork> =
+            state.networks.values().map(|network| state.show(network)).collect();
+        networks.sort_by(|a, b| a.name.cmp(&b.name));
+        networks
+    }
+
+    /// Makes a network; returns its id.
+    pub async fn create(&self, wish: LocalNetworkSpec) -> Result<String, BridgesError> {
+        let mut state = self.state.lock().await;
+        if is_predefined(&wish.name) {
+            let text = format!("operation is not permitted on predefined {} network", wish.name);
+            return Err(BridgesError::Forbidden(text));
+        }
+        if state.networks.values().any(|network| network.name == wish.name) {
+            return Err(BridgesError::NameTaken(wish.name));
+        }
+        let taken = state.taken("");
+        let network = Definition::new(wish, random_id(), &self.prefix, Timestamp::now(), &taken)?;
+        let id = network.id.clone();
+        let Some(Bridge { spec, range, .. }) = network.bridge.clone() else {
+            return Ok(id);
+        };
+        if state.bridges().any(|other| other.spec.ifname == spec.ifname) {
+            let text = format!("bridge name {} is used by another network", spec.ifname);
+            return Err(BridgesError::Forbidden(text));
+        }
+        // First on disk: a daemon that ends in between makes the bridge at its next start.
+        let pool = AddressPool::new(spec.subnet, range, spec.gateway);
+        state.networks.insert(id.clone(), network);
+        state.pools.insert(id.clone(), pool);
+        let made = match self.files.save_networks(&state.networks) {
+            Ok(()) => self.kernel.create(spec).await.map_err(BridgesError::from),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = made {
+            state.networks.remove(&id);
+            state.pools.remove(&id);
+            self.files.save_networks(&state.networks)?;
+            return Err(error);
+        }
+        self.tell_names(&mut state, std::slice::from_ref(&id));
+        Ok(id)
+    }
+
+    /// Removes a network that no container is in. Named by id, unique prefix of it, or name.
+    pub async fn remove(&self, name: &str) -> Result<LocalNetwork, BridgesError> {
+        let mut state = self.state.lock().await;
+        let network = state.find(name)?.clone();
+        self.remove_found(&mut state, &network).await
+    }
+
+    async fn remove_found(
+        &self,
+        state: &mut State,
+        network: &Definition,
+    ) -> Result<LocalNetwork, BridgesError> {
+        if network.is_predefined() {
+            return Err(BridgesError::Predefined(network.name.clone()));
+        }
+        let shown = state.show(network);
+        if !shown.containers.is_empty() {
+            let who = shown.containers.values().map(|member| {
+                format!("name:\"{}\" id:\"{}\"", member.name, member.endpoint_id.get(..12).unwrap_or_default())
+            });
+            let endpoints = who.collect::<Vec<_>>().join(", ");
+            return Err(BridgesError::Active { network: network.name.clone(), endpoints });
+        }
+        self.kernel.remove(&network.id).await?;
+        state.networks.remove(&network.id);
+        state.pools.remove(&network.id);
+        self.files.save_networks(&state.networks)?;
+        let left: Vec<String> = state.networks.keys().cloned().collect();
+        state.records = Records::default();
+        self.tell_names(state, &left);
+        Ok(shown)
+    }
+
+    /// Removes the unused networks that `choice` takes; returns those that are gone.
+    pub async fn prune(&self, choice: impl Fn(&LocalNetwork) -> bool) -> Result<Vec<LocalNetwork>, BridgesError> {
+        let mut state = self.state.lock().await;
+        let unused: Vec<Definition> = state
+            .networks
+            .values()
+            .filter(|network| {
+                let shown = state.show(network);
+                !network.is_predefined() && shown.containers.is_empty() && choice(&shown)
+            })
+            .cloned()
+            .collect();
+        let mut gone = Vec::new();
+        for network in unused {
+            gone.push(self.remove_found(&mut state, &network).await?);
+        }
+        Ok(gone)
+    }
+
+    /// Puts a container that is about to start into its networks and publishes its ports.
+    pub async fn connect(&self, request: &NetworkRequest) -> Result<NetworkSettings, NetworkError> {
+        let mut state = self.state.lock().await;
+        self.leave_all(&mut state, &request.container).await?;
+        let endpoints = state.plan(request)?;
+        let member = Member {
+            container: request.container.clone(),
+            name: request.name.clone(),
+            hostname: request.hostname.clone(),
+            netns: request.netns.clone(),
+            endpoints,
+            published: Vec::new(),
+            exposed: request.exposed_ports.iter().chain(request.port_bindings.keys()).copied().collect(),
+        };
+        state.members.insert(member.container.clone(), member);
+        let joined = self.join_all(&mut state, request).await;
+        if joined.is_err() {
+            // Undone here, because whoever asked knows only that it failed.
+            if let Err(error) = self.leave_all(&mut state, &request.container).await {
+                tracing::warn!(container.id = %request.container, error = crate::network::chain(&error), "undoing endpoints");
+            }
+        }
+        Ok(joined?)
+    }
+
+    async fn join_all(
+        &self,
+        state: &mut State,
+        request: &NetworkRequest,
+    ) -> Result<NetworkSettings, BridgesError> {
+        let missing = || BridgesError::NotFound(request.container.to_string());
+        let member = state.members.get(&request.container).ok_or_else(missing)?;
+        self.files.save_member(member)?;
+        for endpoint in &member.endpoints {
+            self.attach_endpoint(member, endpoint).await?;
+        }
+        let way_out = member.endpoints.iter().find_map(|endpoint| {
+            let bridge = state.networks.get(&endpoint.attachment.network)?.bridge.as_ref()?;
+            (!bridge.spec.internal).then_some((endpoint, bridge))
+        });
+        let published = match way_out {
+            None => Vec::new(),
+            Some((endpoint, bridge)) => {
+                let requests = port_requests(
+                    &request.port_bindings,
+                    &request.exposed_ports,
+                    request.publish_all_ports,
+                    endpoint.attachment.address,
+                    bridge.host_binding,
+                )?;
+                self.publish(member, &endpoint.id, requests).await?
+            }
+        };
+        let member = state.members.get_mut(&request.container).ok_or_else(missing)?;
+        member.published = published;
+        let member = member.clone();
+        if !member.published.is_empty() {
+            self.files.save_member(&member)?;
+        }
+        self.tell_names(state, &networks_of(&member));
+        Ok(member.settings(&state.networks))
+    }
+
+    async fn attach_endpoint(&self, member: &Member, endpoint: &Endpoint) -> Result<(), BridgesError> {
+        let (netns, attachment) = (member.netns.clone(), endpoint.attachment.clone());
+        Ok(self.kernel.attach(member.container.as_str(), netns, attachment).await?)
+    }
+
+    async fn publish(
+        &self,
+        member: &Member,
+        endpoint: &str,
+        requests: Vec<PortRequest>,
+    ) -> Result<Vec<shoal_overlay::PublishedPort>, BridgesError> {
+        if requests.is_empty() {
+            return Ok(Vec::new());
+        }
+        let published = self.kernel.publish(member.container.as_str(), requests).await;
+        published.map_err(|error| match error::port_reason(&error) {
+            Some(reason) => BridgesError::Port {
+                container: member.name.clone(),
+                endpoint: endpoint.to_owned(),
+                reason,
+            },
+            None => error.into(),
+        })
+    }
+
+    /// Takes a container from all of its networks and its ports from the host. One that is in none is no error.
+    pub async fn disconnect(&self, container: &ContainerId) -> Result<(), NetworkError> {
+        let mut state = self.state.lock().await;
+        Ok(self.leave_all(&mut state, container).await?)
+    }
+
+    async fn leave_all(&self, state: &mut State, container: &ContainerId) -> Result<(), BridgesError> {
+        let Some(member) = state.members.remove(container) else {
+            return Ok(());
+        };
+        // Names first, so that nobody is sent to what is about to go.
+        self.tell_names(state, &networks_of(&member));
+        let mut result = Ok(());
+        let mut note = |done: Result<(), BridgeError>| {
+            if let Err(error) = done {
+                result = Err(BridgesError::from(error));
+            }
+        };
+        if !member.published.is_empty() {
+            note(self.kernel.unpublish(container.as_str()).await);
+        }
+        note(self.kernel.detach(container.as_str(), None).await);
+        for endpoint in &member.endpoints {
+            state.release(endpoint);
+        }
+        self.files.remove_member(container)?;
+        result
+    }
+
+    /// A container that outlived an earlier daemon. Its endpoints were read at the start; what was lost is made again
+    /// with the same addresses and ports.
+    pub async fn adopt(&self, container: &ContainerId, settings: &NetworkSettings) -> Result<(), NetworkError> {
+        let mut state = self.state.lock().await;
+        if state.members.contains_key(container) {
+            return Ok(());
+        }
+        let Some(netns) = settings.sandbox.clone() else {
+            return Ok(());
+        };
+        let mut member = Member {
+            container: container.clone(),
+            name: String::new(),
+            hostname: String::new(),
+            netns,
+            endpoints: Vec::new(),
+            published: Vec::new(),
+            exposed: settings.ports.keys().copied().collect(),
+        };
+        for (index, info) in settings.networks.values().enumerate() {
+            let (Some(network), Some(address)) = (state.networks.get(&info.network_id), info.ipv4) else {
+                continue;
+            };
+            let Some(bridge) = &network.bridge else { continue };
+            member.name = info.dns_names.first().cloned().unwrap_or_default();
+            let attachment = Attachment {
+                network: network.id.clone(),
+                address,
+                mac: info.mac_address.as_deref().map(parse_mac).transpose()?,
+                ifname: format!("{}{index}", bridge.interface_prefix),
+            };
+            let endpoint = Endpoint { id: info.endpoint_id.clone(), attachment, spec: info.spec.clone() };
+            if let Some(pool) = state.pools.get_mut(&info.network_id) {
+                pool.take(Some(address)).map_err(BridgesError::from)?;
+            }
+            member.endpoints.push(endpoint);
+        }
+        if member.endpoints.is_empty() {
+            return Ok(());
+        }
+        tracing::warn!(container.id = %container, "the endpoints of a running container were lost; making them again");
+        let request = NetworkRequest {
+            container: container.clone(),
+            name: member.name.clone(),
+            hostname: String::new(),
+            labels: BTreeMap::new(),
+            netns: member.netns.clone(),
+            mode: NetworkMode::Default,
+            endpoints: BTreeMap::new(),
+            exposed_ports: BTreeSet::new(),
+            port_bindings: bindings_of(&settings.ports),
+            publish_all_ports: false,
+            dns: Vec::new(),
+            dns_search: Vec::new(),
+            dns_options: Vec::new(),
+        };
+        state.members.insert(container.clone(), member);
+        self.join_all(&mut state, &request).await?;
+        Ok(())
+    }
+
+    /// Publishes ports of a service's task on this host alone (`mode=host`).
+    pub async fn publish_for_task(
+        &self,
+        request: &NetworkRequest,
+        _settings: &NetworkSettings,
+    ) -> Result<BTreeMap<Port, Vec<PublishedPort>>, NetworkError> {
+        if !request.port_bindings.is_empty() || request.publish_all_ports {
+            let text = "publishing a port in host mode is not supported for tasks on cluster networks by this version of shoal";
+            return Err(NetworkError::Invalid(text.to_owned()));
+        }
+        Ok(BTreeMap::new())
+    }
+
+    /// Puts a running container into one more network.
+    pub async fn join(
+        &self,
+        network: &str,
+        who: &Joining,
+        spec: EndpointSpec,
+    ) -> Result<(String, EndpointInfo), BridgesError> {
+        let mut state = self.state.lock().await;
+        let network = state.find(network)?.clone();
+        let known = state.members.get(&who.container);
+        if known.is_some_and(|member| member.endpoint(&network.id).is_some()) {
+            return Err(BridgesError::Connected { container: who.name.clone(), network: network.name });
+        }
+        let endpoints = known.map(|member| member.endpoints.as_slice()).unwrap_or_default();
+        let used = endpoints.iter().map(|endpoint| endpoint.attachment.ifname.clone());
+        let mut used: BTreeSet<String> = used.chain(who.interfaces.iter().cloned()).collect();
+        let endpoint = state.endpoint(&network, spec, &mut used)?;
+        let mut member = state.members.get(&who.container).cloned().unwrap_or_else(|| Member {
+            container: who.container.clone(),
+            name: who.name.clone(),
+            hostname: who.hostname.clone(),
+            netns: who.netns.clone(),
+            endpoints: Vec::new(),
+            published: Vec::new(),
+            exposed: BTreeSet::new(),
+        });
+        member.endpoints.push(endpoint.clone());
+        let joined = match self.files.save_member(&member) {
+            Ok(()) => self.attach_endpoint(&member, &endpoint).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = joined {
+            state.release(&endpoint);
+            match state.members.get(&who.container) {
+                Some(before) => self.files.save_member(before)?,
+                None => self.files.remove_member(&who.container)?,
+            }
+            return Err(error);
+        }
+        let info = member.info(&endpoint, &network);
+        state.members.insert(who.container.clone(), member);
+        self.tell_names(&mut state, std::slice::from_ref(&network.id));
+        Ok((network.name, info))
+    }
+
+    /// Takes a running container from one network. Ports published by way of it move to its next way out.
+    pub async fn leave(&self, network: &str, container: &ContainerId) -> Result<String, BridgesError> {
+        let mut state = self.state.lock().await;
+        let network = state.find(network)?.clone();
+        let missing = || BridgesError::NotConnected {
+            container: container.to_string(),
+            network: network.name.clone(),
+        };
+        let mut member = state.members.get(container).ok_or_else(missing)?.clone();
+        let at = member.endpoints.iter().position(|endpoint| endpoint.attachment.network == network.id);
+        let endpoint = member.endpoints.remove(at.ok_or_else(missing)?);
+        if member.endpoints.is_empty() {
+            self.leave_all(&mut state, container).await?;
+            return Ok(network.name);
+        }
+        state.members.insert(container.clone(), member.clone());
+        self.tell_names(&mut state, std::slice::from_ref(&network.id));
+        let lost = |port: &shoal_overlay::PublishedPort| port.address == endpoint.attachment.address;
+        if member.published.iter().any(lost) {
+            let next = member.endpoints.iter().find(|next| state.is_way_out(next)).cloned();
+            member.published = match next {
+                Some(next) => {
+                    let requests = moved(&member.published, next.attachment.address);
+                    self.publish(&member, &next.id, requests).await?
+                }
+                None => {
+                    self.kernel.unpublish(container.as_str()).await?;
+                    Vec::new()
+                }
+            };
+        }
+        self.kernel.detach(container.as_str(), Some(&network.id)).await?;
+        state.release(&endpoint);
+        self.files.save_member(&member)?;
+        state.members.insert(container.clone(), member);
+        Ok(network.name)
+    }
+
+    /// A container has another name now.
+    pub async fn rename(&self, container: &ContainerId, name: &str) -> Result<(), BridgesError> {
+        let mut state = self.state.lock().await;
+        let Some(member) = state.members.get_mut(container) else {
+            return Ok(());
+        };
+        name.clone_into(&mut member.name);
+        let member = member.clone();
+        self.tell_names(&mut state, &networks_of(&member));
+        self.files.save_member(&member)
+    }
+
+    /// Takes all containers but these from their networks: those that ended while no daemon was there.
+    pub async fn keep_only(&self, running: &BTreeSet<ContainerId>) -> Result<(), NetworkError> {
+        let mut state = self.state.lock().await;
+        let gone = state.members.keys().filter(|id| !running.contains(*id));
+        for container in gone.cloned().collect::<Vec<_>>() {
+            self.leave_all(&mut state, &container).await?;
+        }
+        Ok(())
+    }
+
+    /// Networks of a container, by id, and its namespace.
+    pub async fn place_of(&self, container: &ContainerId) -> Option<(PathBuf, NetworkSettings)> {
+        let state = self.state.lock().await;
+        let member = state.members.get(container)?;
+        Some((member.netns.clone(), member.settings(&state.networks)))
+    }
+
+    /// Publishes the names of these networks anew.
+    fn tell_names(&self, state: &mut State, networks: &[String]) {
+        for id in networks {
+            let Some((network, bridge)) = state.networks.get(id).and_then(|n| Some((n, n.bridge.as_ref()?))) else {
+                continue;
+            };
+            let Ok(zone_id) = id.parse::<NetworkId>() else { continue };
+            if !network.has_names() {
+                continue;
+            }
+            let hosts: Vec<_> = state.members.values().filter_map(|member| member.host(id)).collect();
+            let subnets = vec![IpNet::V4(bridge.spec.subnet)];
+            let zone = Zone::local(&network.name, bridge.spec.internal, subnets, &hosts);
+            state.records.insert(zone_id, zone);
+        }
+        (self.names)(state.records.clone());
+    }
+}
+
+/// A running container that joins a network.
+#[derive(Debug, Clone)]
+pub struct Joining {
+    /// The container.
+    pub container: ContainerId,
+    /// Its name.
+    pub name: String,
+    /// Its hostname.
+    pub hostname: String,
+    /// Its network namespace.
+    pub netns: PathBuf,
+    /// Interfaces that it has from elsewhere.
+    pub interfaces: BTreeSet<String>,
+}
+
+impl State {
+    /// Adds the networks that docker has from the start; says whether any was missing.
+    fn add_predefined(&mut self, prefix: &str) -> Result<bool, BridgesError> {
+        let mut added = false;
+        for name in [BRIDGE, "host", "none"] {
+            if self.networks.values().any(|network| network.name == name) {
+                continue;
+            }
+            let (id, now) = (random_id(), Timestamp::now());
+            let network = match name {
+                BRIDGE => Definition::default_bridge(id, prefix, now, &self.taken(&format!("{prefix}0")))?,
+                _ => Definition::without_bridge(name, id, now),
+            };
+            self.networks.insert(network.id.clone(), network);
+            added = true;
+        }
+        Ok(added)
+    }
+
+    fn bridges(&self) -> impl Iterator<Item = &Bridge> {
+        self.networks.values().filter_map(|network| network.bridge.as_ref())
+    }
+
+    /// Ranges that a new network cannot have.
+    fn taken(&self, except: &str) -> Vec<Ipv4Net> {
+        let routes = std::fs::read_to_string(Path::new("/proc/self/net/route")).unwrap_or_default();
+        let mut taken: Vec<Ipv4Net> = self.bridges().map(|bridge| bridge.spec.subnet).collect();
+        taken.extend(ranges_in_use(&routes, except));
+        taken
+    }
+
+    /// Finds a network by id, name or unique beginning of an id.
+    fn find(&self, name: &str) -> Result<&Definition, BridgesError> {
+        let name = if name == "default" { BRIDGE } else { name };
+        let missing = || BridgesError::NotFound(name.to_owned());
+        if let Some(network) = self.networks.get(name) {
+            return Ok(network);
+        }
+        if let Some(network) = self.networks.values().find(|network| network.name == name) {
+            return Ok(network);
+        }
+        let mut found = self.networks.values().filter(|n| !name.is_empty() && n.id.starts_with(name));
+        let first = found.next().ok_or_else(missing)?;
+        match found.next() {
+            None => Ok(first),
+            Some(_) => Err(BridgesError::Invalid(format!("network {name} is ambiguous (2 matches found on ID prefix)"))),
+        }
+    }
+
+    fn show(&self, network: &Definition) -> LocalNetwork {
+        let members = self.members.values().filter_map(|member| {
+            Some((member.container.to_string(), member.show(network)?))
+        });
+        LocalNetwork { containers: members.collect(), ..network.show() }
+    }
+
+    /// What the kernel should hold.
+    fn view(&self) -> BridgeView {
+        let mut view = BridgeView::default();
+        view.networks = self.bridges().map(|bridge| (bridge.spec.id.clone(), bridge.spec.clone())).collect();
+        for (container, member) in &self.members {
+            let attachments = member.endpoints.iter().map(|endpoint| endpoint.attachment.clone());
+            view.attachments.insert(container.to_string(), attachments.collect());
+            if !member.published.is_empty() {
+                view.published.insert(container.to_string(), member.published.clone());
+            }
+        }
+        view
+    }
+
+    fn is_way_out(&self, endpoint: &Endpoint) -> bool {
+        let network = self.networks.get(&endpoint.attachment.network);
+        network.and_then(|network| network.bridge.as_ref()).is_some_and(|bridge| !bridge.spec.internal)
+    }
+
+    /// Endpoints for a container that starts, the way out first; their addresses are taken.
+    fn plan(&mut self, request: &NetworkRequest) -> Result<Vec<Endpoint>, BridgesError> {
+        let first = match &request.mode {
+            NetworkMode::Network(name) => self.find(name)?.id.clone(),
+            _ => self.find(BRIDGE)?.id.clone(),
+        };
+        let mut wanted: BTreeMap<String, EndpointSpec> = BTreeMap::new();
+        for (name, spec) in &request.endpoints {
+            wanted.insert(self.find(name)?.id.clone(), spec.clone());
+        }
+        let mut order = vec![(first.clone(), wanted.remove(&first).unwrap_or_default())];
+        order.extend(wanted);
+        let (mut used, mut endpoints) = (BTreeSet::new(), Vec::new());
+        for (id, spec) in order {
+            let network = self.networks.get(&id).cloned().ok_or(BridgesError::NotFound(id))?;
+            match self.endpoint(&network, spec, &mut used) {
+                Ok(endpoint) => endpoints.push(endpoint),
+                Err(error) => {
+                    endpoints.iter().for_each(|endpoint| self.release(endpoint));
+                    return Err(error);
+                }
+            }
+        }
+        // Stable: among equals the first network named stays the way out.
+        endpoints.sort_by_key(|endpoint| std::cmp::Reverse(endpoint.spec.gw_priority));
+        Ok(endpoints)
+    }
+
+    /// A new endpoint; its address is taken, and the name of its interface goes into `used`.
+    fn endpoint(
+        &mut self,
+        network: &Definition,
+        spec: EndpointSpec,
+        used: &mut BTreeSet<String>,
+    ) -> Result<Endpoint, BridgesError> {
+        let Some(bridge) = &network.bridge else {
+            let text = format!("container cannot be connected to network {}", network.name);
+            return Err(BridgesError::Forbidden(text));
+        };
+        check_endpoint(network, bridge, &spec)?;
+        let ifname = match spec.driver_opts.get(OPTION_IFNAME) {
+            Some(name) => name.clone(),
+            None => {
+                let free = (0..=used.len()).map(|n| format!("{}{n}", bridge.interface_prefix));
+                free.into_iter().find(|name| !used.contains(name)).unwrap_or_default()
+            }
+        };
+        if !used.insert(ifname.clone()) {
+            return Err(BridgesError::Invalid(format!("interface name {ifname} is used twice")));
+        }
+        let mac = spec.mac_address.as_deref().filter(|text| !text.is_empty()).map(parse_mac).transpose()?;
+        let missing = || BridgesError::NotFound(network.name.clone());
+        let pool = self.pools.get_mut(&network.id).ok_or_else(missing)?;
+        let address = pool.take(spec.ipv4)?;
+        let attachment = Attachment { network: network.id.clone(), address, mac, ifname };
+        Ok(Endpoint { id: random_id(), attachment, spec })
+    }
+
+    fn release(&mut self, endpoint: &Endpoint) {
+        if let Some(pool) = self.pools.get_mut(&endpoint.attachment.network) {
+            pool.release(endpoint.attachment.address);
+        }
+    }
+}
+
+/// Refuses what docker refuses of an endpoint, and what we cannot do.
+fn check_endpoint(network: &Definition, bridge: &Bridge, spec: &EndpointSpec) -> Result<(), BridgesError> {
+    let invalid = |text: &str| Err(BridgesError::Invalid(text.to_owned()));
+    let unsupported = |text: &str| Err(BridgesError::Unsupported(text.to_owned()));
+    if !network.has_names() && !spec.aliases.is_empty() {
+        return invalid("network-scoped aliases are only supported for user-defined networks");
+    }
+    if !network.has_names() && spec.ipv4.is_some() {
+        return invalid("user specified IP address is supported on user defined networks only");
+    }
+    if !bridge.subnet_by_user && spec.ipv4.is_some() {
+        return invalid(
+            "user specified IP address is supported only when connecting to networks with user configured subnets",
+        );
+    }
+    if spec.ipv6.is_some() || spec.link_local.iter().any(std::net::IpAddr::is_ipv6) {
+        return unsupported("IPv6 in a network of one host");
+    }
+    if !spec.links.is_empty() {
+        return unsupported("a link between containers");
+    }
+    if !spec.link_local.is_empty() {
+        return unsupported("a link-local address");
+    }
+    match spec.driver_opts.keys().find(|key| *key != OPTION_IFNAME) {
+        Some(option) => unsupported(&format!("endpoint option {option}")),
+        None => Ok(()),
+    }
+}
+
+fn networks_of(member: &Member) -> Vec<String> {
+    member.endpoints.iter().map(|endpoint| endpoint.attachment.network.clone()).collect()
+}
+
+fn bindings_of(
+    ports: &BTreeMap<Port, Vec<PublishedPort>>,
+) -> BTreeMap<Port, Vec<shoal_api::container::PortBinding>> {
+    let binding = |port: &PublishedPort| {
+        let number = port.host_port?;
+        Some(shoal_api::container::PortBinding { host_ip: port.host_ip, host_ports: Some((number, number)) })
+    };
+    let published = ports.iter().map(|(port, shown)| (*port, shown.iter().filter_map(binding).collect::<Vec<_>>()));
+    published.filter(|(_, bindings)| !bindings.is_empty()).collect()
+}
+
+/// 64 random hexadecimal digits.
+fn random_id() -> String {
+    format!("{:032x}{:032x}", RandomIds.next_bits(), RandomIds.next_bits())
+}

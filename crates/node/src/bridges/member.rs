@@ -1,0 +1,280 @@
+//! A container's place in the networks of this host.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+    ops::RangeInclusive,
+    path::PathBuf,
+};
+
+use ipnet::{IpNet, Ipv4Net};
+use serde::{Deserialize, Serialize};
+use shoal_api::{
+    container::{
+        ContainerId, EndpointInfo, EndpointSpec, NetworkSettings, Port, PortBinding, PortProtocol,
+        PublishedPort as Shown,
+    },
+    network::Protocol,
+};
+use shoal_dns::Host;
+use shoal_docker_api::backend::NetworkMember;
+use shoal_overlay::{
+    Attachment, DYNAMIC_PORTS, PortRequest, PublishedPort,
+    core::naming::{Mac, mac_of},
+};
+
+use super::{BridgesError, definition::Definition};
+
+/// A container with endpoints in networks of this host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Member {
+    /// The container.
+    pub container: ContainerId,
+    /// Its name.
+    pub name: String,
+    /// Its hostname.
+    pub hostname: String,
+    /// Its network namespace.
+    pub netns: PathBuf,
+    /// Its endpoints, the one that is its way out first.
+    pub endpoints: Vec<Endpoint>,
+    /// Ports of the host that lead to it.
+    pub published: Vec<PublishedPort>,
+    /// Ports that it says it listens on, published or not.
+    pub exposed: BTreeSet<Port>,
+}
+
+/// One endpoint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Endpoint {
+    /// Identity, 64 hexadecimal digits.
+    pub id: String,
+    /// What the kernel holds.
+    pub attachment: Attachment,
+    /// What was asked for.
+    pub spec: EndpointSpec,
+}
+
+impl Endpoint {
+    fn mac(&self) -> Mac {
+        self.attachment.mac.map_or_else(|| mac_of(self.attachment.address.into()), Mac)
+    }
+}
+
+impl Member {
+    /// The endpoint in a network, by its id.
+    pub(super) fn endpoint(&self, network: &str) -> Option<&Endpoint> {
+        self.endpoints.iter().find(|endpoint| endpoint.attachment.network == network)
+    }
+
+    /// Names of an endpoint: of the container, its aliases, its short id, its hostname; the first is the one that
+    /// addresses resolve to.
+    pub(super) fn names(&self, endpoint: &Endpoint) -> Vec<String> {
+        let mut names = vec![self.name.clone()];
+        let others = endpoint.spec.aliases.iter().cloned();
+        for name in others.chain([self.container.short().to_owned(), self.hostname.clone()]) {
+            if !name.is_empty() && !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
+    }
+
+    /// Its names and address in a network, for the resolver.
+    pub(super) fn host(&self, network: &str) -> Option<Host> {
+        let endpoint = self.endpoint(network)?;
+        let addresses = vec![IpAddr::V4(endpoint.attachment.address)];
+        Some(Host { names: self.names(endpoint), addresses })
+    }
+
+    /// What `network inspect` shows of it.
+    pub(super) fn show(&self, network: &Definition) -> Option<NetworkMember> {
+        let endpoint = self.endpoint(&network.id)?;
+        Some(NetworkMember {
+            name: self.name.clone(),
+            endpoint_id: endpoint.id.clone(),
+            mac_address: endpoint.mac().to_string(),
+            ipv4: net_of(endpoint.attachment.address, network).map(IpNet::V4),
+            ipv6: None,
+        })
+    }
+
+    /// What `inspect` of the container shows of an endpoint.
+    pub(super) fn info(&self, endpoint: &Endpoint, network: &Definition) -> EndpointInfo {
+        let spec = network.bridge.as_ref().map(|bridge| &bridge.spec);
+        EndpointInfo {
+            network_id: network.id.clone(),
+            endpoint_id: endpoint.id.clone(),
+            ipv4: Some(endpoint.attachment.address),
+            ipv4_prefix_len: net_of(endpoint.attachment.address, network).map_or(0, |net| net.prefix_len()),
+            gateway: spec.filter(|spec| !spec.internal).map(|spec| spec.gateway),
+            mac_address: Some(endpoint.mac().to_string()),
+            dns_names: if network.has_names() { self.names(endpoint) } else { Vec::new() },
+            spec: endpoint.spec.clone(),
+            ..EndpointInfo::default()
+        }
+    }
+
+    /// All of that, and the ports.
+    pub(super) fn settings(&self, networks: &BTreeMap<String, Definition>) -> NetworkSettings {
+        let infos = self.endpoints.iter().filter_map(|endpoint| {
+            let network = networks.get(&endpoint.attachment.network)?;
+            Some((network.name.clone(), self.info(endpoint, network)))
+        });
+        NetworkSettings {
+            sandbox: Some(self.netns.clone()),
+            sandbox_id: self.container.to_string(),
+            ports: shown_ports(&self.exposed, &self.published),
+            networks: infos.collect(),
+        }
+    }
+}
+
+fn net_of(address: Ipv4Addr, network: &Definition) -> Option<Ipv4Net> {
+    let subnet = network.bridge.as_ref()?.spec.subnet;
+    Ipv4Net::new(address, subnet.prefix_len()).ok()
+}
+
+/// Reads an Ethernet address that a single host may have.
+pub(super) fn parse_mac(text: &str) -> Result<[u8; 6], BridgesError> {
+    let invalid = || BridgesError::Invalid(format!("invalid MAC address {text:?}"));
+    let bytes = text.split([':', '-']).map(|part| u8::from_str_radix(part, 16)).collect::<Result<Vec<u8>, _>>();
+    let mac: [u8; 6] = bytes.map_err(|_| invalid())?.try_into().map_err(|_| invalid())?;
+    // The lowest bit of the first byte marks addresses of groups.
+    if mac[0] & 1 == 1 || mac == [0; 6] { Err(invalid()) } else { Ok(mac) }
+}
+
+/// What is to be published at which ports of the host for a container that has this address.
+pub(super) fn port_requests(
+    bindings: &BTreeMap<Port, Vec<PortBinding>>,
+    exposed: &BTreeSet<Port>,
+    all: bool,
+    address: Ipv4Addr,
+    host_binding: Ipv4Addr,
+) -> Result<Vec<PortRequest>, BridgesError> {
+    let any = [PortBinding::default()];
+    let unnamed = exposed.iter().filter(|port| all && !bindings.contains_key(port)).map(|port| (port, any.as_slice()));
+    let named = bindings.iter().map(|(port, bindings)| (port, bindings.as_slice()));
+    let mut requests = Vec::new();
+    for (port, bindings) in named.chain(unnamed) {
+        for binding in bindings {
+            let host_ip = match binding.host_ip {
+                None => host_binding,
+                Some(IpAddr::V4(ip)) => ip,
+                Some(IpAddr::V6(ip)) => {
+                    return Err(BridgesError::Unsupported(format!("publishing a port on the IPv6 address {ip}")));
+                }
+            };
+            requests.push(PortRequest {
+                host_ip,
+                host_ports: range_of(binding.host_ports),
+                protocol: protocol(port.protocol),
+                address,
+                port: port.number,
+            });
+        }
+    }
+    // Whoever names a port gets it before a port is chosen for somebody who does not care.
+    requests.sort_by_key(|request| request.host_ports == DYNAMIC_PORTS);
+    Ok(requests)
+}
+
+/// The same ports again, for another address of the container.
+pub(super) fn moved(published: &[PublishedPort], address: Ipv4Addr) -> Vec<PortRequest> {
+    let again = published.iter().map(|port| PortRequest {
+        host_ip: port.host_ip,
+        host_ports: port.host_port..=port.host_port,
+        protocol: port.protocol,
+        address,
+        port: port.port,
+    });
+    again.collect()
+}
+
+fn range_of(ports: Option<(u16, u16)>) -> RangeInclusive<u16> {
+    ports.map_or(DYNAMIC_PORTS, |(first, last)| first..=last)
+}
+
+/// Ports as the API shows them: those that are only exposed have an empty list.
+pub(super) fn shown_ports(exposed: &BTreeSet<Port>, published: &[PublishedPort]) -> BTreeMap<Port, Vec<Shown>> {
+    let mut ports: BTreeMap<Port, Vec<Shown>> = exposed.iter().map(|port| (*port, Vec::new())).collect();
+    for port in published {
+        let protocol = match port.protocol {
+            Protocol::Tcp => PortProtocol::Tcp,
+            Protocol::Udp => PortProtocol::Udp,
+            Protocol::Sctp => PortProtocol::Sctp,
+        };
+        let shown = Shown {
+            host_ip: Some(port.host_ip.into()),
+            host_port: Some(port.host_port),
+            container_port: port.port,
+            protocol,
+        };
+        ports.entry(Port { number: port.port, protocol }).or_default().push(shown);
+    }
+    ports
+}
+
+fn protocol(protocol: PortProtocol) -> Protocol {
+    match protocol {
+        PortProtocol::Tcp => Protocol::Tcp,
+        PortProtocol::Udp => Protocol::Udp,
+        PortProtocol::Sctp => Protocol::Sctp,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn port(text: &str) -> Port {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn bindings_become_requests() {
+        let fixed = PortBinding { host_ip: "127.0.0.1".parse().ok(), host_ports: Some((8080, 8080)) };
+        let bindings = BTreeMap::from([
+            (port("53/udp"), vec![PortBinding::default()]),
+            (port("80"), vec![fixed, PortBinding { host_ip: None, host_ports: Some((9000, 9010)) }]),
+        ]);
+        let exposed = BTreeSet::from([port("80"), port("443")]);
+        let address = Ipv4Addr::new(172, 17, 0, 2);
+        let ask = |all| {
+            let requests = port_requests(&bindings, &exposed, all, address, Ipv4Addr::UNSPECIFIED).unwrap();
+            let text = |r: &PortRequest| {
+                format!("{}:{}-{}/{} {}", r.host_ip, r.host_ports.start(), r.host_ports.end(), r.protocol, r.port)
+            };
+            requests.iter().map(text).collect::<Vec<_>>()
+        };
+        let named = ["127.0.0.1:8080-8080/tcp 80", "0.0.0.0:9000-9010/tcp 80"];
+        assert_eq!(ask(false), [named[0], named[1], "0.0.0.0:32768-60999/udp 53"]);
+        let all = ask(true);
+        assert_eq!(all[..2], named);
+        assert_eq!(all[2..], ["0.0.0.0:32768-60999/udp 53", "0.0.0.0:32768-60999/tcp 443"]);
+        let v6 = BTreeMap::from([(port("80"), vec![PortBinding { host_ip: "::1".parse().ok(), host_ports: None }])]);
+        port_requests(&v6, &exposed, false, address, Ipv4Addr::UNSPECIFIED).unwrap_err();
+    }
+
+    #[test]
+    fn exposed_ports_are_shown_without_a_place_on_the_host() {
+        let published = PublishedPort {
+            host_ip: Ipv4Addr::UNSPECIFIED,
+            host_port: 8080,
+            protocol: Protocol::Tcp,
+            address: Ipv4Addr::new(172, 17, 0, 2),
+            port: 80,
+        };
+        let ports = shown_ports(&BTreeSet::from([port("80"), port("443")]), &[published]);
+        assert_eq!(ports[&port("443")], []);
+        assert_eq!(ports[&port("80")][0].host_port, Some(8080));
+    }
+
+    #[test]
+    fn mac_addresses_are_of_one_host() {
+        assert_eq!(parse_mac("02:42:ac:11:00:02").unwrap(), [2, 0x42, 0xac, 0x11, 0, 2]);
+        for text in ["", "02:42:ac:11:00", "02:42:ac:11:00:02:03", "03:42:ac:11:00:02", "00:00:00:00:00:00", "x"] {
+            parse_mac(text).unwrap_err();
+        }
+    }
+}
