@@ -165,6 +165,30 @@ async fn a_port_published_at_one_address_is_not_reached_by_others() {
 }
 
 #[tokio::test]
+async fn a_port_published_on_a_second_network_answers_by_that_network() {
+    let (lab, bridges) = or_skip!(three_containers().await);
+    let second = Attachment {
+        network: "net2".into(),
+        address: [172, 22, 0, 9].into(),
+        mac: None,
+        ifname: "eth1".into(),
+    };
+    bridges.attach("c1", lab.place("c1"), second).await.unwrap();
+    lab.serve("c1", "0.0.0.0:80");
+    bridges
+        .publish("c1", vec![request([0; 4], 8081, [172, 22, 0, 9])])
+        .await
+        .unwrap();
+    assert_eq!(
+        lab.ask("client", "192.0.2.1:8081").unwrap(),
+        "c1 sees 192.0.2.99"
+    );
+    bridges.detach("c1", Some("net2")).await.unwrap();
+    assert!(!lab.text("c1", "ip", &["link"]).contains("eth1"));
+    assert!(lab.ping("c1", "172.21.0.3"));
+}
+
+#[tokio::test]
 async fn a_port_has_one_owner() {
     let (lab, bridges) = or_skip!(three_containers().await);
     bridges

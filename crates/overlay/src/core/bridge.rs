@@ -18,8 +18,14 @@ use super::{
         self, DESTINATION, DESTINATION_REWRITTEN, ESTABLISHED_OR_RELATED, FORWARD, LOCAL, OUT_NAT,
         POST_NAT, PRE_NAT, RAW, SOURCE, connection_is, interface, ipv4_net, leaves_by, rule,
     },
-    state::{BRIDGE_PROTOCOL, KernelState, Link, LinkKind, Route, Space, SpaceState, VethPeer},
+    state::{
+        BRIDGE_PROTOCOL, KernelState, Link, LinkKind, MAIN_TABLE, RULE_PRIORITY, Route, Rule,
+        Space, SpaceState, VethPeer,
+    },
 };
+
+/// Set in the numbers of tables for answers, so that none is one of the kernel's own below 256.
+const ANSWERS_TABLE_BIT: u32 = 1 << 30;
 
 /// A bridge network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,7 +108,7 @@ impl BridgeView {
 pub fn port_name(prefix: &str, container: &str, network: &str) -> String {
     format!(
         "{prefix}v{:08x}",
-        naming::hash64(format!("{container}/{network}").as_bytes()) >> 32
+        naming::hash32(&format!("{container}/{network}"))
     )
 }
 
@@ -171,12 +177,29 @@ pub fn desired(
                 .objects
                 .addresses
                 .insert((attachment.ifname.clone(), net.into()));
-            if !spec.internal && std::mem::take(&mut way_out) {
-                inside.objects.routes.insert(Route {
-                    table: 254,
-                    to: Ipv4Net::default().into(),
-                    via: Some(spec.gateway.into()),
-                    link: attachment.ifname.clone(),
+            if spec.internal {
+                continue;
+            }
+            let main = std::mem::take(&mut way_out);
+            let table = if main {
+                MAIN_TABLE
+            } else {
+                naming::hash32(&attachment.network) | ANSWERS_TABLE_BIT
+            };
+            inside.objects.routes.insert(Route {
+                table,
+                to: Ipv4Net::default().into(),
+                via: Some(spec.gateway.into()),
+                link: attachment.ifname.clone(),
+                protocol: BRIDGE_PROTOCOL,
+            });
+            if !main {
+                // What was asked by way of this network is answered by way of it, wherever the way out is.
+                inside.objects.rules.insert(Rule {
+                    from: Some(Ipv4Net::new_assert(attachment.address, 32).into()),
+                    mark: None,
+                    table,
+                    priority: RULE_PRIORITY,
                     protocol: BRIDGE_PROTOCOL,
                 });
             }

@@ -17,14 +17,13 @@ use super::{
     observed::{ContainerFacts, Facts},
     ruleset,
     state::{
-        KernelState, Link, LinkKind, OVERLAY_PROTOCOL, Route, Rule, Space, SpaceState, VethPeer,
+        KernelState, Link, LinkKind, MAIN_TABLE, OVERLAY_PROTOCOL, RULE_PRIORITY, Route, Rule,
+        Space, SpaceState, VethPeer,
     },
 };
 
-const MAIN_TABLE: u32 = 254;
 /// Table in a container for what must leave by its ingress interface.
 const INGRESS_TABLE: u32 = 4_083;
-const RULE_PRIORITY: u32 = 1_000;
 
 /// What is set per daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]

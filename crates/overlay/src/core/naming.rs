@@ -40,6 +40,12 @@ pub fn hash64(bytes: &[u8]) -> u64 {
     })
 }
 
+/// The better half of [`hash64`].
+#[expect(clippy::cast_possible_truncation, reason = "32 bits are left")]
+pub fn hash32(text: &str) -> u32 {
+    (hash64(text.as_bytes()) >> 32) as u32
+}
+
 /// Four bytes that stand for an address: the address itself for IPv4, a hash for IPv6.
 fn four_bytes(address: IpAddr) -> [u8; 4] {
     match address {
@@ -77,7 +83,7 @@ pub fn endpoint_port(task: &TaskId) -> String {
 
 /// Name of a router's port in the host's namespace. `prefix` has at most six characters.
 pub fn uplink_port(prefix: &str, network: &NetworkId) -> String {
-    format!("{prefix}u{:08x}", hash64(network.as_str().as_bytes()) >> 32)
+    format!("{prefix}u{:08x}", hash32(network.as_str()))
 }
 
 /// File name of a router namespace's handle.

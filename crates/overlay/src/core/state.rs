@@ -16,6 +16,11 @@ pub const OVERLAY_PROTOCOL: u8 = 83;
 /// The same for routes of this host's own bridge networks.
 pub const BRIDGE_PROTOCOL: u8 = 84;
 
+/// The kernel's main routing table.
+pub const MAIN_TABLE: u32 = 254;
+/// Priority of our policy rules: before the main table's 32766.
+pub const RULE_PRIORITY: u32 = 1_000;
+
 /// A network namespace.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Space {

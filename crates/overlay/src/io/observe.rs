@@ -9,11 +9,10 @@ use crate::core::{
     nft_wire,
     observed::{ObservedSpace, ObservedTable},
     rtnl_wire,
-    state::{Family, Route},
+    state::{Family, MAIN_TABLE, Route},
 };
 
 const SETTINGS: &str = "/proc/sys/net";
-const MAIN_TABLE: u32 = 254;
 
 /// Reads interfaces, addresses, routes and rules of `protocol`, permanent neighbours and forwarding entries.
 pub(crate) fn space(handle: &mut Handle, protocol: u8) -> io::Result<ObservedSpace> {
