@@ -11,6 +11,7 @@ pub use crate::core::{
     role::{PeerIdentity, Role},
     token::{JoinToken, TokenError, admitted_role},
 };
+pub use rustls::ClientConfig;
 pub use io::{
     bootstrap::fetch_root,
     files::IdentityFiles,

@@ -404,12 +404,6 @@ fn registry_auth(encoded: &str) -> Result<Option<RegistryAuth>, ExecError> {
         .map_err(|_| unreadable())
 }
 
-/// Credentials in the form that [`registry_auth`] reads.
-pub(crate) fn encode_registry_auth(auth: &RegistryAuth) -> String {
-    let json = serde_json::to_vec(auth).expect("credentials are plain data");
-    general_purpose::URL_SAFE.encode(json)
-}
-
 fn image_error(image: &str, error: ImageError) -> ExecError {
     let text = match error.kind() {
         // Swarm's words for an image that is nowhere.

@@ -1,3 +1,9 @@
 //! The daemon of one host, and the lab that makes many hosts of one machine.
 
+pub mod bridges;
+pub mod cluster;
+pub mod config;
+pub mod executor;
 pub mod lab;
+pub mod network;
+pub mod plane;

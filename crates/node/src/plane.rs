@@ -25,7 +25,8 @@ struct Wanted {
 /// The one writer of overlay's kernel state and of the published names.
 #[derive(Debug)]
 pub struct ClusterPlane {
-    overlay: Plane,
+    /// `None` on a kernel that cannot carry overlay networks; then there is no cluster to have any.
+    overlay: Option<Plane>,
     dns: Arc<Dns>,
     /// Held while converging, so that two callers never work at once and the later one sees the newer wish.
     turn: tokio::sync::Mutex<()>,
@@ -42,7 +43,7 @@ struct Names {
 
 impl ClusterPlane {
     /// A plane that carries nothing yet.
-    pub fn new(overlay: Plane, dns: Arc<Dns>) -> Self {
+    pub fn new(overlay: Option<Plane>, dns: Arc<Dns>) -> Self {
         Self {
             overlay,
             dns,
@@ -99,7 +100,10 @@ impl ClusterPlane {
             };
             (me, wanted.view.clone(), wanted.local.clone())
         };
-        self.overlay.converge(&view, &me, &local).await
+        match &self.overlay {
+            Some(overlay) => overlay.converge(&view, &me, &local).await,
+            None => Ok(()),
+        }
     }
 
     /// Forgets the cluster and takes all of its networks from the kernel.
@@ -107,7 +111,10 @@ impl ClusterPlane {
         let _turn = self.turn.lock().await;
         *self.wanted() = Wanted::default();
         self.set_names(|names| names.cluster = Records::default());
-        self.overlay.teardown_all().await
+        match &self.overlay {
+            Some(overlay) => overlay.teardown_all().await,
+            None => Ok(()),
+        }
     }
 
     fn set_names(&self, change: impl FnOnce(&mut Names)) {

@@ -1,0 +1,396 @@
+//! The cluster as the Engine API sees it: everything read from this manager's state, everything written by intents.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use shoal_api::{
+    ConfigId, NetworkId, NodeId, SecretId, ServiceId,
+    container::LogQuery,
+    object::{Config, Network, NodeState, Object, ObjectKey, Secret, Service, Task},
+    spec::{ClusterSpec, ConfigSpec, NetworkSpec, NodeSpec, SecretSpec, ServiceSpec},
+};
+use shoal_docker_api::backend::{
+    ApiError, ApiResult, ClusterBackend, CreatedService, ItemStream, LocalNodeState, LogSelection,
+    ManagerView, NodeView, RemoteManager, Rotations, SwarmInfo, SwarmInit, SwarmJoin, SwarmView,
+    TaskLogLine, TaskSelection,
+};
+use shoal_manager::{Intent, Manager, Refusal, Spec, State, WriteError};
+
+use super::{ClusterError, ClusterNode, Init, Place};
+use crate::network::chain;
+
+fn refused(refusal: &Refusal) -> ApiError {
+    let status = refusal.kind.http_status();
+    let status = status.try_into().expect("refusals have valid statuses");
+    // Clients match on the prefix that swarmkit's errors have in docker.
+    let code = refusal.kind.as_str();
+    ApiError::new(
+        status,
+        format!("rpc error: code = {code} desc = {}", refusal.text),
+    )
+}
+
+fn write_error(error: WriteError) -> ApiError {
+    match error {
+        WriteError::Refused(refusal) => refused(&refusal),
+        WriteError::NoLeader => ApiError::internal(format!(
+            "rpc error: code = Unknown desc = {}",
+            chain(&WriteError::NoLeader)
+        )),
+        error => ApiError::internal(format!(
+            "rpc error: code = Unavailable desc = {}",
+            chain(&error)
+        )),
+    }
+}
+
+fn cluster_error(error: ClusterError) -> ApiError {
+    let text = chain(&error);
+    match error {
+        // Docker's statuses for these.
+        ClusterError::AlreadyIn | ClusterError::NotIn | ClusterError::ManagerLeaves(_) => {
+            ApiError::unavailable(text)
+        }
+        ClusterError::Address(_) => ApiError::invalid(text),
+        _ => ApiError::internal(text),
+    }
+}
+
+impl ClusterNode {
+    async fn managing(&self) -> ApiResult<Arc<Manager>> {
+        match (self.manager().await, self.active.read().await.is_some()) {
+            (Some(manager), _) => Ok(manager),
+            (None, true) => Err(ApiError::not_a_manager()),
+            (None, false) => Err(ApiError::no_swarm()),
+        }
+    }
+
+    /// The state with everything that anybody was told before this call.
+    async fn latest(&self) -> ApiResult<State> {
+        self.managing().await?.latest().await.map_err(write_error)
+    }
+
+    async fn write(&self, intent: Intent) -> ApiResult<Option<Object>> {
+        self.managing()
+            .await?
+            .write(intent)
+            .await
+            .map_err(write_error)
+    }
+
+    async fn create(&self, spec: Spec) -> ApiResult<ObjectKey> {
+        let made = self.write(Intent::Create(spec)).await?;
+        made.map(|object| object.key())
+            .ok_or_else(|| ApiError::internal("the object was removed at once"))
+    }
+
+    async fn update(&self, key: ObjectKey, version: u64, spec: Spec) -> ApiResult<()> {
+        self.write(Intent::Update { key, version, spec })
+            .await
+            .map(drop)
+    }
+
+    async fn remove(&self, key: ObjectKey, force: bool) -> ApiResult<()> {
+        self.write(Intent::Remove { key, force }).await.map(drop)
+    }
+}
+
+fn unlike(kind: &str, key: &ObjectKey) -> ApiError {
+    ApiError::internal(format!("a {kind} was made as {key:?}"))
+}
+
+#[async_trait]
+impl ClusterBackend for ClusterNode {
+    async fn swarm_info(&self) -> SwarmInfo {
+        let active = self.active.read().await;
+        let Some(active) = active.as_ref() else {
+            return SwarmInfo::default();
+        };
+        let session = active.agent.state().borrow().clone();
+        let mut remote_managers: Vec<RemoteManager> = Vec::new();
+        let mut error = String::new();
+        if let Some(manager) = &active.manager {
+            let members = Arc::clone(&manager.members().borrow());
+            remote_managers.extend(members.iter().map(|(_, member)| RemoteManager {
+                node_id: Some(member.node_id.clone()),
+                addr: member.address.clone(),
+            }));
+            if manager.leadership().borrow().leader.is_none() {
+                error = chain(&WriteError::NoLeader);
+            }
+        } else {
+            let known = if session.managers.is_empty() {
+                &active.membership.managers
+            } else {
+                &session.managers
+            };
+            remote_managers.extend(known.iter().map(|addr| RemoteManager {
+                node_id: None,
+                addr: addr.clone(),
+            }));
+        }
+        SwarmInfo {
+            state: LocalNodeState::Active,
+            node_id: Some(active.identity.peer().node_id.clone()),
+            node_addr: Some(active.membership.advertise.ip()),
+            control_available: active.manager.is_some(),
+            error,
+            remote_managers,
+        }
+    }
+
+    async fn swarm_init(&self, request: SwarmInit) -> ApiResult<NodeId> {
+        if request.force_new_cluster {
+            return Err(ApiError::not_implemented("--force-new-cluster"));
+        }
+        if request.spec.autolock {
+            return Err(ApiError::not_implemented("--autolock"));
+        }
+        let place = Place {
+            listen: request.listen_addr,
+            advertise: request.advertise_addr,
+            data_path: request.data_path_addr,
+            availability: request.availability,
+        };
+        self.init(Init {
+            place,
+            spec: request.spec,
+        })
+        .await
+        .map_err(cluster_error)?;
+        let node = self.swarm_info().await.node_id;
+        node.ok_or_else(|| ApiError::internal("the swarm was left at once"))
+    }
+
+    async fn swarm_join(&self, request: SwarmJoin) -> ApiResult<()> {
+        let place = Place {
+            listen: request.listen_addr,
+            advertise: request.advertise_addr,
+            data_path: request.data_path_addr,
+            availability: request.availability,
+        };
+        let joined = ClusterNode::join(self, place, request.remote_addrs, &request.token).await;
+        joined.map_err(cluster_error)
+    }
+
+    async fn swarm_leave(&self, force: bool) -> ApiResult<()> {
+        ClusterNode::leave(self, force).await.map_err(cluster_error)
+    }
+
+    async fn swarm_inspect(&self) -> ApiResult<SwarmView> {
+        let manager = self.managing().await?;
+        let state = manager.latest().await.map_err(write_error)?;
+        let missing = || ApiError::internal("the cluster's own object is missing");
+        let cluster = state.cluster().ok_or_else(missing)?.as_ref().clone();
+        let (worker_token, manager_token) = manager.join_tokens().ok_or_else(missing)?;
+        Ok(SwarmView {
+            cluster,
+            worker_token,
+            manager_token,
+        })
+    }
+
+    async fn swarm_update(
+        &self,
+        version: u64,
+        spec: ClusterSpec,
+        rotate: Rotations,
+    ) -> ApiResult<()> {
+        if spec.autolock || rotate.unlock_key {
+            return Err(ApiError::not_implemented("--autolock"));
+        }
+        self.update(ObjectKey::Cluster, version, Spec::Cluster(spec))
+            .await?;
+        if rotate.worker_token || rotate.manager_token {
+            let intent = Intent::RotateTokens {
+                worker: rotate.worker_token,
+                manager: rotate.manager_token,
+            };
+            self.write(intent).await?;
+        }
+        Ok(())
+    }
+
+    async fn nodes(&self) -> ApiResult<Vec<NodeView>> {
+        let manager = self.managing().await?;
+        let state = manager.latest().await.map_err(write_error)?;
+        let leadership = *manager.leadership().borrow();
+        let view = |node: &Arc<shoal_api::object::Node>| NodeView {
+            manager: node.manager.as_ref().map(|place| ManagerView {
+                leader: leadership.leader == Some(place.raft_id),
+                reachable: Some(
+                    node.status.state == NodeState::Ready
+                        || leadership.leader == Some(place.raft_id),
+                ),
+                addr: place.addr.clone(),
+            }),
+            node: node.as_ref().clone(),
+        };
+        Ok(state.nodes().map(view).collect())
+    }
+
+    async fn node_update(&self, id: &NodeId, version: u64, spec: NodeSpec) -> ApiResult<()> {
+        self.update(ObjectKey::Node(id.clone()), version, Spec::Node(spec))
+            .await
+    }
+
+    async fn node_remove(&self, id: &NodeId, force: bool) -> ApiResult<()> {
+        self.remove(ObjectKey::Node(id.clone()), force).await
+    }
+
+    async fn services(&self) -> ApiResult<Vec<Service>> {
+        Ok(self
+            .latest()
+            .await?
+            .services()
+            .map(|service| service.as_ref().clone())
+            .collect())
+    }
+
+    async fn service(&self, id: &ServiceId) -> ApiResult<Option<Service>> {
+        Ok(self
+            .latest()
+            .await?
+            .service(id)
+            .map(|service| service.as_ref().clone()))
+    }
+
+    async fn service_create(&self, spec: ServiceSpec) -> ApiResult<CreatedService> {
+        match self.create(Spec::Service(Box::new(spec))).await? {
+            ObjectKey::Service(id) => Ok(CreatedService {
+                id,
+                warnings: Vec::new(),
+            }),
+            key => Err(unlike("service", &key)),
+        }
+    }
+
+    async fn service_update(
+        &self,
+        id: &ServiceId,
+        version: u64,
+        spec: ServiceSpec,
+        rollback: bool,
+    ) -> ApiResult<Vec<String>> {
+        let key = ObjectKey::Service(id.clone());
+        let intent = if rollback {
+            Intent::Rollback { key, version }
+        } else {
+            Intent::Update {
+                key,
+                version,
+                spec: Spec::Service(Box::new(spec)),
+            }
+        };
+        self.write(intent).await?;
+        Ok(Vec::new())
+    }
+
+    async fn service_remove(&self, id: &ServiceId) -> ApiResult<()> {
+        self.remove(ObjectKey::Service(id.clone()), false).await
+    }
+
+    async fn tasks(&self, selection: TaskSelection) -> ApiResult<Vec<Task>> {
+        let state = self.latest().await?;
+        let wanted = |task: &&Arc<Task>| {
+            let node = task.node.as_ref();
+            (selection.services.is_empty() || selection.services.contains(&task.service))
+                && (selection.nodes.is_empty()
+                    || node.is_some_and(|node| selection.nodes.contains(node)))
+        };
+        // A progress bar asks for one service's tasks again and again: the index serves it.
+        let tasks: Vec<Task> = match selection.services.as_slice() {
+            [service] => state
+                .tasks_of_service(service)
+                .filter(wanted)
+                .map(|task| task.as_ref().clone())
+                .collect(),
+            _ => state
+                .tasks()
+                .filter(wanted)
+                .map(|task| task.as_ref().clone())
+                .collect(),
+        };
+        Ok(tasks)
+    }
+
+    async fn task_logs(
+        &self,
+        _selection: LogSelection,
+        _query: LogQuery,
+    ) -> ApiResult<ItemStream<TaskLogLine>> {
+        Err(ApiError::not_implemented("reading the logs of services"))
+    }
+
+    async fn networks(&self) -> ApiResult<Vec<Network>> {
+        Ok(self
+            .latest()
+            .await?
+            .networks()
+            .map(|network| network.as_ref().clone())
+            .collect())
+    }
+
+    async fn network_create(&self, spec: NetworkSpec) -> ApiResult<NetworkId> {
+        match self.create(Spec::Network(spec)).await? {
+            ObjectKey::Network(id) => Ok(id),
+            key => Err(unlike("network", &key)),
+        }
+    }
+
+    async fn network_remove(&self, id: &NetworkId) -> ApiResult<()> {
+        self.remove(ObjectKey::Network(id.clone()), false).await
+    }
+
+    async fn secrets(&self) -> ApiResult<Vec<Secret>> {
+        let state = self.latest().await?;
+        // What a user may read of a secret is everything but the secret.
+        let public = |secret: &Arc<Secret>| {
+            let mut secret = secret.as_ref().clone();
+            secret.spec.data = Vec::new();
+            secret
+        };
+        Ok(state.secrets().map(public).collect())
+    }
+
+    async fn secret_create(&self, spec: SecretSpec) -> ApiResult<SecretId> {
+        match self.create(Spec::Secret(spec)).await? {
+            ObjectKey::Secret(id) => Ok(id),
+            key => Err(unlike("secret", &key)),
+        }
+    }
+
+    async fn secret_update(&self, id: &SecretId, version: u64, spec: SecretSpec) -> ApiResult<()> {
+        self.update(ObjectKey::Secret(id.clone()), version, Spec::Secret(spec))
+            .await
+    }
+
+    async fn secret_remove(&self, id: &SecretId) -> ApiResult<()> {
+        self.remove(ObjectKey::Secret(id.clone()), false).await
+    }
+
+    async fn configs(&self) -> ApiResult<Vec<Config>> {
+        Ok(self
+            .latest()
+            .await?
+            .configs()
+            .map(|config| config.as_ref().clone())
+            .collect())
+    }
+
+    async fn config_create(&self, spec: ConfigSpec) -> ApiResult<ConfigId> {
+        match self.create(Spec::Config(spec)).await? {
+            ObjectKey::Config(id) => Ok(id),
+            key => Err(unlike("config", &key)),
+        }
+    }
+
+    async fn config_update(&self, id: &ConfigId, version: u64, spec: ConfigSpec) -> ApiResult<()> {
+        self.update(ObjectKey::Config(id.clone()), version, Spec::Config(spec))
+            .await
+    }
+
+    async fn config_remove(&self, id: &ConfigId) -> ApiResult<()> {
+        self.remove(ObjectKey::Config(id.clone()), false).await
+    }
+}
