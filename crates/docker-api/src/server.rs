@@ -4,7 +4,7 @@ use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
 use http::{HeaderValue, header};
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use shoal_api::Timestamp;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -130,7 +130,8 @@ impl Server {
             async move { Ok::<_, Infallible>(answer(&api, request).await) }
         });
         let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
+            // As docker: a client may keep a connection for its next request as long as it likes.
+            .header_read_timeout(None)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
         tokio::pin!(connection);

@@ -111,6 +111,12 @@ async fn run_carries_streams_and_the_exit_code() {
     let output = daemon.run("run other true").await;
     assert_eq!(output.status.code(), Some(7), "{}", text(&output));
     assert!(text(&output).contains("Unable to find image 'other:latest' locally"));
+    let output = daemon.run("run -t demo tty").await;
+    assert_eq!(
+        text(&output),
+        "out tty\nerr tty\n",
+        "unframed, all as output"
+    );
     let output = daemon.run("run absent true").await;
     assert_eq!(output.status.code(), Some(125));
     assert!(

@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stdout)] // says why a test was skipped
 
+mod bollard;
 mod daemon;
 mod engine;
 mod protocol;
