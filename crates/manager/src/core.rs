@@ -13,6 +13,6 @@ pub mod state;
 pub mod validate;
 
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 #[cfg(test)]
 mod world;

@@ -1,8 +1,9 @@
 //! Acts for the cores: the log, the network, the clock.
 
-pub mod control_loop;
+mod control_loop;
+mod dispatcher;
 pub mod grpc;
-pub mod leader;
+mod leader;
 pub mod manager;
 pub mod raft;
 pub mod store;

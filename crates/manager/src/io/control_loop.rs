@@ -1,116 +1,89 @@
-//! Runs the reconcilers of a leader: what happened marks keys, a pass plans, plans are proposed, and so on.
+//! Runs the control loops of a leader: what happened marks keys, a pass plans, plans are proposed, and so on.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeMap, sync::Arc};
 
 use futures_util::future::join_all;
-use shoal_api::{RandomIds, Timestamp, object::Batch};
+use shoal_api::{NodeId, RandomIds, Timestamp};
+use tokio::sync::watch;
 
 use super::{
     raft::ProposeError,
     store::{Notice, Store, Watch},
 };
-use crate::core::{
-    reconcile::{Ctx, Dirty, Reconciler},
-    state::{Event, State},
-};
+use crate::core::{loops::Loops, reconcile::Ctx, state::State};
 
-/// A reconciler of any kind of key, with its unfinished business.
-pub trait ControlLoop: Send {
-    /// Everything is to be looked at.
-    fn mark_all(&mut self, state: &State);
-    /// Takes note of what a batch changed.
-    fn observe(&mut self, state: &State, events: &[Event]);
-    /// When to plan again at the latest.
-    fn next_wake(&self, now: Timestamp) -> Option<Timestamp>;
-    /// Plans; see [`Dirty::pass`].
-    fn pass(&mut self, state: &State, cx: &mut Ctx<'_>, foreign: &mut BTreeSet<shoal_api::object::ObjectKey>)
-    -> Option<Batch>;
-    /// The last plan came to nothing.
-    fn retry(&mut self);
-}
-
-impl<R: Reconciler + Send> ControlLoop for Dirty<R>
-where
-    R::Key: Send,
-{
-    fn mark_all(&mut self, state: &State) {
-        Self::mark_all(self, state);
-    }
-    fn observe(&mut self, state: &State, events: &[Event]) {
-        Self::observe(self, state, events);
-    }
-    fn next_wake(&self, now: Timestamp) -> Option<Timestamp> {
-        Self::next_wake(self, now)
-    }
-    fn pass(
-        &mut self,
-        state: &State,
-        cx: &mut Ctx<'_>,
-        foreign: &mut BTreeSet<shoal_api::object::ObjectKey>,
-    ) -> Option<Batch> {
-        Self::pass(self, state, cx, foreign)
-    }
-    fn retry(&mut self) {
-        Self::retry(self);
-    }
-}
+/// For each node the last state whose network view it has carried out, as the dispatcher tells it.
+pub(crate) type Acknowledged = Arc<BTreeMap<NodeId, u64>>;
 
 /// Runs the loops until this manager no longer leads. All plans of a round are proposed together and share one sync.
-pub async fn run(store: &Store, mut loops: Vec<Box<dyn ControlLoop>>) {
+pub(crate) async fn run(store: &Store, mut acknowledged: watch::Receiver<Acknowledged>) {
     let mut watch = store.watch();
     let mut state = store.state();
-    for control in &mut loops {
-        control.mark_all(&state);
-    }
+    let mut loops = Loops::begin(&state);
     loop {
         while let Some(notice) = watch.try_next() {
-            take_note(&mut loops, &notice);
-            state = notice.state().clone();
+            state = take_note(&mut loops, &notice);
         }
+        loops.acknowledged(&acknowledged.borrow_and_update());
         let now = Timestamp::now();
-        let mut foreign = BTreeSet::new();
-        let mut plans = Vec::new();
-        for (place, control) in loops.iter_mut().enumerate() {
-            if control.next_wake(now).is_some_and(|at| at <= now) {
-                let mut cx = Ctx { now, ids: &mut RandomIds };
-                if let Some(batch) = control.pass(&state, &mut cx, &mut foreign) {
-                    plans.push((place, batch));
-                }
-            }
-        }
-        if plans.is_empty() {
-            state = wait(&mut watch, &mut loops, state).await;
+        let proposals = match loops.next_wake(now) {
+            Some(at) if at <= now => loops.pass(
+                &state,
+                &mut Ctx {
+                    now,
+                    ids: &mut RandomIds,
+                },
+            ),
+            _ => Vec::new(),
+        };
+        if proposals.is_empty() {
+            wait(&mut watch, &mut loops, &mut state, &mut acknowledged).await;
             continue;
         }
-        let outcomes = join_all(plans.iter().map(|(_, batch)| store.propose(batch))).await;
-        for ((place, batch), outcome) in plans.iter().zip(outcomes) {
+        let outcomes = join_all(
+            proposals
+                .iter()
+                .map(|proposal| store.propose(&proposal.batch)),
+        )
+        .await;
+        for (proposal, outcome) in proposals.iter().zip(outcomes) {
+            let (name, changes) = (proposal.control_loop, proposal.batch.changes.len());
             match outcome {
-                Ok(index) => {
-                    tracing::debug!(actor = ?batch.actor, changes = batch.changes.len(), raft.index = index, "applied");
-                }
+                Ok(index) => tracing::debug!(
+                    control_loop = name,
+                    changes,
+                    raft.index = index,
+                    "applied a plan"
+                ),
                 Err(ProposeError::Rejected(rejected)) => {
-                    tracing::debug!(actor = ?batch.actor, %rejected, "a plan was made on old facts");
-                    loops[*place].retry();
+                    tracing::debug!(control_loop = name, changes, %rejected, "a plan was made on old facts");
+                    loops.retry(name);
                 }
-                Err(ProposeError::NotLeader { .. } | ProposeError::Lost | ProposeError::Stopped) => return,
+                Err(
+                    ProposeError::NotLeader { .. } | ProposeError::Lost | ProposeError::Stopped,
+                ) => return,
             }
         }
     }
 }
 
-fn take_note(loops: &mut [Box<dyn ControlLoop>], notice: &Notice) {
-    for control in loops {
-        match notice {
-            Notice::Applied { state, events } => control.observe(state, events),
-            Notice::Everything { state } => control.mark_all(state),
-        }
+fn take_note(loops: &mut Loops, notice: &Notice) -> State {
+    match notice {
+        Notice::Applied { state, events } => loops.observe(state, events),
+        Notice::Everything { state } => loops.mark_all(state),
     }
+    notice.state().clone()
 }
 
 /// Waits until something happens or a deadline is due.
-async fn wait(watch: &mut Watch, loops: &mut [Box<dyn ControlLoop>], state: State) -> State {
+async fn wait(
+    watch: &mut Watch,
+    loops: &mut Loops,
+    state: &mut State,
+    acknowledged: &mut watch::Receiver<Acknowledged>,
+) {
     let now = Timestamp::now();
-    let deadline = loops.iter().filter_map(|control| control.next_wake(now)).min();
+    let deadline = loops.next_wake(now);
     let due = async {
         match deadline {
             Some(at) => tokio::time::sleep(at.since(now)).await,
@@ -118,10 +91,8 @@ async fn wait(watch: &mut Watch, loops: &mut [Box<dyn ControlLoop>], state: Stat
         }
     };
     tokio::select! {
-        notice = watch.next() => {
-            take_note(loops, &notice);
-            notice.state().clone()
-        }
-        () = due => state,
+        notice = watch.next() => *state = take_note(loops, &notice),
+        Ok(()) = acknowledged.changed() => {}
+        () = due => {}
     }
 }

@@ -4,8 +4,11 @@ pub mod authorize;
 mod ca;
 pub mod client;
 pub(crate) mod control;
+mod dispatcher;
 mod raft;
 pub mod server;
 
-pub(crate) use self::{ca::CaService, control::ControlService, raft::RaftService};
+pub(crate) use self::{
+    ca::CaService, control::ControlService, dispatcher::DispatcherService, raft::RaftService,
+};
 pub use control::{from_status, to_status};

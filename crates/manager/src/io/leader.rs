@@ -1,39 +1,59 @@
 //! What only the leader does, begun with each election won and ended with each one lost.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use shoal_api::Timestamp;
+use tokio::sync::{mpsc, watch};
 
 use super::{
-    control_loop::{self, ControlLoop},
+    control_loop::{self, Acknowledged},
+    dispatcher,
     manager::Desk,
     raft::{ProposeError, RemoveError},
 };
 use crate::core::consensus::roles::role_work;
 
+/// Pause before leading again in the same term.
+const REIGN_PAUSE: Duration = Duration::from_millis(100);
+
 /// Leads whenever this manager is elected, until consensus stops.
 pub(crate) async fn run(desk: Desk) {
     let mut leadership = desk.store.raft().leadership();
     loop {
-        let Ok(term) = leadership.wait_for(|now| now.is_leader).await.map(|now| now.term) else {
+        let Ok(term) = leadership
+            .wait_for(|now| now.is_leader)
+            .await
+            .map(|now| now.term)
+        else {
             return;
         };
         tracing::info!(raft.term = term, "leading");
         tokio::select! {
             () = reign(&desk) => {}
-            lost = leadership.wait_for(|now| !now.is_leader || now.term != term) => if lost.is_err() { return },
+            _ = leadership.wait_for(|now| !now.is_leader || now.term != term) => {}
+        }
+        desk.announce_dispatcher(None);
+        // Leading still, but refused, as while leadership is being handed over: not to be tried again at full speed.
+        let pause = tokio::time::sleep(REIGN_PAUSE);
+        tokio::select! {
+            () = pause => {}
+            _ = leadership.wait_for(|now| !now.is_leader || now.term != term) => {}
         }
         tracing::info!(raft.term = term, "no longer leading");
     }
 }
 
 async fn reign(desk: &Desk) {
-    tokio::join!(control_loop::run(&desk.store, loops()), keep_roles(desk));
-}
-
-/// All control loops of the cluster.
-fn loops() -> Vec<Box<dyn ControlLoop>> {
-    Vec::new()
+    let (commands, inbox) = mpsc::channel(dispatcher::COMMANDS_MAX);
+    let (acknowledged_holder, acknowledged) = watch::channel(Acknowledged::default());
+    let weak = commands.downgrade();
+    desk.announce_dispatcher(Some(commands));
+    // Whichever ends first has learnt that this manager no longer leads.
+    tokio::select! {
+        () = control_loop::run(&desk.store, acknowledged) => {}
+        () = dispatcher::run(desk, inbox, weak, acknowledged_holder) => {}
+        () = keep_roles(desk) => {}
+    }
 }
 
 /// Keeps the state in step with the membership, and the membership in step with the roles that users ask for.
@@ -48,7 +68,9 @@ async fn keep_roles(desk: &Desk) {
             match store.propose(batch).await {
                 Ok(_) => continue,
                 Err(ProposeError::Rejected(_)) => {} // somebody else wrote meanwhile; that wakes us below
-                Err(ProposeError::NotLeader { .. } | ProposeError::Lost | ProposeError::Stopped) => return,
+                Err(
+                    ProposeError::NotLeader { .. } | ProposeError::Lost | ProposeError::Stopped,
+                ) => return,
             }
         }
         for raft_id in &work.leaving {

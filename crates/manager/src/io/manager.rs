@@ -15,22 +15,36 @@ use shoal_api::{
     RandomIds, Timestamp,
     object::Object,
     wire::{
-        RaftJoinRequest, RaftLeaveRequest, control_client::ControlClient, control_server::ControlServer,
+        RaftJoinRequest, RaftLeaveRequest, control_client::ControlClient,
+        control_server::ControlServer, dispatcher_server::DispatcherServer,
         node_ca_server::NodeCaServer, raft_membership_client::RaftMembershipClient,
         raft_membership_server::RaftMembershipServer, raft_server::RaftServer,
     },
 };
 use shoal_ca::{CaError, ClientAuth, NodeIdentity, client_config, server_config};
-use tokio::{net::TcpListener, runtime::Handle, sync::watch, task::JoinSet};
+use tokio::{
+    net::TcpListener,
+    runtime::Handle,
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status, transport::Server};
 
 use super::{
-    grpc::{CaService, ControlService, RaftService, authorize::Authorize, client, control, from_status, server},
+    dispatcher::Command,
+    grpc::{
+        CaService, ControlService, DispatcherService, RaftService, authorize::Authorize, client,
+        control, from_status, server,
+    },
     leader,
     raft::{
-        Leadership, ProposeError, Raft, RaftConfig, Start, StartError, Vault, disk::OsDisk, membership::has_place,
-        seal::{DataKey, Owner}, transport::GrpcTransport, wal::WalError,
+        Leadership, ProposeError, Raft, RaftConfig, Start, StartError, Vault,
+        disk::OsDisk,
+        membership::has_place,
+        seal::{DataKey, Owner},
+        transport::GrpcTransport,
+        wal::WalError,
     },
     store::{Replica, Store, Watch},
 };
@@ -56,6 +70,8 @@ const ELECTION_TIMEOUT: Duration = Duration::from_secs(5);
 const DECISIONS_MAX: usize = 8;
 /// Largest message among managers: a batch of entries, of which one may be large by itself.
 const RAFT_MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Largest report of a node's task statuses.
+const REPORT_BYTES_MAX: usize = 16 << 20;
 /// File of the data key beside the log's directory.
 const DATA_KEY: &str = "raft.key";
 
@@ -166,26 +182,46 @@ pub(crate) struct Desk {
     pub(crate) store: Store,
     identity: watch::Receiver<Arc<NodeIdentity>>,
     client_tls: watch::Receiver<Arc<ClientConfig>>,
+    /// Where sessions are served, while this manager leads.
+    dispatcher: watch::Sender<Option<mpsc::Sender<Command>>>,
 }
 
 impl Manager {
     /// Starts a manager: listens, takes its place among the managers, and leads when it is elected.
-    pub async fn start(config: ManagerConfig, identity: NodeIdentity, begin: Begin) -> Result<Self, ManagerError> {
-        let in_directory = |source| ManagerError::Directory { directory: config.directory.clone(), source };
+    pub async fn start(
+        config: ManagerConfig,
+        identity: NodeIdentity,
+        begin: Begin,
+    ) -> Result<Self, ManagerError> {
+        let in_directory = |source| ManagerError::Directory {
+            directory: config.directory.clone(),
+            source,
+        };
         let vault = Vault {
             disk: Arc::new(OsDisk::open(&config.directory.join("raft")).map_err(in_directory)?),
             key: data_key(&config.directory).map_err(in_directory)?,
             owner: Owner::new(&identity.peer().cluster_id, &identity.peer().node_id),
         };
         let listener = TcpListener::bind(config.listen).await;
-        let listener = listener.map_err(|source| ManagerError::Listen { address: config.listen, source })?;
-        let address = listener.local_addr().map_err(|source| ManagerError::Listen { address: config.listen, source })?;
+        let listener = listener.map_err(|source| ManagerError::Listen {
+            address: config.listen,
+            source,
+        })?;
+        let address = listener
+            .local_addr()
+            .map_err(|source| ManagerError::Listen {
+                address: config.listen,
+                source,
+            })?;
 
-        let (server_tls, server_tls_now) = watch::channel(server_config(&identity, ClientAuth::Optional)?);
-        let (client_tls, client_tls_now) = watch::channel(client_config(identity.root(), Some(&identity))?);
+        let (server_tls, server_tls_now) =
+            watch::channel(server_config(&identity, ClientAuth::Optional)?);
+        let (client_tls, client_tls_now) =
+            watch::channel(client_config(identity.root(), Some(&identity))?);
         let (identity, identity_now) = watch::channel(Arc::new(identity));
 
-        let start = place(&config, &vault, &identity_now.borrow().clone(), &client_tls_now, begin).await?;
+        let own = Arc::clone(&identity_now.borrow());
+        let start = place(&config, &vault, &own, &client_tls_now, begin).await?;
         let replica = Replica::default();
         let runtime = Handle::current();
         let raft = {
@@ -194,16 +230,26 @@ impl Manager {
                 Box::new(GrpcTransport::new(runtime, mailbox, tls))
             })?
         };
-        let desk = Desk { store: Store::new(replica.clone(), raft), identity: identity_now, client_tls: client_tls_now };
+        let desk = Desk {
+            store: Store::new(replica.clone(), raft),
+            identity: identity_now,
+            client_tls: client_tls_now,
+            dispatcher: watch::Sender::default(),
+        };
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let raft_service = RaftService { desk: desk.clone() };
         let serving = Server::builder()
             .layer(Authorize::new(replica))
             .add_service(NodeCaServer::new(CaService { desk: desk.clone() }))
+            .add_service(
+                DispatcherServer::new(DispatcherService { desk: desk.clone() })
+                    .max_decoding_message_size(REPORT_BYTES_MAX),
+            )
             .add_service(ControlServer::new(ControlService { desk: desk.clone() }))
             .add_service(
-                RaftServer::new(raft_service.clone()).max_decoding_message_size(RAFT_MESSAGE_BYTES_MAX),
+                RaftServer::new(raft_service.clone())
+                    .max_decoding_message_size(RAFT_MESSAGE_BYTES_MAX),
             )
             .add_service(RaftMembershipServer::new(raft_service))
             .serve_with_incoming(server::accept(listener, server_tls_now, stop.clone()));
@@ -213,7 +259,15 @@ impl Manager {
             }
         });
         tasks.spawn(leader::run(desk.clone()));
-        Ok(Self { desk, identity, server_tls, client_tls, address, stop, tasks })
+        Ok(Self {
+            desk,
+            identity,
+            server_tls,
+            client_tls,
+            address,
+            stop,
+            tasks,
+        })
     }
 
     /// Whether a manager was here before and [`Begin::Restart`] is the way to begin.
@@ -221,7 +275,10 @@ impl Manager {
         if !directory.join(DATA_KEY).exists() {
             return Ok(false);
         }
-        let in_directory = |source| ManagerError::Directory { directory: directory.to_owned(), source };
+        let in_directory = |source| ManagerError::Directory {
+            directory: directory.to_owned(),
+            source,
+        };
         let vault = Vault {
             disk: Arc::new(OsDisk::open(&directory.join("raft")).map_err(in_directory)?),
             key: data_key(directory).map_err(in_directory)?,
@@ -277,8 +334,10 @@ impl Manager {
 
     /// Uses a renewed certificate from now on, for new connections.
     pub fn set_identity(&self, identity: NodeIdentity) -> Result<(), ManagerError> {
-        self.server_tls.send_replace(server_config(&identity, ClientAuth::Optional)?);
-        self.client_tls.send_replace(client_config(identity.root(), Some(&identity))?);
+        self.server_tls
+            .send_replace(server_config(&identity, ClientAuth::Optional)?);
+        self.client_tls
+            .send_replace(client_config(identity.root(), Some(&identity))?);
         self.identity.send_replace(Arc::new(identity));
         Ok(())
     }
@@ -306,7 +365,9 @@ impl Manager {
         let mut refused = WriteError::NoLeader;
         for address in others {
             let tls = Arc::clone(&self.desk.client_tls.borrow());
-            let request = RaftLeaveRequest { node_id: node_id.clone() };
+            let request = RaftLeaveRequest {
+                node_id: node_id.clone(),
+            };
             let answer = client::call_leader(&address, &tls, |channel| {
                 let request = Request::new(request.clone());
                 async move { RaftMembershipClient::new(channel).leave(request).await }
@@ -338,24 +399,58 @@ impl Desk {
     /// `host:port` of the leader, if one is known and it is not this manager.
     pub(crate) fn leader_address(&self) -> Option<String> {
         let raft = self.store.raft();
-        let leader = self.leadership().leader.filter(|leader| *leader != raft.raft_id())?;
+        let leader = self
+            .leadership()
+            .leader
+            .filter(|leader| *leader != raft.raft_id())?;
         let members = raft.members();
         let members = members.borrow();
         members.get(leader).map(|member| member.address.clone())
     }
 
+    /// `host:port` of this manager, as the others know it.
+    pub(crate) fn own_address(&self) -> String {
+        let raft = self.store.raft();
+        let members = raft.members();
+        let members = members.borrow();
+        members
+            .get(raft.raft_id())
+            .map(|member| member.address.clone())
+            .unwrap_or_default()
+    }
+
+    /// Where sessions are served; refused when this manager does not lead.
+    pub(crate) async fn dispatcher(&self) -> Result<mpsc::Sender<Command>, Status> {
+        self.require_leader().await?;
+        let mut dispatcher = self.dispatcher.subscribe();
+        let announced = dispatcher.wait_for(|dispatcher| dispatcher.is_some());
+        let announced = tokio::time::timeout(ELECTION_TIMEOUT, announced).await;
+        let dispatcher = announced.ok().and_then(|announced| announced.ok()?.clone());
+        dispatcher.ok_or_else(|| client::not_leader(self.leader_address().as_deref()))
+    }
+
+    pub(crate) fn announce_dispatcher(&self, dispatcher: Option<mpsc::Sender<Command>>) {
+        self.dispatcher.send_replace(dispatcher);
+    }
+
     pub(crate) fn manager_addresses(&self) -> Vec<String> {
         let leader = self.leadership().leader;
         let members = Arc::clone(&self.store.raft().members().borrow());
-        let (first, others): (Vec<_>, Vec<_>) = members.iter().partition(|(id, _)| Some(*id) == leader);
-        first.into_iter().chain(others).map(|(_, member)| member.address.clone()).collect()
+        let (first, others): (Vec<_>, Vec<_>) =
+            members.iter().partition(|(id, _)| Some(*id) == leader);
+        first
+            .into_iter()
+            .chain(others)
+            .map(|(_, member)| member.address.clone())
+            .collect()
     }
 
     /// Refuses what only a leader can answer; waits for the end of an election.
     pub(crate) async fn require_leader(&self) -> Result<(), Status> {
         let own = self.store.raft().raft_id();
         let mut leadership = self.store.raft().leadership();
-        let settled = leadership.wait_for(|now| now.is_leader || now.leader.is_some_and(|leader| leader != own));
+        let settled = leadership
+            .wait_for(|now| now.is_leader || now.leader.is_some_and(|leader| leader != own));
         match tokio::time::timeout(ELECTION_TIMEOUT, settled).await {
             Ok(Ok(now)) if now.is_leader => Ok(()),
             _ => Err(client::not_leader(self.leader_address().as_deref())),
@@ -373,7 +468,9 @@ impl Desk {
                 }
             }
         };
-        tokio::time::timeout(LEADER_TIMEOUT, waiting).await.unwrap_or(Err(WriteError::NoLeader))
+        tokio::time::timeout(LEADER_TIMEOUT, waiting)
+            .await
+            .unwrap_or(Err(WriteError::NoLeader))
     }
 
     async fn write(&self, intent: Intent) -> Result<Option<Object>, WriteError> {
@@ -392,23 +489,33 @@ impl Desk {
                 }
             }
         };
-        tokio::time::timeout(LEADER_TIMEOUT, waiting).await.unwrap_or(Err(WriteError::NoLeader))
+        tokio::time::timeout(LEADER_TIMEOUT, waiting)
+            .await
+            .unwrap_or(Err(WriteError::NoLeader))
     }
 
     /// Decides on an intent and proposes the decision.
-    pub(crate) async fn write_as_leader(&self, intent: Intent) -> Result<Option<Object>, WriteError> {
+    pub(crate) async fn write_as_leader(
+        &self,
+        intent: Intent,
+    ) -> Result<Option<Object>, WriteError> {
         let mut refused = Refusal::out_of_sequence();
         for _ in 0..DECISIONS_MAX {
             if !self.leadership().is_leader {
                 return Err(WriteError::NoLeader);
             }
             let decision = {
-                let mut cx = Ctx { now: Timestamp::now(), ids: &mut RandomIds };
+                let mut cx = Ctx {
+                    now: Timestamp::now(),
+                    ids: &mut RandomIds,
+                };
                 decide(&self.store.state(), &mut cx, intent.clone())?
             };
             match self.store.propose(&decision.batch).await {
                 Ok(_) => return Ok(self.store.object(&decision.key)),
-                Err(ProposeError::Rejected(rejected @ Rejected::Stale { .. })) => refused = rejected.into(),
+                Err(ProposeError::Rejected(rejected @ Rejected::Stale { .. })) => {
+                    refused = rejected.into()
+                }
                 Err(ProposeError::Rejected(rejected)) => return Err(Refusal::from(rejected).into()),
                 Err(ProposeError::NotLeader { .. }) => return Err(WriteError::NoLeader),
                 Err(ProposeError::Lost | ProposeError::Stopped) => return Err(WriteError::Lost),
@@ -421,13 +528,19 @@ impl Desk {
         let address = self.leader_address().ok_or(WriteError::NoLeader)?;
         let tls = Arc::clone(&self.client_tls.borrow());
         // Nothing was said yet to a leader that cannot be reached: the next one may be asked.
-        let channel = client::connect(&address, tls).await.map_err(|_| WriteError::NoLeader)?;
-        let answer = ControlClient::new(channel).write(Request::new(intent.into())).await;
+        let channel = client::connect(&address, tls)
+            .await
+            .map_err(|_| WriteError::NoLeader)?;
+        let answer = ControlClient::new(channel)
+            .write(Request::new(intent.into()))
+            .await;
         match answer {
-            Ok(answer) => control::written(answer.into_inner())
-                .map_err(|error| WriteError::Forward(Box::new(Status::internal(error.to_string())))),
+            Ok(answer) => control::written(answer.into_inner()).map_err(|error| {
+                WriteError::Forward(Box::new(Status::internal(error.to_string())))
+            }),
             Err(status) if client::is_not_leader(&status) => Err(WriteError::NoLeader),
-            Err(status) => Err(from_status(&status).map_or_else(|| WriteError::Forward(Box::new(status)), Into::into)),
+            Err(status) => Err(from_status(&status)
+                .map_or_else(|| WriteError::Forward(Box::new(status)), Into::into)),
         }
     }
 }
@@ -452,7 +565,13 @@ async fn place(
         Begin::Restart => Ok(Start::Restart),
         Begin::Found { state } => {
             let node_id = identity.peer().node_id.clone();
-            Ok(Start::Bootstrap { member: Member { node_id, address: config.advertise.clone() }, state })
+            Ok(Start::Bootstrap {
+                member: Member {
+                    node_id,
+                    address: config.advertise.clone(),
+                },
+                state,
+            })
         }
         // A join whose first attempt got this far has its place.
         Begin::Join { .. } if has_place(vault)? => Ok(Start::Restart),
@@ -461,7 +580,9 @@ async fn place(
             for manager in managers {
                 let tls = Arc::clone(&tls.borrow());
                 let answer = client::call_leader(&manager, &tls, |channel| {
-                    let request = Request::new(RaftJoinRequest { addr: config.advertise.clone() });
+                    let request = Request::new(RaftJoinRequest {
+                        addr: config.advertise.clone(),
+                    });
                     async move { RaftMembershipClient::new(channel).join(request).await }
                 });
                 match answer.await {
@@ -471,9 +592,15 @@ async fn place(
                             let node_id = member.node_id.parse();
                             let node_id = node_id.map_err(|error| join_failed(&error))?;
                             let address = member.addr;
-                            members.apply(&MemberChange::SetVoter(member.raft_id, Member { node_id, address }));
+                            members.apply(&MemberChange::SetVoter(
+                                member.raft_id,
+                                Member { node_id, address },
+                            ));
                         }
-                        return Ok(Start::Join { raft_id: answer.raft_id, members });
+                        return Ok(Start::Join {
+                            raft_id: answer.raft_id,
+                            members,
+                        });
                     }
                     Err(status) => refused = status,
                 }
@@ -493,15 +620,22 @@ fn data_key(directory: &Path) -> io::Result<DataKey> {
     match fs::read(&path) {
         Ok(bytes) => {
             let key = bytes.try_into().map_err(|_| {
-                io::Error::new(io::ErrorKind::InvalidData, format!("{} is not a key of 32 bytes", path.display()))
+                io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("{} is not a key of 32 bytes", path.display()),
+                )
             })?;
             Ok(DataKey::new(key))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let key = DataKey::generate();
             let temporary = path.with_extension("tmp");
-            let mut file =
-                fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+            let mut file = fs::OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&temporary)?;
             file.write_all(key.reveal())?;
             file.sync_all()?;
             fs::rename(&temporary, &path)?;

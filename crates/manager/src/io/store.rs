@@ -70,7 +70,9 @@ impl Watch {
     pub async fn next(&mut self) -> Notice {
         match self.notices.recv().await {
             Ok(notice) => notice,
-            Err(_) => Notice::Everything { state: self.shared.read() },
+            Err(_) => Notice::Everything {
+                state: self.shared.read(),
+            },
         }
     }
 
@@ -78,22 +80,35 @@ impl Watch {
     pub fn try_next(&mut self) -> Option<Notice> {
         match self.notices.try_recv() {
             Ok(notice) => Some(notice),
-            Err(broadcast::error::TryRecvError::Lagged(_)) => Some(Notice::Everything { state: self.shared.read() }),
-            Err(broadcast::error::TryRecvError::Empty | broadcast::error::TryRecvError::Closed) => None,
+            Err(broadcast::error::TryRecvError::Lagged(_)) => Some(Notice::Everything {
+                state: self.shared.read(),
+            }),
+            Err(broadcast::error::TryRecvError::Empty | broadcast::error::TryRecvError::Closed) => {
+                None
+            }
         }
     }
 }
 
 impl Shared {
     fn read(&self) -> State {
-        self.state.read().expect("nobody panics while holding the state").clone()
+        self.state
+            .read()
+            .expect("nobody panics while holding the state")
+            .clone()
     }
 
     fn replace(&self, state: State, events: Option<Vec<Event>>) {
-        *self.state.write().expect("nobody panics while holding the state") = state.clone();
+        *self
+            .state
+            .write()
+            .expect("nobody panics while holding the state") = state.clone();
         let notice = match events {
             Some(events) if events.is_empty() => return,
-            Some(events) => Notice::Applied { state, events: events.into() },
+            Some(events) => Notice::Applied {
+                state,
+                events: events.into(),
+            },
             None => Notice::Everything { state },
         };
         let _ = self.notices.send(notice); // nobody may be watching
@@ -103,7 +118,12 @@ impl Shared {
 impl Default for Replica {
     fn default() -> Self {
         let (notices, _) = broadcast::channel(NOTICES_MAX);
-        Self { shared: Arc::new(Shared { state: RwLock::default(), notices }) }
+        Self {
+            shared: Arc::new(Shared {
+                state: RwLock::default(),
+                notices,
+            }),
+        }
     }
 }
 
@@ -115,7 +135,10 @@ impl Replica {
 
     /// Watches from now on. Take the state afterwards, then nothing is missed.
     pub fn watch(&self) -> Watch {
-        Watch { shared: Arc::clone(&self.shared), notices: self.shared.notices.subscribe() }
+        Watch {
+            shared: Arc::clone(&self.shared),
+            notices: self.shared.notices.subscribe(),
+        }
     }
 }
 
@@ -123,10 +146,14 @@ impl StateMachine for Replica {
     fn apply(&mut self, index: LogIndex, data: &[u8]) -> Result<(), Rejected> {
         let mut state = self.state();
         let known = state.clone();
-        let batch = decode_batch_with(data, &|service, version| known.task_spec(service, version).cloned());
+        let batch = decode_batch_with(data, &|service, version| {
+            known.task_spec(service, version).cloned()
+        });
         let result = match &batch {
             Ok(batch) => state.apply(index, batch),
-            Err(error) => Err(Rejected::Reference(format!("a batch that cannot be read: {error}"))),
+            Err(error) => Err(Rejected::Reference(format!(
+                "a batch that cannot be read: {error}"
+            ))),
         };
         match result {
             Ok(events) => {
@@ -154,8 +181,10 @@ impl StateMachine for Replica {
 
 /// Writes a whole state. Tasks come last, without the specs that their services have.
 pub fn encode_state(state: &State) -> Vec<u8> {
-    let (tasks, others): (Vec<_>, Vec<_>) =
-        state.snapshot().into_iter().partition(|object| matches!(object, Object::Task(_)));
+    let (tasks, others): (Vec<_>, Vec<_>) = state
+        .snapshot()
+        .into_iter()
+        .partition(|object| matches!(object, Object::Task(_)));
     let services = State::restore(state.index(), others.clone()).unwrap_or_default();
     let mut out = Writer::default();
     out.number(state.index());
@@ -170,9 +199,11 @@ fn decode_state(bytes: &[u8]) -> Result<State, String> {
     let malformed = |error: Malformed| error.to_string();
     let mut input = Reader::new(bytes);
     let index = input.number().map_err(malformed)?;
-    let others = decode_batch_with(input.bytes().map_err(malformed)?, &|_, _| None).map_err(|e| e.to_string())?;
+    let others = decode_batch_with(input.bytes().map_err(malformed)?, &|_, _| None)
+        .map_err(|e| e.to_string())?;
     let mut objects = as_objects(others);
-    let services = State::restore(index, objects.clone()).map_err(|rejected| rejected.to_string())?;
+    let services =
+        State::restore(index, objects.clone()).map_err(|rejected| rejected.to_string())?;
     let tasks = decode_batch_with(input.bytes().map_err(malformed)?, &|service, version| {
         services.task_spec(service, version).cloned()
     });
@@ -181,7 +212,10 @@ fn decode_state(bytes: &[u8]) -> Result<State, String> {
 }
 
 fn as_batch(objects: Vec<Object>) -> Batch {
-    let put = |object| Change::Put { object: Box::new(object), expect: Expect::Absent };
+    let put = |object| Change::Put {
+        object: Box::new(object),
+        expect: Expect::Absent,
+    };
     Batch {
         actor: shoal_api::Actor::User,
         at: shoal_api::Timestamp::ZERO,
@@ -234,7 +268,9 @@ impl Store {
     /// Proposes a batch; returns once it is applied here.
     pub async fn propose(&self, batch: &Batch) -> Result<LogIndex, ProposeError> {
         let state = self.state();
-        let data = encode_batch_lean(batch, &|service, version| state.task_spec(service, version).cloned());
+        let data = encode_batch_lean(batch, &|service, version| {
+            state.task_spec(service, version).cloned()
+        });
         self.raft.propose(data).await
     }
 

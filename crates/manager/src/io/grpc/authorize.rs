@@ -1,6 +1,10 @@
 //! Every request passes here first: the caller's role must allow the call, and its node must not be shut out.
 
-use std::{future::{Ready, ready}, sync::Arc, task::{Context, Poll}};
+use std::{
+    future::{Ready, ready},
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use futures_util::future::Either;
 use shoal_ca::{PeerIdentity, Role, is_allowed};
@@ -27,7 +31,10 @@ impl<S> Layer<S> for Authorize {
     type Service = Authorized<S>;
 
     fn layer(&self, inner: S) -> Authorized<S> {
-        Authorized { inner, replica: self.replica.clone() }
+        Authorized {
+            inner,
+            replica: self.replica.clone(),
+        }
     }
 }
 
@@ -52,7 +59,10 @@ where
     }
 
     fn call(&mut self, request: http::Request<Req>) -> Self::Future {
-        let identity = request.extensions().get::<Caller>().and_then(|caller| caller.identity.as_deref());
+        let identity = request
+            .extensions()
+            .get::<Caller>()
+            .and_then(|caller| caller.identity.as_deref());
         match judge(&self.replica.state(), request.uri().path(), identity) {
             Ok(()) => Either::Right(self.inner.call(request)),
             Err(refusal) => {
@@ -68,29 +78,43 @@ fn judge(state: &State, path: &str, caller: Option<&PeerIdentity>) -> Result<(),
     if !is_allowed(path, caller.map(|identity| identity.role)) {
         return Err(match caller {
             None => Status::unauthenticated("this call needs a certificate"),
-            Some(identity) => Status::permission_denied(format!("a {} may not make this call", identity.role)),
+            Some(identity) => {
+                Status::permission_denied(format!("a {} may not make this call", identity.role))
+            }
         });
     }
     let (Some(identity), Some(cluster)) = (caller, state.cluster()) else {
         return Ok(());
     };
     if cluster.id != identity.cluster_id {
-        return Err(Status::permission_denied("the certificate is of another cluster"));
+        return Err(Status::permission_denied(
+            "the certificate is of another cluster",
+        ));
     }
     if cluster.blacklisted.contains_key(&identity.node_id) {
-        return Err(Status::permission_denied(format!("node {} was removed from the cluster", identity.node_id)));
+        return Err(Status::permission_denied(format!(
+            "node {} was removed from the cluster",
+            identity.node_id
+        )));
     }
     Ok(())
 }
 
 /// The caller of a request that the table lets only nodes make.
 pub(crate) fn caller<T>(request: &Request<T>) -> Result<Arc<PeerIdentity>, Status> {
-    let caller = request.extensions().get::<Caller>().and_then(|caller| caller.identity.clone());
+    let caller = request
+        .extensions()
+        .get::<Caller>()
+        .and_then(|caller| caller.identity.clone());
     caller.ok_or_else(|| Status::unauthenticated("this call needs a certificate"))
 }
 
 /// The same, where it must be a manager.
 pub(crate) fn calling_manager<T>(request: &Request<T>) -> Result<Arc<PeerIdentity>, Status> {
     let caller = caller(request)?;
-    if caller.role == Role::Manager { Ok(caller) } else { Err(Status::permission_denied("only managers may")) }
+    if caller.role == Role::Manager {
+        Ok(caller)
+    } else {
+        Err(Status::permission_denied("only managers may"))
+    }
 }

@@ -40,15 +40,30 @@ impl NodeCa for CaService {
         request: Request<IssueNodeCertificateRequest>,
     ) -> Result<Response<IssueNodeCertificateResponse>, Status> {
         self.desk.require_leader().await?;
-        let caller = request.extensions().get::<Caller>().and_then(|caller| caller.identity.clone());
+        let caller = request
+            .extensions()
+            .get::<Caller>()
+            .and_then(|caller| caller.identity.clone());
         let request = request.into_inner();
-        let state = self.desk.store.latest().await.map_err(|error| self.desk.status_of(error))?;
-        let cluster = state.cluster().ok_or_else(|| Status::failed_precondition("there is no cluster yet"))?;
+        let state = self
+            .desk
+            .store
+            .latest()
+            .await
+            .map_err(|error| self.desk.status_of(error))?;
+        let cluster = state
+            .cluster()
+            .ok_or_else(|| Status::failed_precondition("there is no cluster yet"))?;
         let (node_id, role) = if request.token.is_empty() {
-            let caller = caller.ok_or_else(|| Status::unauthenticated("a join token or a certificate is needed"))?;
-            let node = state
-                .node(&caller.node_id)
-                .ok_or_else(|| Status::permission_denied(format!("node {} is not part of the cluster", caller.node_id)))?;
+            let caller = caller.ok_or_else(|| {
+                Status::unauthenticated("a join token or a certificate is needed")
+            })?;
+            let node = state.node(&caller.node_id).ok_or_else(|| {
+                Status::permission_denied(format!(
+                    "node {} is not part of the cluster",
+                    caller.node_id
+                ))
+            })?;
             (node.id.clone(), node.role)
         } else {
             let role = admit(cluster, &request.token)?;
@@ -61,11 +76,22 @@ impl NodeCa for CaService {
         };
         // Issued before the node is made, so that a bad request leaves nothing behind.
         let certificate_pem = RootCa::from_pem(&cluster.root_ca_cert, &cluster.root_ca_key)
-            .and_then(|ca| ca.issue(&request.csr_pem, &subject, cluster.spec.cert_expiry, SystemTime::now()))
+            .and_then(|ca| {
+                ca.issue(
+                    &request.csr_pem,
+                    &subject,
+                    cluster.spec.cert_expiry,
+                    SystemTime::now(),
+                )
+            })
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         if !request.token.is_empty() {
             let batch = birth(&node_id, role, &request)?;
-            self.desk.store.propose(&batch).await.map_err(|error| self.desk.status_of(error))?;
+            self.desk
+                .store
+                .propose(&batch)
+                .await
+                .map_err(|error| self.desk.status_of(error))?;
             tracing::info!(node.id = %node_id, node.role = ?role, node.hostname = request.hostname, "a node joined");
         }
         Ok(Response::new(IssueNodeCertificateResponse {
@@ -82,7 +108,9 @@ impl Desk {
     /// The refusal for a caller whose proposal came to nothing.
     pub(crate) fn status_of(&self, error: ProposeError) -> Status {
         match error {
-            ProposeError::NotLeader { .. } => super::client::not_leader(self.leader_address().as_deref()),
+            ProposeError::NotLeader { .. } => {
+                super::client::not_leader(self.leader_address().as_deref())
+            }
             ProposeError::Rejected(rejected) => Status::aborted(rejected.to_string()),
             ProposeError::Lost | ProposeError::Stopped => Status::unavailable(error.to_string()),
         }
@@ -91,7 +119,8 @@ impl Desk {
 
 fn admit(cluster: &Cluster, token: &str) -> Result<NodeRole, Status> {
     let refused = |error: shoal_ca::TokenError| Status::permission_denied(error.to_string());
-    let root = RootCertificate::from_pem(&cluster.root_ca_cert).map_err(|error| Status::internal(error.to_string()))?;
+    let root = RootCertificate::from_pem(&cluster.root_ca_cert)
+        .map_err(|error| Status::internal(error.to_string()))?;
     let worker = JoinToken::with_secret(root.der(), &cluster.worker_token).map_err(refused)?;
     let manager = JoinToken::with_secret(root.der(), &cluster.manager_token).map_err(refused)?;
     match admitted_role(token, &worker, &manager).map_err(refused)? {
@@ -101,9 +130,15 @@ fn admit(cluster: &Cluster, token: &str) -> Result<NodeRole, Status> {
 }
 
 /// The batch that makes a node.
-fn birth(id: &NodeId, role: NodeRole, request: &IssueNodeCertificateRequest) -> Result<Batch, Status> {
+fn birth(
+    id: &NodeId,
+    role: NodeRole,
+    request: &IssueNodeCertificateRequest,
+) -> Result<Batch, Status> {
     if request.hostname.len() > HOSTNAME_BYTES_MAX {
-        return Err(Status::invalid_argument("the hostname is longer than 255 bytes"));
+        return Err(Status::invalid_argument(
+            "the hostname is longer than 255 bytes",
+        ));
     }
     let now = Timestamp::now();
     let node = Node {
@@ -116,16 +151,33 @@ fn birth(id: &NodeId, role: NodeRole, request: &IssueNodeCertificateRequest) -> 
                 0 => Availability::Active,
                 1 => Availability::Pause,
                 2 => Availability::Drain,
-                other => return Err(Status::invalid_argument(format!("availability {other} is not known"))),
+                other => {
+                    return Err(Status::invalid_argument(format!(
+                        "availability {other} is not known"
+                    )));
+                }
             },
         },
-        description: NodeDescription { hostname: request.hostname.clone(), ..NodeDescription::default() },
-        status: NodeStatus { since: now, ..NodeStatus::default() },
+        description: NodeDescription {
+            hostname: request.hostname.clone(),
+            ..NodeDescription::default()
+        },
+        status: NodeStatus {
+            since: now,
+            ..NodeStatus::default()
+        },
         role,
         manager: None,
     };
-    let change = Change::Put { object: Box::new(Object::Node(node)), expect: Expect::Absent };
-    Ok(Batch { actor: shoal_api::Actor::Dispatcher, at: now, changes: vec![change] })
+    let change = Change::Put {
+        object: Box::new(Object::Node(node)),
+        expect: Expect::Absent,
+    };
+    Ok(Batch {
+        actor: shoal_api::Actor::Dispatcher,
+        at: now,
+        changes: vec![change],
+    })
 }
 
 /// A node's role as certificates name it.

@@ -8,7 +8,10 @@ use shoal_api::{
     spec::Availability,
     wire::{IssueNodeCertificateRequest, node_ca_client::NodeCaClient},
 };
-use shoal_ca::{CaError, JoinToken, NodeIdentity, NodeKey, Role, RootCertificate, client_config, fetch_root, server_name};
+use shoal_ca::{
+    CaError, JoinToken, NodeIdentity, NodeKey, Role, RootCertificate, client_config, fetch_root,
+    server_name,
+};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::{
@@ -36,9 +39,14 @@ pub fn dial(address: &str, tls: Arc<ClientConfig>) -> Channel {
 }
 
 /// The same, made now: when this fails nothing was said yet.
-pub(crate) async fn connect(address: &str, tls: Arc<ClientConfig>) -> Result<Channel, tonic::transport::Error> {
+pub(crate) async fn connect(
+    address: &str,
+    tls: Arc<ClientConfig>,
+) -> Result<Channel, tonic::transport::Error> {
     let connector = Connector::new(address, tls);
-    endpoint().connect_with_connector(service_fn(move |_| connector.clone().connect())).await
+    endpoint()
+        .connect_with_connector(service_fn(move |_| connector.clone().connect()))
+        .await
 }
 
 fn endpoint() -> Endpoint {
@@ -57,13 +65,19 @@ struct Connector {
 
 impl Connector {
     fn new(address: &str, tls: Arc<ClientConfig>) -> Self {
-        Self { address: address.to_owned(), tls: TlsConnector::from(tls) }
+        Self {
+            address: address.to_owned(),
+            tls: TlsConnector::from(tls),
+        }
     }
 
     async fn connect(self) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
-        let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(&self.address)).await??;
+        let stream =
+            tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(&self.address)).await??;
         stream.set_nodelay(true)?;
-        Ok(TokioIo::new(self.tls.connect(server_name(Role::Manager), stream).await?))
+        Ok(TokioIo::new(
+            self.tls.connect(server_name(Role::Manager), stream).await?,
+        ))
     }
 }
 
@@ -92,19 +106,29 @@ where
 {
     let mut address = address.to_owned();
     for _ in 0..REDIRECTS_MAX {
-        let answer = tokio::time::timeout(CALL_TIMEOUT, call(dial(&address, Arc::clone(tls)))).await;
+        let answer =
+            tokio::time::timeout(CALL_TIMEOUT, call(dial(&address, Arc::clone(tls)))).await;
         let refused = match answer {
             Ok(Ok(answer)) => return Ok(answer.into_inner()),
             Ok(Err(refused)) => refused,
-            Err(_) => return Err(Status::deadline_exceeded(format!("{address} did not answer in time"))),
+            Err(_) => {
+                return Err(Status::deadline_exceeded(format!(
+                    "{address} did not answer in time"
+                )));
+            }
         };
-        let leader = refused.metadata().get(LEADER).and_then(|leader| leader.to_str().ok());
+        let leader = refused
+            .metadata()
+            .get(LEADER)
+            .and_then(|leader| leader.to_str().ok());
         match leader.filter(|leader| *leader != address) {
             Some(leader) => address = leader.to_owned(),
             None => return Err(refused),
         }
     }
-    Err(Status::unavailable("the managers do not agree on who leads"))
+    Err(Status::unavailable(
+        "the managers do not agree on who leads",
+    ))
 }
 
 /// Why a node was not admitted.
@@ -142,12 +166,18 @@ pub async fn join_cluster(
 }
 
 /// Gets the next certificate of a node, with a new key and the role that it now has.
-pub async fn renew_identity(managers: &[String], identity: &NodeIdentity) -> Result<NodeIdentity, JoinError> {
+pub async fn renew_identity(
+    managers: &[String],
+    identity: &NodeIdentity,
+) -> Result<NodeIdentity, JoinError> {
     let tls = client_config(identity.root(), Some(identity))?;
     let mut refused = JoinError::Refused(Box::new(Status::unavailable("no manager is known")));
     for manager in managers {
         let key = NodeKey::generate()?;
-        let request = IssueNodeCertificateRequest { csr_pem: key.request_pem()?, ..Default::default() };
+        let request = IssueNodeCertificateRequest {
+            csr_pem: key.request_pem()?,
+            ..Default::default()
+        };
         match issue(manager, &tls, identity.root().clone(), key, request).await {
             Ok(identity) => return Ok(identity),
             Err(error) => refused = error,
@@ -165,7 +195,11 @@ async fn issue(
 ) -> Result<NodeIdentity, JoinError> {
     let answer = call_leader(remote, tls, |channel| {
         let request = request.clone();
-        async move { NodeCaClient::new(channel).issue_node_certificate(Request::new(request)).await }
+        async move {
+            NodeCaClient::new(channel)
+                .issue_node_certificate(Request::new(request))
+                .await
+        }
     })
     .await
     .map_err(|status| JoinError::Refused(Box::new(status)))?;

@@ -27,15 +27,25 @@ pub(crate) struct ControlService {
 
 #[async_trait]
 impl Control for ControlService {
-    async fn write(&self, request: Request<WriteRequest>) -> Result<Response<WriteResponse>, Status> {
+    async fn write(
+        &self,
+        request: Request<WriteRequest>,
+    ) -> Result<Response<WriteResponse>, Status> {
         calling_manager(&request)?;
         self.desk.require_leader().await?;
-        let intent = Intent::try_from(request.into_inner()).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let intent = Intent::try_from(request.into_inner())
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
         match self.desk.write_as_leader(intent).await {
-            Ok(object) => Ok(Response::new(WriteResponse { object: object.as_ref().map(Into::into) })),
+            Ok(object) => Ok(Response::new(WriteResponse {
+                object: object.as_ref().map(Into::into),
+            })),
             Err(WriteError::Refused(refusal)) => Err(to_status(&refusal)),
-            Err(WriteError::NoLeader) => Err(client::not_leader(self.desk.leader_address().as_deref())),
-            Err(error @ (WriteError::Lost | WriteError::Forward(_))) => Err(Status::unknown(error.to_string())),
+            Err(WriteError::NoLeader) => {
+                Err(client::not_leader(self.desk.leader_address().as_deref()))
+            }
+            Err(error @ (WriteError::Lost | WriteError::Forward(_))) => {
+                Err(Status::unknown(error.to_string()))
+            }
         }
     }
 }
@@ -64,27 +74,39 @@ pub fn from_status(status: &Status) -> Option<Refusal> {
         Code::Unknown => RefusalKind::Unknown,
         _ => return None,
     };
-    Some(Refusal { kind, text: status.message().to_owned() })
+    Some(Refusal {
+        kind,
+        text: status.message().to_owned(),
+    })
 }
 
 impl From<&Intent> for WriteRequest {
     fn from(intent: &Intent) -> Self {
         let wire_key = |key: &ObjectKey| Some(key.into());
         let op = match intent {
-            Intent::Create(spec) => Op::Create(Create { spec: Some(spec.into()) }),
+            Intent::Create(spec) => Op::Create(Create {
+                spec: Some(spec.into()),
+            }),
             Intent::Update { key, version, spec } => Op::Update(Update {
                 key: wire_key(key),
                 version: *version,
                 spec: Some(spec.into()),
                 rollback: false,
             }),
-            Intent::Rollback { key, version } => {
-                Op::Update(Update { key: wire_key(key), version: *version, spec: None, rollback: true })
-            }
-            Intent::Remove { key, force } => Op::Remove(Remove { key: wire_key(key), force: *force }),
-            Intent::RotateTokens { worker, manager } => {
-                Op::RotateTokens(RotateTokens { worker: *worker, manager: *manager })
-            }
+            Intent::Rollback { key, version } => Op::Update(Update {
+                key: wire_key(key),
+                version: *version,
+                spec: None,
+                rollback: true,
+            }),
+            Intent::Remove { key, force } => Op::Remove(Remove {
+                key: wire_key(key),
+                force: *force,
+            }),
+            Intent::RotateTokens { worker, manager } => Op::RotateTokens(RotateTokens {
+                worker: *worker,
+                manager: *manager,
+            }),
         };
         Self { op: Some(op) }
     }
@@ -95,18 +117,38 @@ impl TryFrom<WriteRequest> for Intent {
 
     fn try_from(request: WriteRequest) -> Result<Self, DecodeError> {
         let missing = |field| missing("WriteRequest", field);
-        let read_key = |key: Option<wire::ObjectKey>| ObjectKey::try_from(key.ok_or_else(|| missing("key"))?);
-        let read_spec = |spec: Option<wire::Spec>| Spec::try_from(spec.ok_or_else(|| missing("spec"))?);
+        let read_key =
+            |key: Option<wire::ObjectKey>| ObjectKey::try_from(key.ok_or_else(|| missing("key"))?);
+        let read_spec =
+            |spec: Option<wire::Spec>| Spec::try_from(spec.ok_or_else(|| missing("spec"))?);
         Ok(match request.op.ok_or_else(|| missing("op"))? {
             Op::Create(create) => Self::Create(read_spec(create.spec)?),
-            Op::Update(Update { key, version, rollback: true, .. }) => {
-                Self::Rollback { key: read_key(key)?, version }
+            Op::Update(Update {
+                key,
+                version,
+                rollback: true,
+                ..
+            }) => Self::Rollback {
+                key: read_key(key)?,
+                version,
+            },
+            Op::Update(Update {
+                key,
+                version,
+                spec,
+                rollback: false,
+            }) => Self::Update {
+                key: read_key(key)?,
+                version,
+                spec: read_spec(spec)?,
+            },
+            Op::Remove(remove) => Self::Remove {
+                key: read_key(remove.key)?,
+                force: remove.force,
+            },
+            Op::RotateTokens(RotateTokens { worker, manager }) => {
+                Self::RotateTokens { worker, manager }
             }
-            Op::Update(Update { key, version, spec, rollback: false }) => {
-                Self::Update { key: read_key(key)?, version, spec: read_spec(spec)? }
-            }
-            Op::Remove(remove) => Self::Remove { key: read_key(remove.key)?, force: remove.force },
-            Op::RotateTokens(RotateTokens { worker, manager }) => Self::RotateTokens { worker, manager },
         })
     }
 }
@@ -141,7 +183,10 @@ impl TryFrom<wire::Spec> for Spec {
 }
 
 fn missing(message: &str, field: &str) -> DecodeError {
-    DecodeError { field: format!("{message}.{field}"), problem: "required field is missing".to_owned() }
+    DecodeError {
+        field: format!("{message}.{field}"),
+        problem: "required field is missing".to_owned(),
+    }
 }
 
 /// The object that a write resulted in; `None` after a removal.

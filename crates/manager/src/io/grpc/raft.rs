@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use shoal_api::wire::{
-    RaftJoinRequest, RaftJoinResponse, RaftLeaveRequest, RaftLeaveResponse, RaftMember, RaftMessage, SnapshotChunk,
-    StreamMessagesResponse, StreamSnapshotResponse, raft_membership_server::RaftMembership, raft_server,
+    RaftJoinRequest, RaftJoinResponse, RaftLeaveRequest, RaftLeaveResponse, RaftMember,
+    RaftMessage, SnapshotChunk, StreamMessagesResponse, StreamSnapshotResponse,
+    raft_membership_server::RaftMembership, raft_server,
 };
 use shoal_ca::PeerIdentity;
 use tonic::{Request, Response, Status, Streaming, async_trait};
@@ -30,13 +31,19 @@ impl RaftService {
         let members = self.desk.store.raft().members();
         let members = members.borrow();
         if members.was_removed(from) {
-            return Err(Status::permission_denied(format!("raft member {from} was removed from the cluster")));
+            return Err(Status::permission_denied(format!(
+                "raft member {from} was removed from the cluster"
+            )));
         }
         match members.get(from) {
             Some(member) if member.node_id == caller.node_id => Ok(()),
-            Some(_) => Err(Status::permission_denied(format!("raft member {from} is another node"))),
+            Some(_) => Err(Status::permission_denied(format!(
+                "raft member {from} is another node"
+            ))),
             // A member that we have not heard of yet, or that has not heard of itself.
-            None => Err(Status::failed_precondition(format!("raft member {from} is not known here"))),
+            None => Err(Status::failed_precondition(format!(
+                "raft member {from} is not known here"
+            ))),
         }
     }
 }
@@ -51,7 +58,8 @@ impl raft_server::Raft for RaftService {
         let mailbox = self.desk.store.raft().mailbox();
         let mut stream = request.into_inner();
         while let Some(envelope) = stream.message().await? {
-            let message = decode_message(&envelope.message).map_err(|error| Status::invalid_argument(error.to_string()))?;
+            let message = decode_message(&envelope.message)
+                .map_err(|error| Status::invalid_argument(error.to_string()))?;
             self.check_sender(message.from, &caller)?;
             mailbox.deliver(message);
         }
@@ -64,9 +72,12 @@ impl raft_server::Raft for RaftService {
     ) -> Result<Response<StreamSnapshotResponse>, Status> {
         let caller = calling_manager(&request)?;
         let mut stream = request.into_inner();
-        let first = stream.message().await?.ok_or_else(|| Status::invalid_argument("an empty snapshot stream"))?;
-        let mut message =
-            decode_message(&first.message).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let first = stream
+            .message()
+            .await?
+            .ok_or_else(|| Status::invalid_argument("an empty snapshot stream"))?;
+        let mut message = decode_message(&first.message)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
         self.check_sender(message.from, &caller)?;
         let mut data = first.data;
         while let Some(chunk) = stream.message().await? {
@@ -83,31 +94,55 @@ impl raft_server::Raft for RaftService {
 
 #[async_trait]
 impl RaftMembership for RaftService {
-    async fn join(&self, request: Request<RaftJoinRequest>) -> Result<Response<RaftJoinResponse>, Status> {
+    async fn join(
+        &self,
+        request: Request<RaftJoinRequest>,
+    ) -> Result<Response<RaftJoinResponse>, Status> {
         let caller = calling_manager(&request)?;
         self.desk.require_leader().await?;
         let address = request.into_inner().addr;
-        if address.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
-            return Err(Status::invalid_argument(format!("{address:?} is not host:port")));
+        if address
+            .rsplit_once(':')
+            .is_none_or(|(_, port)| port.parse::<u16>().is_err())
+        {
+            return Err(Status::invalid_argument(format!(
+                "{address:?} is not host:port"
+            )));
         }
-        let member = Member { node_id: caller.node_id.clone(), address };
+        let member = Member {
+            node_id: caller.node_id.clone(),
+            address,
+        };
         let raft = self.desk.store.raft();
-        let (raft_id, members) = raft.admit(member).await.map_err(|error| self.desk.status_of(error))?;
+        let (raft_id, members) = raft
+            .admit(member)
+            .await
+            .map_err(|error| self.desk.status_of(error))?;
         let member = |(raft_id, member): (RaftId, &Member)| RaftMember {
             raft_id,
             node_id: member.node_id.to_string(),
             addr: member.address.clone(),
         };
-        Ok(Response::new(RaftJoinResponse { raft_id, members: members.iter().map(member).collect() }))
+        Ok(Response::new(RaftJoinResponse {
+            raft_id,
+            members: members.iter().map(member).collect(),
+        }))
     }
 
-    async fn leave(&self, request: Request<RaftLeaveRequest>) -> Result<Response<RaftLeaveResponse>, Status> {
+    async fn leave(
+        &self,
+        request: Request<RaftLeaveRequest>,
+    ) -> Result<Response<RaftLeaveResponse>, Status> {
         calling_manager(&request)?;
         self.desk.require_leader().await?;
         let node = request.into_inner().node_id;
         let raft = self.desk.store.raft();
         let members = Arc::clone(&raft.members().borrow());
-        let Some(raft_id) = members.iter().find(|(_, member)| member.node_id.as_str() == node).map(|(id, _)| id) else {
+        let Some(raft_id) = members
+            .iter()
+            .find(|(_, member)| member.node_id.as_str() == node)
+            .map(|(id, _)| id)
+        else {
             return Ok(Response::new(RaftLeaveResponse {})); // gone already
         };
         match raft.remove(raft_id).await {

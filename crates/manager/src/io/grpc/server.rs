@@ -1,6 +1,13 @@
 //! Connections in: accepted, their handshakes done side by side, their peers known before the first request.
 
-use std::{io, net::SocketAddr, pin::Pin, sync::Arc, task::{Context, Poll}, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use futures_util::Stream;
 use rustls::ServerConfig;
@@ -48,7 +55,10 @@ pub fn accept(
     tokio::spawn(async move {
         let places = Arc::new(Semaphore::new(HANDSHAKES_MAX));
         loop {
-            let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
+            let place = Arc::clone(&places)
+                .acquire_owned()
+                .await
+                .expect("the semaphore is never closed");
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 () = sender.closed() => return,
@@ -69,7 +79,9 @@ pub fn accept(
                 let handshake = shake_hands(acceptor, stream, address, stop);
                 match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
                     Ok(Ok(connection)) => drop(sender.send(Ok(connection)).await), // the server may be stopping
-                    Ok(Err(error)) => tracing::info!(peer = %address, %error, "refused a connection"),
+                    Ok(Err(error)) => {
+                        tracing::info!(peer = %address, %error, "refused a connection")
+                    }
                     Err(_) => tracing::info!(peer = %address, "a handshake took too long"),
                 }
                 drop(place);
@@ -87,12 +99,20 @@ async fn shake_hands(
 ) -> io::Result<Connection> {
     stream.set_nodelay(true)?;
     let stream = acceptor.accept(stream).await?;
-    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let certificate = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(|chain| chain.first());
     let identity = certificate
         .map(|certificate| peer_identity(certificate).map(Arc::new))
         .transpose()
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-    Ok(Connection { stream, caller: Caller { identity, address }, stopped: Box::pin(stop.cancelled_owned()) })
+    Ok(Connection {
+        stream,
+        caller: Caller { identity, address },
+        stopped: Box::pin(stop.cancelled_owned()),
+    })
 }
 
 impl Connected for Connection {
@@ -104,7 +124,11 @@ impl Connected for Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if self.stopped.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
@@ -113,7 +137,11 @@ impl AsyncRead for Connection {
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
     fn poll_write_vectored(

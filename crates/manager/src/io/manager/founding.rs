@@ -52,10 +52,17 @@ impl NewCluster {
         let now = SystemTime::now();
         let ca = RootCa::create(now)?;
         let key = NodeKey::generate()?;
-        let subject = Subject { node_id: NodeId::random(), role: Role::Manager, cluster_id: ClusterId::random() };
+        let subject = Subject {
+            node_id: NodeId::random(),
+            role: Role::Manager,
+            cluster_id: ClusterId::random(),
+        };
         let certificate = ca.issue(&key.request_pem()?, &subject, self.spec.cert_expiry, now)?;
         let identity = NodeIdentity::new(ca.certificate().clone(), certificate, key.pem())?;
-        let mut cx = Ctx { now: Timestamp::now(), ids: &mut RandomIds };
+        let mut cx = Ctx {
+            now: Timestamp::now(),
+            ids: &mut RandomIds,
+        };
         let batch = bootstrap(
             &mut cx,
             Bootstrap {
@@ -71,8 +78,13 @@ impl NewCluster {
             },
         )?;
         let mut state = State::default();
-        state.apply(GENESIS, &batch).map_err(crate::core::validate::Refusal::from)?;
-        Ok(Founding { identity, state: encode_state(&state) })
+        state
+            .apply(GENESIS, &batch)
+            .map_err(crate::core::validate::Refusal::from)?;
+        Ok(Founding {
+            identity,
+            state: encode_state(&state),
+        })
     }
 }
 
@@ -80,6 +92,13 @@ impl NewCluster {
 pub(super) fn join_tokens(state: &State) -> Option<(String, String)> {
     let cluster = state.cluster()?;
     let root = RootCertificate::from_pem(&cluster.root_ca_cert).ok()?;
-    let token = |secret: &str| JoinToken::with_secret(root.der(), secret).ok().map(|token| token.reveal());
-    Some((token(&cluster.worker_token)?, token(&cluster.manager_token)?))
+    let token = |secret: &str| {
+        JoinToken::with_secret(root.der(), secret)
+            .ok()
+            .map(|token| token.reveal())
+    };
+    Some((
+        token(&cluster.worker_token)?,
+        token(&cluster.manager_token)?,
+    ))
 }

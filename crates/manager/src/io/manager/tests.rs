@@ -9,6 +9,8 @@ use shoal_api::{
 use shoal_ca::{Role, RootCa};
 use tempfile::TempDir;
 
+mod sessions;
+
 use super::*;
 use crate::{
     core::control::Spec,
@@ -24,7 +26,11 @@ struct Cluster {
 
 /// A port that nobody uses now.
 async fn free_port() -> SocketAddr {
-    TcpListener::bind((LOOPBACK, 0)).await.unwrap().local_addr().unwrap()
+    TcpListener::bind((LOOPBACK, 0))
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap()
 }
 
 async fn config(directory: &Path) -> ManagerConfig {
@@ -34,7 +40,10 @@ async fn config(directory: &Path) -> ManagerConfig {
         directory: directory.to_owned(),
         listen,
         advertise: listen.to_string(),
-        raft: RaftConfig { tick: Duration::from_millis(20), ..RaftConfig::default() },
+        raft: RaftConfig {
+            tick: Duration::from_millis(20),
+            ..RaftConfig::default()
+        },
     }
 }
 
@@ -45,13 +54,21 @@ impl Cluster {
         let founding = NewCluster {
             spec: ClusterSpec::default(),
             availability: Availability::Active,
-            description: NodeDescription { hostname: "first".into(), ..NodeDescription::default() },
+            description: NodeDescription {
+                hostname: "first".into(),
+                ..NodeDescription::default()
+            },
             address: LOOPBACK,
             advertise: config.advertise.clone(),
         };
         let Founding { identity, state } = founding.found().unwrap();
-        let manager = Manager::start(config.clone(), identity.clone(), Begin::Found { state }).await.unwrap();
-        Self { directory, managers: vec![Some((manager, identity, config))] }
+        let manager = Manager::start(config.clone(), identity.clone(), Begin::Found { state })
+            .await
+            .unwrap();
+        Self {
+            directory,
+            managers: vec![Some((manager, identity, config))],
+        }
     }
 
     fn manager(&self, place: usize) -> &Manager {
@@ -71,11 +88,19 @@ impl Cluster {
         let identity = self.admit(&token).await.unwrap();
         let place = self.managers.len();
         let config = config(&self.directory.path().join(place.to_string())).await;
-        let begin = Begin::Join { managers: vec![self.remote()] };
-        let manager = Manager::start(config.clone(), identity.clone(), begin).await.unwrap();
+        let begin = Begin::Join {
+            managers: vec![self.remote()],
+        };
+        let manager = Manager::start(config.clone(), identity.clone(), begin)
+            .await
+            .unwrap();
         self.managers.push(Some((manager, identity, config)));
         let raft_id = self.manager(place).desk.store.raft().raft_id();
-        self.manager(0).members().wait_for(|members| members.is_voter(raft_id)).await.unwrap();
+        self.manager(0)
+            .members()
+            .wait_for(|members| members.is_voter(raft_id))
+            .await
+            .unwrap();
         place
     }
 
@@ -88,14 +113,19 @@ impl Cluster {
 
 fn config_object(name: &str) -> Intent {
     Intent::Create(Spec::Config(ConfigSpec {
-        annotations: Annotations { name: name.into(), ..Annotations::default() },
+        annotations: Annotations {
+            name: name.into(),
+            ..Annotations::default()
+        },
         data: b"content".to_vec().into(),
         ..ConfigSpec::default()
     }))
 }
 
 async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), future).await.expect("the cluster came to a standstill")
+    tokio::time::timeout(Duration::from_secs(60), future)
+        .await
+        .expect("the cluster came to a standstill")
 }
 
 /// Waits until a manager's state is as wanted.
@@ -111,14 +141,28 @@ async fn until(manager: &Manager, wanted: impl Fn(&State) -> bool) {
 async fn a_founded_cluster_takes_writes_and_survives_a_restart() {
     within(async {
         let mut cluster = Cluster::found().await;
-        let written = cluster.manager(0).write(config_object("motd")).await.unwrap().unwrap();
-        let twice = cluster.manager(0).write(config_object("motd")).await.unwrap_err();
+        let written = cluster
+            .manager(0)
+            .write(config_object("motd"))
+            .await
+            .unwrap()
+            .unwrap();
+        let twice = cluster
+            .manager(0)
+            .write(config_object("motd"))
+            .await
+            .unwrap_err();
         assert!(matches!(twice, WriteError::Refused(_)), "{twice:?}");
         let tokens = cluster.manager(0).join_tokens();
         let (identity, config) = cluster.stop(0).await;
         assert!(Manager::has_log(&config.directory, &identity).unwrap());
-        let manager = Manager::start(config, identity, Begin::Restart).await.unwrap();
-        assert_eq!(manager.latest().await.unwrap().object(&written.key()), Some(written));
+        let manager = Manager::start(config, identity, Begin::Restart)
+            .await
+            .unwrap();
+        assert_eq!(
+            manager.latest().await.unwrap().object(&written.key()),
+            Some(written)
+        );
         assert_eq!(manager.join_tokens(), tokens);
         manager.stop().await;
     })
@@ -132,19 +176,48 @@ async fn a_token_admits_to_its_role_and_nothing_else_does() {
         let (worker, manager) = cluster.manager(0).join_tokens().unwrap();
         let identity = cluster.admit(&worker).await.unwrap();
         assert_eq!(identity.peer().role, Role::Worker);
-        let node = cluster.manager(0).state().node(&identity.peer().node_id).cloned().unwrap();
-        assert_eq!((node.role, node.description.hostname.as_str()), (NodeRole::Worker, "joiner"));
-        assert_eq!(cluster.admit(&manager).await.unwrap().peer().role, Role::Manager);
+        let node = cluster
+            .manager(0)
+            .state()
+            .node(&identity.peer().node_id)
+            .cloned()
+            .unwrap();
+        assert_eq!(
+            (node.role, node.description.hostname.as_str()),
+            (NodeRole::Worker, "joiner")
+        );
+        assert_eq!(
+            cluster.admit(&manager).await.unwrap().peer().role,
+            Role::Manager
+        );
 
         let wrong_secret = format!("{}{}", &worker[..worker.len() - 25], "0".repeat(25));
         let refused = cluster.admit(&wrong_secret).await.unwrap_err();
         assert_eq!(refused.to_string(), "invalid join token");
-        let other = RootCa::create(std::time::SystemTime::now()).unwrap().new_join_token().reveal();
+        let other = RootCa::create(std::time::SystemTime::now())
+            .unwrap()
+            .new_join_token()
+            .reveal();
         let refused = cluster.admit(&other).await.unwrap_err();
-        assert!(refused.to_string().contains("does not match the join token"), "{refused}");
+        assert!(
+            refused
+                .to_string()
+                .contains("does not match the join token"),
+            "{refused}"
+        );
 
-        cluster.manager(0).write(Intent::RotateTokens { worker: true, manager: false }).await.unwrap();
-        assert_eq!(cluster.admit(&worker).await.unwrap_err().to_string(), "invalid join token");
+        cluster
+            .manager(0)
+            .write(Intent::RotateTokens {
+                worker: true,
+                manager: false,
+            })
+            .await
+            .unwrap();
+        assert_eq!(
+            cluster.admit(&worker).await.unwrap_err().to_string(),
+            "invalid join token"
+        );
         cluster.admit(&manager).await.unwrap();
     })
     .await;
@@ -162,7 +235,9 @@ async fn a_worker_may_not_do_a_managers_work() {
             .await;
         assert_eq!(write.unwrap_err().code(), tonic::Code::PermissionDenied);
         let join = RaftMembershipClient::new(client::dial(&cluster.remote(), tls.clone()))
-            .join(Request::new(RaftJoinRequest { addr: "127.0.0.1:1".into() }))
+            .join(Request::new(RaftJoinRequest {
+                addr: "127.0.0.1:1".into(),
+            }))
             .await;
         assert_eq!(join.unwrap_err().code(), tonic::Code::PermissionDenied);
         let anonymous = client_config(identity.root(), None).unwrap();
@@ -172,13 +247,24 @@ async fn a_worker_may_not_do_a_managers_work() {
         assert_eq!(write.unwrap_err().code(), tonic::Code::Unauthenticated);
 
         // Renewal works for as long as the node is part of the cluster.
-        let renewed = renew_identity(&[cluster.remote()], &identity).await.unwrap();
+        let renewed = renew_identity(&[cluster.remote()], &identity)
+            .await
+            .unwrap();
         assert_eq!(renewed.peer().node_id, identity.peer().node_id);
         assert_ne!(renewed.peer().serial, identity.peer().serial);
         let key = ObjectKey::Node(identity.peer().node_id.clone());
-        cluster.manager(0).write(Intent::Remove { key, force: true }).await.unwrap();
-        let refused = renew_identity(&[cluster.remote()], &identity).await.unwrap_err();
-        assert!(refused.to_string().contains("was removed from the cluster"), "{refused}");
+        cluster
+            .manager(0)
+            .write(Intent::Remove { key, force: true })
+            .await
+            .unwrap();
+        let refused = renew_identity(&[cluster.remote()], &identity)
+            .await
+            .unwrap_err();
+        assert!(
+            refused.to_string().contains("was removed from the cluster"),
+            "{refused}"
+        );
     })
     .await;
 }
@@ -190,12 +276,21 @@ async fn three_managers_share_one_state_and_outlive_their_leader() {
         cluster.join_manager().await;
         cluster.join_manager().await;
         // A follower forwards, and everyone reads what was written.
-        let written = cluster.manager(2).write(config_object("a")).await.unwrap().unwrap();
+        let written = cluster
+            .manager(2)
+            .write(config_object("a"))
+            .await
+            .unwrap()
+            .unwrap();
         for place in 0..3 {
             let state = cluster.manager(place).latest().await.unwrap();
             assert_eq!(state.object(&written.key()), Some(written.clone()));
             until(cluster.manager(place), |state| {
-                state.nodes().filter(|node| node.role == NodeRole::Manager && node.manager.is_some()).count() == 3
+                state
+                    .nodes()
+                    .filter(|node| node.role == NodeRole::Manager && node.manager.is_some())
+                    .count()
+                    == 3
             })
             .await;
         }
@@ -204,11 +299,16 @@ async fn three_managers_share_one_state_and_outlive_their_leader() {
         let left: Vec<_> = cluster.managers.iter().flatten().collect();
         left[0].0.write(config_object("b")).await.unwrap();
         left[1].0.write(config_object("c")).await.unwrap();
-        let back = Manager::start(config, identity, Begin::Restart).await.unwrap();
+        let back = Manager::start(config, identity, Begin::Restart)
+            .await
+            .unwrap();
         assert_eq!(back.latest().await.unwrap().configs().count(), 3);
         back.leave().await.unwrap();
         back.stop().await;
-        until(&left[0].0, |state| state.nodes().filter(|node| node.manager.is_some()).count() == 2).await;
+        until(&left[0].0, |state| {
+            state.nodes().filter(|node| node.manager.is_some()).count() == 2
+        })
+        .await;
         left[1].0.write(config_object("d")).await.unwrap();
     })
     .await;
@@ -219,22 +319,41 @@ async fn a_demoted_manager_leaves_the_group() {
     within(async {
         let mut cluster = Cluster::found().await;
         let place = cluster.join_manager().await;
-        let id = cluster.managers[place].as_ref().unwrap().1.peer().node_id.clone();
+        let id = cluster.managers[place]
+            .as_ref()
+            .unwrap()
+            .1
+            .peer()
+            .node_id
+            .clone();
         let role = |role| {
             let node = cluster.manager(0).state().node(&id).cloned().unwrap();
             let mut spec = node.spec.clone();
             spec.role = role;
-            Intent::Update { key: ObjectKey::Node(id.clone()), version: node.meta.version, spec: Spec::Node(spec) }
+            Intent::Update {
+                key: ObjectKey::Node(id.clone()),
+                version: node.meta.version,
+                spec: Spec::Node(spec),
+            }
         };
-        until(cluster.manager(0), |state| state.node(&id).unwrap().manager.is_some()).await;
-        cluster.manager(0).write(role(NodeRole::Worker)).await.unwrap();
+        until(cluster.manager(0), |state| {
+            state.node(&id).unwrap().manager.is_some()
+        })
+        .await;
+        cluster
+            .manager(0)
+            .write(role(NodeRole::Worker))
+            .await
+            .unwrap();
         until(cluster.manager(0), |state| {
             let node = state.node(&id).unwrap();
             node.role == NodeRole::Worker && node.manager.is_none()
         })
         .await;
         let identity = cluster.managers[place].as_ref().unwrap().1.clone();
-        let renewed = renew_identity(&[cluster.remote()], &identity).await.unwrap();
+        let renewed = renew_identity(&[cluster.remote()], &identity)
+            .await
+            .unwrap();
         assert_eq!(renewed.peer().role, Role::Worker);
     })
     .await;

@@ -13,8 +13,8 @@ use super::{
 };
 use crate::core::{
     consensus::{
-    Member, MemberChange, Members, RaftId, may_remove,
-    wire::{Malformed, Reader, Writer},
+        Member, MemberChange, Members, RaftId, may_remove,
+        wire::{Malformed, Reader, Writer},
     },
     state::Rejected,
 };

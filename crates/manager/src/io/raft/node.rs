@@ -189,6 +189,7 @@ impl Node {
     /// unknown, and to go on could break a promise. Containers outlive it.
     pub(super) fn run(mut self, inbox: mpsc::Receiver<Input>) {
         let raft_id = self.raft_id();
+        let mut stopped = None;
         let ended = catch_unwind(AssertUnwindSafe(|| {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_time()
@@ -198,10 +199,17 @@ impl Node {
                     name: "a timer".into(),
                     source,
                 })?;
-            runtime.block_on(self.serve(inbox))
+            runtime.block_on(self.serve(inbox, &mut stopped))
         }));
         match ended {
-            Ok(Ok(())) => tracing::debug!(raft.id = raft_id, "consensus stopped"),
+            Ok(Ok(())) => {
+                // Whoever waits may take the files over.
+                drop(self);
+                tracing::debug!(raft.id = raft_id, "consensus stopped");
+                if let Some(reply) = stopped {
+                    let _ = reply.send(()); // the asker may be gone
+                }
+            }
             Ok(Err(error)) => {
                 tracing::error!(raft.id = raft_id, error = %error, cause = ?error, "consensus cannot go on");
                 std::process::abort();
@@ -213,7 +221,11 @@ impl Node {
         }
     }
 
-    async fn serve(&mut self, mut inbox: mpsc::Receiver<Input>) -> Result<(), WalError> {
+    async fn serve(
+        &mut self,
+        mut inbox: mpsc::Receiver<Input>,
+        stopped: &mut Option<oneshot::Sender<()>>,
+    ) -> Result<(), WalError> {
         let mut ticks =
             tokio::time::interval_at(Instant::now() + self.config.tick, self.config.tick);
         // After a stall one tick is due, not many: being slow is no evidence against the leader.
@@ -231,7 +243,7 @@ impl Node {
             }
             for input in inputs.drain(..) {
                 if let Input::Stop { reply } = input {
-                    let _ = reply.send(()); // the asker may be gone
+                    *stopped = Some(reply);
                     return Ok(());
                 }
                 self.handle(input);

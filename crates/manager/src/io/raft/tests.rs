@@ -185,16 +185,6 @@ impl Cluster {
         let (raft, _) = self.nodes.remove(&number).unwrap();
         self.net.0.lock().unwrap().0.remove(&number);
         raft.halt().await;
-        drop(raft);
-        // The thread lets go of the directory's lock when it is through.
-        let directory = self.directory.path().join(number.to_string());
-        tokio::task::spawn_blocking(move || {
-            while OsDisk::open(&directory).is_err() {
-                std::thread::yield_now();
-            }
-        })
-        .await
-        .unwrap();
     }
 }
 
@@ -230,7 +220,12 @@ async fn a_cluster_of_one_leads_at_once_and_remembers() {
         let first = cluster.write("a").await;
         assert!(cluster.write("b").await > first);
         let refused = cluster.nodes[&1].0.propose("no").await;
-        assert_eq!(refused, Err(ProposeError::Rejected(Rejected::Reference("no means no".into()))));
+        assert_eq!(
+            refused,
+            Err(ProposeError::Rejected(Rejected::Reference(
+                "no means no".into()
+            )))
+        );
         assert!(cluster.nodes[&1].0.read_barrier().await.unwrap() > first);
         cluster.crash(1).await;
         cluster.start(1, Start::Restart);

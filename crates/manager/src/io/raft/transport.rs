@@ -42,7 +42,12 @@ struct Peer {
 impl GrpcTransport {
     /// Sends as `tls` says who we are, from tasks on `runtime`; what fails is reported to `mailbox`.
     pub fn new(runtime: Handle, mailbox: Mailbox, tls: watch::Receiver<Arc<ClientConfig>>) -> Self {
-        Self { runtime, mailbox, tls, peers: BTreeMap::new() }
+        Self {
+            runtime,
+            mailbox,
+            tls,
+            peers: BTreeMap::new(),
+        }
     }
 }
 
@@ -50,7 +55,10 @@ impl Transport for GrpcTransport {
     fn send(&mut self, message: Message) {
         let to = message.to;
         let is_snapshot = message.snapshot.is_some();
-        let sent = self.peers.get(&to).is_some_and(|peer| peer.queue.try_send(message).is_ok());
+        let sent = self
+            .peers
+            .get(&to)
+            .is_some_and(|peer| peer.queue.try_send(message).is_ok());
         if !sent {
             self.mailbox.report_unreachable(to);
             if is_snapshot {
@@ -61,7 +69,11 @@ impl Transport for GrpcTransport {
 
     fn set_members(&mut self, members: &Members) {
         // Dropping a queue ends its task.
-        self.peers.retain(|id, peer| members.get(*id).is_some_and(|member| member.address == peer.address));
+        self.peers.retain(|id, peer| {
+            members
+                .get(*id)
+                .is_some_and(|member| member.address == peer.address)
+        });
         for (id, member) in members.iter() {
             if !self.peers.contains_key(&id) {
                 let (queue, messages) = mpsc::channel(QUEUE_MESSAGES_MAX);
@@ -72,7 +84,13 @@ impl Transport for GrpcTransport {
                     tls: self.tls.clone(),
                 };
                 self.runtime.spawn(line.run(messages));
-                self.peers.insert(id, Peer { address: member.address.clone(), queue });
+                self.peers.insert(
+                    id,
+                    Peer {
+                        address: member.address.clone(),
+                        queue,
+                    },
+                );
             }
         }
     }
@@ -98,7 +116,9 @@ impl Line {
                 let stream = ReceiverStream::new(receiver);
                 tokio::spawn(async move { client.stream_messages(Request::new(stream)).await })
             };
-            let broken = self.feed(first, &mut messages, &stream, &channel, call).await;
+            let broken = self
+                .feed(first, &mut messages, &stream, &channel, call)
+                .await;
             let Some(status) = broken else { return };
             tracing::debug!(raft.to = self.peer, peer = self.address, error = %status, "a stream of messages broke");
             self.mailbox.report_unreachable(self.peer);
@@ -119,7 +139,9 @@ impl Line {
         messages: &mut mpsc::Receiver<Message>,
         stream: &mpsc::Sender<RaftMessage>,
         channel: &tonic::transport::Channel,
-        mut call: tokio::task::JoinHandle<Result<tonic::Response<shoal_api::wire::StreamMessagesResponse>, Status>>,
+        mut call: tokio::task::JoinHandle<
+            Result<tonic::Response<shoal_api::wire::StreamMessagesResponse>, Status>,
+        >,
     ) -> Option<Status> {
         let mut next = Some(first);
         loop {
@@ -128,9 +150,18 @@ impl Line {
                     self.send_snapshot(message, channel.clone());
                 } else {
                     let (from, to) = (message.from, message.to);
-                    let envelope = RaftMessage { from, to, message: encode_message(&message) };
+                    let envelope = RaftMessage {
+                        from,
+                        to,
+                        message: encode_message(&message),
+                    };
                     if stream.send(envelope).await.is_err() {
-                        return Some(call.await.ok()?.err().unwrap_or_else(|| Status::unavailable("closed")));
+                        return Some(
+                            call.await
+                                .ok()?
+                                .err()
+                                .unwrap_or_else(|| Status::unavailable("closed")),
+                        );
                     }
                 }
             }
@@ -156,11 +187,26 @@ impl Line {
             let (from, to) = (message.from, message.to);
             let data: Bytes = std::mem::take(&mut message.mut_snapshot().data);
             let index = message.get_snapshot().get_metadata().index;
-            tracing::info!(raft.to = peer, snapshot.index = index, snapshot.bytes = data.len(), "sending a snapshot");
-            let first = SnapshotChunk { from, to, message: encode_message(&message), data: Vec::new() };
+            tracing::info!(
+                raft.to = peer,
+                snapshot.index = index,
+                snapshot.bytes = data.len(),
+                "sending a snapshot"
+            );
+            let first = SnapshotChunk {
+                from,
+                to,
+                message: encode_message(&message),
+                data: Vec::new(),
+            };
             let chunks = (0..data.len()).step_by(CHUNK_BYTES).map(move |start| {
                 let end = data.len().min(start + CHUNK_BYTES);
-                SnapshotChunk { from, to, message: Vec::new(), data: data[start..end].to_vec() }
+                SnapshotChunk {
+                    from,
+                    to,
+                    message: Vec::new(),
+                    data: data[start..end].to_vec(),
+                }
             });
             let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
             let feeding = async move {
@@ -172,7 +218,10 @@ impl Line {
                 }
             };
             let mut client = RaftClient::new(channel);
-            let (answer, ()) = tokio::join!(client.stream_snapshot(ReceiverStream::new(receiver)), feeding);
+            let (answer, ()) = tokio::join!(
+                client.stream_snapshot(ReceiverStream::new(receiver)),
+                feeding
+            );
             if let Err(status) = &answer {
                 tracing::info!(raft.to = peer, error = %status, "a snapshot did not arrive");
             }

@@ -1,0 +1,342 @@
+//! Agents in session with managers: they say everything runs, and sometimes they vanish.
+
+use std::collections::BTreeMap;
+
+use shoal_api::{
+    NodeId, TaskId, TaskState,
+    object::{NodeState, Task, TaskStatus},
+    spec::ServiceMode,
+    wire::{
+        AcknowledgeViewRequest, AssignmentsRequest, HeartbeatRequest, SessionRequest,
+        UpdateTaskStatusRequest,
+        assignment_change::{Action, Item},
+        dispatcher_client::DispatcherClient,
+        update_task_status_request::Update,
+    },
+};
+
+use super::*;
+use crate::core::fixture;
+
+/// An agent whose tasks run at once and stop when told to.
+struct FakeAgent(tokio::task::AbortHandle);
+
+impl FakeAgent {
+    fn start(identity: &NodeIdentity, managers: Vec<String>) -> Self {
+        let tls = client_config(identity.root(), Some(identity)).unwrap();
+        let hostname = identity.peer().node_id.to_string();
+        let agent = async move {
+            let mut managers = managers;
+            let mut turn = 0;
+            loop {
+                let here = managers[turn % managers.len()].clone();
+                turn += 1;
+                let client = DispatcherClient::new(client::dial(&here, tls.clone()));
+                match session(client, &hostname, &here).await {
+                    Ok(Some(leader)) => managers.insert(turn % managers.len(), leader),
+                    Ok(None) | Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        };
+        Self(tokio::spawn(agent).abort_handle())
+    }
+}
+
+impl Drop for FakeAgent {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Holds a session until it breaks; the leader, if it is elsewhere.
+async fn session(
+    mut client: DispatcherClient<tonic::transport::Channel>,
+    hostname: &str,
+    here: &str,
+) -> Result<Option<String>, Status> {
+    let mut description = fixture::node("n").description;
+    hostname.clone_into(&mut description.hostname);
+    let request = SessionRequest {
+        description: Some((&description).into()),
+        ..SessionRequest::default()
+    };
+    let mut messages = client.session(request).await?.into_inner();
+    let first = messages
+        .message()
+        .await?
+        .ok_or_else(|| Status::unavailable("closed"))?;
+    if first.leader != here {
+        return Ok(Some(first.leader));
+    }
+    let session_id = first.session_id;
+    let mut assignments = client
+        .assignments(AssignmentsRequest {
+            session_id: session_id.clone(),
+        })
+        .await?
+        .into_inner();
+    let mut beats = tokio::time::interval(Duration::from_millis(first.heartbeat_period_ms));
+    let mut tasks: BTreeMap<TaskId, Task> = BTreeMap::new();
+    let mut held = String::new();
+    loop {
+        let message = tokio::select! {
+            _ = beats.tick() => {
+                client.heartbeat(HeartbeatRequest { session_id: session_id.clone() }).await?;
+                continue;
+            }
+            told = messages.message() => {
+                told?.ok_or_else(|| Status::unavailable("closed"))?;
+                continue;
+            }
+            message = assignments.message() => message?.ok_or_else(|| Status::unavailable("closed"))?,
+        };
+        assert_eq!(message.applies_to, held);
+        held = message.results_in;
+        if let Some(view) = message.view {
+            let version = view.version;
+            client
+                .acknowledge_view(AcknowledgeViewRequest {
+                    session_id: session_id.clone(),
+                    version,
+                })
+                .await?;
+        }
+        let mut updates = Vec::new();
+        for change in message.changes {
+            let (action, Some(Item::Task(task))) = (change.action(), change.item) else {
+                continue;
+            };
+            if action == Action::Remove {
+                tasks.remove(task.id.as_str());
+                continue;
+            }
+            let task = Task::try_from(task).unwrap();
+            let state = if task.desired_state > TaskState::Running {
+                TaskState::Shutdown
+            } else {
+                TaskState::Running
+            };
+            let status = TaskStatus {
+                state,
+                at: Timestamp::now(),
+                ..TaskStatus::default()
+            };
+            updates.push(Update {
+                task_id: task.id.to_string(),
+                status: Some((&status).into()),
+            });
+            tasks.insert(task.id.clone(), task);
+        }
+        client
+            .update_task_status(UpdateTaskStatusRequest {
+                session_id: session_id.clone(),
+                updates,
+            })
+            .await?;
+    }
+}
+
+fn service(name: &str, replicas: u64) -> Intent {
+    Intent::Create(Spec::Service(Box::new(fixture::service(name, replicas))))
+}
+
+fn running(state: &State) -> Vec<(u64, NodeId)> {
+    let running = |task: &&Arc<Task>| {
+        task.status.state == TaskState::Running && task.desired_state == TaskState::Running
+    };
+    let mut slots: Vec<_> = state
+        .tasks()
+        .filter(running)
+        .filter(|task| {
+            let node = task.node.as_ref().and_then(|node| state.node(node));
+            node.is_some_and(|node| node.status.state == NodeState::Ready)
+        })
+        .map(|task| (task.slot, task.node.clone().unwrap()))
+        .collect();
+    slots.sort();
+    slots
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_runs_scales_and_moves_away_from_a_lost_node() {
+    within(async {
+        let cluster = Cluster::found().await;
+        let (worker, _) = cluster.manager(0).join_tokens().unwrap();
+        let mut agents = Vec::new();
+        for _ in 0..2 {
+            let identity = cluster.admit(&worker).await.unwrap();
+            agents.push((
+                identity.peer().node_id.clone(),
+                FakeAgent::start(&identity, vec![cluster.remote()]),
+            ));
+        }
+        let manager = cluster.manager(0);
+        until(manager, |state| {
+            state
+                .nodes()
+                .filter(|node| node.status.state == NodeState::Ready)
+                .count()
+                == 2
+        })
+        .await;
+        let began = std::time::Instant::now();
+        let created = manager.write(service("web", 4)).await.unwrap().unwrap();
+        until(manager, |state| running(state).len() == 4).await;
+        tracing::info!(elapsed = ?began.elapsed(), "four tasks run");
+        let nodes: Vec<_> = running(&manager.state())
+            .into_iter()
+            .map(|(_, node)| node)
+            .collect();
+        assert!(
+            agents
+                .iter()
+                .all(|(node, _)| nodes.iter().filter(|at| *at == node).count() == 2),
+            "{nodes:?}"
+        );
+
+        // Scaling down stops what is too much, without waiting for the bound on draining.
+        let Object::Service(service) = manager.state().object(&created.key()).unwrap() else {
+            panic!("not a service")
+        };
+        let mut spec = service.spec.as_ref().clone();
+        spec.mode = ServiceMode::Replicated { replicas: 2 };
+        let update = |version, spec| Intent::Update {
+            key: created.key(),
+            version,
+            spec: Spec::Service(Box::new(spec)),
+        };
+        let began = std::time::Instant::now();
+        manager
+            .write(update(service.meta.version, spec))
+            .await
+            .unwrap();
+        until(manager, |state| {
+            running(state).len() == 2
+                && state
+                    .tasks()
+                    .all(|task| task.desired_state <= TaskState::Running || task.drained)
+        })
+        .await;
+        assert!(
+            began.elapsed() < Duration::from_millis(1_500),
+            "{:?}",
+            began.elapsed()
+        );
+
+        let (lost, agent) = agents.pop().unwrap();
+        drop(agent);
+        until(manager, |state| {
+            let running = running(state);
+            running.len() == 2 && running.iter().all(|(_, node)| *node != lost)
+        })
+        .await;
+        let node = manager.state().node(&lost).cloned().unwrap();
+        assert_eq!(
+            (node.status.state, node.status.message.as_str()),
+            (NodeState::Down, "session closed")
+        );
+
+        manager
+            .write(Intent::Remove {
+                key: created.key(),
+                force: false,
+            })
+            .await
+            .unwrap();
+        until(manager, |state| {
+            running(state).is_empty() && state.services().next().is_none()
+        })
+        .await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn agents_find_the_next_leader_and_their_tasks_stay() {
+    within(async {
+        let mut cluster = Cluster::found().await;
+        cluster.join_manager().await;
+        cluster.join_manager().await;
+        let addresses: Vec<_> = (0..3)
+            .map(|place| cluster.manager(place).address().to_string())
+            .collect();
+        let (worker, _) = cluster.manager(0).join_tokens().unwrap();
+        let identity = cluster.admit(&worker).await.unwrap();
+        let _agent = FakeAgent::start(&identity, addresses);
+        cluster.manager(1).write(service("web", 3)).await.unwrap();
+        until(cluster.manager(1), |state| running(state).len() == 3).await;
+        let before: Vec<_> = cluster
+            .manager(1)
+            .state()
+            .tasks()
+            .map(|task| task.id.clone())
+            .collect();
+
+        let leader = cluster.manager(0).leadership().borrow().leader.unwrap();
+        cluster.stop(usize::try_from(leader).unwrap() - 1).await;
+        let left = cluster.managers.iter().flatten().next().unwrap();
+        left.0.write(service("other", 1)).await.unwrap();
+        until(&left.0, |state| running(state).len() == 4).await;
+        let state = left.0.state();
+        assert!(before.iter().all(|task| {
+            state
+                .task(task)
+                .is_some_and(|task| task.status.state == TaskState::Running)
+        }));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_speaks_for_itself_alone() {
+    within(async {
+        let cluster = Cluster::found().await;
+        let (worker, _) = cluster.manager(0).join_tokens().unwrap();
+        let [one, two] = [
+            cluster.admit(&worker).await.unwrap(),
+            cluster.admit(&worker).await.unwrap(),
+        ];
+        let client = |identity: &NodeIdentity| {
+            let tls = client_config(identity.root(), Some(identity)).unwrap();
+            DispatcherClient::new(client::dial(&cluster.remote(), tls))
+        };
+        let description = fixture::node("n").description;
+        let request = SessionRequest {
+            description: Some((&description).into()),
+            ..SessionRequest::default()
+        };
+        let mut messages = client(&one).session(request).await.unwrap().into_inner();
+        let session_id = messages.message().await.unwrap().unwrap().session_id;
+        client(&one)
+            .heartbeat(HeartbeatRequest {
+                session_id: session_id.clone(),
+            })
+            .await
+            .unwrap();
+        let foreign = client(&two)
+            .heartbeat(HeartbeatRequest {
+                session_id: session_id.clone(),
+            })
+            .await;
+        assert_eq!(foreign.unwrap_err().code(), tonic::Code::NotFound);
+        let foreign = client(&two)
+            .assignments(AssignmentsRequest { session_id })
+            .await;
+        assert_eq!(foreign.unwrap_err().code(), tonic::Code::NotFound);
+
+        // A removed node's session ends, and it gets no other.
+        let key = ObjectKey::Node(one.peer().node_id.clone());
+        cluster
+            .manager(0)
+            .write(Intent::Remove { key, force: true })
+            .await
+            .unwrap();
+        while let Ok(Some(_)) = messages.message().await {}
+        let refused = client(&one)
+            .session(SessionRequest::default())
+            .await
+            .unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+    })
+    .await;
+}
