@@ -148,6 +148,33 @@ async fn an_endpoint_that_stops_serving_gets_no_new_connection() {
 }
 
 #[tokio::test]
+async fn a_datagram_flow_leaves_a_backend_that_stops_serving() {
+    let mut lab = or_skip!(three_tasks().await);
+    for task in ["t1", "t2", "t3"] {
+        lab.serve_datagrams(task, "0.0.0.0:53");
+    }
+    let socket = lab.datagrams("t1", "10.0.1.2:53");
+    let ask = || {
+        let mut answer = [0; 16];
+        socket.send(b"?").unwrap();
+        let length = socket.recv(&mut answer).unwrap();
+        String::from_utf8(answer[..length].to_vec()).unwrap()
+    };
+    let first = ask();
+    assert_eq!(ask(), first, "a flow keeps its backend");
+    let mut view = view();
+    view.networks
+        .get_mut("n1")
+        .unwrap()
+        .endpoints
+        .get_mut(first.as_str())
+        .unwrap()
+        .serving = false;
+    lab.converge(&view).await;
+    assert_ne!(ask(), first);
+}
+
+#[tokio::test]
 async fn containers_get_out_by_their_host_and_nobody_gets_in() {
     let mut lab = or_skip!(three_tasks().await);
     lab.container("t4", 0);

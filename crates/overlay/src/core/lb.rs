@@ -4,7 +4,10 @@
 //! (address, slot) in the class's map. Classes are highly composite numbers, so that the usual numbers of backends
 //! divide them and every backend gets exactly its share.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use shoal_api::network::Protocol;
 
@@ -83,6 +86,20 @@ pub fn add_port(
         let to = key(&[&backend.octets(), &target.to_be_bytes()]);
         map.insert(key(&[&port, &slot.to_ne_bytes()]), Element::Value(to));
     }
+}
+
+/// All backends of virtual addresses and published ports.
+pub fn backends(elements: &Elements) -> BTreeSet<Ipv4Addr> {
+    let classes = elements
+        .iter()
+        .filter(|(name, _)| name.starts_with(VIP) || name.starts_with(PORT));
+    let values = classes
+        .flat_map(|(_, map)| map.values())
+        .filter_map(|element| match element {
+            Element::Value(value) => value.first_chunk::<4>(),
+            Element::Member | Element::Goto(_) => None,
+        });
+    values.map(|octets| Ipv4Addr::from(*octets)).collect()
 }
 
 /// Key of a protocol and port.

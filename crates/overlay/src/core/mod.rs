@@ -1,9 +1,11 @@
 //! What the kernel should hold, computed from the network view; nothing here touches the kernel.
 
 pub mod bridge;
+pub mod conntrack_wire;
 pub mod desired;
 pub mod diff;
 pub mod ipam;
+pub mod known;
 pub mod lb;
 pub mod naming;
 pub mod netlink;

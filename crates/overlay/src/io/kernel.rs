@@ -1,8 +1,9 @@
 //! Open namespaces, and the execution of steps in them.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     io,
+    net::Ipv4Addr,
     os::fd::{AsRawFd, OwnedFd},
     path::PathBuf,
 };
@@ -15,6 +16,7 @@ use super::{
     socket::{Kind, Socket},
 };
 use crate::core::{
+    conntrack_wire,
     diff::{Change, NetOp},
     naming,
     netlink::Message,
@@ -151,6 +153,30 @@ impl<'a> Kernel<'a> {
             rest = later;
         }
         failures
+    }
+
+    /// Ends datagram flows in a router that lead to these backends, so that the next datagram finds another.
+    pub(crate) fn end_flows(
+        &mut self,
+        space: &Space,
+        gone: &BTreeSet<Ipv4Addr>,
+    ) -> Result<(), Failure> {
+        let mut end = || {
+            let socket = self.tables(space)?;
+            let mut removals = Vec::new();
+            socket.dump(conntrack_wire::list(), |body| {
+                removals.extend(conntrack_wire::removal(body, gone))
+            })?;
+            socket
+                .requests(removals)
+                .into_iter()
+                .map(tolerate_absence)
+                .collect::<io::Result<()>>()
+        };
+        end().map_err(|source| Failure {
+            step: format!("end flows to backends that have gone in the {space}"),
+            source,
+        })
     }
 
     fn step(&mut self, op: &NetOp) -> io::Result<()> {

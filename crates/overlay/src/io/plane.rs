@@ -1,8 +1,9 @@
 //! The network plane of a node: brings the kernel to what the view says, again and again.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
+    net::Ipv4Addr,
     os::{fd::OwnedFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
 };
@@ -23,8 +24,9 @@ use super::{
 };
 use crate::core::{
     desired::{DesiredError, Params, desired},
-    diff::{Change, NetOp, diff, forget_objects},
-    naming,
+    diff::{NetOp, diff},
+    known::Known,
+    lb, naming,
     nft::Table,
     nft_wire,
     observed::{ContainerFacts, Facts, Observed, ObservedSpace},
@@ -157,6 +159,7 @@ impl Plane {
         let worker = Worker {
             config,
             home,
+            asked: None,
             known: Known::default(),
         };
         let actor = Actor::start("network-plane", worker, |worker: &mut Worker| {
@@ -218,28 +221,12 @@ impl Plane {
 struct Worker {
     config: PlaneConfig,
     home: OwnedFd,
+    /// Arguments of the last call that succeeded.
+    asked: Option<(NetworkView, NodeId, LocalNamespaces)>,
     known: Known,
 }
 
 type Inputs<'a> = (&'a NetworkView, &'a NodeId, &'a LocalNamespaces);
-
-/// What need not be read back, because nothing but our own steps has touched it as far as we know.
-///
-/// Reading everything takes time in proportion to all that stands; an attachment should only cost what it changes. A
-/// failing step or a repeated call shows that somebody else was at work, and then everything is read.
-#[derive(Debug, Default)]
-struct Known {
-    asked: Option<(NetworkView, NodeId, LocalNamespaces)>,
-    spaces: BTreeMap<Space, KnownSpace>,
-}
-
-#[derive(Debug)]
-struct KnownSpace {
-    inode: u64,
-    found: ObservedSpace,
-    links_current: bool,
-    tables_current: bool,
-}
 
 struct Planned<'a> {
     kernel: Kernel<'a>,
@@ -247,6 +234,8 @@ struct Planned<'a> {
     read: BTreeMap<Space, (u64, ObservedSpace)>,
     have: Observed,
     ops: Vec<NetOp>,
+    /// Backends that each router no longer leads to.
+    gone: Vec<(Space, BTreeSet<Ipv4Addr>)>,
 }
 
 impl Worker {
@@ -263,20 +252,18 @@ impl Worker {
 
     fn converge(&mut self, inputs: Inputs<'_>) -> Result<(), Vec<PlaneError>> {
         let (view, me, local) = inputs;
-        let asked = self.known.asked.as_ref();
+        let asked = self.asked.as_ref();
         let repeated = asked.is_none_or(|(v, m, l)| (v, m, l) == inputs);
         if repeated {
             self.known = Known::default();
         }
         let mut outcome = self.attempt(inputs);
-        if outcome.is_err() && !std::mem::take(&mut self.known.spaces).is_empty() {
+        if outcome.is_err() && !std::mem::take(&mut self.known).is_empty() {
             outcome = self.attempt(inputs);
         }
-        if outcome.is_err() {
-            self.known = Known::default();
-        } else {
-            self.known.asked = Some((view.clone(), me.clone(), local.clone()));
-        }
+        self.asked = outcome
+            .is_ok()
+            .then(|| (view.clone(), me.clone(), local.clone()));
         outcome
     }
 
@@ -287,6 +274,7 @@ impl Worker {
             read,
             have,
             ops,
+            gone,
         }) = self.plan(inputs, &mut errors)
         else {
             return Err(errors);
@@ -300,25 +288,19 @@ impl Worker {
                 .into_iter()
                 .map(PlaneError::from),
         );
+        for (space, gone) in &gone {
+            errors.extend(
+                kernel
+                    .end_flows(space, gone)
+                    .map_err(PlaneError::from)
+                    .err(),
+            );
+        }
         drop(kernel);
         if !errors.is_empty() {
             return Err(errors);
         }
-        self.known.spaces = read
-            .into_iter()
-            .map(|(space, (inode, found))| {
-                (
-                    space,
-                    KnownSpace {
-                        inode,
-                        found,
-                        links_current: true,
-                        tables_current: true,
-                    },
-                )
-            })
-            .collect();
-        self.known.note(&ops);
+        self.known = Known::after(read, &ops);
         Ok(())
     }
 
@@ -368,11 +350,32 @@ impl Worker {
         };
         self.only_ours(&mut have);
         let ops = diff(&want, &have);
+        let gone = want
+            .spaces
+            .iter()
+            .filter_map(|(space, wanted)| {
+                Some((space, wanted.tables.values(), have.spaces.get(space)?))
+            })
+            .map(|(space, wanted, found)| {
+                let stay: BTreeSet<_> = wanted
+                    .flat_map(|table| lb::backends(&table.elements))
+                    .collect();
+                let mut gone: BTreeSet<_> = found
+                    .tables
+                    .values()
+                    .flat_map(|held| lb::backends(&held.elements))
+                    .collect();
+                gone.retain(|backend| !stay.contains(backend));
+                (space.clone(), gone)
+            })
+            .filter(|(_, gone)| !gone.is_empty())
+            .collect();
         Some(Planned {
             kernel,
             read,
             have,
             ops,
+            gone,
         })
     }
 
@@ -387,13 +390,6 @@ impl Worker {
             naming::network_of_handle(entry.file_name().to_str()?).map(Space::Router)
         })
         .collect()
-    }
-
-    fn known(&self, space: &Space, inode: u64) -> Option<&KnownSpace> {
-        self.known
-            .spaces
-            .get(space)
-            .filter(|known| known.inode == inode)
     }
 
     fn read_links(
@@ -411,7 +407,11 @@ impl Worker {
                 .ino(),
             None => 0,
         };
-        if let Some(known) = self.known(space, inode).filter(|known| known.links_current) {
+        if let Some(known) = self
+            .known
+            .get(space, inode)
+            .filter(|known| known.links_current)
+        {
             return Ok((inode, known.found.clone()));
         }
         let found = observe::space(kernel.handle(space)?, OVERLAY_PROTOCOL).map_err(|source| {
@@ -431,7 +431,7 @@ impl Worker {
         inode: u64,
         found: &mut ObservedSpace,
     ) -> io::Result<()> {
-        let known = self.known(space, inode);
+        let known = self.known.get(space, inode);
         found.objects.settings = known
             .map(|known| known.found.objects.settings.clone())
             .unwrap_or_default();
@@ -512,64 +512,6 @@ impl Worker {
     }
 }
 
-impl Known {
-    /// What our own steps have made out of date.
-    fn note(&mut self, ops: &[NetOp]) {
-        for NetOp { space, change } in ops {
-            match change {
-                Change::RemoveSpace => drop(self.spaces.remove(space)),
-                // Which container had the other end is not said.
-                Change::DeleteLink(name) => {
-                    self.forget_link(space, name);
-                    let containers = self
-                        .spaces
-                        .iter_mut()
-                        .filter(|(space, _)| matches!(space, Space::Container(_)));
-                    containers.for_each(|(_, known)| known.links_current = false);
-                }
-                Change::CreateLink(name, link) => {
-                    self.forget_link(space, name);
-                    if let LinkKind::Veth { peer } = &link.kind {
-                        self.forget_link(&peer.space, &peer.name);
-                    }
-                }
-                Change::Set(path, value) => {
-                    if let Some(known) = self.spaces.get_mut(space) {
-                        known
-                            .found
-                            .objects
-                            .settings
-                            .insert(path.clone(), value.clone());
-                    }
-                }
-                Change::ReplaceTable(_) | Change::RemoveTable(..) | Change::EditElements { .. } => {
-                    if let Some(known) = self.spaces.get_mut(space) {
-                        known.tables_current = false;
-                    }
-                }
-                Change::CreateSpace
-                | Change::UpdateLink(..)
-                | Change::Address(..)
-                | Change::Neighbour(..)
-                | Change::Fdb(..)
-                | Change::Route(..)
-                | Change::Rule(..) => {
-                    if let Some(known) = self.spaces.get_mut(space) {
-                        known.links_current = false;
-                    }
-                }
-            }
-        }
-    }
-
-    fn forget_link(&mut self, space: &Space, name: &str) {
-        if let Some(known) = self.spaces.get_mut(space) {
-            known.links_current = false;
-            forget_objects(&mut known.found.objects, name);
-        }
-    }
-}
-
 fn is_namespace(path: &Path) -> bool {
     const NSFS_MAGIC: i64 = 0x6e73_6673;
     nix::sys::statfs::statfs(path).is_ok_and(|fs| fs.filesystem_type().0 == NSFS_MAGIC)
@@ -601,7 +543,7 @@ fn probe() -> Result<(), PlaneError> {
         route.request(rtnl_wire::create_link(name, &link, LinkPlaces::default()))
     };
     make("bridge", LinkKind::Bridge).map_err(lacks("bridges (CONFIG_BRIDGE)"))?;
-    let local = std::net::Ipv4Addr::LOCALHOST.into();
+    let local = Ipv4Addr::LOCALHOST.into();
     make(
         "vxlan",
         LinkKind::Vxlan {

@@ -5,7 +5,7 @@
 use std::{
     collections::BTreeMap,
     io::{self, Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::PathBuf,
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
@@ -134,6 +134,10 @@ pub trait Traffic {
     fn text(&self, place: &str, program: &str, arguments: &[&str]) -> String;
     fn serve(&self, place: &str, at: &str);
     fn ask(&self, place: &str, at: &str) -> io::Result<String>;
+    /// Answers every datagram with who it is.
+    fn serve_datagrams(&self, place: &str, at: &str);
+    /// A socket that sends datagrams from one port.
+    fn datagrams(&self, place: &str, to: &str) -> UdpSocket;
     /// Asks several times, and counts the different answers.
     fn count(&self, place: &str, at: &str, times: usize) -> BTreeMap<String, usize> {
         let mut answers = BTreeMap::new();
@@ -175,6 +179,30 @@ impl Traffic for Lab {
                 let _ = write!(connection, "{name} sees {peer}");
             }
         });
+    }
+
+    fn serve_datagrams(&self, place: &str, at: &str) {
+        let at: SocketAddr = at.parse().unwrap();
+        let socket = netns::run_in(&self.place(place), move || UdpSocket::bind(at))
+            .unwrap()
+            .unwrap();
+        let name = place.to_owned();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 16];
+            while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
+                let _ = socket.send_to(name.as_bytes(), peer);
+            }
+        });
+    }
+
+    fn datagrams(&self, place: &str, to: &str) -> UdpSocket {
+        let to: SocketAddr = to.parse().unwrap();
+        let socket = netns::run_in(&self.place(place), || UdpSocket::bind("0.0.0.0:0"))
+            .unwrap()
+            .unwrap();
+        socket.set_read_timeout(Some(LOST)).unwrap();
+        socket.connect(to).unwrap();
+        socket
     }
 
     fn ask(&self, place: &str, at: &str) -> io::Result<String> {
