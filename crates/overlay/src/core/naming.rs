@@ -41,9 +41,9 @@ pub fn hash64(bytes: &[u8]) -> u64 {
 }
 
 /// The better half of [`hash64`].
-#[expect(clippy::cast_possible_truncation, reason = "32 bits are left")]
 pub fn hash32(text: &str) -> u32 {
-    (hash64(text.as_bytes()) >> 32) as u32
+    let [a, b, c, d, ..] = hash64(text.as_bytes()).to_be_bytes();
+    u32::from_be_bytes([a, b, c, d])
 }
 
 /// Four bytes that stand for an address: the address itself for IPv4, a hash for IPv6.

@@ -70,15 +70,8 @@ impl Message {
         self.push(kind | flags::NESTED, &[]);
         let mut filled = fill(self);
         let length = filled.bytes.len() - start;
-        debug_assert!(
-            length <= usize::from(u16::MAX),
-            "an attribute holds at most 64 KiB"
-        );
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "callers keep attributes below 64 KiB"
-        )]
-        filled.bytes[start..start + 2].copy_from_slice(&(length as u16).to_ne_bytes());
+        let length = u16::try_from(length).expect("an attribute holds at most 64 KiB");
+        filled.bytes[start..start + 2].copy_from_slice(&length.to_ne_bytes());
         filled
     }
 

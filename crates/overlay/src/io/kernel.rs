@@ -170,8 +170,7 @@ impl<'a> Kernel<'a> {
             socket
                 .requests(removals)
                 .into_iter()
-                .map(tolerate_absence)
-                .collect::<io::Result<()>>()
+                .try_for_each(tolerate_absence)
         };
         end().map_err(|source| Failure {
             step: format!("end flows to backends that have gone in the {space}"),
