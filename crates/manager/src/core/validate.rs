@@ -6,9 +6,6 @@ mod data;
 mod network;
 mod service;
 
-#[cfg(test)]
-mod tests;
-
 use shoal_api::spec::Annotations;
 
 use super::state::{Claim, Kind, Rejected};

@@ -135,8 +135,8 @@ pub struct Given(BTreeSet<(NetworkId, IpAddr)>);
 impl Given {
     /// Takes an address out of a subnet of a network, from the range that the user named if there is one.
     ///
-    /// Goes on after the greatest address in use, and back to the first gap at the end of the range: an address that was
-    /// just given back rests, so that what remembers it elsewhere can forget.
+    /// Goes on after the greatest address in use, and back to the first gap at the end of the range, so that most
+    /// addresses rest after they were given back and what remembers them elsewhere can forget.
     ///
     /// # Errors
     /// None is left; the text says how many there are.

@@ -22,7 +22,7 @@ pub(super) fn allocate_all(
 ) {
     let tasks = state.tasks_of_service(&service.id);
     let waiting = tasks.filter(|task| {
-        task.status.state == TaskState::New && task.desired_state <= TaskState::Running
+        task.status.state == TaskState::New && task.desired_state <= TaskState::Complete
     });
     // What one task of a service misses, the rest of them miss too; looking for it again would be in vain.
     let mut missing: Option<String> = None;

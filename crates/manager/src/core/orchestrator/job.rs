@@ -1,7 +1,7 @@
 //! Jobs: tasks that run to completion.
 
 use shoal_api::{
-    TaskState,
+    TaskState, Timestamp,
     object::{Node, NodeState},
     spec::{Availability, RestartCondition},
 };
@@ -20,6 +20,10 @@ pub(super) fn reconcile_replicated(fleet: &mut Fleet<'_, '_>, max_concurrent: u6
             SlotState::Completed | SlotState::GivenUp => {}
             SlotState::AtWork => at_work += 1,
             SlotState::Open(attempts) => open.push((number, attempts)),
+            SlotState::Resting(until) => {
+                at_work += 1;
+                fleet.wake(until);
+            }
         }
     }
     let limit = if max_concurrent == 0 {
@@ -56,8 +60,10 @@ pub(super) fn reconcile_global(fleet: &mut Fleet<'_, '_>) {
         .map(|node| SlotKey::Node(node.id.clone()))
         .collect();
     for key in keys {
-        if let SlotState::Open(attempts) = slot_state(fleet, &key) {
-            start(fleet, &key, attempts);
+        match slot_state(fleet, &key) {
+            SlotState::Open(attempts) => start(fleet, &key, attempts),
+            SlotState::Resting(until) => fleet.wake(until),
+            SlotState::Completed | SlotState::GivenUp | SlotState::AtWork => {}
         }
     }
     fleet.settle();
@@ -71,6 +77,8 @@ enum SlotState {
     AtWork,
     /// Nobody works on it; so many attempts have failed.
     Open(u64),
+    /// The last attempt failed before its own delay had passed.
+    Resting(Timestamp),
 }
 
 fn slot_state(fleet: &Fleet<'_, '_>, key: &SlotKey) -> SlotState {
@@ -101,10 +109,14 @@ fn slot_state(fleet: &Fleet<'_, '_>, key: &SlotKey) -> SlotState {
     if policy.condition == RestartCondition::None
         || (policy.max_attempts > 0 && last > policy.max_attempts)
     {
-        SlotState::GivenUp
-    } else {
-        SlotState::Open(last)
+        return SlotState::GivenUp;
     }
+    let rest = of_run()
+        .filter(failed)
+        .filter_map(|task| task.start_after)
+        .max();
+    rest.filter(|until| *until > fleet.now)
+        .map_or(SlotState::Open(last), SlotState::Resting)
 }
 
 fn start(fleet: &mut Fleet<'_, '_>, key: &SlotKey, attempts: u64) {

@@ -11,35 +11,48 @@ use shoal_api::{
 
 use super::fleet::{Birth, Entry, Fleet, Footing, SlotKey};
 
+/// What becomes of a task.
+enum Judgement {
+    /// It stays as it is.
+    Stay,
+    /// It is replaced, but not before this time.
+    Later(Timestamp),
+    /// It is replaced.
+    Replace(Birth),
+}
+
 /// Replaces what has ended or lost its footing in a slot.
 pub(super) fn reconcile_slot(fleet: &mut Fleet<'_, '_>, key: &SlotKey) {
     let Some(slot) = fleet.slots.get(key) else {
         return;
     };
-    let judged: Vec<(usize, Birth)> = slot
+    let runnable = slot
         .iter()
         .enumerate()
-        .filter(|(_, entry)| entry.is_runnable())
-        .filter_map(|(place, entry)| Some((place, judge(fleet, slot, entry)?)))
+        .filter(|(_, entry)| entry.is_runnable());
+    let judged: Vec<(usize, Judgement)> = runnable
+        .map(|(place, entry)| (place, judge(fleet, slot, entry)))
         .collect();
-    for (place, birth) in judged {
-        if !fleet.has_room() {
-            fleet.wake(fleet.now);
-            return;
+    for (place, judgement) in judged {
+        match judgement {
+            Judgement::Stay => {}
+            Judgement::Later(at) => fleet.wake(at),
+            Judgement::Replace(_) if !fleet.has_room() => fleet.wake(fleet.now),
+            Judgement::Replace(birth) => {
+                if let Some(entry) = fleet
+                    .slots
+                    .get_mut(key)
+                    .and_then(|slot| slot.get_mut(place))
+                {
+                    entry.desire(TaskState::Shutdown);
+                }
+                fleet.create(key, birth);
+            }
         }
-        if let Some(entry) = fleet
-            .slots
-            .get_mut(key)
-            .and_then(|slot| slot.get_mut(place))
-        {
-            entry.desire(TaskState::Shutdown);
-        }
-        fleet.create(key, birth);
     }
 }
 
-/// How a task is to be replaced, if it is.
-fn judge(fleet: &Fleet<'_, '_>, slot: &[Entry], entry: &Entry) -> Option<Birth> {
+fn judge(fleet: &Fleet<'_, '_>, slot: &[Entry], entry: &Entry) -> Judgement {
     let task = &entry.task;
     let attempts = if task.spec_version == fleet.service.spec_version {
         task.attempts
@@ -49,22 +62,26 @@ fn judge(fleet: &Fleet<'_, '_>, slot: &[Entry], entry: &Entry) -> Option<Birth> 
     let lost = task.status.state == TaskState::Orphaned
         || (!task.status.state.is_terminal() && fleet.footing(task) != Footing::Firm);
     if lost {
-        return Some(Birth {
+        return Judgement::Replace(Birth {
             attempts,
             start_after: task.start_after,
             ..Birth::NEXT
         });
     }
     if !task.status.state.is_terminal() {
-        return None;
+        return Judgement::Stay;
     }
     let policy = &fleet.service.spec.task.restart;
     if !answers(policy.condition, task.status.state) || is_exhausted(policy, fleet, slot, attempts)
     {
-        return None;
+        return Judgement::Stay;
+    }
+    // A task that ends while it is prepared must not shorten the delay that it was made with.
+    if let Some(at) = task.start_after.filter(|at| *at > fleet.now) {
+        return Judgement::Later(at);
     }
     let start_after = Some(fleet.now + policy.delay);
-    Some(Birth {
+    Judgement::Replace(Birth {
         attempts: attempts + 1,
         start_after,
         ..Birth::NEXT

@@ -109,6 +109,16 @@ struct Survey {
     blamed: Option<TaskId>,
 }
 
+impl Survey {
+    /// A worker pauses until `at`.
+    fn rest(&mut self, at: Timestamp, now: Timestamp) {
+        if at > now {
+            self.busy += 1;
+            self.next_worker_at = Some(self.next_worker_at.map_or(at, |next| next.min(at)));
+        }
+    }
+}
+
 fn survey(
     fleet: &Fleet<'_, '_>,
     slots: &[SlotKey],
@@ -152,6 +162,11 @@ fn survey(
             }
         }
         match current {
+            // A failed task frees its worker after the delay; the restart policy looks after the slot.
+            _ if failed.is_some() => {
+                let failed_at = failed.map_or(fleet.now, |failed| failed.task.status.at);
+                survey.rest(failed_at + config.delay, fleet.now);
+            }
             None if dirty => {
                 let runs = slot.iter().any(Entry::runs);
                 if runs {
@@ -161,24 +176,14 @@ fn survey(
                 }
             }
             None => {}
-            // A failed task frees its worker; the restart policy looks after the slot.
-            Some(_) if failed.is_some() => {}
             Some(current) if current.task.meta.created_at < started_at => {}
             Some(current) if current.task.status.state > TaskState::Running => {}
             Some(current) => match current.task.status.running_since.filter(|_| current.runs()) {
                 None => survey.busy += 1,
                 Some(since) => {
-                    let (worker_at, quiet_at) = (since + config.delay, since + config.monitor);
-                    if worker_at > fleet.now {
-                        survey.busy += 1;
-                        survey.next_worker_at = Some(
-                            survey
-                                .next_worker_at
-                                .map_or(worker_at, |at| at.min(worker_at)),
-                        );
-                    }
+                    survey.rest(since + config.delay, fleet.now);
                     if config.failure_action != FailureAction::Continue {
-                        survey.quiet_at = survey.quiet_at.max(quiet_at);
+                        survey.quiet_at = survey.quiet_at.max(since + config.monitor);
                     }
                 }
             },

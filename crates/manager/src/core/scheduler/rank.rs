@@ -17,8 +17,9 @@ use super::{
     nodes::{NodeInfo, Nodes},
 };
 
-/// Failures from which on a node is avoided (SwarmKit's `maxFailures`).
-const FAILURES_MIN: usize = 5;
+/// Failures from which on a node is avoided. One less than SwarmKit's `maxFailures`: they are counted among the tasks that
+/// are kept, and a slot's history of five has four that are over.
+const FAILURES_MIN: usize = 4;
 /// How long a failure counts (SwarmKit's `monitorFailures`).
 const FAILURES_WINDOW: Duration = Duration::from_secs(5 * 60);
 

@@ -1,1 +1,197 @@
+//! Where tasks go, and why they go nowhere.
 
+use std::time::Duration;
+
+use shoal_api::{
+    TaskState,
+    spec::{Availability, Driver, GenericResource, Mount, MountKind, Platform, ServiceSpec},
+};
+
+use crate::core::{
+    fixture::service,
+    world::{Behaviour, World},
+};
+
+/// Tasks per node after a service was made.
+fn spread(world: &World, id: &shoal_api::ServiceId) -> Vec<(String, usize)> {
+    let nodes = world.state.nodes().map(|node| {
+        let here = world
+            .runnable(id)
+            .iter()
+            .filter(|task| task.node.as_ref() == Some(&node.id))
+            .count();
+        (node.id.to_string(), here)
+    });
+    nodes.collect()
+}
+
+/// Why the tasks of a service with this change of its spec find no node among three.
+fn why(change: impl FnOnce(&mut ServiceSpec)) -> String {
+    let mut world = World::new(&["n1", "n2", "n3"]);
+    world.change_node("n3", |spec| spec.availability = Availability::Pause);
+    let mut spec = service("web", 1);
+    change(&mut spec);
+    let id = world.create(spec);
+    world.settle();
+    let task = world.runnable(&id).remove(0);
+    assert_eq!(task.status.state, TaskState::Pending);
+    task.status.err.clone()
+}
+
+#[test]
+fn a_task_without_a_node_says_why() {
+    let paused = "1 node not available for new tasks";
+    let check = |expected: &str, change: &dyn Fn(&mut ServiceSpec)| {
+        assert_eq!(
+            why(change),
+            format!("no suitable node ({expected} on 2 nodes; {paused})")
+        );
+    };
+    check("insufficient resources", &|spec| {
+        spec.task.resources.reservations.nano_cpus = 5_000_000_000
+    });
+    check("insufficient resources", &|spec| {
+        spec.task.resources.reservations.memory_bytes = 9_000_000_000
+    });
+    check("insufficient resources", &|spec| {
+        let gpus = GenericResource::Discrete(1);
+        spec.task
+            .resources
+            .reservations
+            .generic
+            .insert("gpu".into(), gpus);
+    });
+    check("missing plugin", &|spec| {
+        spec.task.container.mounts = vec![Mount {
+            kind: MountKind::Volume,
+            target: "/data".into(),
+            driver: Some(Driver {
+                name: "nfs".into(),
+                ..Driver::default()
+            }),
+            ..Mount::default()
+        }];
+    });
+    check("scheduling constraints not satisfied", &|spec| {
+        spec.task.placement.constraints = vec!["node.labels.a==b".into()];
+    });
+    check("unsupported platform", &|spec| {
+        spec.task.placement.platforms = vec![Platform {
+            os: "linux".into(),
+            architecture: "arm64".into(),
+        }];
+    });
+}
+
+#[test]
+fn counts_of_reasons_add_up_to_the_nodes() {
+    let mut world = World::new(&["n1", "n2", "n3", "n4"]);
+    world.change_node("n4", |spec| spec.availability = Availability::Drain);
+    world.change_node("n3", |spec| {
+        spec.annotations.labels.insert("big".into(), "no".into());
+    });
+    let mut filler = service("filler", 1);
+    filler.task.placement.constraints = vec!["node.id==n2".into()];
+    filler.task.resources.reservations.nano_cpus = 4_000_000_000;
+    world.create(filler);
+    world.settle();
+    let mut spec = service("web", 2);
+    spec.task.placement.constraints = vec!["node.labels.big!=no".into()];
+    spec.task.placement.max_replicas = 1;
+    spec.task.resources.reservations.nano_cpus = 1_000_000_000;
+    let id = world.create(spec);
+    world.settle();
+    let waits = world
+        .runnable(&id)
+        .into_iter()
+        .find(|task| task.node.is_none())
+        .unwrap();
+    assert_eq!(
+        waits.status.err,
+        "no suitable node (1 node not available for new tasks; insufficient resources on 1 node; scheduling constraints \
+         not satisfied on 1 node; max replicas per node limit exceed)"
+    );
+}
+
+#[test]
+fn a_task_that_waits_is_placed_when_room_appears() {
+    let mut world = World::new(&["n1"]);
+    let mut spec = service("web", 5);
+    spec.task.resources.reservations.nano_cpus = 1_000_000_000;
+    let id = world.create(spec);
+    world.settle();
+    assert_eq!(world.running(&id), 4);
+    world.join("n2");
+    world.settle();
+    assert_eq!(world.running(&id), 5);
+    assert!(
+        world
+            .runnable(&id)
+            .iter()
+            .all(|task| task.status.err.is_empty())
+    );
+}
+
+#[test]
+fn tasks_go_where_the_fewest_of_their_service_are() {
+    let mut world = World::new(&["n1", "n2", "n3"]);
+    let mut other = service("other", 4);
+    other.task.placement.constraints = vec!["node.id==n1".into()];
+    world.create(other);
+    world.settle();
+    let id = world.create(service("web", 4));
+    world.settle();
+    // One each, then the node with the fewest tasks at all.
+    let counts: Vec<_> = spread(&world, &id)
+        .into_iter()
+        .map(|(_, tasks)| tasks)
+        .collect();
+    assert_eq!(counts, [1, 2, 1]);
+}
+
+#[test]
+fn spread_preferences_balance_branches_before_nodes() {
+    let mut world = World::new(&["n1", "n2", "n3", "n4"]);
+    for (name, zone) in [
+        ("n1", "east"),
+        ("n2", "east"),
+        ("n3", "east"),
+        ("n4", "west"),
+    ] {
+        world.change_node(name, |spec| {
+            spec.annotations.labels.insert("zone".into(), zone.into());
+        });
+    }
+    let mut spec = service("web", 6);
+    spec.task.placement.spread = vec!["node.labels.zone".into()];
+    let id = world.create(spec);
+    world.settle();
+    let counts: Vec<_> = spread(&world, &id)
+        .into_iter()
+        .map(|(_, tasks)| tasks)
+        .collect();
+    assert_eq!(counts, [1, 1, 1, 3]);
+}
+
+#[test]
+fn a_node_on_which_tasks_keep_failing_is_avoided() {
+    let mut world = World::new(&["n1", "n2"]);
+    world
+        .behaviours
+        .insert("demo:1".into(), Behaviour::Exits(Duration::from_secs(1), 1));
+    let mut filler = service("filler", 8);
+    "filler".clone_into(&mut filler.task.container.image);
+    filler.task.placement.constraints = vec!["node.id==n2".into()];
+    world.create(filler);
+    world.settle();
+    let id = world.create(service("web", 1));
+    let nodes = |world: &World| -> Vec<_> {
+        let tasks = world.state.tasks_of_service(&id);
+        tasks.filter_map(|task| task.node.clone()).collect()
+    };
+    // Every 6 s one failure, and n1 has fewer tasks.
+    world.advance(Duration::from_secs(18));
+    assert!(nodes(&world).iter().all(|node| node.as_str() == "n1"));
+    world.advance(Duration::from_secs(12));
+    assert!(nodes(&world).iter().any(|node| node.as_str() == "n2"));
+}

@@ -8,9 +8,7 @@ use shoal_api::{
     spec::TaskSpec,
 };
 
-use super::{
-    Delta, Event, LogIndex, Rejected, State, claim, ownership, references,
-};
+use super::{Delta, Event, LogIndex, Rejected, State, claim, ownership, references};
 
 impl State {
     /// Applies the batch at `index` of the log and tells what changed.
@@ -36,7 +34,10 @@ impl State {
     /// # Errors
     /// The first object that contradicts another one.
     pub fn restore(index: LogIndex, objects: Vec<Object>) -> Result<Self, Rejected> {
-        let mut state = Self { index, ..Self::default() };
+        let mut state = Self {
+            index,
+            ..Self::default()
+        };
         for object in objects {
             let key = object.key();
             state.exchange_claims(&key, None, Some(&object))?;
@@ -45,7 +46,12 @@ impl State {
         Ok(state)
     }
 
-    fn apply_change(&mut self, actor: Actor, at: Timestamp, change: &Change) -> Result<Event, Rejected> {
+    fn apply_change(
+        &mut self,
+        actor: Actor,
+        at: Timestamp,
+        change: &Change,
+    ) -> Result<Event, Rejected> {
         let (key, expect, new) = match change {
             Change::Put { object, expect } => (object.key(), *expect, Some(object.as_ref())),
             Change::Delete { key, expect } => (key.clone(), *expect, None),
@@ -57,7 +63,11 @@ impl State {
             Expect::Version(version) => Some(version),
         };
         if found != expected || (found.is_none() && new.is_none()) {
-            return Err(Rejected::Stale { key, expected, found });
+            return Err(Rejected::Stale {
+                key,
+                expected,
+                found,
+            });
         }
         ownership::check(actor, &key, old.as_ref(), new)?;
         self.check_rules(&key, old.as_ref(), new)?;
@@ -81,16 +91,30 @@ impl State {
         old: Option<&Object>,
         new: Option<&Object>,
     ) -> Result<(), Rejected> {
-        let illegal = |rule| Err(Rejected::Illegal { key: key.clone(), rule });
+        let illegal = |rule| {
+            Err(Rejected::Illegal {
+                key: key.clone(),
+                rule,
+            })
+        };
         match (old, new) {
             (None, Some(Object::Task(task))) if self.service(&task.service).is_none() => {
                 illegal("its service does not exist")
             }
-            (None, Some(Object::Task(task))) if task.node.as_ref().is_some_and(|node| self.node(node).is_none()) => {
+            (None, Some(Object::Task(task)))
+                if task
+                    .node
+                    .as_ref()
+                    .is_some_and(|node| self.node(node).is_none()) =>
+            {
                 illegal("its node does not exist")
             }
             (Some(Object::Task(old)), Some(Object::Task(new)))
-                if new.node.as_ref().is_some_and(|node| self.node(node).is_none()) && old.node.is_none() =>
+                if new
+                    .node
+                    .as_ref()
+                    .is_some_and(|node| self.node(node).is_none())
+                    && old.node.is_none() =>
             {
                 illegal("its node does not exist")
             }
@@ -100,7 +124,9 @@ impl State {
                 illegal("there is an ingress network already")
             }
             (Some(old), None) => references::check_unused(self, old),
-            (old, Some(new)) if old.is_none_or(|old| !same_spec(old, new)) => references::check_targets(self, new),
+            (old, Some(new)) if old.is_none_or(|old| !same_spec(old, new)) => {
+                references::check_targets(self, new)
+            }
             _ => Ok(()),
         }
     }
@@ -125,9 +151,15 @@ impl State {
                     Some(object) => {
                         let new = Arc::new(object);
                         let old = self.$table.insert(new.id.clone(), new.clone());
-                        Delta { old, new: Some(new) }
+                        Delta {
+                            old,
+                            new: Some(new),
+                        }
                     }
-                    None => Delta { old: $old.and_then(|object| self.$table.remove(&object.id)), new: None },
+                    None => Delta {
+                        old: $old.and_then(|object| self.$table.remove(&object.id)),
+                        new: None,
+                    },
                 };
                 Event::$kind(delta)
             }};
@@ -136,8 +168,20 @@ impl State {
         macro_rules! both {
             ($kind:ident) => {
                 (
-                    old.and_then(|o| if let Object::$kind(o) = o { Some(o) } else { None }),
-                    new.and_then(|o| if let Object::$kind(o) = o { Some(o) } else { None }),
+                    old.and_then(|o| {
+                        if let Object::$kind(o) = o {
+                            Some(o)
+                        } else {
+                            None
+                        }
+                    }),
+                    new.and_then(|o| {
+                        if let Object::$kind(o) = o {
+                            Some(o)
+                        } else {
+                            None
+                        }
+                    }),
                 )
             };
         }
@@ -198,7 +242,8 @@ impl State {
         let waits = |task: &&Task| task.status.state < shoal_api::TaskState::Assigned;
         if let Some(task) = old {
             if new.is_none() {
-                self.tasks_by_service.remove(&(task.service.clone(), task.id.clone()));
+                self.tasks_by_service
+                    .remove(&(task.service.clone(), task.id.clone()));
             }
             if let Some(node) = &task.node
                 && new.is_none()
@@ -211,15 +256,18 @@ impl State {
         }
         if let Some(task) = new {
             if old.is_none() {
-                self.tasks_by_service.insert((task.service.clone(), task.id.clone()), ());
+                self.tasks_by_service
+                    .insert((task.service.clone(), task.id.clone()), ());
             }
             if let Some(node) = &task.node
                 && old.is_none_or(|old| old.node.is_none())
             {
-                self.tasks_by_node.insert((node.clone(), task.id.clone()), ());
+                self.tasks_by_node
+                    .insert((node.clone(), task.id.clone()), ());
             }
             if waits(&task) && old.is_none_or(|old| old.status.state != task.status.state) {
-                self.waiting.insert((task.status.state, task.id.clone()), ());
+                self.waiting
+                    .insert((task.status.state, task.id.clone()), ());
             }
         }
     }
@@ -236,7 +284,10 @@ impl State {
             Some((known, uses)) if spec.is(known) => (known.clone(), *uses),
             Some(_) => {
                 let key = ObjectKey::Service(service.clone());
-                return Err(Rejected::Illegal { key, rule: "one spec version has two specs" });
+                return Err(Rejected::Illegal {
+                    key,
+                    rule: "one spec version has two specs",
+                });
             }
             None => (spec.share(), 0),
         };
@@ -286,12 +337,16 @@ impl SpecRef for TaskSpec {
 fn specs_of_service(service: &Service) -> impl Iterator<Item = (u64, &TaskSpec)> {
     let now = (service.spec_version, &service.spec.task);
     let before = service.previous_spec.as_ref();
-    [now].into_iter().chain(before.map(|spec| (service.previous_spec_version, &spec.task)))
+    [now]
+        .into_iter()
+        .chain(before.map(|spec| (service.previous_spec_version, &spec.task)))
 }
 
 fn same_spec(old: &Object, new: &Object) -> bool {
     match (old, new) {
-        (Object::Service(old), Object::Service(new)) => Arc::ptr_eq(&old.spec, &new.spec) || old.spec == new.spec,
+        (Object::Service(old), Object::Service(new)) => {
+            Arc::ptr_eq(&old.spec, &new.spec) || old.spec == new.spec
+        }
         _ => false,
     }
 }

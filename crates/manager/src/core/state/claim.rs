@@ -1,10 +1,6 @@
 //! What only one object may hold: names, addresses, ports, numbers.
 
-use std::{
-    collections::BTreeSet,
-    fmt,
-    net::IpAddr,
-};
+use std::{collections::BTreeSet, fmt, net::IpAddr};
 
 use ipnet::IpNet;
 use shoal_api::{
@@ -75,17 +71,27 @@ impl fmt::Display for Claim {
 /// What an object holds.
 pub(super) fn claims_of(object: &Object) -> BTreeSet<Claim> {
     match object {
-        Object::Node(node) => node.manager.iter().map(|m| Claim::RaftId(m.raft_id)).collect(),
+        Object::Node(node) => node
+            .manager
+            .iter()
+            .map(|m| Claim::RaftId(m.raft_id))
+            .collect(),
         Object::Service(service) => {
             let endpoint = service.endpoint.as_ref();
-            let vips = endpoint.into_iter().flat_map(|endpoint| &endpoint.virtual_ips);
-            let ports = endpoint.into_iter().flat_map(|endpoint| &endpoint.ports);
-            let ingress = ports.filter(|port| port.mode == PublishMode::Ingress && port.published != 0);
-            [Claim::Name(Kind::Service, service.spec.annotations.name.clone())]
+            let vips = endpoint
                 .into_iter()
-                .chain(ingress.map(|port| Claim::IngressPort(port.protocol, port.published)))
-                .chain(vips.map(|vip| Claim::Address(vip.network.clone(), vip.addr.addr())))
-                .collect()
+                .flat_map(|endpoint| &endpoint.virtual_ips);
+            let ports = endpoint.into_iter().flat_map(|endpoint| &endpoint.ports);
+            let ingress =
+                ports.filter(|port| port.mode == PublishMode::Ingress && port.published != 0);
+            [Claim::Name(
+                Kind::Service,
+                service.spec.annotations.name.clone(),
+            )]
+            .into_iter()
+            .chain(ingress.map(|port| Claim::IngressPort(port.protocol, port.published)))
+            .chain(vips.map(|vip| Claim::Address(vip.network.clone(), vip.addr.addr())))
+            .collect()
         }
         // A task that is over has given back its addresses.
         Object::Task(task) if task.status.state.is_terminal() => BTreeSet::new(),
@@ -102,18 +108,23 @@ pub(super) fn claims_of(object: &Object) -> BTreeSet<Claim> {
             let allocated = network.allocated.iter();
             let given = allocated.flat_map(|given| {
                 let subnets = given.subnets.iter().flat_map(|subnet| {
-                    [Claim::Subnet(subnet.range), Claim::Address(network.id.clone(), subnet.gateway)]
+                    [
+                        Claim::Subnet(subnet.range),
+                        Claim::Address(network.id.clone(), subnet.gateway),
+                    ]
                 });
                 subnets.chain([Claim::Vni(given.vni)])
             });
             given.chain([name]).collect()
         }
-        Object::Secret(secret) => {
-            BTreeSet::from([Claim::Name(Kind::Secret, secret.spec.annotations.name.clone())])
-        }
-        Object::Config(config) => {
-            BTreeSet::from([Claim::Name(Kind::Config, config.spec.annotations.name.clone())])
-        }
+        Object::Secret(secret) => BTreeSet::from([Claim::Name(
+            Kind::Secret,
+            secret.spec.annotations.name.clone(),
+        )]),
+        Object::Config(config) => BTreeSet::from([Claim::Name(
+            Kind::Config,
+            config.spec.annotations.name.clone(),
+        )]),
         Object::Cluster(_) => BTreeSet::new(),
     }
 }
@@ -161,7 +172,10 @@ pub(super) fn exchange(
         if let Claim::Subnet(range) = claim
             && let Some((range, holder)) = overlapping(claims, range)
         {
-            return Err(Rejected::Taken { claim: Claim::Subnet(range), holder: holder.clone() });
+            return Err(Rejected::Taken {
+                claim: Claim::Subnet(range),
+                holder: holder.clone(),
+            });
         }
         if let Some(holder) = claims.insert(claim.clone(), key.clone()) {
             return Err(Rejected::Taken { claim, holder });
@@ -169,4 +183,3 @@ pub(super) fn exchange(
     }
     Ok(())
 }
-

@@ -4,7 +4,9 @@
 
 use shoal_api::{
     Actor, TaskState, may_move,
-    object::{Cluster, Config, Network, Node, Object, ObjectKey, Secret, Service, Task, UpdateState},
+    object::{
+        Cluster, Config, Network, Node, Object, ObjectKey, Secret, Service, Task, UpdateState,
+    },
 };
 
 use super::Rejected;
@@ -40,7 +42,11 @@ pub(super) fn check(
         (Some(old), None) => delete(actor, old),
         (None, None) => Ok(()),
     };
-    verdict.map_err(|field| Rejected::NotOwner { actor, key: key.clone(), field })
+    verdict.map_err(|field| Rejected::NotOwner {
+        actor,
+        key: key.clone(),
+        field,
+    })
 }
 
 fn update(actor: Actor, old: &Object, new: &Object) -> Result<(), Foreign> {
@@ -77,9 +83,12 @@ fn service(actor: Actor, old: &Service, new: &Service) -> Result<(), Foreign> {
     if actor == Actor::Orchestrator && is_rollback(old, new) {
         return Ok(());
     }
-    // A user's change of the spec ends the update in flight, so its status goes with it.
-    if actor == Actor::User && old.spec == new.spec && old.update_status != new.update_status {
-        return Err("update_status");
+    // What a user does to the spec ends the update in flight; how an update goes is not for users to say.
+    if actor == Actor::User && old.update_status != new.update_status {
+        let state = new.update_status.as_ref().map(|status| status.state);
+        if !matches!(state, None | Some(UpdateState::RollbackStarted)) {
+            return Err("update_status");
+        }
     }
     owned!(Service, actor, old, new, {
         spec: [User],
@@ -108,7 +117,11 @@ fn is_rollback(old: &Service, new: &Service) -> bool {
 fn task(actor: Actor, old: &Task, new: &Task) -> Result<(), Foreign> {
     if old.status != new.status {
         let (from, to) = (old.status.state, new.status.state);
-        let may = if from == to { speaks_for(actor, from) } else { may_move(actor, Some(from), Some(to)) };
+        let may = if from == to {
+            speaks_for(actor, from)
+        } else {
+            may_move(actor, Some(from), Some(to))
+        };
         if !may {
             return Err("status");
         }
@@ -166,7 +179,10 @@ fn create(actor: Actor, new: &Object) -> Result<(), Foreign> {
     let (owners, born): (&[Actor], bool) = match new {
         // The first node comes with the cluster, every other one by joining.
         Object::Node(_) => (&[Actor::Dispatcher, Actor::User], true),
-        Object::Service(o) => (&[Actor::User], o.endpoint.is_none() && o.update_status.is_none()),
+        Object::Service(o) => (
+            &[Actor::User],
+            o.endpoint.is_none() && o.update_status.is_none(),
+        ),
         Object::Network(o) => (&[Actor::User], o.allocated.is_none()),
         Object::Secret(_) | Object::Config(_) | Object::Cluster(_) => (&[Actor::User], true),
         Object::Task(o) => {
@@ -175,7 +191,11 @@ fn create(actor: Actor, new: &Object) -> Result<(), Foreign> {
             return if may && bare { Ok(()) } else { Err("creation") };
         }
     };
-    if owners.contains(&actor) && born { Ok(()) } else { Err("creation") }
+    if owners.contains(&actor) && born {
+        Ok(())
+    } else {
+        Err("creation")
+    }
 }
 
 fn delete(actor: Actor, old: &Object) -> Result<(), Foreign> {

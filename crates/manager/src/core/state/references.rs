@@ -43,7 +43,8 @@ impl State {
                 NetworkTarget::Node(_) => None,
             });
             let endpoint = service.endpoint.iter().flat_map(|e| &e.virtual_ips);
-            targets.any(|id| id == network) || endpoint.into_iter().any(|vip| vip.network == *network)
+            targets.any(|id| id == network)
+                || endpoint.into_iter().any(|vip| vip.network == *network)
         };
         let service = self.services().find(|service| attached(service));
         service.map(|service| service_user(service)).or_else(|| {
@@ -55,21 +56,48 @@ impl State {
 
     /// The names of the services that use a secret.
     pub fn secret_users(&self, secret: &SecretId) -> Vec<String> {
-        let uses = |s: &&std::sync::Arc<Service>| s.spec.task.container.secrets.iter().any(|r| r.id == *secret);
-        self.services().filter(uses).map(|s| s.spec.annotations.name.clone()).collect()
+        let uses = |s: &&std::sync::Arc<Service>| {
+            s.spec
+                .task
+                .container
+                .secrets
+                .iter()
+                .any(|r| r.id == *secret)
+        };
+        self.services()
+            .filter(uses)
+            .map(|s| s.spec.annotations.name.clone())
+            .collect()
     }
 
     /// The names of the services that use a config.
     pub fn config_users(&self, config: &ConfigId) -> Vec<String> {
-        let uses = |s: &&std::sync::Arc<Service>| s.spec.task.container.configs.iter().any(|r| r.id == *config);
-        self.services().filter(uses).map(|s| s.spec.annotations.name.clone()).collect()
+        let uses = |s: &&std::sync::Arc<Service>| {
+            s.spec
+                .task
+                .container
+                .configs
+                .iter()
+                .any(|r| r.id == *config)
+        };
+        self.services()
+            .filter(uses)
+            .map(|s| s.spec.annotations.name.clone())
+            .collect()
     }
 }
 
 /// Message for a secret or config that is in use, as in SwarmKit's `manager/controlapi/secret.go`.
 pub fn in_use(kind: &str, name: &str, services: &[String]) -> String {
-    let noun = if services.len() == 1 { "service" } else { "services" };
-    format!("{kind} '{name}' is in use by the following {noun}: {}", services.join(", "))
+    let noun = if services.len() == 1 {
+        "service"
+    } else {
+        "services"
+    };
+    format!(
+        "{kind} '{name}' is in use by the following {noun}: {}",
+        services.join(", ")
+    )
 }
 
 /// Checks that everything a new object names exists.
@@ -86,12 +114,18 @@ pub(super) fn check_targets(state: &State, object: &Object) -> Result<(), Reject
             }
             for secret in &task.container.secrets {
                 if state.secret(&secret.id).is_none() {
-                    return Err(Rejected::Reference(format!("secret not found: {}", secret.name)));
+                    return Err(Rejected::Reference(format!(
+                        "secret not found: {}",
+                        secret.name
+                    )));
                 }
             }
             for config in &task.container.configs {
                 if state.config(&config.id).is_none() {
-                    return Err(Rejected::Reference(format!("config not found: {}", config.name)));
+                    return Err(Rejected::Reference(format!(
+                        "config not found: {}",
+                        config.name
+                    )));
                 }
             }
             Ok(())
@@ -106,14 +140,27 @@ pub(super) fn check_unused(state: &State, object: &Object) -> Result<(), Rejecte
         Object::Network(network) => {
             return match state.network_user(&network.id) {
                 None => Ok(()),
-                Some(user) => {
-                    Err(Rejected::Reference(format!("network {} is in use by {user}", network.id)))
-                }
+                Some(user) => Err(Rejected::Reference(format!(
+                    "network {} is in use by {user}",
+                    network.id
+                ))),
             };
         }
-        Object::Secret(o) => ("secret", &o.spec.annotations.name, state.secret_users(&o.id)),
-        Object::Config(o) => ("config", &o.spec.annotations.name, state.config_users(&o.id)),
+        Object::Secret(o) => (
+            "secret",
+            &o.spec.annotations.name,
+            state.secret_users(&o.id),
+        ),
+        Object::Config(o) => (
+            "config",
+            &o.spec.annotations.name,
+            state.config_users(&o.id),
+        ),
         _ => return Ok(()),
     };
-    if users.is_empty() { Ok(()) } else { Err(Rejected::Reference(in_use(kind, name, &users))) }
+    if users.is_empty() {
+        Ok(())
+    } else {
+        Err(Rejected::Reference(in_use(kind, name, &users)))
+    }
 }
