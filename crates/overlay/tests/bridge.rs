@@ -8,7 +8,7 @@ mod lab;
 
 use std::net::Ipv4Addr;
 
-use lab::{Lab, Traffic, lab};
+use lab::{Lab, Traffic, lab, view};
 use shoal_api::network::Protocol;
 use shoal_overlay::{
     Attachment, BridgeError, BridgeSpec, BridgeView, Bridges, BridgesConfig, DYNAMIC_PORTS,
@@ -186,6 +186,39 @@ async fn a_port_published_on_a_second_network_answers_by_that_network() {
     bridges.detach("c1", Some("net2")).await.unwrap();
     assert!(!lab.text("c1", "ip", &["link"]).contains("eth1"));
     assert!(lab.ping("c1", "172.21.0.3"));
+}
+
+/// How a service publishes a port in host mode: its tasks get a bridge besides their cluster networks.
+#[tokio::test]
+async fn a_container_on_cluster_networks_can_publish_by_a_bridge() {
+    let mut lab = or_skip!(lab().await);
+    let bridges = Bridges::open(config(&lab), BridgeView::default())
+        .await
+        .unwrap();
+    bridges.create(spec(1)).await.unwrap();
+    lab.container("t1", 0);
+    lab.converge(&view()).await;
+    let place = Attachment {
+        network: "net1".into(),
+        address: [172, 21, 0, 2].into(),
+        mac: None,
+        ifname: "eth2".into(),
+    };
+    bridges.attach("t1", lab.place("t1"), place).await.unwrap();
+    lab.serve("t1", "0.0.0.0:80");
+    bridges
+        .publish("t1", vec![request([0; 4], 8081, [172, 21, 0, 2])])
+        .await
+        .unwrap();
+    assert_eq!(
+        lab.ask("client", "192.0.2.1:8081").unwrap(),
+        "t1 sees 192.0.2.99"
+    );
+    assert!(
+        lab.text("t1", "ip", &["route"])
+            .contains("default via 10.0.1.1 dev eth1")
+    );
+    assert_eq!(lab.plan(0, &view()).await, []);
 }
 
 #[tokio::test]
