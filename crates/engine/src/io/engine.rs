@@ -4,6 +4,7 @@ mod create;
 mod error;
 mod exec;
 mod health;
+mod networks;
 mod observe;
 mod prepare;
 mod record;
@@ -19,6 +20,7 @@ use shoal_api::container::{ContainerId, Event, EventActor, EventKind, Volume, Vo
 use tokio::sync::broadcast;
 
 pub use error::{EngineError, EngineErrorKind};
+pub use networks::NetworkPlace;
 pub use observe::{EngineCounts, WaitCondition, WaitOutcome};
 pub use run::StopOptions;
 

@@ -364,6 +364,13 @@ impl Catalog {
         removed.extend(gone.map(|layer| ImageRemoved::Deleted(layer.chain_id.to_string())));
     }
 
+    /// Unpacked bytes of all layers, each counted once.
+    pub fn layers_bytes(&self) -> u64 {
+        let layers = self.images.values().flat_map(|row| &row.layers);
+        let sizes: BTreeMap<_, _> = layers.map(|layer| (&layer.chain_id, layer.size)).collect();
+        sizes.values().sum()
+    }
+
     /// The image that all of `names` stand for already, if there is one.
     pub fn named_by_all(&self, names: &[Reference]) -> Option<(&ImageId, &ImageRow)> {
         let id = self.references.get(names.first()?)?;

@@ -80,7 +80,7 @@ impl ImageStore {
                 (
                     layer.blob.digest.clone(),
                     layer.blob.size,
-                    layer.diff_id.short(),
+                    layer.diff_id.short().to_owned(),
                 )
             })
             .collect();
@@ -89,8 +89,14 @@ impl ImageStore {
             .buffer_unordered(LAYERS_AT_ONCE)
             .try_collect::<()>()
             .await?;
-        self.send_blob(&registry, Digest::from(&id), row.config_size, "", &report)
-            .await?;
+        self.send_blob(
+            &registry,
+            Digest::from(&id),
+            row.config_size,
+            String::new(),
+            &report,
+        )
+        .await?;
 
         let digest = row.manifest.digest.clone();
         let manifest = self
@@ -130,7 +136,7 @@ impl ImageStore {
         registry: &Registry,
         digest: Digest,
         size: u64,
-        shown: &str,
+        shown: String,
         report: &Reporter,
     ) -> Result<(), ImageError> {
         let outcome = if registry.has_blob(&digest).await? {
@@ -140,7 +146,7 @@ impl ImageStore {
             let file = tokio::fs::File::open(&path)
                 .await
                 .map_err(ImageError::io("open", &path))?;
-            let (report, id) = (report.clone(), shown.to_owned());
+            let (report, id) = (report.clone(), shown.clone());
             let mut sent = 0;
             let body = ReaderStream::with_capacity(file, CHUNK_BYTES).inspect_ok(move |chunk| {
                 sent += chunk.len() as u64;
@@ -154,7 +160,7 @@ impl ImageStore {
             "Pushed"
         };
         if !shown.is_empty() {
-            report.say(shown, outcome).await;
+            report.say(&shown, outcome).await;
         }
         Ok(())
     }

@@ -111,6 +111,11 @@ impl ImageStore {
         self.inner.catalog().list()
     }
 
+    /// Unpacked bytes of all layers, each counted once.
+    pub fn layers_bytes(&self) -> u64 {
+        self.inner.catalog().layers_bytes()
+    }
+
     /// `docker image inspect`.
     pub fn inspect(&self, name: &str) -> Result<ImageInspect, ImageError> {
         let dir = |chain: &Digest| {
