@@ -23,7 +23,7 @@ use shoal_dns::{Records, Zone};
 use shoal_docker_api::backend::{LocalNetwork, LocalNetworkSpec};
 use shoal_engine::io::network::{NetworkError, NetworkRequest};
 use shoal_overlay::{
-    Attachment, BridgeError, BridgeView, BridgesConfig, PortRequest, core::ipam::AddressPool,
+    Attachment, BridgeError, BridgeView, BridgesConfig, PortRequest, core::ipam::AddressPool, netns,
 };
 
 pub use definition::{BRIDGE, is_predefined};
@@ -62,7 +62,9 @@ struct State {
 
 impl fmt::Debug for Bridges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Bridges").field("prefix", &self.prefix).finish_non_exhaustive()
+        f.debug_struct("Bridges")
+            .field("prefix", &self.prefix)
+            .finish_non_exhaustive()
     }
 }
 
@@ -84,7 +86,10 @@ impl Bridges {
     ) -> Result<Self, BridgesError> {
         let prefix = config.interface_prefix.clone();
         let files = Files::open(&config.data_root, &config.exec_root)?;
-        let mut state = State { networks: files.load_networks()?, ..State::default() };
+        let mut state = State {
+            networks: files.load_networks()?,
+            ..State::default()
+        };
         if state.add_predefined(&prefix)? {
             files.save_networks(&state.networks)?;
         }
@@ -101,9 +106,18 @@ impl Bridges {
             });
             state.members.insert(container, member);
         }
-        let ours = BridgesConfig { prefix: prefix.clone(), host_netns: None };
+        let ours = BridgesConfig {
+            prefix: prefix.clone(),
+            host_netns: None,
+        };
         let kernel = shoal_overlay::Bridges::open(ours, state.view()).await?;
-        let bridges = Self { kernel, files, prefix, names, state: tokio::sync::Mutex::new(state) };
+        let bridges = Self {
+            kernel,
+            files,
+            prefix,
+            names,
+            state: tokio::sync::Mutex::new(state),
+        };
         let mut state = bridges.state.lock().await;
         let all: Vec<String> = state.networks.keys().cloned().collect();
         bridges.tell_names(&mut state, &all);
@@ -114,20 +128,36 @@ impl Bridges {
     /// All networks with their containers, by name.
     pub async fn list(&self) -> Vec<LocalNetwork> {
         let state = self.state.lock().await;
-        let mut networks: Vec<LocalNetwork> =
-            state.networks.values().map(|network| state.show(network)).collect();
+        let mut networks: Vec<LocalNetwork> = state
+            .networks
+            .values()
+            .map(|network| state.show(network))
+            .collect();
         networks.sort_by(|a, b| a.name.cmp(&b.name));
         networks
+    }
+
+    /// One network, named by id, unique prefix of it, or name.
+    pub async fn get(&self, name: &str) -> Result<LocalNetwork, BridgesError> {
+        let state = self.state.lock().await;
+        Ok(state.show(state.find(name)?))
     }
 
     /// Makes a network; returns its id.
     pub async fn create(&self, wish: LocalNetworkSpec) -> Result<String, BridgesError> {
         let mut state = self.state.lock().await;
         if is_predefined(&wish.name) {
-            let text = format!("operation is not permitted on predefined {} network", wish.name);
+            let text = format!(
+                "operation is not permitted on predefined {} network",
+                wish.name
+            );
             return Err(BridgesError::Forbidden(text));
         }
-        if state.networks.values().any(|network| network.name == wish.name) {
+        if state
+            .networks
+            .values()
+            .any(|network| network.name == wish.name)
+        {
             return Err(BridgesError::NameTaken(wish.name));
         }
         let taken = state.taken("");
@@ -136,7 +166,10 @@ impl Bridges {
         let Some(Bridge { spec, range, .. }) = network.bridge.clone() else {
             return Ok(id);
         };
-        if state.bridges().any(|other| other.spec.ifname == spec.ifname) {
+        if state
+            .bridges()
+            .any(|other| other.spec.ifname == spec.ifname)
+        {
             let text = format!("bridge name {} is used by another network", spec.ifname);
             return Err(BridgesError::Forbidden(text));
         }
@@ -176,10 +209,17 @@ impl Bridges {
         let shown = state.show(network);
         if !shown.containers.is_empty() {
             let who = shown.containers.values().map(|member| {
-                format!("name:\"{}\" id:\"{}\"", member.name, member.endpoint_id.get(..12).unwrap_or_default())
+                format!(
+                    "name:\"{}\" id:\"{}\"",
+                    member.name,
+                    member.endpoint_id.get(..12).unwrap_or_default()
+                )
             });
             let endpoints = who.collect::<Vec<_>>().join(", ");
-            return Err(BridgesError::Active { network: network.name.clone(), endpoints });
+            return Err(BridgesError::Active {
+                network: network.name.clone(),
+                endpoints,
+            });
         }
         self.kernel.remove(&network.id).await?;
         state.networks.remove(&network.id);
@@ -192,7 +232,10 @@ impl Bridges {
     }
 
     /// Removes the unused networks that `choice` takes; returns those that are gone.
-    pub async fn prune(&self, choice: impl Fn(&LocalNetwork) -> bool) -> Result<Vec<LocalNetwork>, BridgesError> {
+    pub async fn prune(
+        &self,
+        choice: impl Fn(&LocalNetwork) -> bool,
+    ) -> Result<Vec<LocalNetwork>, BridgesError> {
         let mut state = self.state.lock().await;
         let unused: Vec<Definition> = state
             .networks
@@ -222,7 +265,12 @@ impl Bridges {
             netns: request.netns.clone(),
             endpoints,
             published: Vec::new(),
-            exposed: request.exposed_ports.iter().chain(request.port_bindings.keys()).copied().collect(),
+            exposed: request
+                .exposed_ports
+                .iter()
+                .chain(request.port_bindings.keys())
+                .copied()
+                .collect(),
         };
         state.members.insert(member.container.clone(), member);
         let joined = self.join_all(&mut state, request).await;
@@ -247,7 +295,11 @@ impl Bridges {
             self.attach_endpoint(member, endpoint).await?;
         }
         let way_out = member.endpoints.iter().find_map(|endpoint| {
-            let bridge = state.networks.get(&endpoint.attachment.network)?.bridge.as_ref()?;
+            let bridge = state
+                .networks
+                .get(&endpoint.attachment.network)?
+                .bridge
+                .as_ref()?;
             (!bridge.spec.internal).then_some((endpoint, bridge))
         });
         let published = match way_out {
@@ -263,7 +315,10 @@ impl Bridges {
                 self.publish(member, &endpoint.id, requests).await?
             }
         };
-        let member = state.members.get_mut(&request.container).ok_or_else(missing)?;
+        let member = state
+            .members
+            .get_mut(&request.container)
+            .ok_or_else(missing)?;
         member.published = published;
         let member = member.clone();
         if !member.published.is_empty() {
@@ -273,9 +328,16 @@ impl Bridges {
         Ok(member.settings(&state.networks))
     }
 
-    async fn attach_endpoint(&self, member: &Member, endpoint: &Endpoint) -> Result<(), BridgesError> {
+    async fn attach_endpoint(
+        &self,
+        member: &Member,
+        endpoint: &Endpoint,
+    ) -> Result<(), BridgesError> {
         let (netns, attachment) = (member.netns.clone(), endpoint.attachment.clone());
-        Ok(self.kernel.attach(member.container.as_str(), netns, attachment).await?)
+        Ok(self
+            .kernel
+            .attach(member.container.as_str(), netns, attachment)
+            .await?)
     }
 
     async fn publish(
@@ -287,7 +349,10 @@ impl Bridges {
         if requests.is_empty() {
             return Ok(Vec::new());
         }
-        let published = self.kernel.publish(member.container.as_str(), requests).await;
+        let published = self
+            .kernel
+            .publish(member.container.as_str(), requests)
+            .await;
         published.map_err(|error| match error::port_reason(&error) {
             Some(reason) => BridgesError::Port {
                 container: member.name.clone(),
@@ -304,7 +369,11 @@ impl Bridges {
         Ok(self.leave_all(&mut state, container).await?)
     }
 
-    async fn leave_all(&self, state: &mut State, container: &ContainerId) -> Result<(), BridgesError> {
+    async fn leave_all(
+        &self,
+        state: &mut State,
+        container: &ContainerId,
+    ) -> Result<(), BridgesError> {
         let Some(member) = state.members.remove(container) else {
             return Ok(());
         };
@@ -329,7 +398,11 @@ impl Bridges {
 
     /// A container that outlived an earlier daemon. Its endpoints were read at the start; what was lost is made again
     /// with the same addresses and ports.
-    pub async fn adopt(&self, container: &ContainerId, settings: &NetworkSettings) -> Result<(), NetworkError> {
+    pub async fn adopt(
+        &self,
+        container: &ContainerId,
+        settings: &NetworkSettings,
+    ) -> Result<(), NetworkError> {
         let mut state = self.state.lock().await;
         if state.members.contains_key(container) {
             return Ok(());
@@ -347,10 +420,13 @@ impl Bridges {
             exposed: settings.ports.keys().copied().collect(),
         };
         for (index, info) in settings.networks.values().enumerate() {
-            let (Some(network), Some(address)) = (state.networks.get(&info.network_id), info.ipv4) else {
+            let (Some(network), Some(address)) = (state.networks.get(&info.network_id), info.ipv4)
+            else {
                 continue;
             };
-            let Some(bridge) = &network.bridge else { continue };
+            let Some(bridge) = &network.bridge else {
+                continue;
+            };
             member.name = info.dns_names.first().cloned().unwrap_or_default();
             let attachment = Attachment {
                 network: network.id.clone(),
@@ -358,7 +434,11 @@ impl Bridges {
                 mac: info.mac_address.as_deref().map(parse_mac).transpose()?,
                 ifname: format!("{}{index}", bridge.interface_prefix),
             };
-            let endpoint = Endpoint { id: info.endpoint_id.clone(), attachment, spec: info.spec.clone() };
+            let endpoint = Endpoint {
+                id: info.endpoint_id.clone(),
+                attachment,
+                spec: info.spec.clone(),
+            };
             if let Some(pool) = state.pools.get_mut(&info.network_id) {
                 pool.take(Some(address)).map_err(BridgesError::from)?;
             }
@@ -412,21 +492,26 @@ impl Bridges {
         let network = state.find(network)?.clone();
         let known = state.members.get(&who.container);
         if known.is_some_and(|member| member.endpoint(&network.id).is_some()) {
-            return Err(BridgesError::Connected { container: who.name.clone(), network: network.name });
+            return Err(BridgesError::Connected {
+                container: who.name.clone(),
+                network: network.name,
+            });
         }
-        let endpoints = known.map(|member| member.endpoints.as_slice()).unwrap_or_default();
-        let used = endpoints.iter().map(|endpoint| endpoint.attachment.ifname.clone());
-        let mut used: BTreeSet<String> = used.chain(who.interfaces.iter().cloned()).collect();
+        let mut used = interfaces_in(&who.netns)?;
         let endpoint = state.endpoint(&network, spec, &mut used)?;
-        let mut member = state.members.get(&who.container).cloned().unwrap_or_else(|| Member {
-            container: who.container.clone(),
-            name: who.name.clone(),
-            hostname: who.hostname.clone(),
-            netns: who.netns.clone(),
-            endpoints: Vec::new(),
-            published: Vec::new(),
-            exposed: BTreeSet::new(),
-        });
+        let mut member = state
+            .members
+            .get(&who.container)
+            .cloned()
+            .unwrap_or_else(|| Member {
+                container: who.container.clone(),
+                name: who.name.clone(),
+                hostname: who.hostname.clone(),
+                netns: who.netns.clone(),
+                endpoints: Vec::new(),
+                published: Vec::new(),
+                exposed: BTreeSet::new(),
+            });
         member.endpoints.push(endpoint.clone());
         let joined = match self.files.save_member(&member) {
             Ok(()) => self.attach_endpoint(&member, &endpoint).await,
@@ -446,8 +531,13 @@ impl Bridges {
         Ok((network.name, info))
     }
 
-    /// Takes a running container from one network. Ports published by way of it move to its next way out.
-    pub async fn leave(&self, network: &str, container: &ContainerId) -> Result<String, BridgesError> {
+    /// Takes a running container from one network; returns its id and name. Ports published by way of it move to the
+    /// container's next way out.
+    pub async fn leave(
+        &self,
+        network: &str,
+        container: &ContainerId,
+    ) -> Result<(String, String), BridgesError> {
         let mut state = self.state.lock().await;
         let network = state.find(network)?.clone();
         let missing = || BridgesError::NotConnected {
@@ -455,17 +545,25 @@ impl Bridges {
             network: network.name.clone(),
         };
         let mut member = state.members.get(container).ok_or_else(missing)?.clone();
-        let at = member.endpoints.iter().position(|endpoint| endpoint.attachment.network == network.id);
+        let at = member
+            .endpoints
+            .iter()
+            .position(|endpoint| endpoint.attachment.network == network.id);
         let endpoint = member.endpoints.remove(at.ok_or_else(missing)?);
         if member.endpoints.is_empty() {
             self.leave_all(&mut state, container).await?;
-            return Ok(network.name);
+            return Ok((network.id, network.name));
         }
         state.members.insert(container.clone(), member.clone());
         self.tell_names(&mut state, std::slice::from_ref(&network.id));
-        let lost = |port: &shoal_overlay::PublishedPort| port.address == endpoint.attachment.address;
+        let lost =
+            |port: &shoal_overlay::PublishedPort| port.address == endpoint.attachment.address;
         if member.published.iter().any(lost) {
-            let next = member.endpoints.iter().find(|next| state.is_way_out(next)).cloned();
+            let next = member
+                .endpoints
+                .iter()
+                .find(|next| state.is_way_out(next))
+                .cloned();
             member.published = match next {
                 Some(next) => {
                     let requests = moved(&member.published, next.attachment.address);
@@ -477,11 +575,13 @@ impl Bridges {
                 }
             };
         }
-        self.kernel.detach(container.as_str(), Some(&network.id)).await?;
+        self.kernel
+            .detach(container.as_str(), Some(&network.id))
+            .await?;
         state.release(&endpoint);
         self.files.save_member(&member)?;
         state.members.insert(container.clone(), member);
-        Ok(network.name)
+        Ok((network.id, network.name))
     }
 
     /// A container has another name now.
@@ -516,14 +616,24 @@ impl Bridges {
     /// Publishes the names of these networks anew.
     fn tell_names(&self, state: &mut State, networks: &[String]) {
         for id in networks {
-            let Some((network, bridge)) = state.networks.get(id).and_then(|n| Some((n, n.bridge.as_ref()?))) else {
+            let Some((network, bridge)) = state
+                .networks
+                .get(id)
+                .and_then(|n| Some((n, n.bridge.as_ref()?)))
+            else {
                 continue;
             };
-            let Ok(zone_id) = id.parse::<NetworkId>() else { continue };
+            let Ok(zone_id) = id.parse::<NetworkId>() else {
+                continue;
+            };
             if !network.has_names() {
                 continue;
             }
-            let hosts: Vec<_> = state.members.values().filter_map(|member| member.host(id)).collect();
+            let hosts: Vec<_> = state
+                .members
+                .values()
+                .filter_map(|member| member.host(id))
+                .collect();
             let subnets = vec![IpNet::V4(bridge.spec.subnet)];
             let zone = Zone::local(&network.name, bridge.spec.internal, subnets, &hosts);
             state.records.insert(zone_id, zone);
@@ -543,8 +653,6 @@ pub struct Joining {
     pub hostname: String,
     /// Its network namespace.
     pub netns: PathBuf,
-    /// Interfaces that it has from elsewhere.
-    pub interfaces: BTreeSet<String>,
 }
 
 impl State {
@@ -557,7 +665,9 @@ impl State {
             }
             let (id, now) = (random_id(), Timestamp::now());
             let network = match name {
-                BRIDGE => Definition::default_bridge(id, prefix, now, &self.taken(&format!("{prefix}0")))?,
+                BRIDGE => {
+                    Definition::default_bridge(id, prefix, now, &self.taken(&format!("{prefix}0")))?
+                }
                 _ => Definition::without_bridge(name, id, now),
             };
             self.networks.insert(network.id.clone(), network);
@@ -567,7 +677,9 @@ impl State {
     }
 
     fn bridges(&self) -> impl Iterator<Item = &Bridge> {
-        self.networks.values().filter_map(|network| network.bridge.as_ref())
+        self.networks
+            .values()
+            .filter_map(|network| network.bridge.as_ref())
     }
 
     /// Ranges that a new network cannot have.
@@ -588,30 +700,47 @@ impl State {
         if let Some(network) = self.networks.values().find(|network| network.name == name) {
             return Ok(network);
         }
-        let mut found = self.networks.values().filter(|n| !name.is_empty() && n.id.starts_with(name));
+        let mut found = self
+            .networks
+            .values()
+            .filter(|n| !name.is_empty() && n.id.starts_with(name));
         let first = found.next().ok_or_else(missing)?;
         match found.next() {
             None => Ok(first),
-            Some(_) => Err(BridgesError::Invalid(format!("network {name} is ambiguous (2 matches found on ID prefix)"))),
+            Some(_) => Err(BridgesError::Invalid(format!(
+                "network {name} is ambiguous (2 matches found on ID prefix)"
+            ))),
         }
     }
 
     fn show(&self, network: &Definition) -> LocalNetwork {
-        let members = self.members.values().filter_map(|member| {
-            Some((member.container.to_string(), member.show(network)?))
-        });
-        LocalNetwork { containers: members.collect(), ..network.show() }
+        let members = self
+            .members
+            .values()
+            .filter_map(|member| Some((member.container.to_string(), member.show(network)?)));
+        LocalNetwork {
+            containers: members.collect(),
+            ..network.show()
+        }
     }
 
     /// What the kernel should hold.
     fn view(&self) -> BridgeView {
         let mut view = BridgeView::default();
-        view.networks = self.bridges().map(|bridge| (bridge.spec.id.clone(), bridge.spec.clone())).collect();
+        view.networks = self
+            .bridges()
+            .map(|bridge| (bridge.spec.id.clone(), bridge.spec.clone()))
+            .collect();
         for (container, member) in &self.members {
-            let attachments = member.endpoints.iter().map(|endpoint| endpoint.attachment.clone());
-            view.attachments.insert(container.to_string(), attachments.collect());
+            let attachments = member
+                .endpoints
+                .iter()
+                .map(|endpoint| endpoint.attachment.clone());
+            view.attachments
+                .insert(container.to_string(), attachments.collect());
             if !member.published.is_empty() {
-                view.published.insert(container.to_string(), member.published.clone());
+                view.published
+                    .insert(container.to_string(), member.published.clone());
             }
         }
         view
@@ -619,7 +748,9 @@ impl State {
 
     fn is_way_out(&self, endpoint: &Endpoint) -> bool {
         let network = self.networks.get(&endpoint.attachment.network);
-        network.and_then(|network| network.bridge.as_ref()).is_some_and(|bridge| !bridge.spec.internal)
+        network
+            .and_then(|network| network.bridge.as_ref())
+            .is_some_and(|bridge| !bridge.spec.internal)
     }
 
     /// Endpoints for a container that starts, the way out first; their addresses are taken.
@@ -636,7 +767,11 @@ impl State {
         order.extend(wanted);
         let (mut used, mut endpoints) = (BTreeSet::new(), Vec::new());
         for (id, spec) in order {
-            let network = self.networks.get(&id).cloned().ok_or(BridgesError::NotFound(id))?;
+            let network = self
+                .networks
+                .get(&id)
+                .cloned()
+                .ok_or(BridgesError::NotFound(id))?;
             match self.endpoint(&network, spec, &mut used) {
                 Ok(endpoint) => endpoints.push(endpoint),
                 Err(error) => {
@@ -666,18 +801,36 @@ impl State {
             Some(name) => name.clone(),
             None => {
                 let free = (0..=used.len()).map(|n| format!("{}{n}", bridge.interface_prefix));
-                free.into_iter().find(|name| !used.contains(name)).unwrap_or_default()
+                free.into_iter()
+                    .find(|name| !used.contains(name))
+                    .unwrap_or_default()
             }
         };
         if !used.insert(ifname.clone()) {
-            return Err(BridgesError::Invalid(format!("interface name {ifname} is used twice")));
+            return Err(BridgesError::Invalid(format!(
+                "interface name {ifname} is used twice"
+            )));
         }
-        let mac = spec.mac_address.as_deref().filter(|text| !text.is_empty()).map(parse_mac).transpose()?;
+        let mac = spec
+            .mac_address
+            .as_deref()
+            .filter(|text| !text.is_empty())
+            .map(parse_mac)
+            .transpose()?;
         let missing = || BridgesError::NotFound(network.name.clone());
         let pool = self.pools.get_mut(&network.id).ok_or_else(missing)?;
         let address = pool.take(spec.ipv4)?;
-        let attachment = Attachment { network: network.id.clone(), address, mac, ifname };
-        Ok(Endpoint { id: random_id(), attachment, spec })
+        let attachment = Attachment {
+            network: network.id.clone(),
+            address,
+            mac,
+            ifname,
+        };
+        Ok(Endpoint {
+            id: random_id(),
+            attachment,
+            spec,
+        })
     }
 
     fn release(&mut self, endpoint: &Endpoint) {
@@ -688,7 +841,11 @@ impl State {
 }
 
 /// Refuses what docker refuses of an endpoint, and what we cannot do.
-fn check_endpoint(network: &Definition, bridge: &Bridge, spec: &EndpointSpec) -> Result<(), BridgesError> {
+fn check_endpoint(
+    network: &Definition,
+    bridge: &Bridge,
+    spec: &EndpointSpec,
+) -> Result<(), BridgesError> {
     let invalid = |text: &str| Err(BridgesError::Invalid(text.to_owned()));
     let unsupported = |text: &str| Err(BridgesError::Unsupported(text.to_owned()));
     if !network.has_names() && !spec.aliases.is_empty() {
@@ -718,7 +875,11 @@ fn check_endpoint(network: &Definition, bridge: &Bridge, spec: &EndpointSpec) ->
 }
 
 fn networks_of(member: &Member) -> Vec<String> {
-    member.endpoints.iter().map(|endpoint| endpoint.attachment.network.clone()).collect()
+    member
+        .endpoints
+        .iter()
+        .map(|endpoint| endpoint.attachment.network.clone())
+        .collect()
 }
 
 fn bindings_of(
@@ -726,13 +887,37 @@ fn bindings_of(
 ) -> BTreeMap<Port, Vec<shoal_api::container::PortBinding>> {
     let binding = |port: &PublishedPort| {
         let number = port.host_port?;
-        Some(shoal_api::container::PortBinding { host_ip: port.host_ip, host_ports: Some((number, number)) })
+        Some(shoal_api::container::PortBinding {
+            host_ip: port.host_ip,
+            host_ports: Some((number, number)),
+        })
     };
-    let published = ports.iter().map(|(port, shown)| (*port, shown.iter().filter_map(binding).collect::<Vec<_>>()));
-    published.filter(|(_, bindings)| !bindings.is_empty()).collect()
+    let published = ports
+        .iter()
+        .map(|(port, shown)| (*port, shown.iter().filter_map(binding).collect::<Vec<_>>()));
+    published
+        .filter(|(_, bindings)| !bindings.is_empty())
+        .collect()
+}
+
+/// Names of the interfaces in a namespace, whoever made them.
+fn interfaces_in(netns: &Path) -> Result<BTreeSet<String>, BridgesError> {
+    let names = netns::run_in(netns, || {
+        let interfaces = nix::net::if_::if_nameindex()?;
+        let names = interfaces
+            .iter()
+            .map(|one| one.name().to_string_lossy().into_owned());
+        Ok(names.collect())
+    });
+    let names: nix::Result<BTreeSet<String>> = names.map_err(BridgeError::from)?;
+    names.map_err(|errno| BridgesError::io("list the interfaces of", netns)(errno.into()))
 }
 
 /// 64 random hexadecimal digits.
 fn random_id() -> String {
-    format!("{:032x}{:032x}", RandomIds.next_bits(), RandomIds.next_bits())
+    format!(
+        "{:032x}{:032x}",
+        RandomIds.next_bits(),
+        RandomIds.next_bits()
+    )
 }

@@ -10,14 +10,17 @@ use std::{
 use async_trait::async_trait;
 use shoal_api::{
     NetworkId, TaskId,
-    container::{ContainerId, EndpointInfo, NetworkMode, NetworkSettings},
+    container::{ContainerId, EndpointInfo, EndpointSpec, NetworkMode, NetworkSettings},
     network::RESOLVER,
 };
 use shoal_dns::{ClientScope, Dns, ResolvConf, core::resolv_conf};
 use shoal_engine::io::network::{ContainerNetwork, NetworkError, NetworkReady, NetworkRequest};
 use shoal_overlay::io::netns;
 
-use crate::{bridges::Bridges, plane::ClusterPlane};
+use crate::{
+    bridges::{Bridges, BridgesError, Joining},
+    plane::ClusterPlane,
+};
 
 /// Label by which a task's container says which task it is, as in Swarm.
 pub const TASK_LABEL: &str = "com.docker.swarm.task.id";
@@ -37,6 +40,8 @@ struct Known {
     expected: BTreeSet<TaskId>,
     /// What each container with a namespace of its own holds.
     held: BTreeMap<ContainerId, Held>,
+    /// What the resolver of each of them sees.
+    scopes: BTreeMap<ContainerId, ClientScope>,
 }
 
 #[derive(Debug, Clone)]
@@ -121,9 +126,50 @@ impl NodeNetworks {
             networks: networks.collect(),
             upstreams: file.upstreams,
         };
-        let served = self.dns.serve(container.as_str(), netns, scope).await;
+        let served = self
+            .dns
+            .serve(container.as_str(), netns, scope.clone())
+            .await;
         served.map_err(|error| NetworkError::Failed(chain(&error)))?;
+        self.known().scopes.insert(container.clone(), scope);
         Ok(ResolvConf::parse(&file.text))
+    }
+
+    /// Puts a running container into one more network of this host; its resolver sees the names there from now on.
+    pub async fn join(
+        &self,
+        network: &str,
+        who: &Joining,
+        spec: EndpointSpec,
+    ) -> Result<(String, EndpointInfo), BridgesError> {
+        let (name, info) = self.bridges.join(network, who, spec).await?;
+        self.rescope(&who.container, |networks| {
+            networks.extend(info.network_id.parse::<NetworkId>());
+        });
+        Ok((name, info))
+    }
+
+    /// Takes a running container from a network of this host; returns the network's name and what the container has
+    /// left of this host's networks.
+    pub async fn leave(
+        &self,
+        network: &str,
+        container: &ContainerId,
+    ) -> Result<(String, NetworkSettings), BridgesError> {
+        let (id, name) = self.bridges.leave(network, container).await?;
+        self.rescope(container, |networks| {
+            networks.retain(|network| network.as_str() != id)
+        });
+        let left = self.bridges.place_of(container).await;
+        Ok((name, left.map(|(_, settings)| settings).unwrap_or_default()))
+    }
+
+    fn rescope(&self, container: &ContainerId, change: impl FnOnce(&mut Vec<NetworkId>)) {
+        let mut known = self.known();
+        if let Some(scope) = known.scopes.get_mut(container) {
+            change(&mut scope.networks);
+            self.dns.rescope(container.as_str(), scope.clone());
+        }
     }
 
     /// What the view gives a task: one endpoint per network, by the network's name.
@@ -249,7 +295,15 @@ impl ContainerNetwork for NodeNetworks {
     }
 
     async fn teardown(&self, container: &ContainerId) {
-        let Some(held) = self.known().held.remove(container) else {
+        let held = {
+            let mut known = self.known();
+            known.scopes.remove(container);
+            known.held.remove(container)
+        };
+        // One that ended while no daemon was there is known to the bridges alone.
+        let left = self.bridges.place_of(container).await;
+        let left = left.map(|(netns, _)| Held { netns, task: None });
+        let Some(held) = held.or(left) else {
             return;
         };
         self.dns.stop(container.as_str()).await;

@@ -63,7 +63,12 @@ pub(super) struct Bridge {
 
 impl Definition {
     /// `bridge`: the network of containers that name none.
-    pub(super) fn default_bridge(id: String, prefix: &str, now: Timestamp, taken: &[Ipv4Net]) -> Result<Self, BridgesError> {
+    pub(super) fn default_bridge(
+        id: String,
+        prefix: &str,
+        now: Timestamp,
+        taken: &[Ipv4Net],
+    ) -> Result<Self, BridgesError> {
         let ifname = format!("{prefix}0");
         let options = [
             (OPTION_DEFAULT, "true"),
@@ -76,7 +81,9 @@ impl Definition {
         let spec = LocalNetworkSpec {
             name: BRIDGE.to_owned(),
             driver: BRIDGE.to_owned(),
-            options: options.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+            options: options
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .into(),
             ..LocalNetworkSpec::default()
         };
         Self::new(spec, id, prefix, now, taken)
@@ -85,7 +92,14 @@ impl Definition {
     /// `host` or `none`, which need nothing from the kernel.
     pub(super) fn without_bridge(name: &str, id: String, now: Timestamp) -> Self {
         let (options, labels) = (BTreeMap::new(), BTreeMap::new());
-        Self { id, name: name.to_owned(), created: now, bridge: None, options, labels }
+        Self {
+            id,
+            name: name.to_owned(),
+            created: now,
+            bridge: None,
+            options,
+            labels,
+        }
     }
 
     /// What the user's wish means; `taken` are ranges that others have.
@@ -99,16 +113,35 @@ impl Definition {
         match wish.driver.as_str() {
             "bridge" | "" => {}
             "host" | "null" => {
-                let text = format!("only one instance of \"{}\" network is allowed", wish.driver);
+                let text = format!(
+                    "only one instance of \"{}\" network is allowed",
+                    wish.driver
+                );
                 return Err(BridgesError::Forbidden(text));
             }
-            "macvlan" | "ipvlan" => return Err(BridgesError::Unsupported(format!("network driver {}", wish.driver))),
-            other => return Err(BridgesError::Invalid(format!("plugin \"{other}\" not found"))),
+            "macvlan" | "ipvlan" => {
+                return Err(BridgesError::Unsupported(format!(
+                    "network driver {}",
+                    wish.driver
+                )));
+            }
+            other => {
+                return Err(BridgesError::Invalid(format!(
+                    "plugin \"{other}\" not found"
+                )));
+            }
         }
         if wish.ipv6 {
-            return Err(BridgesError::Unsupported("IPv6 in a network of one host".to_owned()));
+            return Err(BridgesError::Unsupported(
+                "IPv6 in a network of one host".to_owned(),
+            ));
         }
-        let option = |name: &str| wish.options.get(name).map(String::as_str).filter(|value| !value.is_empty());
+        let option = |name: &str| {
+            wish.options
+                .get(name)
+                .map(String::as_str)
+                .filter(|value| !value.is_empty())
+        };
         let flag = |name: &str, otherwise| match option(name) {
             None => Ok(otherwise),
             Some("true" | "1") => Ok(true),
@@ -133,12 +166,16 @@ impl Definition {
         };
         let host_binding = match option(OPTION_HOST_BINDING) {
             None => Ipv4Addr::UNSPECIFIED,
-            Some(text) => text.parse().map_err(|_| invalid_option(OPTION_HOST_BINDING, text))?,
+            Some(text) => text
+                .parse()
+                .map_err(|_| invalid_option(OPTION_HOST_BINDING, text))?,
         };
         let interface_prefix = match option(OPTION_IFACE_PREFIX) {
             None => "eth".to_owned(),
             // Two characters are left for the number.
-            Some(text) if is_interface_name(text) && text.len() <= INTERFACE_NAME_MAX - 2 => text.to_owned(),
+            Some(text) if is_interface_name(text) && text.len() <= INTERFACE_NAME_MAX - 2 => {
+                text.to_owned()
+            }
             Some(text) => return Err(invalid_option(OPTION_IFACE_PREFIX, text)),
         };
         let addresses = Addresses::of(&wish.ipam, taken)?;
@@ -222,25 +259,43 @@ struct Addresses {
 impl Addresses {
     fn of(wish: &[IpamConfig], taken: &[Ipv4Net]) -> Result<Self, BridgesError> {
         let wish = match wish {
-            [] => &IpamConfig { subnet: None, ip_range: None, gateway: None },
+            [] => &IpamConfig {
+                subnet: None,
+                ip_range: None,
+                gateway: None,
+            },
             [one] => one,
-            _ => return Err(BridgesError::Unsupported("more than one subnet in a network of one host".to_owned())),
+            _ => {
+                return Err(BridgesError::Unsupported(
+                    "more than one subnet in a network of one host".to_owned(),
+                ));
+            }
         };
         let v4 = |net: Option<IpNet>| match net {
             None => Ok(None),
             Some(IpNet::V4(net)) => Ok(Some(net)),
-            Some(IpNet::V6(_)) => Err(BridgesError::Unsupported("IPv6 in a network of one host".to_owned())),
+            Some(IpNet::V6(_)) => Err(BridgesError::Unsupported(
+                "IPv6 in a network of one host".to_owned(),
+            )),
         };
-        let (subnet, range) = (v4(wish.subnet)?, v4(wish.ip_range)?.map(|range| range.trunc()));
+        let (subnet, range) = (
+            v4(wish.subnet)?,
+            v4(wish.ip_range)?.map(|range| range.trunc()),
+        );
         let by_user = subnet.is_some();
         let subnet = match subnet {
             Some(subnet) if subnet.trunc() != subnet => {
-                let text = format!("invalid network config:\ninvalid subnet {subnet}: it should be {}", subnet.trunc());
+                let text = format!(
+                    "invalid network config:\ninvalid subnet {subnet}: it should be {}",
+                    subnet.trunc()
+                );
                 return Err(BridgesError::Invalid(text));
             }
             // A gateway and a container want an address each.
             Some(subnet) if subnet.prefix_len() > 30 => {
-                return Err(BridgesError::Invalid(format!("invalid subnet {subnet}: too small")));
+                return Err(BridgesError::Invalid(format!(
+                    "invalid subnet {subnet}: too small"
+                )));
             }
             Some(subnet) if taken.iter().any(|other| ipam::overlap(subnet, *other)) => {
                 return Err(BridgesError::Overlap);
@@ -252,18 +307,31 @@ impl Addresses {
             }
         };
         if let Some(range) = range.filter(|range| !by_user || !subnet.contains(range)) {
-            return Err(BridgesError::Invalid(format!("no matching subnet for ip-range {range}")));
+            return Err(BridgesError::Invalid(format!(
+                "no matching subnet for ip-range {range}"
+            )));
         }
-        let is_host = |ip: Ipv4Addr| subnet.contains(&ip) && ip != subnet.network() && ip != subnet.broadcast();
+        let is_host = |ip: Ipv4Addr| {
+            subnet.contains(&ip) && ip != subnet.network() && ip != subnet.broadcast()
+        };
         let gateway = match wish.gateway {
             Some(IpAddr::V4(gateway)) if by_user && is_host(gateway) => gateway,
-            Some(gateway) => return Err(BridgesError::Invalid(format!("no matching subnet for gateway {gateway}"))),
+            Some(gateway) => {
+                return Err(BridgesError::Invalid(format!(
+                    "no matching subnet for gateway {gateway}"
+                )));
+            }
             None => {
                 let first = range.unwrap_or(subnet).hosts().find(|ip| is_host(*ip));
                 first.ok_or(BridgesError::NoSubnet)?
             }
         };
-        Ok(Self { subnet, gateway, range, by_user })
+        Ok(Self {
+            subnet,
+            gateway,
+            range,
+            by_user,
+        })
     }
 }
 
@@ -274,15 +342,25 @@ fn invalid_option(name: &str, value: &str) -> BridgesError {
 fn is_interface_name(name: &str) -> bool {
     (1..=INTERFACE_NAME_MAX).contains(&name.len())
         && !matches!(name, "." | "..")
-        && name.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':' | b'%'))
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':' | b'%'))
 }
 
 /// The ranges to which the host has a route, by the text of `/proc/net/route`; those through `except` do not count.
 pub(super) fn ranges_in_use(routes: &str, except: &str) -> Vec<Ipv4Net> {
-    let address = |text: &str| u32::from_str_radix(text, 16).ok().map(|raw| Ipv4Addr::from(raw.to_ne_bytes()));
+    let address = |text: &str| {
+        u32::from_str_radix(text, 16)
+            .ok()
+            .map(|raw| Ipv4Addr::from(raw.to_ne_bytes()))
+    };
     let range = |line: &str| {
         let columns: Vec<&str> = line.split_whitespace().collect();
-        let (interface, to, mask) = (columns.first()?, address(columns.get(1)?)?, address(columns.get(7)?)?);
+        let (interface, to, mask) = (
+            columns.first()?,
+            address(columns.get(1)?)?,
+            address(columns.get(7)?)?,
+        );
         let net = Ipv4Net::with_netmask(to, mask).ok()?;
         (*interface != except && net.prefix_len() > 0).then_some(net)
     };
@@ -295,8 +373,14 @@ mod tests {
 
     fn make(wish: LocalNetworkSpec, taken: &[&str]) -> Result<Definition, String> {
         let taken: Vec<Ipv4Net> = taken.iter().map(|text| text.parse().unwrap()).collect();
-        Definition::new(wish, "0123456789abcdef".repeat(4), "shoal", Timestamp::ZERO, &taken)
-            .map_err(|error| error.to_string())
+        Definition::new(
+            wish,
+            "0123456789abcdef".repeat(4),
+            "shoal",
+            Timestamp::ZERO,
+            &taken,
+        )
+        .map_err(|error| error.to_string())
     }
 
     fn wish(subnet: &str, range: &str, gateway: &str) -> LocalNetworkSpec {
@@ -305,7 +389,12 @@ mod tests {
             ip_range: range.parse().ok(),
             gateway: gateway.parse().ok(),
         };
-        LocalNetworkSpec { name: "n".to_owned(), driver: "bridge".to_owned(), ipam: vec![ipam], ..Default::default() }
+        LocalNetworkSpec {
+            name: "n".to_owned(),
+            driver: "bridge".to_owned(),
+            ipam: vec![ipam],
+            ..Default::default()
+        }
     }
 
     fn addresses(wish: LocalNetworkSpec, taken: &[&str]) -> Result<String, String> {
@@ -318,20 +407,38 @@ mod tests {
         let none = || wish("", "", "");
         assert_eq!(addresses(none(), &[]).unwrap(), "172.17.0.0/16 172.17.0.1");
         let after = addresses(none(), &["172.17.0.0/16"]).unwrap();
-        assert_eq!(after, "172.19.0.0/16 172.19.0.1", "172.18 is the gateway bridge's");
+        assert_eq!(
+            after, "172.19.0.0/16 172.19.0.1",
+            "172.18 is the gateway bridge's"
+        );
         let beyond = addresses(none(), &["172.16.0.0/12"]).unwrap();
         assert_eq!(beyond, "192.168.0.0/20 192.168.0.1");
         let all = addresses(none(), &["172.16.0.0/12", "192.168.0.0/16"]).unwrap_err();
-        assert_eq!(all, "all predefined address pools have been fully subnetted");
+        assert_eq!(
+            all,
+            "all predefined address pools have been fully subnetted"
+        );
     }
 
     #[test]
     fn a_wanted_subnet_is_checked() {
-        assert_eq!(addresses(wish("10.9.0.0/24", "", ""), &[]).unwrap(), "10.9.0.0/24 10.9.0.1");
-        assert_eq!(addresses(wish("10.9.0.0/24", "", "10.9.0.254"), &[]).unwrap(), "10.9.0.0/24 10.9.0.254");
-        assert_eq!(addresses(wish("10.9.0.0/24", "10.9.0.128/25", ""), &[]).unwrap(), "10.9.0.0/24 10.9.0.129");
+        assert_eq!(
+            addresses(wish("10.9.0.0/24", "", ""), &[]).unwrap(),
+            "10.9.0.0/24 10.9.0.1"
+        );
+        assert_eq!(
+            addresses(wish("10.9.0.0/24", "", "10.9.0.254"), &[]).unwrap(),
+            "10.9.0.0/24 10.9.0.254"
+        );
+        assert_eq!(
+            addresses(wish("10.9.0.0/24", "10.9.0.128/25", ""), &[]).unwrap(),
+            "10.9.0.0/24 10.9.0.129"
+        );
         let overlap = "invalid pool request: Pool overlaps with other one on this address space";
-        assert_eq!(addresses(wish("10.9.0.0/24", "", ""), &["10.0.0.0/8"]).unwrap_err(), overlap);
+        assert_eq!(
+            addresses(wish("10.9.0.0/24", "", ""), &["10.0.0.0/8"]).unwrap_err(),
+            overlap
+        );
         for (subnet, range, gateway) in [
             ("10.9.0.1/24", "", ""),
             ("10.9.0.0/31", "", ""),
@@ -348,17 +455,60 @@ mod tests {
     #[test]
     fn options_are_heard() {
         let with = |options: &[(&str, &str)]| {
-            let options = options.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-            make(LocalNetworkSpec { options, ..wish("", "", "") }, &[])
+            let options = options
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect();
+            make(
+                LocalNetworkSpec {
+                    options,
+                    ..wish("", "", "")
+                },
+                &[],
+            )
         };
-        let bridge = with(&[(OPTION_NAME, "mine"), (OPTION_MTU, "1400"), (OPTION_ICC, "false")]).unwrap().bridge.unwrap();
-        assert_eq!((bridge.spec.ifname.as_str(), bridge.spec.mtu, bridge.spec.icc), ("mine", Some(1400), false));
-        assert_eq!(with(&[]).unwrap().bridge.unwrap().spec.ifname, "shoalb01234567");
-        for (name, value) in [(OPTION_NAME, "a/b"), (OPTION_NAME, "sixteencharacter"), (OPTION_MTU, "9"), (OPTION_ICC, "x")] {
-            assert_eq!(with(&[(name, value)]).unwrap_err(), format!("invalid value {value:?} of option {name}"));
+        let bridge = with(&[
+            (OPTION_NAME, "mine"),
+            (OPTION_MTU, "1400"),
+            (OPTION_ICC, "false"),
+        ])
+        .unwrap()
+        .bridge
+        .unwrap();
+        assert_eq!(
+            (
+                bridge.spec.ifname.as_str(),
+                bridge.spec.mtu,
+                bridge.spec.icc
+            ),
+            ("mine", Some(1400), false)
+        );
+        assert_eq!(
+            with(&[]).unwrap().bridge.unwrap().spec.ifname,
+            "shoalb01234567"
+        );
+        for (name, value) in [
+            (OPTION_NAME, "a/b"),
+            (OPTION_NAME, "sixteencharacter"),
+            (OPTION_MTU, "9"),
+            (OPTION_ICC, "x"),
+        ] {
+            assert_eq!(
+                with(&[(name, value)]).unwrap_err(),
+                format!("invalid value {value:?} of option {name}")
+            );
         }
-        let host = make(LocalNetworkSpec { driver: "host".to_owned(), ..wish("", "", "") }, &[]);
-        assert_eq!(host.unwrap_err(), "only one instance of \"host\" network is allowed");
+        let host = make(
+            LocalNetworkSpec {
+                driver: "host".to_owned(),
+                ..wish("", "", "")
+            },
+            &[],
+        );
+        assert_eq!(
+            host.unwrap_err(),
+            "only one instance of \"host\" network is allowed"
+        );
     }
 
     #[test]
@@ -367,7 +517,10 @@ mod tests {
             eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
             eth0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n\
             shoal0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n";
-        assert_eq!(ranges_in_use(routes, "shoal0"), ["192.0.2.0/24".parse().unwrap()]);
+        assert_eq!(
+            ranges_in_use(routes, "shoal0"),
+            ["192.0.2.0/24".parse().unwrap()]
+        );
         assert_eq!(ranges_in_use(routes, "").len(), 2);
     }
 }

@@ -62,7 +62,9 @@ pub enum BridgesError {
     #[error("{0} is not supported by this version of shoal")]
     Unsupported(String),
     /// A port of the host is taken.
-    #[error("driver failed programming external connectivity on endpoint {container} ({endpoint}): {reason}")]
+    #[error(
+        "driver failed programming external connectivity on endpoint {container} ({endpoint}): {reason}"
+    )]
     Port {
         /// Name of the container.
         container: String,
@@ -88,9 +90,16 @@ pub enum BridgesError {
 
 impl BridgesError {
     /// For `map_err`: what was attempted on which file.
-    pub(super) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+    pub(super) fn io(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Io { action, path, source }
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
     }
 }
 
@@ -117,8 +126,12 @@ impl From<BridgesError> for NetworkError {
     fn from(error: BridgesError) -> Self {
         match error {
             BridgesError::NotFound(name) => Self::NotFound(name),
-            BridgesError::AddressTaken | BridgesError::Connected { .. } => Self::Conflict(error.to_string()),
-            BridgesError::Invalid(_) | BridgesError::Unsupported(_) => Self::Invalid(error.to_string()),
+            BridgesError::AddressTaken | BridgesError::Connected { .. } => {
+                Self::Conflict(error.to_string())
+            }
+            BridgesError::Invalid(_) | BridgesError::Unsupported(_) => {
+                Self::Invalid(error.to_string())
+            }
             _ => Self::Failed(chain(&error)),
         }
     }
@@ -127,16 +140,23 @@ impl From<BridgesError> for NetworkError {
 /// Docker's words for a port that could not be had.
 pub(super) fn port_reason(error: &BridgeError) -> Option<String> {
     match error {
-        BridgeError::PortAllocated { host_ip, host_port } => {
-            Some(format!("Bind for {host_ip}:{host_port} failed: port is already allocated"))
-        }
-        BridgeError::PortBusy { host_ip, host_port, protocol, source } => {
+        BridgeError::PortAllocated { host_ip, host_port } => Some(format!(
+            "Bind for {host_ip}:{host_port} failed: port is already allocated"
+        )),
+        BridgeError::PortBusy {
+            host_ip,
+            host_port,
+            protocol,
+            source,
+        } => {
             let said = match source.kind() {
                 io::ErrorKind::AddrInUse => "address already in use".to_owned(),
                 io::ErrorKind::AddrNotAvailable => "cannot assign requested address".to_owned(),
                 _ => source.to_string(),
             };
-            Some(format!("failed to bind host port {host_ip}:{host_port}/{protocol}: {said}"))
+            Some(format!(
+                "failed to bind host port {host_ip}:{host_port}/{protocol}: {said}"
+            ))
         }
         _ => None,
     }

@@ -29,7 +29,10 @@ impl Files {
         for dir in [data_root, &endpoints] {
             fs::create_dir_all(dir).map_err(BridgesError::io("create", dir))?;
         }
-        Ok(Self { networks: data_root.join("networks.json"), endpoints })
+        Ok(Self {
+            networks: data_root.join("networks.json"),
+            endpoints,
+        })
     }
 
     /// All networks, by id.
@@ -40,26 +43,37 @@ impl Files {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(BridgesError::io("read", &self.networks)(error)),
         };
-        Ok(networks.into_iter().map(|network| (network.id.clone(), network)).collect())
+        Ok(networks
+            .into_iter()
+            .map(|network| (network.id.clone(), network))
+            .collect())
     }
 
     /// Replaces them all at once or not at all.
-    pub(super) fn save_networks(&self, networks: &BTreeMap<String, Definition>) -> Result<(), BridgesError> {
+    pub(super) fn save_networks(
+        &self,
+        networks: &BTreeMap<String, Definition>,
+    ) -> Result<(), BridgesError> {
         let networks: Vec<&Definition> = networks.values().collect();
-        let failed = |error: serde_json::Error| BridgesError::io("write", &self.networks)(error.into());
+        let failed =
+            |error: serde_json::Error| BridgesError::io("write", &self.networks)(error.into());
         let json = serde_json::to_vec_pretty(&networks).map_err(failed)?;
         replace(&self.networks, &json, true).map_err(BridgesError::io("write", &self.networks))
     }
 
     /// Endpoints of containers whose namespace is still there; the files of the others are removed.
     pub(super) fn load_members(&self) -> Result<BTreeMap<ContainerId, Member>, BridgesError> {
-        let entries = fs::read_dir(&self.endpoints).map_err(BridgesError::io("read", &self.endpoints))?;
+        let entries =
+            fs::read_dir(&self.endpoints).map_err(BridgesError::io("read", &self.endpoints))?;
         let mut members = BTreeMap::new();
         for entry in entries.flatten() {
             let path = entry.path();
-            let read = fs::read(&path).and_then(|json| Ok(serde_json::from_slice::<Member>(&json)?));
+            let read =
+                fs::read(&path).and_then(|json| Ok(serde_json::from_slice::<Member>(&json)?));
             match read {
-                Ok(member) if statfs(&member.netns).is_ok_and(|at| at.filesystem_type() == NSFS_MAGIC) => {
+                Ok(member)
+                    if statfs(&member.netns).is_ok_and(|at| at.filesystem_type() == NSFS_MAGIC) =>
+                {
                     members.insert(member.container.clone(), member);
                 }
                 Ok(_) => drop(fs::remove_file(&path)),
@@ -75,7 +89,8 @@ impl Files {
     /// Writes down the endpoints of one container. Not flushed: they do not outlive a loss of power anyway.
     pub(super) fn save_member(&self, member: &Member) -> Result<(), BridgesError> {
         let path = self.member(&member.container);
-        let json = serde_json::to_vec(member).map_err(|error| BridgesError::io("write", &path)(error.into()))?;
+        let json = serde_json::to_vec(member)
+            .map_err(|error| BridgesError::io("write", &path)(error.into()))?;
         replace(&path, &json, false).map_err(BridgesError::io("write", path))
     }
 
@@ -83,7 +98,9 @@ impl Files {
     pub(super) fn remove_member(&self, container: &ContainerId) -> Result<(), BridgesError> {
         let path = self.member(container);
         match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(BridgesError::io("remove", path)(error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(BridgesError::io("remove", path)(error))
+            }
             _ => Ok(()),
         }
     }

@@ -57,14 +57,18 @@ pub(super) struct Endpoint {
 
 impl Endpoint {
     fn mac(&self) -> Mac {
-        self.attachment.mac.map_or_else(|| mac_of(self.attachment.address.into()), Mac)
+        self.attachment
+            .mac
+            .map_or_else(|| mac_of(self.attachment.address.into()), Mac)
     }
 }
 
 impl Member {
     /// The endpoint in a network, by its id.
     pub(super) fn endpoint(&self, network: &str) -> Option<&Endpoint> {
-        self.endpoints.iter().find(|endpoint| endpoint.attachment.network == network)
+        self.endpoints
+            .iter()
+            .find(|endpoint| endpoint.attachment.network == network)
     }
 
     /// Names of an endpoint: of the container, its aliases, its short id, its hostname; the first is the one that
@@ -84,7 +88,10 @@ impl Member {
     pub(super) fn host(&self, network: &str) -> Option<Host> {
         let endpoint = self.endpoint(network)?;
         let addresses = vec![IpAddr::V4(endpoint.attachment.address)];
-        Some(Host { names: self.names(endpoint), addresses })
+        Some(Host {
+            names: self.names(endpoint),
+            addresses,
+        })
     }
 
     /// What `network inspect` shows of it.
@@ -106,10 +113,15 @@ impl Member {
             network_id: network.id.clone(),
             endpoint_id: endpoint.id.clone(),
             ipv4: Some(endpoint.attachment.address),
-            ipv4_prefix_len: net_of(endpoint.attachment.address, network).map_or(0, |net| net.prefix_len()),
+            ipv4_prefix_len: net_of(endpoint.attachment.address, network)
+                .map_or(0, |net| net.prefix_len()),
             gateway: spec.filter(|spec| !spec.internal).map(|spec| spec.gateway),
             mac_address: Some(endpoint.mac().to_string()),
-            dns_names: if network.has_names() { self.names(endpoint) } else { Vec::new() },
+            dns_names: if network.has_names() {
+                self.names(endpoint)
+            } else {
+                Vec::new()
+            },
             spec: endpoint.spec.clone(),
             ..EndpointInfo::default()
         }
@@ -138,10 +150,20 @@ fn net_of(address: Ipv4Addr, network: &Definition) -> Option<Ipv4Net> {
 /// Reads an Ethernet address that a single host may have.
 pub(super) fn parse_mac(text: &str) -> Result<[u8; 6], BridgesError> {
     let invalid = || BridgesError::Invalid(format!("invalid MAC address {text:?}"));
-    let bytes = text.split([':', '-']).map(|part| u8::from_str_radix(part, 16)).collect::<Result<Vec<u8>, _>>();
-    let mac: [u8; 6] = bytes.map_err(|_| invalid())?.try_into().map_err(|_| invalid())?;
+    let bytes = text
+        .split([':', '-'])
+        .map(|part| u8::from_str_radix(part, 16))
+        .collect::<Result<Vec<u8>, _>>();
+    let mac: [u8; 6] = bytes
+        .map_err(|_| invalid())?
+        .try_into()
+        .map_err(|_| invalid())?;
     // The lowest bit of the first byte marks addresses of groups.
-    if mac[0] & 1 == 1 || mac == [0; 6] { Err(invalid()) } else { Ok(mac) }
+    if mac[0] & 1 == 1 || mac == [0; 6] {
+        Err(invalid())
+    } else {
+        Ok(mac)
+    }
 }
 
 /// What is to be published at which ports of the host for a container that has this address.
@@ -153,8 +175,13 @@ pub(super) fn port_requests(
     host_binding: Ipv4Addr,
 ) -> Result<Vec<PortRequest>, BridgesError> {
     let any = [PortBinding::default()];
-    let unnamed = exposed.iter().filter(|port| all && !bindings.contains_key(port)).map(|port| (port, any.as_slice()));
-    let named = bindings.iter().map(|(port, bindings)| (port, bindings.as_slice()));
+    let unnamed = exposed
+        .iter()
+        .filter(|port| all && !bindings.contains_key(port))
+        .map(|port| (port, any.as_slice()));
+    let named = bindings
+        .iter()
+        .map(|(port, bindings)| (port, bindings.as_slice()));
     let mut requests = Vec::new();
     for (port, bindings) in named.chain(unnamed) {
         for binding in bindings {
@@ -162,7 +189,9 @@ pub(super) fn port_requests(
                 None => host_binding,
                 Some(IpAddr::V4(ip)) => ip,
                 Some(IpAddr::V6(ip)) => {
-                    return Err(BridgesError::Unsupported(format!("publishing a port on the IPv6 address {ip}")));
+                    return Err(BridgesError::Unsupported(format!(
+                        "publishing a port on the IPv6 address {ip}"
+                    )));
                 }
             };
             requests.push(PortRequest {
@@ -196,8 +225,12 @@ fn range_of(ports: Option<(u16, u16)>) -> RangeInclusive<u16> {
 }
 
 /// Ports as the API shows them: those that are only exposed have an empty list.
-pub(super) fn shown_ports(exposed: &BTreeSet<Port>, published: &[PublishedPort]) -> BTreeMap<Port, Vec<Shown>> {
-    let mut ports: BTreeMap<Port, Vec<Shown>> = exposed.iter().map(|port| (*port, Vec::new())).collect();
+pub(super) fn shown_ports(
+    exposed: &BTreeSet<Port>,
+    published: &[PublishedPort],
+) -> BTreeMap<Port, Vec<Shown>> {
+    let mut ports: BTreeMap<Port, Vec<Shown>> =
+        exposed.iter().map(|port| (*port, Vec::new())).collect();
     for port in published {
         let protocol = match port.protocol {
             Protocol::Tcp => PortProtocol::Tcp,
@@ -210,7 +243,13 @@ pub(super) fn shown_ports(exposed: &BTreeSet<Port>, published: &[PublishedPort])
             container_port: port.port,
             protocol,
         };
-        ports.entry(Port { number: port.port, protocol }).or_default().push(shown);
+        ports
+            .entry(Port {
+                number: port.port,
+                protocol,
+            })
+            .or_default()
+            .push(shown);
     }
     ports
 }
@@ -233,26 +272,58 @@ mod tests {
 
     #[test]
     fn bindings_become_requests() {
-        let fixed = PortBinding { host_ip: "127.0.0.1".parse().ok(), host_ports: Some((8080, 8080)) };
+        let fixed = PortBinding {
+            host_ip: "127.0.0.1".parse().ok(),
+            host_ports: Some((8080, 8080)),
+        };
         let bindings = BTreeMap::from([
             (port("53/udp"), vec![PortBinding::default()]),
-            (port("80"), vec![fixed, PortBinding { host_ip: None, host_ports: Some((9000, 9010)) }]),
+            (
+                port("80"),
+                vec![
+                    fixed,
+                    PortBinding {
+                        host_ip: None,
+                        host_ports: Some((9000, 9010)),
+                    },
+                ],
+            ),
         ]);
         let exposed = BTreeSet::from([port("80"), port("443")]);
         let address = Ipv4Addr::new(172, 17, 0, 2);
         let ask = |all| {
-            let requests = port_requests(&bindings, &exposed, all, address, Ipv4Addr::UNSPECIFIED).unwrap();
+            let requests =
+                port_requests(&bindings, &exposed, all, address, Ipv4Addr::UNSPECIFIED).unwrap();
             let text = |r: &PortRequest| {
-                format!("{}:{}-{}/{} {}", r.host_ip, r.host_ports.start(), r.host_ports.end(), r.protocol, r.port)
+                format!(
+                    "{}:{}-{}/{} {}",
+                    r.host_ip,
+                    r.host_ports.start(),
+                    r.host_ports.end(),
+                    r.protocol,
+                    r.port
+                )
             };
             requests.iter().map(text).collect::<Vec<_>>()
         };
         let named = ["127.0.0.1:8080-8080/tcp 80", "0.0.0.0:9000-9010/tcp 80"];
-        assert_eq!(ask(false), [named[0], named[1], "0.0.0.0:32768-60999/udp 53"]);
+        assert_eq!(
+            ask(false),
+            [named[0], named[1], "0.0.0.0:32768-60999/udp 53"]
+        );
         let all = ask(true);
         assert_eq!(all[..2], named);
-        assert_eq!(all[2..], ["0.0.0.0:32768-60999/udp 53", "0.0.0.0:32768-60999/tcp 443"]);
-        let v6 = BTreeMap::from([(port("80"), vec![PortBinding { host_ip: "::1".parse().ok(), host_ports: None }])]);
+        assert_eq!(
+            all[2..],
+            ["0.0.0.0:32768-60999/udp 53", "0.0.0.0:32768-60999/tcp 443"]
+        );
+        let v6 = BTreeMap::from([(
+            port("80"),
+            vec![PortBinding {
+                host_ip: "::1".parse().ok(),
+                host_ports: None,
+            }],
+        )]);
         port_requests(&v6, &exposed, false, address, Ipv4Addr::UNSPECIFIED).unwrap_err();
     }
 
@@ -272,8 +343,18 @@ mod tests {
 
     #[test]
     fn mac_addresses_are_of_one_host() {
-        assert_eq!(parse_mac("02:42:ac:11:00:02").unwrap(), [2, 0x42, 0xac, 0x11, 0, 2]);
-        for text in ["", "02:42:ac:11:00", "02:42:ac:11:00:02:03", "03:42:ac:11:00:02", "00:00:00:00:00:00", "x"] {
+        assert_eq!(
+            parse_mac("02:42:ac:11:00:02").unwrap(),
+            [2, 0x42, 0xac, 0x11, 0, 2]
+        );
+        for text in [
+            "",
+            "02:42:ac:11:00",
+            "02:42:ac:11:00:02:03",
+            "03:42:ac:11:00:02",
+            "00:00:00:00:00:00",
+            "x",
+        ] {
             parse_mac(text).unwrap_err();
         }
     }

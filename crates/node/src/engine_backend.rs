@@ -1,0 +1,816 @@
+//! The engine of this host as the Engine API sees it.
+
+mod errors;
+mod history;
+mod host;
+mod terminal;
+mod transfers;
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream};
+use shoal_api::{
+    Timestamp,
+    container::{
+        ContainerFilter, ContainerInspect, ContainerSpec, ContainerSummary, EndpointSpec, Event,
+        EventKind, ExecInspect, ExecSpec, LogLine, LogQuery, NetworkMode, ProcessList, Stats,
+        StdStream, Volume, VolumeSpec,
+    },
+    image::{
+        Distribution, ImageHistory, ImageInspect, ImageRemoved, ImageSummary, ImageUser, Platform,
+        RegistryAuth,
+    },
+};
+use shoal_docker_api::{
+    ApiError, EngineBackend,
+    backend::{
+        ApiResult, AttachOptions, Attached, ByteStream, CreatedContainer, DiskUsage, EngineInfo,
+        EngineVersion, ItemStream, LocalNetwork, LocalNetworkSpec, Progress, PruneFilter, Pruned,
+        PrunedImages, WaitCondition, WaitResult,
+    },
+};
+use shoal_engine::{
+    io::{
+        Attachment, Engine, EngineError,
+        engine::{NetworkPlace, StopOptions, WaitCondition as EngineWait},
+        images::ImageStore,
+    },
+    shim::protocol::Streams,
+};
+
+use crate::{
+    bridges::{BRIDGE, BridgesError, Joining},
+    config::DaemonConfig,
+    network::NodeNetworks,
+};
+use history::History;
+use terminal::{Escapable, parse_keys};
+
+/// The engine, its images and the networks of this host, behind the port that the API server asks.
+#[derive(Debug)]
+pub struct EngineApi {
+    engine: Engine,
+    networks: Arc<NodeNetworks>,
+    config: DaemonConfig,
+    history: History,
+}
+
+impl EngineApi {
+    /// Serves this engine. Must be called within a runtime: it begins to remember events.
+    pub fn new(engine: Engine, networks: Arc<NodeNetworks>, config: &DaemonConfig) -> Self {
+        let history = History::of(&engine);
+        Self {
+            engine,
+            networks,
+            config: config.clone(),
+            history,
+        }
+    }
+
+    fn images(&self) -> &ImageStore {
+        self.engine.images()
+    }
+
+    fn tell_image(&self, action: &str, id: &str, name: &str) {
+        let attributes = [("name".to_owned(), name.to_owned())].into();
+        self.engine
+            .publish(EventKind::Image, action, id, attributes);
+    }
+
+    fn tell_network(&self, action: &str, network: &LocalNetwork, container: Option<&str>) {
+        let mut attributes = vec![
+            ("name".to_owned(), network.name.clone()),
+            ("type".to_owned(), network.driver.clone()),
+        ];
+        attributes.extend(container.map(|id| ("container".to_owned(), id.to_owned())));
+        let attributes = attributes.into_iter().collect();
+        self.engine
+            .publish(EventKind::Network, action, &network.id, attributes);
+    }
+
+    /// The containers that stand on images.
+    async fn image_users(&self) -> ApiResult<Vec<ImageUser>> {
+        let containers = self.all_containers(false).await?;
+        let user = |container: ContainerSummary| {
+            Some(ImageUser {
+                image: container.image_id.parse().ok()?,
+                container: container.id.to_string(),
+                running: container.state.status.is_up(),
+            })
+        };
+        Ok(containers.into_iter().filter_map(user).collect())
+    }
+
+    async fn all_containers(&self, size: bool) -> ApiResult<Vec<ContainerSummary>> {
+        let filter = ContainerFilter {
+            all: true,
+            size,
+            ..ContainerFilter::default()
+        };
+        self.engine.list(&filter).await.map_err(errors::engine)
+    }
+
+    async fn network(&self, name: &str) -> ApiResult<LocalNetwork> {
+        let found = self.networks.bridges().get(name).await;
+        found.map_err(errors::network)
+    }
+}
+
+/// Streams of the engine as streams of the API; with a terminal, certain keys detach.
+fn attached(attachment: Attachment, keys: Option<&str>) -> ApiResult<Attached> {
+    let Attachment { output, input, tty } = attachment;
+    let output = output.map(Ok);
+    let Some(input) = input.filter(|_| tty) else {
+        return Ok(Attached {
+            output: Box::pin(output),
+            input: None,
+            tty,
+        });
+    };
+    let (input, detached) = Escapable::new(input, parse_keys(keys)?);
+    let left = async move {
+        // Without a word the input just ended, and the output goes on.
+        if detached.await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    Ok(Attached {
+        output: Box::pin(output.take_until(left)),
+        input: Some(Box::pin(input)),
+        tty,
+    })
+}
+
+/// A result of an edit of networks: of the engine or of the networks.
+struct EditError(ApiError);
+
+impl From<EngineError> for EditError {
+    fn from(error: EngineError) -> Self {
+        Self(errors::engine(error))
+    }
+}
+
+impl From<BridgesError> for EditError {
+    fn from(error: BridgesError) -> Self {
+        Self(errors::network(error))
+    }
+}
+
+/// Refuses containers whose network stack is not their own, in docker's words.
+fn check_own_stack(place: &NetworkPlace) -> Result<(), EditError> {
+    let text = match &place.mode {
+        NetworkMode::Host => {
+            "container cannot be disconnected from host network or connected to host network"
+        }
+        NetworkMode::Container(_) => {
+            "container sharing network namespace with another container or host cannot be connected to any other network"
+        }
+        NetworkMode::None if place.up => {
+            "container cannot be connected to multiple networks with one of the networks in private (none) mode"
+        }
+        NetworkMode::None | NetworkMode::Default | NetworkMode::Network(_) => return Ok(()),
+    };
+    Err(EditError(ApiError::conflict(text)))
+}
+
+fn is_of_mode(mode: &NetworkMode, network: &LocalNetwork) -> bool {
+    match mode {
+        NetworkMode::Default => network.name == BRIDGE,
+        NetworkMode::Network(name) => *name == network.name || *name == network.id,
+        NetworkMode::None | NetworkMode::Host | NetworkMode::Container(_) => false,
+    }
+}
+
+/// The text of a platform.
+fn platform_text(platform: &Platform) -> String {
+    let Platform {
+        os,
+        architecture,
+        variant,
+    } = platform;
+    match variant.as_str() {
+        "" => format!("{os}/{architecture}"),
+        variant => format!("{os}/{architecture}/{variant}"),
+    }
+}
+
+/// Bytes of all files below a directory.
+fn bytes_below(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let bytes = entries.map(|entry| match entry.metadata() {
+        Ok(meta) if meta.is_dir() => bytes_below(&entry.path()),
+        Ok(meta) if meta.is_file() => meta.len(),
+        _ => 0,
+    });
+    bytes.sum()
+}
+
+#[async_trait]
+impl EngineBackend for EngineApi {
+    async fn container_create(
+        &self,
+        spec: ContainerSpec,
+        platform: Option<Platform>,
+    ) -> ApiResult<CreatedContainer> {
+        if let (Some(wanted), Ok(image)) = (&platform, self.images().resolve(&spec.image)) {
+            let have = &image.platform;
+            if (&wanted.os, &wanted.architecture) != (&have.os, &have.architecture) {
+                return Err(ApiError::not_found(format!(
+                    "image with reference {} was found but does not provide the specified platform ({})",
+                    spec.image,
+                    platform_text(wanted)
+                )));
+            }
+        }
+        // Docker notices at creation too; the start would only find out later.
+        if let NetworkMode::Network(name) = &spec.host.network_mode {
+            self.network(name).await?;
+        }
+        for name in spec.endpoints.keys() {
+            self.network(name).await?;
+        }
+        let id = self.engine.create(spec).await.map_err(errors::engine)?;
+        Ok(CreatedContainer {
+            id,
+            warnings: Vec::new(),
+        })
+    }
+
+    async fn container_list(&self, filter: ContainerFilter) -> ApiResult<Vec<ContainerSummary>> {
+        self.engine.list(&filter).await.map_err(errors::engine)
+    }
+
+    async fn container_inspect(&self, name: &str, size: bool) -> ApiResult<ContainerInspect> {
+        self.engine
+            .inspect(name, size)
+            .await
+            .map_err(errors::engine)
+    }
+
+    async fn container_start(&self, name: &str) -> ApiResult<()> {
+        self.engine.start(name).await.map_err(errors::engine)
+    }
+
+    async fn container_stop(
+        &self,
+        name: &str,
+        signal: Option<String>,
+        grace: Option<Duration>,
+    ) -> ApiResult<()> {
+        let options = StopOptions { signal, grace };
+        self.engine
+            .stop(name, &options)
+            .await
+            .map_err(errors::engine)
+    }
+
+    async fn container_restart(
+        &self,
+        name: &str,
+        signal: Option<String>,
+        grace: Option<Duration>,
+    ) -> ApiResult<()> {
+        let options = StopOptions { signal, grace };
+        self.engine
+            .restart(name, &options)
+            .await
+            .map_err(errors::engine)
+    }
+
+    async fn container_kill(&self, name: &str, signal: Option<String>) -> ApiResult<()> {
+        match self.engine.kill(name, signal.as_deref()).await {
+            Err(EngineError::NotRunning(id)) => Err(ApiError::conflict(format!(
+                "cannot kill container: {name}: container {id} is not running"
+            ))),
+            done => done.map_err(errors::engine),
+        }
+    }
+
+    async fn container_remove(&self, name: &str, force: bool, volumes: bool) -> ApiResult<()> {
+        self.engine
+            .remove(name, force, volumes)
+            .await
+            .map_err(errors::engine)
+    }
+
+    async fn container_wait(
+        &self,
+        name: &str,
+        condition: WaitCondition,
+    ) -> ApiResult<BoxFuture<'static, ApiResult<WaitResult>>> {
+        let condition = match condition {
+            WaitCondition::NotRunning => EngineWait::NotRunning,
+            WaitCondition::NextExit => EngineWait::NextExit,
+            WaitCondition::Removed => EngineWait::Removed,
+        };
+        let outcome = self.engine.wait(name, condition).map_err(errors::engine)?;
+        let result = outcome.map(|outcome| {
+            Ok(WaitResult {
+                exit_code: outcome.exit_code,
+                error: outcome.error,
+            })
+        });
+        Ok(result.boxed())
+    }
+
+    async fn container_rename(&self, name: &str, new_name: &str) -> ApiResult<()> {
+        self.engine
+            .rename(name, new_name)
+            .await
+            .map_err(errors::engine)?;
+        let new_name = new_name.strip_prefix('/').unwrap_or(new_name);
+        let container = self
+            .engine
+            .inspect(new_name, false)
+            .await
+            .map_err(errors::engine)?;
+        let bridges = self.networks.bridges();
+        bridges
+            .rename(&container.id, new_name)
+            .await
+            .map_err(errors::network)
+    }
+
+    async fn container_pause(&self, name: &str) -> ApiResult<()> {
+        self.engine.pause(name).await.map_err(errors::engine)
+    }
+
+    async fn container_unpause(&self, name: &str) -> ApiResult<()> {
+        self.engine.unpause(name).await.map_err(errors::engine)
+    }
+
+    async fn container_top(&self, name: &str, ps_args: &str) -> ApiResult<ProcessList> {
+        self.engine.top(name, ps_args).await.map_err(errors::engine)
+    }
+
+    async fn container_stats(&self, name: &str) -> ApiResult<Stats> {
+        self.engine.stats(name).map_err(errors::engine)
+    }
+
+    async fn container_logs(&self, name: &str, query: LogQuery) -> ApiResult<ItemStream<LogLine>> {
+        let lines = self.engine.logs(name, query).map_err(errors::engine)?;
+        Ok(Box::pin(lines.map(|line| {
+            line.map_err(|error| ApiError::internal(error.to_string()))
+        })))
+    }
+
+    async fn container_attach(&self, name: &str, options: AttachOptions) -> ApiResult<Attached> {
+        // Before the logs are read: a line may come twice then, but none is lost.
+        let streams = Streams {
+            stdin: options.stdin && options.stream,
+            stdout: options.stdout && options.stream,
+            stderr: options.stderr && options.stream,
+        };
+        let live = self
+            .engine
+            .attach(name, streams)
+            .await
+            .map_err(errors::engine)?;
+        let live = attached(live, options.detach_keys.as_deref())?;
+        if !options.logs {
+            return Ok(live);
+        }
+        let query = LogQuery {
+            stdout: options.stdout,
+            stderr: options.stderr,
+            ..LogQuery::default()
+        };
+        let past = self.container_logs(name, query).await?;
+        let past = past.map(|line| line.map(|line| (line.stream, Bytes::from(line.bytes))));
+        let now: ItemStream<(StdStream, Bytes)> = if options.stream {
+            live.output
+        } else {
+            Box::pin(stream::empty())
+        };
+        Ok(Attached {
+            output: Box::pin(past.chain(now)),
+            ..live
+        })
+    }
+
+    async fn container_resize(&self, name: &str, rows: u16, columns: u16) -> ApiResult<()> {
+        self.engine
+            .resize(name, rows, columns)
+            .await
+            .map_err(errors::engine)
+    }
+
+    async fn exec_create(&self, container: &str, spec: ExecSpec) -> ApiResult<String> {
+        parse_keys(spec.detach_keys.as_deref())?;
+        self.engine
+            .exec_create(container, spec)
+            .map_err(errors::engine)
+    }
+
+    async fn exec_attach(&self, id: &str) -> ApiResult<Attached> {
+        let keys = self.exec_inspect(id).await?.spec.detach_keys;
+        let attachment = self.engine.exec_start(id).await.map_err(errors::engine)?;
+        attached(attachment, keys.as_deref())
+    }
+
+    async fn exec_start(&self, id: &str) -> ApiResult<()> {
+        self.engine
+            .exec_start(id)
+            .await
+            .map(drop)
+            .map_err(errors::engine)
+    }
+
+    async fn exec_inspect(&self, id: &str) -> ApiResult<ExecInspect> {
+        self.engine.exec_inspect(id).map_err(errors::engine)
+    }
+
+    async fn exec_resize(&self, id: &str, rows: u16, columns: u16) -> ApiResult<()> {
+        self.engine
+            .exec_resize(id, rows, columns)
+            .await
+            .map_err(errors::engine)
+    }
+
+    async fn image_list(&self, all: bool) -> ApiResult<Vec<ImageSummary>> {
+        // Images without a name are the user's too unless a build made them in passing, which no build of ours does.
+        let _ = all;
+        Ok(self.images().list())
+    }
+
+    async fn image_inspect(&self, name: &str) -> ApiResult<ImageInspect> {
+        self.images().inspect(name).map_err(errors::image)
+    }
+
+    async fn image_history(&self, name: &str) -> ApiResult<Vec<ImageHistory>> {
+        self.images().history(name).map_err(errors::image)
+    }
+
+    async fn image_remove(
+        &self,
+        name: &str,
+        force: bool,
+        _no_prune: bool,
+    ) -> ApiResult<Vec<ImageRemoved>> {
+        let users = self.image_users().await?;
+        let image = self.images().resolve(name).map_err(errors::image)?;
+        let removed = self.images().remove(name, force, users).await;
+        let removed = removed.map_err(errors::image)?;
+        for what in &removed {
+            match what {
+                ImageRemoved::Untagged(name) => {
+                    self.tell_image("untag", &image.id.to_string(), name);
+                }
+                ImageRemoved::Deleted(id) if *id == image.id.to_string() => {
+                    self.tell_image("delete", id, id);
+                }
+                ImageRemoved::Deleted(_) => {}
+            }
+        }
+        Ok(removed)
+    }
+
+    async fn image_tag(&self, name: &str, target: &str) -> ApiResult<()> {
+        let id = self
+            .images()
+            .tag(name, target)
+            .await
+            .map_err(errors::image)?;
+        self.tell_image("tag", &id.to_string(), target);
+        Ok(())
+    }
+
+    async fn image_pull(
+        &self,
+        reference: &str,
+        auth: Option<RegistryAuth>,
+        platform: Option<Platform>,
+    ) -> ApiResult<ItemStream<Progress>> {
+        let (engine, reference) = (self.engine.clone(), reference.to_owned());
+        let insecure = self.config.insecure_registries.clone();
+        let platform = platform.as_ref().map(platform_text);
+        transfers::with_progress(|reports| async move {
+            let pulled = engine.images().pull(
+                &reference,
+                platform.as_deref(),
+                auth.as_ref(),
+                &insecure,
+                reports,
+            );
+            let pulled = pulled.await.map_err(errors::image)?;
+            let attributes = [("name".to_owned(), pulled.name.clone())].into();
+            engine.publish(EventKind::Image, "pull", &pulled.name, attributes);
+            Ok(Vec::new())
+        })
+        .await
+    }
+
+    async fn image_push(
+        &self,
+        reference: &str,
+        auth: Option<RegistryAuth>,
+    ) -> ApiResult<ItemStream<Progress>> {
+        let (engine, reference) = (self.engine.clone(), reference.to_owned());
+        let insecure = self.config.insecure_registries.clone();
+        transfers::with_progress(|reports| async move {
+            let images = engine.images();
+            let pushed = images.push(&reference, auth.as_ref(), &insecure, reports);
+            pushed.await.map_err(errors::image)?;
+            let attributes = [("name".to_owned(), reference.clone())].into();
+            engine.publish(EventKind::Image, "push", &reference, attributes);
+            Ok(Vec::new())
+        })
+        .await
+    }
+
+    async fn image_load(&self, archive: ByteStream) -> ApiResult<ItemStream<Progress>> {
+        let engine = self.engine.clone();
+        transfers::with_progress(|reports| async move {
+            let loaded = engine.images().load(transfers::reader(archive), reports);
+            let loaded = loaded.await.map_err(errors::image)?;
+            let line = |image: &shoal_engine::io::images::LoadedImage| {
+                let (id, attributes) = (image.id.to_string(), Default::default());
+                engine.publish(EventKind::Image, "load", &id, attributes);
+                Progress::Line(match &image.name {
+                    Some(name) => format!("Loaded image: {name}\n"),
+                    None => format!("Loaded image ID: {id}\n"),
+                })
+            };
+            Ok(loaded.iter().map(line).collect())
+        })
+        .await
+    }
+
+    async fn image_save(&self, names: Vec<String>) -> ApiResult<ByteStream> {
+        let images = self.images().clone();
+        transfers::archive(|writer| async move {
+            images.save(&names, writer).await.map_err(errors::image)
+        })
+        .await
+    }
+
+    async fn image_prune(&self, filter: PruneFilter) -> ApiResult<PrunedImages> {
+        let which = move |image: &ImageSummary| {
+            (filter.all || image.repo_tags.is_empty()) && filter.takes(image.created, &image.labels)
+        };
+        let pruned = self.images().prune(which, self.image_users().await?).await;
+        let (removed, space_reclaimed) = pruned.map_err(errors::image)?;
+        Ok(PrunedImages {
+            removed,
+            space_reclaimed,
+        })
+    }
+
+    async fn distribution_inspect(
+        &self,
+        reference: &str,
+        auth: Option<RegistryAuth>,
+    ) -> ApiResult<Distribution> {
+        let insecure = &self.config.insecure_registries;
+        let images = self.images();
+        let found = images.manifest_digest_of_remote(reference, auth.as_ref(), insecure);
+        found.await.map_err(errors::image)
+    }
+
+    async fn registry_login(&self, auth: RegistryAuth) -> ApiResult<()> {
+        let insecure = &self.config.insecure_registries;
+        let checked = self.images().check_login(&auth, insecure).await;
+        checked.map_err(errors::image)
+    }
+
+    async fn volume_create(&self, spec: VolumeSpec) -> ApiResult<Volume> {
+        self.engine.volume_create(&spec).map_err(errors::engine)
+    }
+
+    async fn volume_list(&self) -> ApiResult<Vec<Volume>> {
+        self.engine.volumes().map_err(errors::engine)
+    }
+
+    async fn volume_inspect(&self, name: &str) -> ApiResult<Volume> {
+        self.engine.volume_inspect(name).map_err(errors::engine)
+    }
+
+    async fn volume_remove(&self, name: &str, force: bool) -> ApiResult<()> {
+        let (engine, name) = (self.engine.clone(), name.to_owned());
+        let removed = tokio::task::spawn_blocking(move || engine.volume_remove(&name, force)).await;
+        let removed = removed.map_err(|error| ApiError::internal(error.to_string()))?;
+        removed.map_err(errors::engine)
+    }
+
+    async fn network_list(&self) -> ApiResult<Vec<LocalNetwork>> {
+        Ok(self.networks.bridges().list().await)
+    }
+
+    async fn network_create(&self, spec: LocalNetworkSpec) -> ApiResult<String> {
+        let bridges = self.networks.bridges();
+        let id = bridges.create(spec).await.map_err(errors::network)?;
+        self.tell_network("create", &self.network(&id).await?, None);
+        Ok(id)
+    }
+
+    async fn network_remove(&self, name: &str) -> ApiResult<()> {
+        let removed = self.networks.bridges().remove(name).await;
+        self.tell_network("destroy", &removed.map_err(errors::network)?, None);
+        Ok(())
+    }
+
+    async fn network_connect(
+        &self,
+        network: &str,
+        container: &str,
+        endpoint: EndpointSpec,
+    ) -> ApiResult<()> {
+        let network = self.network(network).await?;
+        let networks = Arc::clone(&self.networks);
+        let wanted = network.clone();
+        let edited = self
+            .engine
+            .edit_networks(container, |mut place| async move {
+                check_own_stack(&place)?;
+                let known = place.endpoints.contains_key(&wanted.name)
+                    || (!place.up && is_of_mode(&place.mode, &wanted));
+                if known && !place.up {
+                    let (container, network) = (place.name, wanted.name);
+                    return Err(EditError::from(BridgesError::Connected {
+                        container,
+                        network,
+                    }));
+                }
+                if place.up {
+                    let netns = place.settings.sandbox.clone().ok_or_else(|| {
+                        EditError(ApiError::conflict("container has no network of its own"))
+                    })?;
+                    let who = Joining {
+                        container: place.id.clone(),
+                        name: place.name.clone(),
+                        hostname: place.hostname.clone(),
+                        netns,
+                    };
+                    let (name, info) = networks.join(&wanted.id, &who, endpoint.clone()).await?;
+                    if place.settings.networks.is_empty() {
+                        place.mode = NetworkMode::Network(name.clone());
+                    }
+                    place.settings.networks.insert(name, info);
+                } else if place.mode == NetworkMode::None {
+                    place.mode = NetworkMode::Network(wanted.name.clone());
+                }
+                place.endpoints.insert(wanted.name, endpoint);
+                Ok(place)
+            });
+        edited.await.map_err(|error: EditError| error.0)?;
+        let id = self.container_inspect(container, false).await?.id;
+        self.tell_network("connect", &network, Some(id.as_str()));
+        Ok(())
+    }
+
+    async fn network_disconnect(
+        &self,
+        network: &str,
+        container: &str,
+        _force: bool,
+    ) -> ApiResult<()> {
+        let network = self.network(network).await?;
+        let networks = Arc::clone(&self.networks);
+        let wanted = network.clone();
+        let edited = self
+            .engine
+            .edit_networks(container, |mut place| async move {
+                check_own_stack(&place)?;
+                let of_mode = is_of_mode(&place.mode, &wanted);
+                if place.up {
+                    let (name, left) = networks.leave(&wanted.id, &place.id).await?;
+                    place.settings.networks.remove(&name);
+                    place.settings.ports = left.ports;
+                } else if !of_mode && !place.endpoints.contains_key(&wanted.name) {
+                    let (container, network) = (place.id.to_string(), wanted.name);
+                    return Err(EditError::from(BridgesError::NotConnected {
+                        container,
+                        network,
+                    }));
+                }
+                place.endpoints.remove(&wanted.name);
+                if of_mode {
+                    place.mode = match place.endpoints.keys().next() {
+                        Some(next) => NetworkMode::Network(next.clone()),
+                        // Its namespace is the one that it started with, so the mode of that stays until it ends.
+                        None if place.up => place.mode,
+                        None => NetworkMode::None,
+                    };
+                }
+                Ok(place)
+            });
+        edited.await.map_err(|error: EditError| error.0)?;
+        let id = self.container_inspect(container, false).await?.id;
+        self.tell_network("disconnect", &network, Some(id.as_str()));
+        Ok(())
+    }
+
+    async fn network_prune(&self, filter: PruneFilter) -> ApiResult<Pruned> {
+        let bridges = self.networks.bridges();
+        let gone = bridges
+            .prune(|network| filter.takes(network.created, &network.labels))
+            .await
+            .map_err(errors::network)?;
+        for network in &gone {
+            self.tell_network("destroy", network, None);
+        }
+        Ok(Pruned {
+            deleted: gone.into_iter().map(|network| network.name).collect(),
+            space_reclaimed: 0,
+        })
+    }
+
+    async fn version(&self) -> ApiResult<EngineVersion> {
+        Ok(EngineVersion {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            git_commit: option_env!("SHOAL_GIT_COMMIT")
+                .unwrap_or_default()
+                .to_owned(),
+            build_time: option_env!("SHOAL_BUILD_TIME")
+                .unwrap_or_default()
+                .to_owned(),
+            kernel_version: host::kernel_version(),
+            os: "linux".to_owned(),
+            arch: host::go_arch(std::env::consts::ARCH).to_owned(),
+        })
+    }
+
+    async fn info(&self) -> ApiResult<EngineInfo> {
+        let counts = self.engine.counts();
+        let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        let (operating_system, os_version) = host::operating_system();
+        let root = &self.config.data_root;
+        let backing = host::backing_file_system(root).to_owned();
+        let id = host::engine_id(root)
+            .map_err(|error| ApiError::internal(format!("cannot read the engine's id: {error}")))?;
+        let failure = self.engine.self_test_failure();
+        let cpus = std::thread::available_parallelism().map_or(1, |cpus| count(cpus.get()));
+        let version = self.engine.cgroup_version();
+        let mut security_options = vec!["name=seccomp,profile=builtin".to_owned()];
+        if version == 2 {
+            security_options.push("name=cgroupns".to_owned());
+        }
+        Ok(EngineInfo {
+            id,
+            name: self.config.hostname(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            containers_running: count(counts.running),
+            containers_paused: count(counts.paused),
+            containers_stopped: count(counts.stopped),
+            images: count(self.images().list().len()),
+            storage_driver: "overlay2".to_owned(),
+            storage_status: vec![("Backing Filesystem".to_owned(), backing)],
+            root_dir: root.clone(),
+            kernel_version: host::kernel_version(),
+            operating_system,
+            os_version,
+            architecture: std::env::consts::ARCH.to_owned(),
+            cpus,
+            memory_bytes: host::memory_bytes(),
+            cgroup_version: version.to_string(),
+            cgroup_driver: "cgroupfs".to_owned(),
+            security_options,
+            log_drivers: vec!["json-file".to_owned()],
+            network_drivers: ["bridge", "host", "null", "overlay"]
+                .map(str::to_owned)
+                .into(),
+            labels: self.config.labels.clone(),
+            insecure_registries: self.config.insecure_registries.iter().cloned().collect(),
+            http_proxy: host::proxy("HTTP_PROXY"),
+            https_proxy: host::proxy("HTTPS_PROXY"),
+            no_proxy: host::proxy("NO_PROXY"),
+            debug: self.config.debug,
+            warnings: failure
+                .map(|reason| format!("WARNING: no container can run on this host: {reason}"))
+                .into_iter()
+                .collect(),
+            default_address: host::default_address(&self.config.interface_prefix),
+        })
+    }
+
+    async fn events(
+        &self,
+        since: Option<Timestamp>,
+        until: Option<Timestamp>,
+    ) -> ApiResult<ItemStream<Event>> {
+        Ok(self.history.read(since, until))
+    }
+
+    async fn disk_usage(&self) -> ApiResult<DiskUsage> {
+        let volumes = self.volume_list().await?;
+        let engine = self.engine.clone();
+        let volumes = tokio::task::spawn_blocking(move || {
+            let usage = |volume: Volume| {
+                let users = engine.volume_users(&volume.name).len();
+                let bytes = bytes_below(&volume.mountpoint);
+                (volume, bytes, u64::try_from(users).unwrap_or(u64::MAX))
+            };
+            volumes.into_iter().map(usage).collect()
+        });
+        Ok(DiskUsage {
+            layers_bytes: self.images().layers_bytes(),
+            images: self.images().list(),
+            containers: self.all_containers(true).await?,
+            volumes: volumes
+                .await
+                .map_err(|error| ApiError::internal(error.to_string()))?,
+        })
+    }
+}
