@@ -4,6 +4,7 @@ mod control_loop;
 mod dispatcher;
 pub mod grpc;
 mod leader;
+mod log_broker;
 pub mod manager;
 pub mod raft;
 pub mod store;

@@ -38,7 +38,7 @@ const COMMANDS_PER_ROUND_MAX: usize = 1024;
 pub(crate) enum Command {
     Open {
         node: NodeId,
-        description: NodeDescription,
+        description: Box<NodeDescription>,
         address: IpAddr,
         reply: oneshot::Sender<Result<Opened, Status>>,
     },
@@ -219,7 +219,7 @@ impl Dispatcher<'_> {
                 address,
                 reply,
             } => {
-                drop(reply.send(self.open(node, description, address, now)));
+                drop(reply.send(self.open(node, *description, address, now)));
             }
             Command::Heartbeat {
                 node,
@@ -481,7 +481,7 @@ impl Dispatcher<'_> {
             let outcomes = join_all(batches.iter().map(|(_, batch)| store.propose(batch))).await;
             let observed = batches.into_iter().map(|(observed, _)| observed);
             observed
-                .zip(outcomes.into_iter().map(|outcome| outcome.map(drop)))
+                .zip(outcomes.into_iter().map(|outcome| outcome.map(|_| ())))
                 .collect()
         };
         Some(round.boxed())
@@ -505,9 +505,11 @@ impl Dispatcher<'_> {
                         Observed::Reports(reports) => {
                             answer(reports, &Err(Status::aborted(rejected.to_string())))
                         }
-                        Observed::Seen(node) if !is_stale => drop(self.seen.remove(&node)),
+                        Observed::Seen(node) if !is_stale => {
+                            self.seen.remove(&node);
+                        }
                         Observed::Condemned(node) if !is_stale => {
-                            drop(self.condemned.remove(&node))
+                            self.condemned.remove(&node);
                         }
                         Observed::Seen(_) | Observed::Condemned(_) => {}
                     }

@@ -5,10 +5,12 @@ mod ca;
 pub mod client;
 pub(crate) mod control;
 mod dispatcher;
+mod logs;
 mod raft;
 pub mod server;
 
 pub(crate) use self::{
-    ca::CaService, control::ControlService, dispatcher::DispatcherService, raft::RaftService,
+    ca::CaService, control::ControlService, dispatcher::DispatcherService, logs::LogsService,
+    raft::RaftService,
 };
 pub use control::{from_status, to_status};

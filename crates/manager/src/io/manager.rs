@@ -6,19 +6,23 @@ use std::{
     net::SocketAddr,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    pin::Pin,
     sync::Arc,
     time::Duration,
 };
 
+use futures_util::{Stream, StreamExt};
 use rustls::{ClientConfig, ServerConfig};
 use shoal_api::{
     RandomIds, Timestamp,
     object::Object,
     wire::{
-        RaftJoinRequest, RaftLeaveRequest, control_client::ControlClient,
-        control_server::ControlServer, dispatcher_server::DispatcherServer,
-        node_ca_server::NodeCaServer, raft_membership_client::RaftMembershipClient,
-        raft_membership_server::RaftMembershipServer, raft_server::RaftServer,
+        LogMessage, RaftJoinRequest, RaftLeaveRequest, SubscribeLogsRequest,
+        control_client::ControlClient, control_server::ControlServer,
+        dispatcher_server::DispatcherServer, log_broker_server::LogBrokerServer,
+        logs_client::LogsClient, logs_server::LogsServer, node_ca_server::NodeCaServer,
+        raft_membership_client::RaftMembershipClient, raft_membership_server::RaftMembershipServer,
+        raft_server::RaftServer,
     },
 };
 use shoal_ca::{CaError, ClientAuth, NodeIdentity, client_config, server_config};
@@ -34,10 +38,11 @@ use tonic::{Request, Status, transport::Server};
 use super::{
     dispatcher::Command,
     grpc::{
-        CaService, ControlService, DispatcherService, RaftService, authorize::Authorize, client,
-        control, from_status, server,
+        CaService, ControlService, DispatcherService, LogsService, RaftService,
+        authorize::Authorize, client, control, from_status, server,
     },
     leader,
+    log_broker::LogBroker,
     raft::{
         Leadership, ProposeError, Raft, RaftConfig, Start, StartError, Vault,
         disk::OsDisk,
@@ -164,6 +169,9 @@ pub enum WriteError {
     Forward(Box<Status>),
 }
 
+/// Lines of tasks' logs, unordered between nodes. An error in it ends it.
+pub type LogStream = Pin<Box<dyn Stream<Item = Result<LogMessage, Status>> + Send>>;
+
 /// A running manager. Dropping it stops it as a crash would.
 #[derive(Debug)]
 pub struct Manager {
@@ -184,6 +192,7 @@ pub(crate) struct Desk {
     client_tls: watch::Receiver<Arc<ClientConfig>>,
     /// Where sessions are served, while this manager leads.
     dispatcher: watch::Sender<Option<mpsc::Sender<Command>>>,
+    pub(crate) logs: LogBroker,
 }
 
 impl Manager {
@@ -235,10 +244,12 @@ impl Manager {
             identity: identity_now,
             client_tls: client_tls_now,
             dispatcher: watch::Sender::default(),
+            logs: LogBroker::default(),
         };
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let raft_service = RaftService { desk: desk.clone() };
+        let logs_service = LogsService { desk: desk.clone() };
         let serving = Server::builder()
             .layer(Authorize::new(replica))
             .add_service(NodeCaServer::new(CaService { desk: desk.clone() }))
@@ -252,6 +263,8 @@ impl Manager {
                     .max_decoding_message_size(RAFT_MESSAGE_BYTES_MAX),
             )
             .add_service(RaftMembershipServer::new(raft_service))
+            .add_service(LogBrokerServer::new(logs_service.clone()))
+            .add_service(LogsServer::new(logs_service))
             .serve_with_incoming(server::accept(listener, server_tls_now, stop.clone()));
         tasks.spawn(async move {
             if let Err(error) = serving.await {
@@ -310,6 +323,11 @@ impl Manager {
     /// Carries out what a user wants, here or at the leader. Returns the object as written; `None` after a removal.
     pub async fn write(&self, intent: Intent) -> Result<Option<Object>, WriteError> {
         self.desk.write(intent).await
+    }
+
+    /// Reads the logs of tasks, wherever they ran. Ends when all nodes have sent what they have, or never if it follows.
+    pub async fn logs(&self, request: SubscribeLogsRequest) -> Result<LogStream, WriteError> {
+        self.desk.subscribe_logs(request).await
     }
 
     /// Who leads, now and from now on.
@@ -522,6 +540,25 @@ impl Desk {
             }
         }
         Err(refused.into())
+    }
+
+    async fn subscribe_logs(&self, request: SubscribeLogsRequest) -> Result<LogStream, WriteError> {
+        match self.require_leader().await {
+            Ok(()) => return Ok(self.logs.subscribe(&self.store, request).boxed()),
+            Err(_) => {} // the leader is another one, or nobody
+        }
+        let address = self.leader_address().ok_or(WriteError::NoLeader)?;
+        let tls = Arc::clone(&self.client_tls.borrow());
+        let channel = client::connect(&address, tls)
+            .await
+            .map_err(|_| WriteError::NoLeader)?;
+        let lines = LogsClient::new(channel)
+            .subscribe_logs(Request::new(request))
+            .await;
+        Ok(lines
+            .map_err(|status| WriteError::Forward(Box::new(status)))?
+            .into_inner()
+            .boxed())
     }
 
     async fn forward(&self, intent: &Intent) -> Result<Option<Object>, WriteError> {

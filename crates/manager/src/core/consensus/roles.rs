@@ -29,7 +29,10 @@ pub fn role_work(state: &State, members: &Members, now: Timestamp) -> RoleWork {
         let raft_id = members.id_of(&node.id);
         let manager = raft_id.and_then(|raft_id| {
             let member = members.get(raft_id)?;
-            Some(ManagerInfo { raft_id, addr: member.address.clone() })
+            Some(ManagerInfo {
+                raft_id,
+                addr: member.address.clone(),
+            })
         });
         let role = match (node.spec.role, raft_id) {
             (NodeRole::Manager, _) => NodeRole::Manager,
@@ -41,11 +44,24 @@ pub fn role_work(state: &State, members: &Members, now: Timestamp) -> RoleWork {
         };
         if role != node.role || manager != node.manager {
             let gives_up_id = node.manager.is_some();
-            let put = put(Object::Node(Node { role, manager, ..node.as_ref().clone() }));
-            if gives_up_id { released.push(put) } else { changed.push(put) }
+            let put = put(Object::Node(Node {
+                role,
+                manager,
+                ..node.as_ref().clone()
+            }));
+            if gives_up_id {
+                released.push(put)
+            } else {
+                changed.push(put)
+            }
         }
     }
-    work.leaving.extend(members.iter().filter(|(_, member)| state.node(&member.node_id).is_none()).map(|(id, _)| id));
+    work.leaving.extend(
+        members
+            .iter()
+            .filter(|(_, member)| state.node(&member.node_id).is_none())
+            .map(|(id, _)| id),
+    );
     if let Some(cluster) = state.cluster()
         && cluster.last_raft_id + 1 < members.next_id()
     {
@@ -56,12 +72,19 @@ pub fn role_work(state: &State, members: &Members, now: Timestamp) -> RoleWork {
     // An id is given up before another node takes it.
     let changes = [released, changed].concat();
     if !changes.is_empty() {
-        work.batch = Some(Batch { actor: shoal_api::Actor::Dispatcher, at: now, changes });
+        work.batch = Some(Batch {
+            actor: shoal_api::Actor::Dispatcher,
+            at: now,
+            changes,
+        });
     }
     work
 }
 
 fn put(object: Object) -> Change {
     let expect = Expect::Version(object.meta().version);
-    Change::Put { object: Box::new(object), expect }
+    Change::Put {
+        object: Box::new(object),
+        expect,
+    }
 }

@@ -182,8 +182,10 @@ pub fn decode_message(input: &[u8]) -> Result<Message, Malformed> {
     message.set_entries(entries.into());
     if input.flag()? {
         let metadata = decode_snapshot_metadata(&mut input)?;
-        let mut snapshot = Snapshot::default();
-        snapshot.data = input.owned_bytes()?;
+        let mut snapshot = Snapshot {
+            data: input.owned_bytes()?,
+            ..Snapshot::default()
+        };
         snapshot.set_metadata(metadata);
         message.set_snapshot(snapshot);
     }
@@ -249,11 +251,12 @@ pub fn encode_hard_state(out: &mut Writer, state: &HardState) {
 
 /// Reads a node's vote, term and commit index.
 pub fn decode_hard_state(input: &mut Reader<'_>) -> Result<HardState, Malformed> {
-    let mut state = HardState::default();
-    state.term = input.number()?;
-    state.vote = input.number()?;
-    state.commit = input.number()?;
-    Ok(state)
+    Ok(HardState {
+        term: input.number()?,
+        vote: input.number()?,
+        commit: input.number()?,
+        ..HardState::default()
+    })
 }
 
 /// Writes where a snapshot stands in the log and who voted then.
@@ -277,9 +280,11 @@ pub fn encode_snapshot_metadata(out: &mut Writer, metadata: &SnapshotMetadata) {
 
 /// Reads where a snapshot stands in the log and who voted then.
 pub fn decode_snapshot_metadata(input: &mut Reader<'_>) -> Result<SnapshotMetadata, Malformed> {
-    let mut metadata = SnapshotMetadata::default();
-    metadata.index = input.number()?;
-    metadata.term = input.number()?;
+    let mut metadata = SnapshotMetadata {
+        index: input.number()?,
+        term: input.number()?,
+        ..SnapshotMetadata::default()
+    };
     let mut state = ConfState::default();
     for ids in [
         &mut state.voters,

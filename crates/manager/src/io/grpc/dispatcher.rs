@@ -59,7 +59,7 @@ impl Dispatcher for DispatcherService {
             .into_inner()
             .description
             .ok_or_else(|| missing("description"))?;
-        let description = NodeDescription::try_from(description).map_err(invalid)?;
+        let description = Box::new(NodeDescription::try_from(description).map_err(invalid)?);
         let dispatcher = match self.desk.dispatcher().await {
             Ok(dispatcher) => dispatcher,
             Err(refused) => {

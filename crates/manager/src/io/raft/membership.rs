@@ -175,8 +175,10 @@ impl Node {
             };
             let ticket = self.take_ticket();
             let context = self.context(ticket, Some(&change));
-            let mut raft_change = ConfChange::default();
-            raft_change.node_id = change.raft_id();
+            let mut raft_change = ConfChange {
+                node_id: change.raft_id(),
+                ..ConfChange::default()
+            };
             raft_change.set_change_type(match change {
                 MemberChange::AddLearner(..) => ConfChangeType::AddLearnerNode,
                 MemberChange::SetVoter(..) => ConfChangeType::AddNode,
@@ -261,8 +263,10 @@ pub(super) fn prepare_place(
         (Start::Bootstrap { member, state }, None) => {
             let raft_id = 1;
             let members = Members::genesis(raft_id, member);
-            let mut genesis = Snapshot::default();
-            genesis.data = snapshot_data(&members, &state);
+            let mut genesis = Snapshot {
+                data: snapshot_data(&members, &state),
+                ..Snapshot::default()
+            };
             let metadata = genesis.mut_metadata();
             (metadata.index, metadata.term) = (1, 1);
             metadata.mut_conf_state().voters = vec![raft_id];
@@ -294,7 +298,7 @@ fn read_place(vault: &Vault) -> Result<Option<(RaftId, Members)>, WalError> {
     let plain = vault
         .key
         .open(&sealed, &about(vault))
-        .ok_or(WalError::Foreign {
+        .ok_or_else(|| WalError::Foreign {
             name: PLACE.to_owned(),
             reason: "it is damaged, or belongs to another node, or was sealed with another key",
         })?;

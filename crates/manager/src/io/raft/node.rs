@@ -502,8 +502,10 @@ impl Node {
             );
             return;
         };
-        let mut applied = ConfChange::default();
-        applied.node_id = change.raft_id();
+        let mut applied = ConfChange {
+            node_id: change.raft_id(),
+            ..ConfChange::default()
+        };
         applied.set_change_type(match change {
             MemberChange::AddLearner(..) => ConfChangeType::AddLearnerNode,
             MemberChange::SetVoter(..) => ConfChangeType::AddNode,
@@ -576,8 +578,11 @@ impl Node {
         if !wished && !due {
             return Ok(());
         }
-        let mut snapshot = Snapshot::default();
-        snapshot.data = snapshot_data(&self.members, &self.state.snapshot());
+        let data = snapshot_data(&self.members, &self.state.snapshot());
+        let mut snapshot = Snapshot {
+            data,
+            ..Snapshot::default()
+        };
         let metadata = snapshot.mut_metadata();
         (metadata.index, metadata.term) = (self.applied, self.applied_term);
         metadata.set_conf_state(self.raw.store().conf_state().clone());

@@ -7,10 +7,11 @@ use shoal_api::{
     object::{NodeState, Task, TaskStatus},
     spec::ServiceMode,
     wire::{
-        AcknowledgeViewRequest, AssignmentsRequest, HeartbeatRequest, SessionRequest,
-        UpdateTaskStatusRequest,
+        AcknowledgeViewRequest, AssignmentsRequest, HeartbeatRequest, ListenSubscriptionsRequest,
+        LogOptions, LogSelector, PublishLogsMessage, SessionRequest, UpdateTaskStatusRequest,
         assignment_change::{Action, Item},
         dispatcher_client::DispatcherClient,
+        log_broker_client::LogBrokerClient,
         update_task_status_request::Update,
     },
 };
@@ -337,6 +338,140 @@ async fn a_node_speaks_for_itself_alone() {
             .await
             .unwrap_err();
         assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+    })
+    .await;
+}
+
+/// A node that answers every subscription with one line of each of its tasks.
+async fn publish_lines(
+    mut broker: LogBrokerClient<tonic::transport::Channel>,
+    tasks: Vec<String>,
+) -> Result<(), Status> {
+    let mut orders = broker
+        .listen_subscriptions(ListenSubscriptionsRequest {})
+        .await?
+        .into_inner();
+    while let Some(order) = orders.message().await? {
+        if order.close {
+            continue;
+        }
+        let line = |task_id: &String| LogMessage {
+            task_id: task_id.clone(),
+            stream: 1,
+            data: b"hello".to_vec(),
+            ..LogMessage::default()
+        };
+        let message = PublishLogsMessage {
+            subscription_id: order.id,
+            messages: tasks.iter().map(line).collect(),
+            close: true,
+        };
+        broker.publish_logs(tokio_stream::once(message)).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn logs_come_from_the_nodes_that_have_them() {
+    within(async {
+        let mut cluster = Cluster::found().await;
+        cluster.join_manager().await;
+        let (worker, _) = cluster.manager(0).join_tokens().unwrap();
+        let [one, two] = [
+            cluster.admit(&worker).await.unwrap(),
+            cluster.admit(&worker).await.unwrap(),
+        ];
+        let _agents =
+            [&one, &two].map(|identity| FakeAgent::start(identity, vec![cluster.remote()]));
+        let ready = |state: &State| {
+            state
+                .nodes()
+                .filter(|node| node.status.state == NodeState::Ready)
+                .count()
+                == 2
+        };
+        until(cluster.manager(0), ready).await;
+        let Object::Service(web) = cluster
+            .manager(0)
+            .write(service("web", 2))
+            .await
+            .unwrap()
+            .unwrap()
+        else {
+            panic!("not a service")
+        };
+        until(cluster.manager(1), |state| running(state).len() == 2).await;
+        let request = |follow| SubscribeLogsRequest {
+            selector: Some(LogSelector {
+                service_ids: vec![web.id.to_string()],
+                task_ids: Vec::new(),
+            }),
+            options: Some(LogOptions {
+                stdout: true,
+                tail: -1,
+                follow,
+                ..LogOptions::default()
+            }),
+        };
+
+        // Nobody listens yet: the stream says which nodes are missing and ends.
+        let mut lines = cluster.manager(1).logs(request(false)).await.unwrap();
+        let missing = lines.next().await.unwrap().unwrap_err();
+        assert!(
+            missing
+                .message()
+                .starts_with("warning: incomplete log stream"),
+            "{missing}"
+        );
+        assert!(lines.next().await.is_none());
+
+        // Each node sends the lines of all tasks; only those of its own get through.
+        let tasks: Vec<_> = cluster
+            .manager(0)
+            .state()
+            .tasks()
+            .map(|task| task.id.to_string())
+            .collect();
+        let publishers: Vec<_> = [&one, &two]
+            .map(|identity| {
+                let tls = client_config(identity.root(), Some(identity)).unwrap();
+                let broker = LogBrokerClient::new(client::dial(&cluster.remote(), tls));
+                tokio::spawn(publish_lines(broker, tasks.clone()))
+            })
+            .into();
+        let mut following = cluster.manager(1).logs(request(true)).await.unwrap();
+        let mut seen = std::collections::BTreeSet::new();
+        while seen.len() < 2 {
+            let line = following.next().await.unwrap().unwrap();
+            let task = cluster
+                .manager(0)
+                .state()
+                .task(&line.task_id.parse().unwrap())
+                .cloned()
+                .unwrap();
+            assert_eq!(
+                task.node.as_ref().map(|node| node.as_str()),
+                Some(line.node_id.as_str())
+            );
+            assert_eq!(
+                (line.service_id.as_str(), line.data.as_slice()),
+                (web.id.as_str(), b"hello".as_slice())
+            );
+            seen.insert(line.task_id);
+        }
+        let whole: Vec<_> = cluster
+            .manager(0)
+            .logs(request(false))
+            .await
+            .unwrap()
+            .collect()
+            .await;
+        assert_eq!(
+            whole.iter().filter(|line| line.is_ok()).count(),
+            2,
+            "{whole:?}"
+        );
+        publishers.iter().for_each(|publisher| publisher.abort());
     })
     .await;
 }
