@@ -1,2 +1,86 @@
-//! The `shoal` binary.
-fn main() {}
+//! The `shoal` binary: docker's command grammar as a client of the Engine API, and the daemon itself.
+
+mod client;
+mod command;
+mod compose;
+mod flags;
+mod human;
+mod image_ref;
+mod json;
+mod output;
+mod progress;
+mod template;
+mod terminal;
+
+use clap::Parser as _;
+
+/// A failure with an exit code of its own.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+struct Exit {
+    /// What the process ends with.
+    code: i32,
+    /// What to say; empty says nothing.
+    message: String,
+}
+
+fn main() {
+    let mut args = std::env::args_os().skip(1);
+    // Both must come before the process has a second thread.
+    match args.next().as_deref().and_then(|first| first.to_str()) {
+        Some("shim") => shoal_engine::shim::main(args),
+        Some("lab-host") => lab_host(args),
+        _ => {}
+    }
+    // Hidden entries. Both need a process without threads, so nothing may come before this.
+    let mut args = std::env::args_os().skip(1);
+    match args.next().as_deref().and_then(std::ffi::OsStr::to_str) {
+        Some("shim") => shoal_engine::shim::main(args),
+        Some("lab-host") => {
+            let words: Vec<String> = args.filter_map(|word| word.into_string().ok()).collect();
+            if let Err(error) = shoal_node::lab::init(&words) {
+                output::note(error);
+                std::process::exit(1);
+            }
+            return;
+        }
+        _ => {}
+    }
+    let cli = match command::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nobody may be there to read it.
+            let _ = error.print();
+            // As docker: 125 for a command line that is wrong.
+            std::process::exit(if error.use_stderr() { 125 } else { 0 });
+        }
+    };
+    let code = match command::run(cli) {
+        Ok(()) => 0,
+        Err(error) => {
+            let exit = error.downcast_ref::<Exit>();
+            let text = exit.map_or_else(|| format!("{error:#}"), |exit| exit.message.clone());
+            if !text.is_empty() {
+                output::note(text);
+            }
+            exit.map_or(1, |exit| exit.code)
+        }
+    };
+    // Leaves a read of standard input behind that nobody waits for.
+    std::process::exit(code)
+}
+
+/// The hidden command that becomes process 1 of a lab's host.
+fn lab_host(args: impl Iterator<Item = std::ffi::OsString>) -> ! {
+    let words: Vec<String> = args
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    let code = match shoal_node::lab::init(&words) {
+        Ok(()) => 0,
+        Err(error) => {
+            output::note(error);
+            1
+        }
+    };
+    std::process::exit(code)
+}

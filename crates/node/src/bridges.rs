@@ -4,6 +4,7 @@ mod definition;
 mod error;
 mod files;
 mod member;
+mod state;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,28 +12,28 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use shoal_api::{
     NetworkId, Timestamp,
     container::{
         ContainerId, EndpointInfo, EndpointSpec, NetworkMode, NetworkSettings, Port, PublishedPort,
     },
-    id::{IdSource, RandomIds},
 };
 use shoal_dns::{Records, Zone};
 use shoal_docker_api::backend::{LocalNetwork, LocalNetworkSpec};
 use shoal_engine::io::network::{NetworkError, NetworkRequest};
 use shoal_overlay::{
-    Attachment, BridgeError, BridgeView, BridgesConfig, PortRequest, core::ipam::AddressPool, netns,
+    Attachment, BridgeError, BridgesConfig, PortRequest, core::ipam::AddressPool, netns,
 };
 
 pub use definition::{BRIDGE, is_predefined};
 pub use error::BridgesError;
 
 use crate::config::DaemonConfig;
-use definition::{Bridge, Definition, ranges_in_use};
+use definition::{Bridge, Definition};
 use files::Files;
 use member::{Endpoint, Member, moved, parse_mac, port_requests};
+use state::{State, random_id};
 
 /// Option of an endpoint that names its interface inside the container.
 const OPTION_IFNAME: &str = "com.docker.network.endpoint.ifname";
@@ -48,16 +49,6 @@ pub struct Bridges {
     names: Box<dyn Fn(Records) + Send + Sync>,
     /// Held during whole deeds: they are short, and the kernel does one at a time anyway.
     state: tokio::sync::Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    /// By id.
-    networks: BTreeMap<String, Definition>,
-    /// Free addresses by network.
-    pools: BTreeMap<String, AddressPool>,
-    members: BTreeMap<ContainerId, Member>,
-    records: Records,
 }
 
 impl fmt::Debug for Bridges {
@@ -468,17 +459,21 @@ impl Bridges {
         Ok(())
     }
 
-    /// Publishes ports of a service's task on this host alone (`mode=host`).
+    /// Publishes ports of a service's task on this host alone (`mode=host`): by way of an endpoint in the default
+    /// network, besides those that the task has in the cluster's.
     pub async fn publish_for_task(
         &self,
         request: &NetworkRequest,
-        _settings: &NetworkSettings,
     ) -> Result<BTreeMap<Port, Vec<PublishedPort>>, NetworkError> {
-        if !request.port_bindings.is_empty() || request.publish_all_ports {
-            let text = "publishing a port in host mode is not supported for tasks on cluster networks by this version of shoal";
-            return Err(NetworkError::Invalid(text.to_owned()));
+        if request.port_bindings.is_empty() && !request.publish_all_ports {
+            return Ok(BTreeMap::new());
         }
-        Ok(BTreeMap::new())
+        let alone = NetworkRequest {
+            mode: NetworkMode::Default,
+            endpoints: [(BRIDGE.to_owned(), task_endpoint())].into(),
+            ..request.clone()
+        };
+        Ok(self.connect(&alone).await?.ports)
     }
 
     /// Puts a running container into one more network.
@@ -596,16 +591,6 @@ impl Bridges {
         self.files.save_member(&member)
     }
 
-    /// Takes all containers but these from their networks: those that ended while no daemon was there.
-    pub async fn keep_only(&self, running: &BTreeSet<ContainerId>) -> Result<(), NetworkError> {
-        let mut state = self.state.lock().await;
-        let gone = state.members.keys().filter(|id| !running.contains(*id));
-        for container in gone.cloned().collect::<Vec<_>>() {
-            self.leave_all(&mut state, &container).await?;
-        }
-        Ok(())
-    }
-
     /// Networks of a container, by id, and its namespace.
     pub async fn place_of(&self, container: &ContainerId) -> Option<(PathBuf, NetworkSettings)> {
         let state = self.state.lock().await;
@@ -655,222 +640,12 @@ pub struct Joining {
     pub netns: PathBuf,
 }
 
-impl State {
-    /// Adds the networks that docker has from the start; says whether any was missing.
-    fn add_predefined(&mut self, prefix: &str) -> Result<bool, BridgesError> {
-        let mut added = false;
-        for name in [BRIDGE, "host", "none"] {
-            if self.networks.values().any(|network| network.name == name) {
-                continue;
-            }
-            let (id, now) = (random_id(), Timestamp::now());
-            let network = match name {
-                BRIDGE => {
-                    Definition::default_bridge(id, prefix, now, &self.taken(&format!("{prefix}0")))?
-                }
-                _ => Definition::without_bridge(name, id, now),
-            };
-            self.networks.insert(network.id.clone(), network);
-            added = true;
-        }
-        Ok(added)
-    }
-
-    fn bridges(&self) -> impl Iterator<Item = &Bridge> {
-        self.networks
-            .values()
-            .filter_map(|network| network.bridge.as_ref())
-    }
-
-    /// Ranges that a new network cannot have.
-    fn taken(&self, except: &str) -> Vec<Ipv4Net> {
-        let routes = std::fs::read_to_string(Path::new("/proc/self/net/route")).unwrap_or_default();
-        let mut taken: Vec<Ipv4Net> = self.bridges().map(|bridge| bridge.spec.subnet).collect();
-        taken.extend(ranges_in_use(&routes, except));
-        taken
-    }
-
-    /// Finds a network by id, name or unique beginning of an id.
-    fn find(&self, name: &str) -> Result<&Definition, BridgesError> {
-        let name = if name == "default" { BRIDGE } else { name };
-        let missing = || BridgesError::NotFound(name.to_owned());
-        if let Some(network) = self.networks.get(name) {
-            return Ok(network);
-        }
-        if let Some(network) = self.networks.values().find(|network| network.name == name) {
-            return Ok(network);
-        }
-        let mut found = self
-            .networks
-            .values()
-            .filter(|n| !name.is_empty() && n.id.starts_with(name));
-        let first = found.next().ok_or_else(missing)?;
-        match found.next() {
-            None => Ok(first),
-            Some(_) => Err(BridgesError::Invalid(format!(
-                "network {name} is ambiguous (2 matches found on ID prefix)"
-            ))),
-        }
-    }
-
-    fn show(&self, network: &Definition) -> LocalNetwork {
-        let members = self
-            .members
-            .values()
-            .filter_map(|member| Some((member.container.to_string(), member.show(network)?)));
-        LocalNetwork {
-            containers: members.collect(),
-            ..network.show()
-        }
-    }
-
-    /// What the kernel should hold.
-    fn view(&self) -> BridgeView {
-        let mut view = BridgeView::default();
-        view.networks = self
-            .bridges()
-            .map(|bridge| (bridge.spec.id.clone(), bridge.spec.clone()))
-            .collect();
-        for (container, member) in &self.members {
-            let attachments = member
-                .endpoints
-                .iter()
-                .map(|endpoint| endpoint.attachment.clone());
-            view.attachments
-                .insert(container.to_string(), attachments.collect());
-            if !member.published.is_empty() {
-                view.published
-                    .insert(container.to_string(), member.published.clone());
-            }
-        }
-        view
-    }
-
-    fn is_way_out(&self, endpoint: &Endpoint) -> bool {
-        let network = self.networks.get(&endpoint.attachment.network);
-        network
-            .and_then(|network| network.bridge.as_ref())
-            .is_some_and(|bridge| !bridge.spec.internal)
-    }
-
-    /// Endpoints for a container that starts, the way out first; their addresses are taken.
-    fn plan(&mut self, request: &NetworkRequest) -> Result<Vec<Endpoint>, BridgesError> {
-        let first = match &request.mode {
-            NetworkMode::Network(name) => self.find(name)?.id.clone(),
-            _ => self.find(BRIDGE)?.id.clone(),
-        };
-        let mut wanted: BTreeMap<String, EndpointSpec> = BTreeMap::new();
-        for (name, spec) in &request.endpoints {
-            wanted.insert(self.find(name)?.id.clone(), spec.clone());
-        }
-        let mut order = vec![(first.clone(), wanted.remove(&first).unwrap_or_default())];
-        order.extend(wanted);
-        let (mut used, mut endpoints) = (BTreeSet::new(), Vec::new());
-        for (id, spec) in order {
-            let network = self
-                .networks
-                .get(&id)
-                .cloned()
-                .ok_or(BridgesError::NotFound(id))?;
-            match self.endpoint(&network, spec, &mut used) {
-                Ok(endpoint) => endpoints.push(endpoint),
-                Err(error) => {
-                    endpoints.iter().for_each(|endpoint| self.release(endpoint));
-                    return Err(error);
-                }
-            }
-        }
-        // Stable: among equals the first network named stays the way out.
-        endpoints.sort_by_key(|endpoint| std::cmp::Reverse(endpoint.spec.gw_priority));
-        Ok(endpoints)
-    }
-
-    /// A new endpoint; its address is taken, and the name of its interface goes into `used`.
-    fn endpoint(
-        &mut self,
-        network: &Definition,
-        spec: EndpointSpec,
-        used: &mut BTreeSet<String>,
-    ) -> Result<Endpoint, BridgesError> {
-        let Some(bridge) = &network.bridge else {
-            let text = format!("container cannot be connected to network {}", network.name);
-            return Err(BridgesError::Forbidden(text));
-        };
-        check_endpoint(network, bridge, &spec)?;
-        let ifname = match spec.driver_opts.get(OPTION_IFNAME) {
-            Some(name) => name.clone(),
-            None => {
-                let free = (0..=used.len()).map(|n| format!("{}{n}", bridge.interface_prefix));
-                free.into_iter()
-                    .find(|name| !used.contains(name))
-                    .unwrap_or_default()
-            }
-        };
-        if !used.insert(ifname.clone()) {
-            return Err(BridgesError::Invalid(format!(
-                "interface name {ifname} is used twice"
-            )));
-        }
-        let mac = spec
-            .mac_address
-            .as_deref()
-            .filter(|text| !text.is_empty())
-            .map(parse_mac)
-            .transpose()?;
-        let missing = || BridgesError::NotFound(network.name.clone());
-        let pool = self.pools.get_mut(&network.id).ok_or_else(missing)?;
-        let address = pool.take(spec.ipv4)?;
-        let attachment = Attachment {
-            network: network.id.clone(),
-            address,
-            mac,
-            ifname,
-        };
-        Ok(Endpoint {
-            id: random_id(),
-            attachment,
-            spec,
-        })
-    }
-
-    fn release(&mut self, endpoint: &Endpoint) {
-        if let Some(pool) = self.pools.get_mut(&endpoint.attachment.network) {
-            pool.release(endpoint.attachment.address);
-        }
-    }
-}
-
-/// Refuses what docker refuses of an endpoint, and what we cannot do.
-fn check_endpoint(
-    network: &Definition,
-    bridge: &Bridge,
-    spec: &EndpointSpec,
-) -> Result<(), BridgesError> {
-    let invalid = |text: &str| Err(BridgesError::Invalid(text.to_owned()));
-    let unsupported = |text: &str| Err(BridgesError::Unsupported(text.to_owned()));
-    if !network.has_names() && !spec.aliases.is_empty() {
-        return invalid("network-scoped aliases are only supported for user-defined networks");
-    }
-    if !network.has_names() && spec.ipv4.is_some() {
-        return invalid("user specified IP address is supported on user defined networks only");
-    }
-    if !bridge.subnet_by_user && spec.ipv4.is_some() {
-        return invalid(
-            "user specified IP address is supported only when connecting to networks with user configured subnets",
-        );
-    }
-    if spec.ipv6.is_some() || spec.link_local.iter().any(std::net::IpAddr::is_ipv6) {
-        return unsupported("IPv6 in a network of one host");
-    }
-    if !spec.links.is_empty() {
-        return unsupported("a link between containers");
-    }
-    if !spec.link_local.is_empty() {
-        return unsupported("a link-local address");
-    }
-    match spec.driver_opts.keys().find(|key| *key != OPTION_IFNAME) {
-        Some(option) => unsupported(&format!("endpoint option {option}")),
-        None => Ok(()),
+/// The endpoint by which a task publishes ports; its interface has a name that no cluster network uses.
+fn task_endpoint() -> EndpointSpec {
+    let name = (OPTION_IFNAME.to_owned(), "pub0".to_owned());
+    EndpointSpec {
+        driver_opts: [name].into(),
+        ..EndpointSpec::default()
     }
 }
 
@@ -911,13 +686,4 @@ fn interfaces_in(netns: &Path) -> Result<BTreeSet<String>, BridgesError> {
     });
     let names: nix::Result<BTreeSet<String>> = names.map_err(BridgeError::from)?;
     names.map_err(|errno| BridgesError::io("list the interfaces of", netns)(errno.into()))
-}
-
-/// 64 random hexadecimal digits.
-fn random_id() -> String {
-    format!(
-        "{:032x}{:032x}",
-        RandomIds.next_bits(),
-        RandomIds.next_bits()
-    )
 }

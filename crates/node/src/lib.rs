@@ -3,6 +3,8 @@
 pub mod bridges;
 pub mod cluster;
 pub mod config;
+pub mod daemon;
+pub mod engine_backend;
 pub mod executor;
 pub mod lab;
 pub mod network;

@@ -247,7 +247,7 @@ impl NodeNetworks {
                 let settings = self.task_settings(&task, request);
                 let attached = self.plane.attach(task, request.netns.clone()).await;
                 attached.map_err(|errors| NetworkError::Failed(all(&errors)))?;
-                let published = self.bridges.publish_for_task(request, &settings).await?;
+                let published = self.bridges.publish_for_task(request).await?;
                 Ok(NetworkSettings {
                     ports: published,
                     ..settings

@@ -1,0 +1,701 @@
+//! `shoal service`: everything but the two big sets of flags, which have their own files.
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use clap::{Args, Subcommand};
+use hyper::Method;
+use serde_json::{Value, json};
+use shoal_api::Timestamp;
+use tokio_util::io::StreamReader;
+
+use super::{ListArgs, container::LogArgs, image, service_flags, service_update, task};
+use crate::{
+    client::{Client, Payload, Target, chunks, is_not_found},
+    image_ref,
+    json::{items, number, text, texts},
+    output::{self, ListFormat, Row, column, hidden, row},
+    progress::service::converge,
+    terminal,
+};
+
+/// Manage services
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    Create(Box<service_flags::Create>),
+    Inspect(Inspect),
+    Logs(Logs),
+    /// List services
+    #[command(visible_alias = "list")]
+    Ls(ListArgs),
+    Ps(Ps),
+    #[command(visible_alias = "remove")]
+    Rm(Remove),
+    Rollback(Rollback),
+    Scale(Scale),
+    Update(Box<service_update::Update>),
+}
+
+/// Display detailed information on one or more services
+#[derive(Args)]
+pub(crate) struct Inspect {
+    #[arg(required = true, value_name = "SERVICE")]
+    services: Vec<String>,
+    /// Format output using a custom template
+    #[arg(short, long, value_name = "string")]
+    format: Option<String>,
+    /// Print the information in a human friendly format
+    #[arg(long)]
+    pretty: bool,
+}
+
+/// Fetch the logs of a service or task
+#[derive(Args)]
+pub(crate) struct Logs {
+    #[arg(value_name = "SERVICE|TASK")]
+    name: String,
+    #[command(flatten)]
+    wanted: LogArgs,
+    /// Do not map IDs to Names in output
+    #[arg(long)]
+    no_resolve: bool,
+    /// Do not include task IDs in output
+    #[arg(long)]
+    no_task_ids: bool,
+    /// Do not truncate output
+    #[arg(long)]
+    no_trunc: bool,
+    /// Do not neatly format logs
+    #[arg(long)]
+    raw: bool,
+}
+
+/// List the tasks of one or more services
+#[derive(Args)]
+pub(crate) struct Ps {
+    #[arg(required = true, value_name = "SERVICE")]
+    services: Vec<String>,
+    #[command(flatten)]
+    list: ListArgs,
+    #[command(flatten)]
+    shape: task::Shape,
+}
+
+/// Remove one or more services
+#[derive(Args)]
+pub(crate) struct Remove {
+    #[arg(required = true, value_name = "SERVICE")]
+    services: Vec<String>,
+}
+
+/// Revert changes to a service's configuration
+#[derive(Args)]
+pub(crate) struct Rollback {
+    service: String,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+/// Scale one or multiple replicated services
+#[derive(Args)]
+#[command(after_help = "Example:\n  shoal service scale web=6 worker=2")]
+pub(crate) struct Scale {
+    #[arg(required = true, value_name = "SERVICE=REPLICAS")]
+    scales: Vec<String>,
+    /// Exit immediately instead of waiting for the service to converge
+    #[arg(short, long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", hide_default_value = true, value_name = "bool")]
+    detach: bool,
+}
+
+/// Whether to wait for a service, and how loudly.
+#[derive(Args, Clone, Copy)]
+pub(crate) struct Wait {
+    /// Exit immediately instead of waiting for the service to converge
+    #[arg(short, long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", hide_default_value = true, value_name = "bool")]
+    pub(crate) detach: bool,
+    /// Suppress progress output
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+impl Wait {
+    /// Waits for the service unless told not to.
+    pub(crate) async fn done(self, id: &str, client: &Client) -> Result<()> {
+        if self.detach {
+            return Ok(());
+        }
+        converge(id, self.quiet, client).await
+    }
+}
+
+impl Command {
+    pub(crate) async fn run(self, client: &Client) -> Result<()> {
+        match self {
+            Self::Create(args) => args.run(client).await,
+            Self::Inspect(args) => inspect(args, client).await,
+            Self::Logs(args) => logs(args, client).await,
+            Self::Ls(args) => {
+                let services = fetch(&args.filter, client).await?;
+                list(services, &args.format)
+            }
+            Self::Ps(args) => ps(args, client).await,
+            Self::Rm(args) => {
+                output::each(&args.services, async |name: String| {
+                    client.delete(Target::new("/services/{}", &[&name])).await?;
+                    Ok(Some(name))
+                })
+                .await
+            }
+            Self::Rollback(args) => {
+                let service = client
+                    .get(Target::new("/services/{}", &[&args.service]))
+                    .await?;
+                update(&service, service["Spec"].clone(), true, None, client).await?;
+                output::line(&args.service);
+                args.wait.done(text(&service, "/ID"), client).await
+            }
+            Self::Scale(args) => scale(args, client).await,
+            Self::Update(args) => args.run(client).await,
+        }
+    }
+}
+
+/// Asks for the services that pass the filters, by name.
+pub(crate) async fn fetch(filters: &[String], client: &Client) -> Result<Vec<Value>> {
+    let target = Target::new("/services", &[])
+        .arg("status", true)
+        .filters(filters)?;
+    let services = client.get(target).await?;
+    let mut services = services.as_array().cloned().unwrap_or_default();
+    services.sort_by(|a, b| text(a, "/Spec/Name").cmp(text(b, "/Spec/Name")));
+    Ok(services)
+}
+
+/// Prints services as a table or otherwise.
+pub(crate) fn list(services: Vec<Value>, format: &ListFormat) -> Result<()> {
+    let quiet = format.quiet;
+    let columns = [
+        column("ID", "ID"),
+        column("Name", "NAME"),
+        column("Mode", "MODE"),
+        column("Replicas", "REPLICAS"),
+        column("Image", "IMAGE"),
+        column("Ports", "PORTS"),
+        hidden("Labels", "LABELS"),
+    ];
+    let rows = services
+        .iter()
+        .map(|service| list_row(service, quiet))
+        .collect();
+    format.print(&columns, "ID", rows)
+}
+
+fn list_row(service: &Value, quiet: bool) -> Row {
+    let id = text(service, "/ID");
+    row! {
+        "ID" => if quiet { id } else { crate::human::short_id(id) },
+        "Name" => text(service, "/Spec/Name"),
+        "Mode" => mode(service),
+        "Replicas" => replicas(service),
+        "Image" => image_ref::familiar(text(service, "/Spec/TaskTemplate/ContainerSpec/Image")),
+        "Ports" => ports(items(service, "/Endpoint/Ports")),
+        "Labels" => crate::json::labels(service, "/Spec/Labels"),
+    }
+}
+
+/// `replicated`, `global`, `replicated job` or `global job`.
+pub(crate) fn mode(service: &Value) -> &'static str {
+    let has = |name: &str| {
+        service
+            .pointer(&format!("/Spec/Mode/{name}"))
+            .is_some_and(|mode| !mode.is_null())
+    };
+    match () {
+        () if has("Global") => "global",
+        () if has("ReplicatedJob") => "replicated job",
+        () if has("GlobalJob") => "global job",
+        () => "replicated",
+    }
+}
+
+fn replicas(service: &Value) -> String {
+    let running = number(service, "/ServiceStatus/RunningTasks");
+    let desired = number(service, "/ServiceStatus/DesiredTasks");
+    let completed = number(service, "/ServiceStatus/CompletedTasks");
+    let mut out = format!("{running}/{desired}");
+    match mode(service) {
+        "replicated job" => {
+            let total = number(service, "/Spec/Mode/ReplicatedJob/TotalCompletions");
+            out.push_str(&format!(" ({completed}/{total} completed)"));
+        }
+        "global job" => out.push_str(&format!(" ({completed}/{} completed)", desired + completed)),
+        _ => match number(service, "/Spec/TaskTemplate/Placement/MaxReplicas") {
+            0 => {}
+            max => out.push_str(&format!(" (max {max} per node)")),
+        },
+    }
+    out
+}
+
+/// Ports of the ingress mesh, neighbours as ranges: `*:8080->80/tcp`.
+fn ports(ports: &[Value]) -> String {
+    let mut all: Vec<(String, i64, i64)> = ports
+        .iter()
+        .filter(|port| text(port, "/PublishMode") != "host")
+        .map(|port| {
+            (
+                text(port, "/Protocol").to_owned(),
+                number(port, "/PublishedPort"),
+                number(port, "/TargetPort"),
+            )
+        })
+        .collect();
+    all.sort();
+    let mut groups: Vec<(String, i64, i64, i64, i64)> = Vec::new();
+    for (protocol, published, target) in all {
+        match groups.last_mut() {
+            Some((group, _, last, _, last_target))
+                if *group == protocol && published == *last + 1 && target == *last_target + 1 =>
+            {
+                *last = published;
+                *last_target = target;
+            }
+            _ => groups.push((protocol, published, published, target, target)),
+        }
+    }
+    let range = |from: i64, to: i64| {
+        if from == to {
+            from.to_string()
+        } else {
+            format!("{from}-{to}")
+        }
+    };
+    let shown: Vec<String> = groups
+        .into_iter()
+        .map(|(protocol, from, to, first, last)| {
+            format!("*:{}->{}/{protocol}", range(from, to), range(first, last))
+        })
+        .collect();
+    shown.join(", ")
+}
+
+async fn inspect(args: Inspect, client: &Client) -> Result<()> {
+    if args.pretty {
+        for name in &args.services {
+            let target = Target::new("/services/{}", &[name]).arg("insertDefaults", true);
+            let service = client.get(target).await?;
+            output::write(pretty(&service).as_bytes());
+        }
+        return Ok(());
+    }
+    output::inspect_each(
+        args.format.as_deref(),
+        &args.services,
+        async |name: String| {
+            let target = Target::new("/services/{}", &[&name]).arg("insertDefaults", true);
+            client.get(target).await
+        },
+    )
+    .await
+}
+
+fn pretty(service: &Value) -> String {
+    let mut out = String::new();
+    let mut say = |indent: usize, name: &str, value: String| {
+        let line = format!("{}{name}:\t{value}", " ".repeat(indent));
+        out.push_str(line.trim_end());
+        out.push('\n');
+    };
+    let template = "/Spec/TaskTemplate";
+    let field = |pointer: &str| text(service, &format!("{template}{pointer}")).to_owned();
+    let duration = |value: &Value, pointer: &str| {
+        crate::flags::quantity::show_duration(number(value, pointer))
+    };
+    say(0, "ID", text(service, "/ID").to_owned());
+    say(0, "Name", text(service, "/Spec/Name").to_owned());
+    for (key, value) in crate::json::pairs(service, "/Spec/Labels") {
+        say(1, key, value.as_str().unwrap_or_default().to_owned());
+    }
+    say(0, "Service Mode", mode(service).to_owned());
+    if mode(service) == "replicated" {
+        say(
+            1,
+            "Replicas",
+            number(service, "/Spec/Mode/Replicated/Replicas").to_string(),
+        );
+    }
+    if let Some(status) = service
+        .get("UpdateStatus")
+        .filter(|status| !status.is_null())
+    {
+        say(0, "UpdateStatus", String::new());
+        say(1, "State", text(status, "/State").to_owned());
+        say(1, "Started", text(status, "/StartedAt").to_owned());
+        say(1, "Message", text(status, "/Message").to_owned());
+    }
+    for (name, title) in [
+        ("UpdateConfig", "UpdateConfig"),
+        ("RollbackConfig", "RollbackConfig"),
+    ] {
+        if let Some(config) = service
+            .pointer(&format!("/Spec/{name}"))
+            .filter(|config| !config.is_null())
+        {
+            say(0, title, String::new());
+            say(1, "Parallelism", number(config, "/Parallelism").to_string());
+            say(1, "Delay", duration(config, "/Delay"));
+            say(1, "On failure", text(config, "/FailureAction").to_owned());
+            say(1, "Monitoring Period", duration(config, "/Monitor"));
+            let ratio = config["MaxFailureRatio"].as_f64().unwrap_or_default();
+            say(1, "Max failure ratio", ratio.to_string());
+            say(1, "Update order", text(config, "/Order").to_owned());
+        }
+    }
+    say(0, "ContainerSpec", String::new());
+    say(1, "Image", field("/ContainerSpec/Image"));
+    let list = |pointer: &str| texts(service, &format!("{template}{pointer}"));
+    for (name, pointer) in [
+        ("Command", "/ContainerSpec/Command"),
+        ("Args", "/ContainerSpec/Args"),
+        ("Env", "/ContainerSpec/Env"),
+    ] {
+        let list = list(pointer);
+        if !list.is_empty() {
+            say(1, name, list.join(" "));
+        }
+    }
+    for mount in items(service, &format!("{template}/ContainerSpec/Mounts")) {
+        say(
+            1,
+            "Mount",
+            format!(
+                "{} -> {} ({})",
+                text(mount, "/Source"),
+                text(mount, "/Target"),
+                text(mount, "/Type")
+            ),
+        );
+    }
+    let constraints = list("/Placement/Constraints");
+    if !constraints.is_empty() {
+        say(0, "Placement", String::new());
+        say(1, "Constraints", format!("[{}]", constraints.join(" ")));
+    }
+    say(
+        0,
+        "Endpoint Mode",
+        text(service, "/Spec/EndpointSpec/Mode").to_owned(),
+    );
+    for port in items(service, "/Endpoint/Ports") {
+        say(
+            0,
+            "Port",
+            format!(
+                "{} -> {}/{} ({})",
+                number(port, "/PublishedPort"),
+                number(port, "/TargetPort"),
+                text(port, "/Protocol"),
+                text(port, "/PublishMode")
+            ),
+        );
+    }
+    out.push('\n');
+    out
+}
+
+async fn ps(args: Ps, client: &Client) -> Result<()> {
+    let mut filters = args.list.filter.clone();
+    let mut errors = Vec::new();
+    let mut found = false;
+    for name in &args.services {
+        match client.get(Target::new("/services/{}", &[name])).await {
+            Ok(service) => {
+                filters.push(format!("service={}", text(&service, "/ID")));
+                found = true;
+            }
+            Err(error) if is_not_found(&error) => errors.push(format!("no such service: {name}")),
+            Err(error) => return Err(error),
+        }
+    }
+    if found {
+        task::print(&filters, &args.list.format, &args.shape, client).await?;
+    }
+    output::fail_with(errors)
+}
+
+/// Writes a service's spec; prints the daemon's warnings.
+pub(crate) async fn update(
+    service: &Value,
+    spec: Value,
+    rollback: bool,
+    auth: Option<String>,
+    client: &Client,
+) -> Result<()> {
+    let target = Target::new("/services/{}/update", &[text(service, "/ID")])
+        .arg("version", number(service, "/Version/Index"))
+        .maybe("rollback", rollback.then_some("previous"))
+        .registry_auth(auth);
+    let answer = client.post(target, spec).await?;
+    for warning in texts(&answer, "/Warnings") {
+        output::note(warning);
+    }
+    Ok(())
+}
+
+async fn scale(args: Scale, client: &Client) -> Result<()> {
+    let mut wanted = Vec::new();
+    for text in &args.scales {
+        let Some((name, count)) = text.split_once('=') else {
+            bail!("invalid scale specifier '{text}'. Use service=replicas");
+        };
+        let count: u64 = count
+            .parse()
+            .map_err(|_| anyhow!("invalid replicas value {count}: expected a number"))?;
+        wanted.push((name, count));
+    }
+    let mut errors = Vec::new();
+    let mut scaled = Vec::new();
+    for (name, count) in wanted {
+        match scale_one(name, count, client).await {
+            Ok(id) => {
+                output::line(format!("{name} scaled to {count}"));
+                scaled.push(id);
+            }
+            Err(error) => errors.push(format!("{name}: {error:#}")),
+        }
+    }
+    if !args.detach {
+        for id in scaled {
+            converge(&id, false, client).await?;
+        }
+    }
+    output::fail_with(errors)
+}
+
+async fn scale_one(name: &str, count: u64, client: &Client) -> Result<String> {
+    let service = client.get(Target::new("/services/{}", &[name])).await?;
+    let mut spec = service["Spec"].clone();
+    match mode(&service) {
+        "replicated" => spec["Mode"]["Replicated"]["Replicas"] = count.into(),
+        "replicated job" => spec["Mode"]["ReplicatedJob"]["TotalCompletions"] = count.into(),
+        other => {
+            bail!("scale can only be used with replicated or replicated-job mode, not with {other}")
+        }
+    }
+    update(&service, spec, false, None, client).await?;
+    Ok(text(&service, "/ID").to_owned())
+}
+
+/// Pins a service's image to the digest and platforms that its registry tells; warns where it cannot.
+///
+/// # Errors
+/// None: as docker, a service may start with an image that only its nodes can reach.
+pub(crate) async fn pin_image(spec: &mut Value, client: &Client) {
+    let template = &mut spec["TaskTemplate"];
+    let image = text(template, "/ContainerSpec/Image").to_owned();
+    if image.is_empty() || image_ref::split(&image).2.is_some() {
+        return;
+    }
+    let target =
+        Target::new("/distribution/{}/json", &[&image]).registry_auth(image::registry_auth(&image));
+    let Ok(found) = client.get(target).await else {
+        output::note(format!(
+            "image {image} could not be accessed on a registry to record\nits digest. Each node will access {image} independently,\npossibly leading to different nodes running different\nversions of the image.\n"
+        ));
+        return;
+    };
+    let digest = text(&found, "/Descriptor/digest");
+    if !digest.is_empty() {
+        let pinned = format!("{}@{digest}", image_ref::with_default_tag(&image));
+        template["ContainerSpec"]["Image"] = pinned.into();
+    }
+    let platforms: Vec<Value> = items(&found, "/Platforms")
+        .iter()
+        .map(|platform| json!({"Architecture": text(platform, "/architecture"), "OS": text(platform, "/os")}))
+        .collect();
+    if !platforms.is_empty() {
+        template["Placement"]["Platforms"] = platforms.into();
+    }
+}
+
+async fn logs(args: Logs, client: &Client) -> Result<()> {
+    let (path, object) = match client.get(Target::new("/services/{}", &[&args.name])).await {
+        Ok(service) => ("/services/{}/logs", service),
+        Err(error) if is_not_found(&error) => {
+            let task = client.get(Target::new("/tasks/{}", &[&args.name])).await;
+            let task = task.map_err(|error| {
+                if is_not_found(&error) {
+                    anyhow!("no such task or service: {}", args.name)
+                } else {
+                    error
+                }
+            })?;
+            ("/tasks/{}/logs", task)
+        }
+        Err(error) => return Err(error),
+    };
+    let spec = if path.starts_with("/services") {
+        "/Spec/TaskTemplate"
+    } else {
+        "/Spec"
+    };
+    let tty = object.pointer(&format!("{spec}/ContainerSpec/TTY")) == Some(&Value::Bool(true));
+    if tty && !args.raw {
+        bail!("tty service logs only supported with --raw");
+    }
+    let target = Target::new(path, &[text(&object, "/ID")]);
+    let target = args
+        .wanted
+        .apply(target, Timestamp::now())
+        .arg("details", 1);
+    let response = client.send(Method::GET, target, Payload::Empty).await?;
+    let stream = futures_util::StreamExt::map(chunks(response), |chunk| {
+        chunk.map_err(std::io::Error::other)
+    });
+    let reader = StreamReader::new(stream);
+    if tty {
+        return terminal::copy_out(reader, true).await;
+    }
+    let mut source = Sources::load(&args, client).await?;
+    let mut lines = [Vec::new(), Vec::new()];
+    terminal::frames(reader, |stream, bytes| {
+        let pending = &mut lines[usize::from(stream == 2)];
+        pending.extend_from_slice(bytes);
+        while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = pending.drain(..=end).collect();
+            let shown = source.shown(&line);
+            if stream == 2 {
+                output::write_error(&shown)
+            } else {
+                output::write(&shown)
+            }
+        }
+    })
+    .await
+    .context("the logs broke off")
+}
+
+/// Says where a line of a service's log comes from.
+struct Sources {
+    names: task::Names,
+    tasks: Vec<Value>,
+    raw: bool,
+    ids: bool,
+    whole_ids: bool,
+    timestamps: bool,
+    widest: usize,
+}
+
+impl Sources {
+    async fn load(args: &Logs, client: &Client) -> Result<Self> {
+        let resolve = !args.raw && !args.no_resolve;
+        let (names, tasks) = if resolve {
+            let tasks = client.get(Target::new("/tasks", &[])).await?;
+            (
+                task::Names::load(client).await?,
+                tasks.as_array().cloned().unwrap_or_default(),
+            )
+        } else {
+            (task::Names::default(), Vec::new())
+        };
+        Ok(Self {
+            names,
+            tasks,
+            raw: args.raw,
+            ids: !args.no_task_ids,
+            whole_ids: args.no_trunc,
+            timestamps: args.wanted.timestamps(),
+            widest: 0,
+        })
+    }
+
+    /// The line with `task.1.id@node    | ` before it instead of the labels in which the daemon says so.
+    fn shown(&mut self, line: &[u8]) -> Vec<u8> {
+        let text = String::from_utf8_lossy(line);
+        let (time, rest) = match self.timestamps.then(|| text.split_once(' ')).flatten() {
+            Some((time, rest)) => (Some(time), rest),
+            None => (None, &*text),
+        };
+        let Some((details, message)) = rest.split_once(' ') else {
+            return line.to_vec();
+        };
+        let mut out = time.map(|time| format!("{time} ")).unwrap_or_default();
+        if !self.raw {
+            let label = |key: &str| {
+                details.split(',').find_map(|pair| {
+                    let (name, value) = pair.split_once('=')?;
+                    (name == key).then(|| value.to_owned())
+                })
+            };
+            let task = label("com.docker.swarm.task.id").unwrap_or_default();
+            let node = label("com.docker.swarm.node.id").unwrap_or_default();
+            let known = self
+                .tasks
+                .iter()
+                .find(|known| self::text(known, "/ID") == task);
+            let short = if self.whole_ids {
+                task.as_str()
+            } else {
+                crate::human::short_id(&task)
+            };
+            let source = match known {
+                Some(known) => {
+                    let name = self.names.task(known);
+                    let id = if self.ids {
+                        format!(".{short}")
+                    } else {
+                        String::new()
+                    };
+                    format!("{name}{id}@{}", self.names.node(known))
+                }
+                None => format!("{short}@{node}"),
+            };
+            self.widest = self.widest.max(source.chars().count());
+            out.push_str(&format!("{source:<width$}    | ", width = self.widest));
+        }
+        out.push_str(message);
+        out.into_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_tells_what_runs() {
+        let service = json!({
+            "ID": "abcdefghijklmnop",
+            "Spec": {"Name": "web", "Mode": {"Replicated": {"Replicas": 3}},
+                "TaskTemplate": {"ContainerSpec": {"Image": "nginx:1@sha256:00"}, "Placement": {"MaxReplicas": 1}}},
+            "Endpoint": {"Ports": [
+                {"Protocol": "tcp", "PublishedPort": 8081, "TargetPort": 81, "PublishMode": "ingress"},
+                {"Protocol": "tcp", "PublishedPort": 8080, "TargetPort": 80, "PublishMode": "ingress"},
+                {"Protocol": "udp", "PublishedPort": 53, "TargetPort": 53, "PublishMode": "host"}]},
+            "ServiceStatus": {"RunningTasks": 2, "DesiredTasks": 3},
+        });
+        assert_eq!(
+            Value::Object(list_row(&service, false)),
+            json!({"ID": "abcdefghijkl", "Name": "web", "Mode": "replicated", "Replicas": "2/3 (max 1 per node)",
+                "Image": "nginx:1", "Ports": "*:8080-8081->80-81/tcp", "Labels": ""})
+        );
+    }
+
+    #[test]
+    fn a_log_line_names_its_task() {
+        let mut sources = Sources {
+            names: task::Names::default(),
+            tasks: vec![json!({"ID": "t1", "ServiceID": "s1", "NodeID": "n1", "Slot": 2})],
+            raw: false,
+            ids: true,
+            whole_ids: false,
+            timestamps: false,
+            widest: 0,
+        };
+        let line = b"com.docker.swarm.node.id=n1,com.docker.swarm.service.id=s1,com.docker.swarm.task.id=t1 hello there\n";
+        assert_eq!(
+            String::from_utf8(sources.shown(line)).unwrap(),
+            "s1.2.t1@n1    | hello there\n"
+        );
+        sources.raw = true;
+        assert_eq!(sources.shown(line), b"hello there\n");
+    }
+}

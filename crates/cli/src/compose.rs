@@ -1,0 +1,248 @@
+//! Compose files: from YAML to what the Engine API takes, without touching the network.
+//!
+//! `yaml` keeps where everything stands, `interpolate` fills in variables, `merge` lays files over each other, `read`
+//! takes values out with types and finds what is unknown, the others convert.
+
+mod data;
+mod interpolate;
+mod merge;
+mod network;
+mod ports;
+mod read;
+mod service;
+mod volumes;
+mod yaml;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+use crate::flags::environment::{self, Lookup};
+
+pub(crate) use data::Data;
+pub(crate) use network::Network;
+use read::Fields;
+use yaml::Node;
+
+/// Label that names the stack of an object.
+pub(crate) const NAMESPACE: &str = "com.docker.stack.namespace";
+/// Label that keeps a service's image as the file says it.
+pub(crate) const IMAGE: &str = "com.docker.stack.image";
+
+/// Something wrong in a compose file, and where.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{file}:{line}: {what}")]
+pub(crate) struct Problem {
+    /// File as it was named.
+    pub(crate) file: String,
+    /// Line, from 1.
+    pub(crate) line: u64,
+    /// What is wrong.
+    pub(crate) what: String,
+}
+
+/// What a stack consists of, ready for the API.
+#[derive(Debug, Default)]
+pub(crate) struct Stack {
+    /// Networks that the services use, by their key in the file.
+    pub(crate) networks: Vec<Network>,
+    /// Secrets.
+    pub(crate) secrets: Vec<Data>,
+    /// Configs.
+    pub(crate) configs: Vec<Data>,
+    /// Specs of the services by name; references to secrets and configs have names instead of ids.
+    pub(crate) services: Vec<Value>,
+    /// What has no effect.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// A compose file's text and where it is from.
+pub(crate) struct Source {
+    /// Name for messages.
+    pub(crate) name: String,
+    /// Text.
+    pub(crate) text: String,
+}
+
+/// Reads files; `-` is standard input. Also returns the folder from which relative paths count.
+pub(crate) fn read_sources(paths: &[String]) -> Result<(Vec<Source>, PathBuf)> {
+    let mut sources = Vec::new();
+    for path in paths {
+        let (name, text) = if path == "-" {
+            (
+                "stdin".to_owned(),
+                std::io::read_to_string(std::io::stdin()).context("read standard input")?,
+            )
+        } else {
+            (
+                path.clone(),
+                std::fs::read_to_string(path).with_context(|| format!("open {path}"))?,
+            )
+        };
+        sources.push(Source { name, text });
+    }
+    let current = std::env::current_dir().context("there is no working directory")?;
+    let folder = match paths.first().map(Path::new).and_then(Path::parent) {
+        Some(folder) if paths[0] != "-" => current.join(folder),
+        _ => current,
+    };
+    Ok((sources, folder))
+}
+
+/// The variables of `.env` beside the compose file, behind those of the environment.
+pub(crate) fn dot_env(folder: &Path) -> Result<Vec<(String, String)>> {
+    let path = folder.join(".env");
+    let Ok(text) = std::fs::read_to_string(&path) else {
+        return Ok(Vec::new());
+    };
+    let lines = environment::parse_file(&text).with_context(|| path.display().to_string())?;
+    Ok(lines
+        .iter()
+        .map(|line| {
+            let (name, value) = crate::flags::pair(line);
+            let value = value.trim();
+            let unquoted = ['"', '\'']
+                .iter()
+                .find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote));
+            (name, unquoted.unwrap_or(value).to_owned())
+        })
+        .collect())
+}
+
+/// Parses, interpolates and merges the files; `None` leaves variables as they are.
+fn document(sources: &[Source], lookup: Option<Lookup<'_>>) -> Result<Node> {
+    let mut whole: Option<Node> = None;
+    for source in sources {
+        let mut node = yaml::parse(&source.name, &source.text)?;
+        if let Some(lookup) = lookup {
+            interpolate::all(&mut node, lookup)?;
+        }
+        whole = Some(match whole {
+            None => node,
+            Some(base) => merge::documents(base, node)?,
+        });
+    }
+    whole.context("specify a compose file with -c")
+}
+
+/// The merged files as YAML.
+pub(crate) fn config(sources: &[Source], lookup: Option<Lookup<'_>>) -> Result<String> {
+    let document = document(sources, lookup)?;
+    // Checks it as a deployment would; the values are shown as the files have them.
+    convert(
+        &document,
+        "stack",
+        Path::new("/"),
+        lookup.unwrap_or(&|_| None),
+        true,
+    )?;
+    Ok(yaml::write(&document))
+}
+
+/// Reads a stack.
+pub(crate) fn load(
+    sources: &[Source],
+    stack: &str,
+    folder: &Path,
+    lookup: Lookup<'_>,
+) -> Result<Stack> {
+    let document = document(sources, Some(lookup))?;
+    convert(&document, stack, folder, lookup, false)
+}
+
+/// What the conversions share.
+struct Scope<'a> {
+    stack: &'a str,
+    folder: &'a Path,
+    lookup: Lookup<'a>,
+    /// Only check: read no files.
+    dry: bool,
+    warnings: Vec<String>,
+}
+
+impl Scope<'_> {
+    fn name(&self, key: &str) -> String {
+        format!("{}_{key}", self.stack)
+    }
+
+    /// Warns of keys that are understood but change nothing.
+    fn without_effect(&mut self, fields: &mut Fields<'_>, keys: &[&str]) {
+        for key in keys {
+            if let Some((place, _)) = fields.take_with_key(key) {
+                let problem =
+                    place.problem(format!("{}.{key} has no effect in a stack", fields.path()));
+                self.warnings.push(problem.to_string());
+            }
+        }
+    }
+
+    /// A host path: `~` is the home directory, relative ones count from the compose file.
+    fn host_path(&self, path: &str) -> String {
+        let expanded = match path.strip_prefix('~') {
+            Some(rest) if rest.is_empty() || rest.starts_with('/') => {
+                format!("{}{rest}", (self.lookup)("HOME").unwrap_or_default())
+            }
+            _ => path.to_owned(),
+        };
+        crate::flags::mount::clean(&self.folder.join(expanded))
+    }
+}
+
+fn convert(
+    document: &Node,
+    stack: &str,
+    folder: &Path,
+    lookup: Lookup<'_>,
+    dry: bool,
+) -> Result<Stack> {
+    let mut scope = Scope {
+        stack,
+        folder,
+        lookup,
+        dry,
+        warnings: Vec::new(),
+    };
+    let mut top = Fields::of(document, "")?;
+    // Obsolete, and the command line names the stack.
+    top.take("version");
+    top.take("name");
+    scope.without_effect(&mut top, &["include"]);
+    let networks = network::declared(top.take("networks"), &scope)?;
+    let volumes = volumes::declared(top.take("volumes"), &scope)?;
+    let secrets = data::declared(top.take("secrets"), "secrets", &scope)?;
+    let configs = data::declared(top.take("configs"), "configs", &scope)?;
+    let mut services = Vec::new();
+    let mut used = Vec::new();
+    if let Some(node) = top.take("services") {
+        let declared = service::Declared {
+            networks: &networks,
+            volumes: &volumes,
+            secrets: &secrets,
+            configs: &configs,
+        };
+        for (key, service) in node.entries()? {
+            services.push(service::convert(
+                key, service, &declared, &mut used, &mut scope,
+            )?);
+        }
+    }
+    top.finish()?;
+    services
+        .sort_by(|a: &Value, b| crate::json::text(a, "/Name").cmp(crate::json::text(b, "/Name")));
+    let mut networks: Vec<Network> = networks
+        .into_values()
+        .filter(|network| used.contains(&network.key))
+        .collect();
+    networks.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(Stack {
+        networks,
+        secrets: secrets.into_values().collect(),
+        configs: configs.into_values().collect(),
+        services,
+        warnings: scope.warnings,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,106 @@
+//! Attachments to networks, and references to secrets and configs.
+
+use anyhow::{Result, anyhow, bail};
+use serde_json::{Map, Value, json};
+
+use super::{fields, pair};
+
+/// What `--network` asks for.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Attachment {
+    /// Name or id of the network.
+    pub(crate) target: String,
+    /// Further names there.
+    pub(crate) aliases: Vec<String>,
+    /// Options of the driver.
+    pub(crate) driver_options: Map<String, Value>,
+    /// Fixed IPv4 address.
+    pub(crate) ip: String,
+    /// Fixed IPv6 address.
+    pub(crate) ip6: String,
+    /// Fixed MAC address.
+    pub(crate) mac: String,
+}
+
+/// Reads `--network`: a name, or `name=net,alias=db,driver-opt=k=v`.
+pub(crate) fn attachment(text: &str) -> Result<Attachment> {
+    let mut out = Attachment::default();
+    if !text.contains('=') {
+        text.clone_into(&mut out.target);
+        return Ok(out);
+    }
+    for (key, value) in fields(text)? {
+        let value = value.ok_or_else(|| anyhow!("invalid field {key}"))?;
+        match key.as_str() {
+            "name" => out.target = value,
+            "alias" => out.aliases.push(value),
+            "ip" => out.ip = value,
+            "ip6" => out.ip6 = value,
+            "mac-address" => out.mac = value,
+            "driver-opt" => {
+                let (name, value) = pair(&value);
+                out.driver_options.insert(name, value.into());
+            }
+            _ => bail!("invalid field key {key}"),
+        }
+    }
+    if out.target.is_empty() {
+        bail!("network name/id is not specified");
+    }
+    Ok(out)
+}
+
+/// What `--secret` or `--config` asks for: a name, or `source=s,target=t,uid=0,gid=0,mode=0400`.
+///
+/// Returns the source and the file of the reference.
+pub(crate) fn file_reference(text: &str) -> Result<(String, Value)> {
+    if !text.contains('=') && !text.contains(',') {
+        let file = json!({"Name": text, "UID": "0", "GID": "0", "Mode": 0o444});
+        return Ok((text.to_owned(), file));
+    }
+    let mut source = None;
+    let mut file = json!({"Name": "", "UID": "0", "GID": "0", "Mode": 0o444});
+    for (key, value) in fields(text)? {
+        let value =
+            value.ok_or_else(|| anyhow!("invalid field '{key}' must be a key=value pair"))?;
+        match key.as_str() {
+            "source" | "src" => source = Some(value),
+            "target" => file["Name"] = value.into(),
+            "uid" => file["UID"] = value.into(),
+            "gid" => file["GID"] = value.into(),
+            "mode" => {
+                let mode = u32::from_str_radix(&value, 8)
+                    .map_err(|_| anyhow!("invalid mode specified: {value}"))?;
+                file["Mode"] = mode.into();
+            }
+            _ => bail!("invalid field in secret request: {key}"),
+        }
+    }
+    let source = source.ok_or_else(|| anyhow!("source is required"))?;
+    if file["Name"] == "" {
+        file["Name"] = source.as_str().into();
+    }
+    Ok((source, file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attachments_have_names_and_options() {
+        assert_eq!(attachment("web").unwrap().target, "web");
+        let long = attachment("name=web,alias=a,alias=b,driver-opt=k=v").unwrap();
+        assert_eq!((long.target.as_str(), long.aliases.len()), ("web", 2));
+        assert_eq!(long.driver_options["k"], "v");
+        assert!(attachment("alias=a").is_err() && attachment("name=a,b").is_err());
+    }
+
+    #[test]
+    fn references_name_a_file() {
+        let (source, file) = file_reference("source=key,target=/etc/key,mode=0400").unwrap();
+        assert_eq!((source.as_str(), &file["Mode"]), ("key", &json!(0o400)));
+        assert_eq!(file_reference("key").unwrap().1["Name"], "key");
+        assert!(file_reference("target=a").is_err() && file_reference("source=a,mode=9").is_err());
+    }
+}

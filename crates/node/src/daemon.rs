@@ -1,0 +1,191 @@
+//! The daemon from its start to its end.
+
+use std::{
+    fs, io,
+    os::unix::{fs::PermissionsExt, net::UnixDatagram},
+    path::Path,
+    sync::Arc,
+};
+
+use anyhow::{Context, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
+use shoal_api::container::{ContainerFilter, ContainerInspect};
+use shoal_dns::{Dns, DnsConfig, core::resolv_conf::Overrides};
+use shoal_docker_api::Server;
+use shoal_engine::io::{Engine, EngineConfig, images::ImageStore};
+use shoal_overlay::{Plane, PlaneConfig};
+use tokio::{
+    net::UnixListener,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    bridges::Bridges,
+    cluster::ClusterNode,
+    config::DaemonConfig,
+    engine_backend::EngineApi,
+    network::{NodeNetworks, TASK_LABEL, chain},
+    plane::ClusterPlane,
+};
+
+/// Runs a daemon until it is told to stop. Containers go on without it.
+pub fn run(config: DaemonConfig) -> Result<()> {
+    let level = if config.debug { "debug,h2=info,hyper=info,tower=info" } else { "info" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: DaemonConfig) -> Result<()> {
+    for dir in [&config.data_root, &config.exec_root] {
+        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    let _lock = lock(&config.data_root)?;
+    let config = Arc::new(config);
+
+    let dns = Arc::new(Dns::start(&DnsConfig::default()));
+    let (overlay, no_data_path) = open_plane(&config);
+    let plane = Arc::new(ClusterPlane::new(overlay, Arc::clone(&dns)));
+    let names = Arc::clone(&plane);
+    let bridges = Bridges::open(&config, move |records| names.publish_local(records)).await;
+    let bridges = bridges.context("cannot open the networks of this host")?;
+    let networks = Arc::new(NodeNetworks::new(Arc::clone(&plane), Arc::new(bridges), dns));
+    let root = config.data_root.clone();
+    let images = tokio::task::spawn_blocking(move || ImageStore::open(&root)).await?;
+    let engine = Engine::open(EngineConfig {
+        root: config.data_root.clone(),
+        run_dir: config.exec_root.clone(),
+        cgroup_parent: config.cgroup_parent.clone(),
+        shim_exe: std::env::current_exe().context("cannot find this program")?,
+        images: images.context("cannot open the images of this host")?,
+        network: Arc::clone(&networks) as _,
+    });
+    let engine = engine.await.context("cannot open the container engine")?;
+    adopt(&engine, &networks).await?;
+
+    let cluster = ClusterNode::new(
+        Arc::clone(&config),
+        engine.clone(),
+        Arc::clone(&networks),
+        plane,
+        no_data_path,
+    );
+    let cluster = Arc::new(cluster);
+    // A node that cannot take its place still serves its containers, and says why.
+    if let Err(error) = cluster.resume().await {
+        tracing::error!(error = chain(&error), "cannot take up the place in the swarm");
+    }
+
+    let listener = listen(&config.socket())?;
+    let api = Server::new(Arc::new(EngineApi::new(engine, networks, &config)), Arc::clone(&cluster) as _);
+    let stop = CancellationToken::new();
+    let serving = tokio::spawn({
+        let stop = stop.clone();
+        async move { api.serve(listener, stop).await }
+    });
+    tell_ready();
+    tracing::info!(socket = %config.socket().display(), "ready");
+
+    wait_for_end().await?;
+    tracing::info!("stopping; containers go on");
+    stop.cancel();
+    cluster.stop().await;
+    serving.await?.context("the API server ended")?;
+    let _ = fs::remove_file(config.socket());
+    Ok(())
+}
+
+/// One daemon per data root: two would undo each other's work.
+fn lock(data_root: &Path) -> Result<Flock<fs::File>> {
+    let path = data_root.join("daemon.lock");
+    let file = fs::File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+            bail!("another daemon runs on {}: stop it, or give this one another --data-root", data_root.display())
+        }
+        Err((_, problem)) => Err(problem).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+/// The overlay plane, or why there can be none on this kernel; containers run without it.
+fn open_plane(config: &DaemonConfig) -> (Option<Plane>, Option<String>) {
+    let settings = PlaneConfig { prefix: config.interface_prefix.clone(), ..PlaneConfig::new(&config.exec_root) };
+    match Plane::open(settings) {
+        Ok(plane) => (Some(plane), None),
+        Err(error) => {
+            let reason = chain(&error);
+            tracing::error!(reason, "no overlay networks on this host");
+            (None, Some(reason))
+        }
+    }
+}
+
+/// Takes up the networks of containers that outlived an earlier daemon.
+async fn adopt(engine: &Engine, networks: &NodeNetworks) -> Result<()> {
+    let running = engine.list(&ContainerFilter::default()).await.context("cannot list the containers")?;
+    for container in running {
+        let container = engine.inspect(container.id.as_str(), false).await?;
+        let Some(netns) = container.network.sandbox.clone() else {
+            continue;
+        };
+        let task = container.spec.labels.get(TASK_LABEL).and_then(|label| label.parse().ok());
+        let task = task.filter(|_| is_on_cluster_networks(&container));
+        let user = Overrides {
+            nameservers: container.spec.host.dns.clone(),
+            search: container.spec.host.dns_search.clone(),
+            options: container.spec.host.dns_options.clone(),
+        };
+        if let Err(error) = networks.adopt(&container.id, task, &netns, &container.network, &user).await {
+            tracing::warn!(container.id = %container.id, %error, "taking up a container's networks");
+        }
+    }
+    Ok(())
+}
+
+/// Whether a container's endpoints are a task's: their id is the task's then.
+fn is_on_cluster_networks(container: &ContainerInspect) -> bool {
+    let label = container.spec.labels.get(TASK_LABEL);
+    container.network.networks.values().any(|endpoint| Some(&endpoint.endpoint_id) == label)
+}
+
+fn listen(socket: &Path) -> Result<UnixListener> {
+    match fs::remove_file(socket) {
+        Err(problem) if problem.kind() != io::ErrorKind::NotFound => {
+            return Err(problem).with_context(|| format!("cannot replace {}", socket.display()));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
+    // The socket is root's power over this host: nobody else's, but for the group that root gives it to.
+    fs::set_permissions(socket, fs::Permissions::from_mode(0o660))?;
+    if let Ok(Some(group)) = nix::unistd::Group::from_name("shoal") {
+        std::os::unix::fs::chown(socket, None, Some(group.gid.as_raw()))?;
+    }
+    Ok(listener)
+}
+
+/// Tells the service manager, by sd_notify(3), that clients may come.
+fn tell_ready() {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    let sent = UnixDatagram::unbound().and_then(|socket| socket.send_to(b"READY=1", &path));
+    if let Err(problem) = sent {
+        tracing::warn!(%problem, "telling the service manager");
+    }
+}
+
+async fn wait_for_end() -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
