@@ -22,8 +22,8 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, s
 use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::waitpid;
 use nix::unistd::{
-    ForkResult, Gid, Pid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, fork, getcwd, pipe2,
-    setgroups, setsid,
+    ForkResult, Gid, Pid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe2, setgroups,
+    setsid,
 };
 use oci_spec::runtime::{Capabilities, Spec, User};
 
@@ -275,15 +275,6 @@ fn prepare(
             describe(errno)
         ))
     })?;
-    // A directory outside of the root shows as "(unreachable)" or not at all (CVE-2024-21626).
-    match getcwd() {
-        Ok(path) if path.is_absolute() => {}
-        Ok(_) | Err(_) => {
-            return Err(Failure::new(
-                "current working directory is outside of container mount namespace root",
-            ));
-        }
-    }
     kernel.close_range(0).map_err(refused("mark descriptors"))?;
     if process.no_new_privileges() == Some(true) {
         prctl::set_no_new_privs().map_err(fail("set no_new_privs"))?;

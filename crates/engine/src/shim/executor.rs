@@ -44,10 +44,13 @@ impl Executor for Payload {
 
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
         let (args, env) = process_of(spec);
-        find(args, env).map(drop).map_err(|failure| {
-            self.fail(&failure);
-            ExecutorValidationError::ArgValidationError(failure.message)
-        })
+        check_cwd()
+            .and_then(|()| find(args, env))
+            .map(drop)
+            .map_err(|failure| {
+                self.fail(&failure);
+                ExecutorValidationError::ArgValidationError(failure.message)
+            })
     }
 
     /// The environment goes to `execve` directly.
@@ -65,6 +68,23 @@ pub(super) fn report(fd: RawFd, failure: &Failure) {
     }
 }
 
+/// Refuses a working directory outside of the container's root, reached through a descriptor (CVE-2024-21626).
+///
+/// Asks the kernel itself: for such a directory it answers "(unreachable)", but the C library then walks upwards on its
+/// own, through the host's directories, and comes back with a path that looks fine. That fools libcontainer's check.
+fn check_cwd() -> Result<(), Failure> {
+    let mut path = [0_u8; libc::PATH_MAX as usize];
+    // SAFETY: the kernel writes at most as many bytes as the buffer has.
+    let length = unsafe { libc::syscall(libc::SYS_getcwd, path.as_mut_ptr(), path.len()) };
+    if length > 0 && path[0] == b'/' {
+        Ok(())
+    } else {
+        Err(Failure::new(
+            "current working directory is outside of container mount namespace root",
+        ))
+    }
+}
+
 fn process_of(spec: &Spec) -> (&[String], &[String]) {
     let process = spec.process().as_ref();
     let args = process
@@ -77,7 +97,7 @@ fn process_of(spec: &Spec) -> (&[String], &[String]) {
 /// Replaces this process by that of the spec; returns only to say why not.
 pub(super) fn become_process(spec: &Spec) -> Failure {
     let (args, env) = process_of(spec);
-    let path = match find(args, env) {
+    let path = match check_cwd().and_then(|()| find(args, env)) {
         Ok(path) => path,
         Err(failure) => return failure,
     };

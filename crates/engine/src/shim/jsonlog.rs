@@ -52,6 +52,11 @@ impl Logger {
             if end.is_some() || partial.len() == LINE_MAX {
                 push_record(&mut records, stream, partial, now);
                 partial.clear();
+                // Many lines go out in one write, unless the file may have to be rotated between two of them.
+                if self.config.max_size.is_some() {
+                    self.append(&records);
+                    records.clear();
+                }
             }
         }
         self.append(&records);

@@ -63,6 +63,9 @@ pub(super) fn container(sup: &Supervise) -> Result<Spawned, Failure> {
             .map_err(os)?
     };
     let (report_out, report_in) = pipe2(OFlag::O_CLOEXEC).map_err(os)?;
+    // The container's process becomes a child of the shim when the builder, its first parent, ends. Only until then:
+    // other orphans are not ours to wait for.
+    nix::sys::prctl::set_child_subreaper(true).map_err(os)?;
     // SAFETY: the shim has one thread.
     match unsafe { fork() }.map_err(os)? {
         ForkResult::Child => {
@@ -78,6 +81,7 @@ pub(super) fn container(sup: &Supervise) -> Result<Spawned, Failure> {
             let mut json = Vec::new();
             let read = std::fs::File::from(report_out).read_to_end(&mut json);
             let _ = waitpid(child, None);
+            let _ = nix::sys::prctl::set_child_subreaper(false);
             let _ = std::fs::remove_file(LAUNCH_NAME);
             read.map_err(|err| {
                 Failure::new(format!("cannot hear from the container's builder: {err}"))
@@ -163,6 +167,8 @@ fn build(sup: &Supervise, ends: Option<Ends>) -> Result<i32, Failure> {
     rootfs::mount_overlay(&launch.layers, launch.volatile)?;
     let root = Root::open(sup.container_dir.join(MERGED))?;
     let spec = finish_spec(&launch, &root)?;
+    // Nothing of the host may stay open by which the container's process could come back to it.
+    drop(root);
 
     std::env::set_current_dir(&sup.run_dir).map_err(at)?;
     let json = serde_json::to_vec(&spec).map_err(|err| Failure::new(err.to_string()))?;

@@ -51,7 +51,25 @@ fn the_default_process_has_dockers_rights() {
             process["capabilities"] = serde_json::json!(format!("{bounding} in the bounding set"));
             process
         },
-        expect![[r#""#]],
+        expect![[r#"
+            {
+              "args": [
+                "sh"
+              ],
+              "capabilities": "14 in the bounding set",
+              "cwd": "/",
+              "env": [
+                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                "HOSTNAME=c1",
+                "A=b"
+              ],
+              "oomScoreAdj": 0,
+              "terminal": false,
+              "user": {
+                "gid": 0,
+                "uid": 0
+              }
+            }"#]],
     );
 }
 
@@ -67,7 +85,20 @@ fn limits_become_cgroup_settings() {
             let resources = of(spec, "/linux/resources");
             serde_json::json!([resources["memory"], resources["cpu"], resources["pids"]])
         },
-        expect![[r#""#]],
+        expect![[r#"
+            [
+              {
+                "limit": 67108864,
+                "swap": 134217728
+              },
+              {
+                "period": 100000,
+                "quota": 150000
+              },
+              {
+                "limit": 50
+              }
+            ]"#]],
     );
 }
 
@@ -97,6 +128,52 @@ fn namespaces_and_hidden_paths() {
                 of(spec, "/linux/sysctl")
             ])
         },
-        expect![[r#""#]],
+        expect![[r#"
+            [
+              [
+                {
+                  "type": "mount"
+                },
+                {
+                  "type": "ipc"
+                },
+                {
+                  "type": "uts"
+                },
+                {
+                  "type": "cgroup"
+                },
+                {
+                  "path": "/run/netns/c1",
+                  "type": "network"
+                }
+              ],
+              [
+                "/proc/acpi",
+                "/proc/asound",
+                "/proc/interrupts",
+                "/proc/kcore",
+                "/proc/keys",
+                "/proc/latency_stats",
+                "/proc/sched_debug",
+                "/proc/scsi",
+                "/proc/timer_list",
+                "/proc/timer_stats",
+                "/sys/devices/virtual/powercap",
+                "/sys/firmware",
+                "/sys/devices/system/cpu/cpu0/thermal_throttle"
+              ],
+              [
+                "/proc/bus",
+                "/proc/fs",
+                "/proc/irq",
+                "/proc/sys",
+                "/proc/sysrq-trigger"
+              ],
+              {
+                "net.ipv4.ip_unprivileged_port_start": "0",
+                "net.ipv4.ping_group_range": "0 2147483647"
+              }
+            ]"#]],
     );
 }

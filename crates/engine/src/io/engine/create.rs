@@ -292,8 +292,6 @@ impl Engine {
             containers.by_id.remove(&entry.id);
             containers.names.remove(&record.name);
         }
-        entry.live(|live| *live = super::record::Live::default());
-        entry.update(|record| record.removed = true);
         if volumes {
             for name in &record.anonymous_volumes {
                 if let Err(err) = self.volume_remove(name, true) {
@@ -301,6 +299,9 @@ impl Engine {
                 }
             }
         }
+        entry.live(|live| *live = super::record::Live::default());
+        // Last, for those who wait for it.
+        entry.update(|record| record.removed = true);
         self.tell(&record, "destroy", &[]);
         Ok(())
     }

@@ -1,0 +1,9 @@
+//! Containers for real: needs root, overlayfs and cgroups. Every test has directories and control groups of its own
+//! and leaves nothing behind, also when it fails.
+#![allow(clippy::print_stderr)]
+
+mod adoption;
+mod host;
+mod life;
+mod streams;
+mod walls;
