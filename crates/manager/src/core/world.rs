@@ -2,6 +2,8 @@
 //!
 //! After every applied batch the audit is asked. Time moves only when nothing is left to do.
 
+mod convergence;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use shoal_api::{
@@ -45,6 +47,8 @@ pub(crate) struct World {
     pub(crate) deaf: Vec<NodeId>,
     /// Tasks in the order in which they got their stop signal.
     pub(crate) stopped: Vec<TaskId>,
+    /// Whether the audit is left out, where there is too much to look at.
+    unaudited: bool,
     loops: Loops,
     views: Views,
     index: u64,
@@ -61,6 +65,7 @@ impl World {
             silent: Vec::new(),
             deaf: Vec::new(),
             stopped: Vec::new(),
+            unaudited: false,
             loops: Loops::begin(&State::default()),
             views: Views::default(),
             index: 0,
@@ -98,7 +103,9 @@ impl World {
         self.index += 1;
         let events = self.state.apply(self.index, &batch)?;
         self.loops.observe(&self.state, &events);
-        assert_eq!(audit(&self.state), Vec::<String>::new(), "after {batch:#?}");
+        if !self.unaudited {
+            assert_eq!(audit(&self.state), Vec::<String>::new(), "after {batch:#?}");
+        }
         Ok(())
     }
 

@@ -295,7 +295,7 @@ fn host_ports_are_left_to_the_nodes() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
     /// The audit after every step finds no address, port or subnet given out twice.
     #[test]
     fn nothing_is_given_out_twice(steps in prop::collection::vec((0u8..4, 0u64..9, 0usize..3), 1..25)) {
