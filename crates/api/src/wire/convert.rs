@@ -6,6 +6,7 @@ use ipnet::IpNet;
 
 use crate::{ClusterId, ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId, Timestamp};
 
+mod logs;
 mod network;
 mod object;
 mod spec;
