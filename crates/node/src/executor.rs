@@ -2,6 +2,7 @@
 
 mod container;
 mod files;
+mod logs;
 mod template;
 
 use std::{
@@ -13,7 +14,7 @@ use std::{
 use async_trait::async_trait;
 use base64::{Engine as _, engine::general_purpose};
 use shoal_api::{
-    container::{ContainerInspect, EventKind, HealthStatus, PortProtocol},
+    container::{ContainerInspect, EventKind, HealthStatus, LogQuery, PortProtocol},
     image::RegistryAuth,
     network::Protocol,
     object::{ContainerStatus, NodeDescription, Task},
@@ -26,7 +27,7 @@ use shoal_engine::io::{
 };
 use shoal_worker::{
     core::assignment::TaskFiles,
-    ports::{Controller, ExecError, ExecErrorKind, Executor, Exit, Started},
+    ports::{Controller, ExecError, ExecErrorKind, Executor, Exit, LogLines, Started},
 };
 use tokio::sync::{broadcast, mpsc};
 
@@ -117,6 +118,10 @@ impl Executor for NodeExecutor {
             folder: files::folder(&self.config.exec_root, task),
             task: Mutex::new(task.clone()),
         }))
+    }
+
+    async fn logs(&self, task: &Task, query: &LogQuery) -> Result<Option<LogLines>, ExecError> {
+        logs::read(&self.engine, &task.name(), query).await
     }
 }
 

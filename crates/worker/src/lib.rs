@@ -11,6 +11,7 @@
 //!   collects their statuses.
 //! - *plane*: converges the newest view, again and again until it succeeds, and says which version is in force.
 //! - *runner*: one per task; walks it through its life.
+//! - *logs*: beside a session, one task per reader of output; ends with the session.
 //! - *ledger*: a thread that commits rows, many at once when they come fast.
 
 pub mod core {
@@ -26,6 +27,7 @@ pub mod io {
     mod dial;
     mod foreman;
     pub mod ledger;
+    mod logs;
     mod plane;
     mod session;
     pub mod task_runner;
@@ -36,7 +38,7 @@ pub use crate::{
     core::{assignment::TaskFiles, session::Backoff},
     io::agent::{Agent, AgentConfig, AgentError, SessionState},
     ports::{
-        Controller, ExecError, ExecErrorKind, Executor, Exit, NamePlane, NetworkPlane, PlaneError,
-        Started,
+        Controller, ExecError, ExecErrorKind, Executor, Exit, LogLines, NamePlane, NetworkPlane,
+        PlaneError, Started,
     },
 };

@@ -3,14 +3,16 @@
 //! Every future of a [`Controller`] may be dropped before it is done, and every method may be called again after a
 //! crash: what is done already is not done twice and is no error.
 
-use std::{error::Error, fmt, time::Duration};
+use std::{error::Error, fmt, io, time::Duration};
 
 use async_trait::async_trait;
 use shoal_api::{
+    container::{LogLine, LogQuery},
     network::NetworkView,
     object::{ContainerStatus, NodeDescription, Task},
     spec::PortConfig,
 };
+use tokio::sync::mpsc;
 
 use crate::core::assignment::TaskFiles;
 
@@ -22,7 +24,14 @@ pub trait Executor: Send + Sync {
 
     /// Makes the controller of a task, also of one that an earlier agent has started.
     async fn controller(&self, task: &Task) -> Result<Box<dyn Controller>, ExecError>;
+
+    /// Reads the output of a task's container, the oldest line first. With `query.follow` waits for the container to be
+    /// started and goes on until it ends. `None` if there is no container.
+    async fn logs(&self, task: &Task, query: &LogQuery) -> Result<Option<LogLines>, ExecError>;
 }
+
+/// Lines of output; few wait, a reader that is slow slows their reading. An error is the last.
+pub type LogLines = mpsc::Receiver<io::Result<LogLine>>;
 
 /// Carries out the steps of one task.
 #[async_trait]

@@ -2,7 +2,12 @@
 
 mod stage;
 
-use shoal_api::{TaskState as S, network::NetworkView};
+use shoal_api::{
+    TaskState as S,
+    container::LogQuery,
+    network::NetworkView,
+    wire::{LogSelector, SubscriptionMessage},
+};
 use stage::{Authority, Event, Manager, Notes, complete, incremental, remove, secret, task};
 
 #[tokio::test]
@@ -276,4 +281,113 @@ async fn a_manager_of_another_cluster_is_not_believed() {
         .await;
     own.session().await;
     foreign.heard_nothing();
+}
+
+fn subscription(id: &str, services: &[&str], tasks: &[&str], follow: bool) -> SubscriptionMessage {
+    let ids = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect();
+    let query = LogQuery {
+        stdout: true,
+        follow,
+        ..LogQuery::default()
+    };
+    SubscriptionMessage {
+        id: id.to_owned(),
+        selector: Some(LogSelector {
+            service_ids: ids(services),
+            task_ids: ids(tasks),
+        }),
+        options: Some((&query).into()),
+        close: false,
+    }
+}
+
+fn lines(lines: &[(&str, &str)]) -> Event {
+    let line = |(task, text): &(&str, &str)| ((*task).to_owned(), (*text).to_owned());
+    Event::Lines(lines.iter().map(line).collect())
+}
+
+#[tokio::test]
+async fn a_reader_gets_the_lines_of_its_tasks_in_the_order_of_time() {
+    let (authority, notes) = (Authority::new(), Notes::default());
+    let mut manager = Manager::start(&authority).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let _agent = notes
+        .agent(&authority, directory.path(), &[&manager.address])
+        .await;
+    let session = manager.session().await;
+    let tasks = ["t1", "t2"].map(|id| task(id, S::Assigned, S::Running));
+    session.assign(complete("1", None, &tasks)).await;
+    for id in ["t1", "t2"] {
+        manager
+            .seen(&Event::Status(id.to_owned(), S::Running))
+            .await;
+    }
+
+    session
+        .subscribe(subscription("all", &["web"], &[], false))
+        .await;
+    let all = lines(&[("t1", "a"), ("t2", "a"), ("t1", "b"), ("t2", "b")]);
+    assert_eq!(manager.published().await, all);
+    assert_eq!(
+        manager.published().await,
+        Event::Published("all".to_owned())
+    );
+    assert_eq!(manager.published().await, Event::Unpublished);
+
+    session
+        .subscribe(subscription("one", &[], &["t2", "t9"], false))
+        .await;
+    assert_eq!(
+        manager.published().await,
+        lines(&[("t2", "a"), ("t2", "b")])
+    );
+    assert_eq!(
+        manager.published().await,
+        Event::Published("one".to_owned())
+    );
+    assert_eq!(manager.published().await, Event::Unpublished);
+
+    session
+        .subscribe(subscription("none", &["other"], &[], false))
+        .await;
+    assert_eq!(
+        manager.published().await,
+        Event::Published("none".to_owned())
+    );
+}
+
+#[tokio::test]
+async fn who_follows_gets_the_lines_of_later_tasks_until_it_goes() {
+    let (authority, notes) = (Authority::new(), Notes::default());
+    let mut manager = Manager::start(&authority).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let _agent = notes
+        .agent(&authority, directory.path(), &[&manager.address])
+        .await;
+    let session = manager.session().await;
+    session
+        .subscribe(subscription("all", &["web"], &[], true))
+        .await;
+    let mut heard = Vec::new();
+    for (held, version, id) in [("", "1", "t1"), ("1", "2", "t2")] {
+        let tasks = [task(id, S::Assigned, S::Running)];
+        let message = if held.is_empty() {
+            complete(version, None, &tasks)
+        } else {
+            incremental(held, version, None, &tasks)
+        };
+        session.assign(message).await;
+        while heard.len() < 2 {
+            let Event::Lines(lines) = manager.published().await else {
+                panic!("the publication ended");
+            };
+            heard.extend(lines);
+        }
+        let heard = std::mem::take(&mut heard);
+        assert_eq!(Event::Lines(heard), lines(&[(id, "a"), (id, "b")]));
+    }
+    let mut over = subscription("all", &[], &[], true);
+    over.close = true;
+    session.subscribe(over).await;
+    assert_eq!(manager.published().await, Event::Unpublished);
 }

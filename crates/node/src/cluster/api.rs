@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures_util::StreamExt;
 use shoal_api::{
     ConfigId, NetworkId, NodeId, SecretId, ServiceId,
     container::LogQuery,
+    id::InvalidId,
     object::{Config, Network, NodeState, Object, ObjectKey, Secret, Service, Task},
     spec::{ClusterSpec, ConfigSpec, NetworkSpec, NodeSpec, SecretSpec, ServiceSpec},
+    wire::{DecodeError, LogMessage, LogSelector, SubscribeLogsRequest},
 };
 use shoal_docker_api::backend::{
     ApiError, ApiResult, ClusterBackend, CreatedService, ItemStream, LocalNodeState, LogSelection,
@@ -42,6 +45,18 @@ fn write_error(error: WriteError) -> ApiError {
             chain(&error)
         )),
     }
+}
+
+fn log_line(message: LogMessage) -> ApiResult<TaskLogLine> {
+    let invalid = |error: InvalidId| ApiError::internal(error.to_string());
+    Ok(TaskLogLine {
+        node: message.node_id.parse().map_err(invalid)?,
+        service: message.service_id.parse().map_err(invalid)?,
+        task: message.task_id.parse().map_err(invalid)?,
+        line: message
+            .try_into()
+            .map_err(|error: DecodeError| ApiError::internal(error.to_string()))?,
+    })
 }
 
 fn cluster_error(error: ClusterError) -> ApiError {
@@ -316,10 +331,26 @@ impl ClusterBackend for ClusterNode {
 
     async fn task_logs(
         &self,
-        _selection: LogSelection,
-        _query: LogQuery,
+        selection: LogSelection,
+        query: LogQuery,
     ) -> ApiResult<ItemStream<TaskLogLine>> {
-        Err(ApiError::not_implemented("reading the logs of services"))
+        let mut selector = LogSelector::default();
+        match selection {
+            LogSelection::Service(id) => selector.service_ids.push(id.to_string()),
+            LogSelection::Task(id) => selector.task_ids.push(id.to_string()),
+        }
+        let request = SubscribeLogsRequest {
+            selector: Some(selector),
+            options: Some((&query).into()),
+        };
+        let manager = self.managing().await?;
+        let lines = manager.logs(request).await.map_err(write_error)?;
+        Ok(lines
+            .map(|line| {
+                let failed = |status| write_error(WriteError::Forward(Box::new(status)));
+                log_line(line.map_err(failed)?)
+            })
+            .boxed())
     }
 
     async fn networks(&self) -> ApiResult<Vec<Network>> {

@@ -1,6 +1,6 @@
 //! The agent as its node sees it.
 
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Instant};
 
 use rustls::ClientConfig;
 use shoal_api::object::Node;
@@ -15,7 +15,7 @@ use super::{
     foreman::{Command, Foreman, Outbox},
     ledger::{Ledger, LedgerError},
     plane::Plane,
-    session::{Desk, SessionError, hold},
+    session::{Desk, Peer, SessionError, hold},
 };
 use crate::{
     core::{
@@ -93,6 +93,7 @@ impl Agent {
         let outbox = Arc::new(Outbox::default());
         let assignments = Assignments::adopted(remembered.tasks);
         let (version_holder, version) = watch::channel(assignments.version().to_owned());
+        let (readable_holder, readable) = watch::channel(BTreeMap::new());
         let (plane, plane_work) = Plane::new(network, names);
         let desk = Desk {
             executor: Arc::clone(&executor),
@@ -100,6 +101,7 @@ impl Agent {
             outbox: Arc::clone(&outbox),
             version,
             settled: plane.settled(),
+            readable,
         };
         let foreman = Foreman::new(
             executor,
@@ -107,6 +109,7 @@ impl Agent {
             ledger,
             outbox,
             version_holder,
+            readable_holder,
             assignments,
             remembered.view,
         );
@@ -167,7 +170,7 @@ async fn keep_session(
             }
         };
         let tls = Arc::clone(&tls.borrow());
-        let channel = match dial(&address, tls).await {
+        let channel = match dial(&address, Arc::clone(&tls)).await {
             Ok(channel) => channel,
             Err(error) => {
                 tracing::info!(manager = address, error = %Chain(&error), "cannot reach a manager");
@@ -176,7 +179,11 @@ async fn keep_session(
         };
         let began = Instant::now();
         let known = managers.known().to_vec();
-        let ended = hold(&desk, channel, |message| {
+        let peer = Peer {
+            address: address.clone(),
+            tls,
+        };
+        let ended = hold(&desk, peer, channel, |message| {
             if managers.redirect(&address, &message.leader) {
                 return Err(SessionError::Redirected {
                     leader: message.leader.clone(),

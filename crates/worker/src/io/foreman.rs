@@ -13,6 +13,7 @@ use tokio::{
 
 use super::{
     ledger::{Ledger, Row},
+    logs::{self, Readable},
     plane::{Plane, Settled},
     task_runner::{self, Observation, Order},
 };
@@ -83,6 +84,7 @@ pub(super) struct Foreman {
     settled: watch::Receiver<Settled>,
     outbox: Arc<Outbox>,
     version: watch::Sender<String>,
+    readable: watch::Sender<Readable>,
     runners: BTreeMap<TaskId, watch::Sender<Arc<Order>>>,
     running: JoinSet<()>,
     observer: mpsc::Sender<Observation>,
@@ -106,6 +108,7 @@ impl Foreman {
         ledger: Ledger,
         outbox: Arc<Outbox>,
         version: watch::Sender<String>,
+        readable: watch::Sender<Readable>,
         assignments: Assignments,
         view: Option<NetworkView>,
     ) -> Self {
@@ -114,6 +117,9 @@ impl Foreman {
             updated: assignments.tasks().keys().cloned().collect(),
             ..Touched::default()
         };
+        for (id, task) in assignments.tasks() {
+            logs::show(&readable, id, Some(task));
+        }
         let number = view.map_or(0, |view| plane.want(Arc::new(view)));
         Self {
             settled: plane.settled(),
@@ -127,6 +133,7 @@ impl Foreman {
             plane,
             outbox,
             version,
+            readable,
             observer,
             observed,
         }
@@ -190,6 +197,9 @@ impl Foreman {
         {
             // After a crash a manager must send these again; not to go on would be an outage now.
             tracing::error!(%error, "carrying out tasks that the ledger does not know");
+        }
+        for id in touched.updated.iter().chain(&touched.removed) {
+            logs::show(&self.readable, id, self.assignments.tasks().get(id));
         }
         for id in &touched.removed {
             self.outbox.with(|reporter| reporter.forget(id));
@@ -267,7 +277,8 @@ impl Foreman {
         while let Some(observation) = next {
             match observation {
                 Observation::Status(id, status) => {
-                    if self.assignments.observe(&id, &status).is_some() {
+                    if let Some(task) = self.assignments.observe(&id, &status) {
+                        logs::show(&self.readable, &id, Some(task));
                         rows.push(Row::Status(id.clone(), status.clone()));
                         self.outbox.push(id, status);
                     }

@@ -2,6 +2,7 @@
 
 use std::{convert::Infallible, future::pending, sync::Arc, time::Duration};
 
+use rustls::ClientConfig;
 use shoal_api::{
     TaskId, TaskState, Timestamp,
     object::TaskStatus,
@@ -17,7 +18,9 @@ use tokio::{
 use tonic::{Request, Status, Streaming, transport::Channel};
 
 use super::{
+    dial::DialError,
     foreman::{Command, Outbox},
+    logs::{self, Readable},
     plane::Settled,
 };
 use crate::{
@@ -52,6 +55,8 @@ pub(super) enum SessionError {
     Gap(#[source] Gap),
     #[error("the leader is {leader}")]
     Redirected { leader: String },
+    #[error("cannot send logs")]
+    Logs(#[source] DialError),
     #[error("the agent ends")]
     Ending,
 }
@@ -63,6 +68,13 @@ pub(super) struct Desk {
     pub(super) outbox: Arc<Outbox>,
     pub(super) version: watch::Receiver<String>,
     pub(super) settled: watch::Receiver<Settled>,
+    pub(super) readable: watch::Receiver<Readable>,
+}
+
+/// The manager of a session.
+pub(super) struct Peer {
+    pub(super) address: String,
+    pub(super) tls: Arc<ClientConfig>,
 }
 
 /// Holds a session until it breaks.
@@ -70,10 +82,12 @@ pub(super) struct Desk {
 /// `on_message` sees every message of the session stream and may end the session.
 pub(super) async fn hold(
     desk: &Desk,
+    peer: Peer,
     channel: Channel,
     on_message: impl FnMut(&wire::SessionMessage) -> Result<(), SessionError>,
 ) -> Result<Infallible, SessionError> {
-    let mut client = DispatcherClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let mut client =
+        DispatcherClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let description = timeout(CALL_TIMEOUT, desk.executor.describe())
         .await
         .map_err(|_| SessionError::Timeout {
@@ -97,6 +111,12 @@ pub(super) async fn hold(
     let session_id = first.session_id.clone();
     let (period, periods) = watch::channel(Duration::from_millis(first.heartbeat_period_ms));
     desk.outbox.lost();
+    let source = logs::Source {
+        executor: Arc::clone(&desk.executor),
+        tasks: desk.readable.clone(),
+        manager: peer.address,
+        tls: peer.tls,
+    };
     tokio::select! {
         ended = follow(stream, |message| {
             period.send_replace(Duration::from_millis(message.heartbeat_period_ms));
@@ -106,11 +126,12 @@ pub(super) async fn hold(
         ended = take_assignments(client.clone(), &session_id, desk) => ended,
         ended = report(client.clone(), &session_id, &desk.outbox) => ended,
         ended = acknowledge(client.clone(), &session_id, desk.settled.clone()) => ended,
+        ended = logs::serve(channel, source) => ended,
     }
 }
 
 /// Makes a call and gives up on it after [`CALL_TIMEOUT`].
-async fn within<T>(
+pub(super) async fn within<T>(
     call: &'static str,
     answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
 ) -> Result<T, SessionError> {

@@ -11,21 +11,24 @@ use std::{
 
 use async_trait::async_trait;
 use shoal_api::{
-    ClusterId, ObjectId, TaskState,
+    ClusterId, ObjectId, TaskState, Timestamp,
+    container::{LogLine, LogQuery, StdStream},
     network::NetworkView,
     object::{Meta, NodeDescription, Secret, Task, TaskStatus},
     spec::{SecretReference, SecretSpec, TaskSpec},
     wire::{
-        self, AssignmentChange, AssignmentsMessage, assignment_change, assignments_message,
+        self, AssignmentChange, AssignmentsMessage, SubscriptionMessage, assignment_change,
+        assignments_message,
         dispatcher_server::{Dispatcher, DispatcherServer},
+        log_broker_server::{LogBroker, LogBrokerServer},
     },
 };
 use shoal_ca::{
     ClientAuth, NODE_CERTIFICATE_VALIDITY, NodeIdentity, NodeKey, Role, RootCa, Subject,
 };
 use shoal_worker::{
-    Agent, AgentConfig, Controller, ExecError, Executor, Exit, NamePlane, NetworkPlane, PlaneError,
-    Started, TaskFiles,
+    Agent, AgentConfig, Controller, ExecError, Executor, Exit, LogLines, NamePlane, NetworkPlane,
+    PlaneError, Started, TaskFiles,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -79,6 +82,12 @@ pub(crate) enum Event {
     Status(String, TaskState),
     Acknowledged(u64),
     Heartbeat,
+    /// Lines of one message, each with its task.
+    Lines(Vec<(String, String)>),
+    /// The publisher has no more.
+    Published(String),
+    /// A stream of publications ended, with or without that.
+    Unpublished,
 }
 
 /// A session as the manager sees it; dropping it closes its streams.
@@ -86,11 +95,19 @@ pub(crate) struct Session {
     pub(crate) request: wire::SessionRequest,
     _messages: mpsc::Sender<Result<wire::SessionMessage, Status>>,
     assignments: mpsc::Sender<Result<AssignmentsMessage, Status>>,
+    subscriptions: mpsc::Sender<Result<SubscriptionMessage, Status>>,
 }
 
 impl Session {
     pub(crate) async fn assign(&self, message: AssignmentsMessage) {
         self.assignments
+            .send(Ok(message))
+            .await
+            .expect("the agent listens");
+    }
+
+    pub(crate) async fn subscribe(&self, message: SubscriptionMessage) {
+        self.subscriptions
             .send(Ok(message))
             .await
             .expect("the agent listens");
@@ -107,6 +124,7 @@ pub(crate) struct Manager {
     pub(crate) address: String,
     sessions: mpsc::UnboundedReceiver<Opened>,
     streams: mpsc::UnboundedReceiver<mpsc::Sender<Result<AssignmentsMessage, Status>>>,
+    listeners: mpsc::UnboundedReceiver<mpsc::Sender<Result<SubscriptionMessage, Status>>>,
     events: mpsc::UnboundedReceiver<Event>,
     heard: Vec<Event>,
     server: JoinHandle<()>,
@@ -125,10 +143,12 @@ impl Manager {
                 .expect("a config");
         let (opened, sessions) = mpsc::unbounded_channel();
         let (opened_streams, streams) = mpsc::unbounded_channel();
+        let (listens, listeners) = mpsc::unbounded_channel();
         let (told, events) = mpsc::unbounded_channel();
         let ears = Ears {
             opened,
             opened_streams,
+            listens,
             told,
             leader: leader.to_owned(),
         };
@@ -137,6 +157,7 @@ impl Manager {
             address,
             sessions,
             streams,
+            listeners,
             events,
             heard: Vec::new(),
             server,
@@ -147,10 +168,25 @@ impl Manager {
     pub(crate) async fn session(&mut self) -> Session {
         let (request, messages) = self.sessions.recv().await.expect("the server runs");
         let assignments = self.streams.recv().await.expect("the server runs");
+        let subscriptions = self.listeners.recv().await.expect("the server runs");
         Session {
             request,
             _messages: messages,
             assignments,
+            subscriptions,
+        }
+    }
+
+    /// The next message of a publication.
+    pub(crate) async fn published(&mut self) -> Event {
+        loop {
+            let heard = self.events.recv().await.expect("the server runs");
+            if matches!(
+                heard,
+                Event::Lines(_) | Event::Published(_) | Event::Unpublished
+            ) {
+                return heard;
+            }
         }
     }
 
@@ -192,7 +228,9 @@ impl Drop for Manager {
 async fn serve(listener: TcpListener, acceptor: TlsAcceptor, ears: Ears) {
     let (accepted, incoming) = mpsc::channel::<io::Result<Tls>>(1);
     let mut tasks = JoinSet::new();
-    let router = tonic::transport::Server::builder().add_service(DispatcherServer::new(ears));
+    let router = tonic::transport::Server::builder()
+        .add_service(DispatcherServer::new(ears.clone()))
+        .add_service(LogBrokerServer::new(ears));
     tasks.spawn(async move {
         router
             .serve_with_incoming(ReceiverStream::new(incoming))
@@ -242,9 +280,11 @@ impl AsyncWrite for Tls {
     }
 }
 
+#[derive(Clone)]
 struct Ears {
     opened: mpsc::UnboundedSender<Opened>,
     opened_streams: mpsc::UnboundedSender<mpsc::Sender<Result<AssignmentsMessage, Status>>>,
+    listens: mpsc::UnboundedSender<mpsc::Sender<Result<SubscriptionMessage, Status>>>,
     told: mpsc::UnboundedSender<Event>,
     leader: String,
 }
@@ -312,6 +352,40 @@ impl Dispatcher for Ears {
             .told
             .send(Event::Acknowledged(request.into_inner().version));
         Ok(Response::new(wire::AcknowledgeViewResponse {}))
+    }
+}
+
+#[async_trait]
+impl LogBroker for Ears {
+    type ListenSubscriptionsStream = ReceiverStream<Result<SubscriptionMessage, Status>>;
+
+    async fn listen_subscriptions(
+        &self,
+        _: Request<wire::ListenSubscriptionsRequest>,
+    ) -> Result<Response<Self::ListenSubscriptionsStream>, Status> {
+        let (subscriptions, stream) = mpsc::channel(10);
+        let _ = self.listens.send(subscriptions);
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn publish_logs(
+        &self,
+        request: Request<tonic::Streaming<wire::PublishLogsMessage>>,
+    ) -> Result<Response<wire::PublishLogsResponse>, Status> {
+        let mut stream = request.into_inner();
+        while let Ok(Some(message)) = stream.message().await {
+            let lines = message.messages.into_iter();
+            let text = |line: &[u8]| String::from_utf8_lossy(line).into_owned();
+            let lines: Vec<_> = lines.map(|line| (line.task_id, text(&line.data))).collect();
+            if !lines.is_empty() {
+                let _ = self.told.send(Event::Lines(lines));
+            }
+            if message.close {
+                let _ = self.told.send(Event::Published(message.subscription_id));
+            }
+        }
+        let _ = self.told.send(Event::Unpublished);
+        Ok(Response::new(wire::PublishLogsResponse {}))
     }
 }
 
@@ -506,6 +580,33 @@ impl Executor for Notes {
             id: task.id.to_string(),
             updates: Mutex::new(0),
         }))
+    }
+    async fn logs(&self, task: &Task, query: &LogQuery) -> Result<Option<LogLines>, ExecError> {
+        let (sender, lines) = mpsc::channel(1);
+        let (follow, output) = (query.follow, Self::output(task));
+        tokio::spawn(async move {
+            for line in output {
+                if sender.send(Ok(line)).await.is_err() {
+                    return;
+                }
+            }
+            if follow {
+                sender.closed().await; // its processes run for ever
+            }
+        });
+        Ok(Some(lines))
+    }
+}
+
+impl Notes {
+    /// The whole output of a task: two lines, of which the second is from later than those of all tasks before it.
+    fn output(task: &Task) -> [LogLine; 2] {
+        let number: i64 = task.id.as_str()[1..].parse().expect("t and a number");
+        [("a", number), ("b", 10 + number)].map(|(text, time)| LogLine {
+            stream: StdStream::Stdout,
+            time: Timestamp(time),
+            bytes: text.into(),
+        })
     }
 }
 

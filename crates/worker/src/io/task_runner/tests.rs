@@ -6,6 +6,7 @@ use std::{
 
 use async_trait::async_trait;
 use shoal_api::{
+    container::LogQuery,
     object::{ContainerStatus, NodeDescription},
     spec::{SecretReference, TaskSpec},
 };
@@ -14,7 +15,7 @@ use tokio::{task::JoinHandle, time::Instant};
 use super::*;
 use crate::{
     core::task_machine::tests::task,
-    ports::{Exit, Started},
+    ports::{Exit, LogLines, Started},
 };
 
 /// What an operation does when it is called.
@@ -46,6 +47,9 @@ impl Executor for Scripted {
             script,
             calls: Arc::clone(&self.calls),
         }))))
+    }
+    async fn logs(&self, _: &Task, _: &LogQuery) -> Result<Option<LogLines>, ExecError> {
+        Ok(None)
     }
 }
 
