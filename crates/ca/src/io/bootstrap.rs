@@ -1,6 +1,9 @@
 //! A joiner's first contact: it knows a token and an address, and trusts nothing yet.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use rustls::{
     ClientConfig, DigitallySignedStruct, SignatureScheme,
@@ -26,6 +29,9 @@ use crate::{
     },
 };
 
+/// How long a manager may take to accept and to show its certificate. A healthy one needs milliseconds.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Fetches the root certificate of the cluster that a token is for from the manager at `address` (`host:port`).
 ///
 /// Managers present their root along with their certificate. The handshake succeeds only when the presented root has
@@ -50,7 +56,9 @@ pub async fn fetch_root(address: &str, token: &JoinToken) -> Result<RootCertific
             .connect(server_name(Role::Manager), stream)
             .await
     };
-    let connected = handshake.await;
+    let connected = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
+        .await
+        .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
     let outcome = verifier.outcome.lock().expect("no holder panics").take();
     match (connected, outcome) {
         (Ok(_), Some(Ok(root))) => Ok(root),

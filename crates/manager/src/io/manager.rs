@@ -75,6 +75,8 @@ const ELECTION_TIMEOUT: Duration = Duration::from_secs(5);
 const DECISIONS_MAX: usize = 8;
 /// Largest message among managers: a batch of entries, of which one may be large by itself.
 const RAFT_MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Largest request of somebody who need not show a certificate.
+const ADMISSION_BYTES_MAX: usize = 64 << 10;
 /// Largest report of a node's task statuses.
 const REPORT_BYTES_MAX: usize = 16 << 20;
 /// File of the data key beside the log's directory.
@@ -252,7 +254,10 @@ impl Manager {
         let logs_service = LogsService { desk: desk.clone() };
         let serving = Server::builder()
             .layer(Authorize::new(replica))
-            .add_service(NodeCaServer::new(CaService { desk: desk.clone() }))
+            .add_service(
+                NodeCaServer::new(CaService { desk: desk.clone() })
+                    .max_decoding_message_size(ADMISSION_BYTES_MAX),
+            )
             .add_service(
                 DispatcherServer::new(DispatcherService { desk: desk.clone() })
                     .max_decoding_message_size(REPORT_BYTES_MAX),

@@ -67,6 +67,9 @@ impl Log {
         if hard_state.term < term {
             (hard_state.term, hard_state.vote) = (term, 0);
         }
+        if hard_state.commit > entries.last().map_or(index, |last| last.index) {
+            return Err("the log ends before what it says was committed");
+        }
         let conf_state = snapshot.get_metadata().get_conf_state().clone();
         let base = (index, term);
         Ok(Self {
@@ -265,6 +268,13 @@ mod tests {
             (1, 1),
             vec![record(1, 2..3), record(1, 4..5)],
             Err("the log has a gap"),
+        );
+        let mut committed = record(1, 2..4);
+        committed.hard_state.commit = 4;
+        check(
+            (1, 1),
+            vec![committed],
+            Err("the log ends before what it says was committed"),
         );
     }
 }
