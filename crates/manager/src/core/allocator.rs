@@ -17,7 +17,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use shoal_api::{
     Actor, NetworkId, ServiceId, TaskState,
-    object::{Object, Service},
+    object::{Network, Object, Service},
     spec::{EndpointSpec, NetworkTarget, PublishMode, TaskSpec},
 };
 
@@ -52,10 +52,16 @@ impl Reconciler for Allocator {
         match event {
             Event::Network(delta) => {
                 let id = delta.any().id.clone();
-                let waiting = waiting_services(state);
+                // What one network gives back, another one may wait for.
+                let waiting = state
+                    .networks()
+                    .filter(|network| network.allocated.is_none());
+                let services = waiting_services(state).into_iter().map(Key::Service);
+                let networks = waiting.map(|network| Key::Network(network.id.clone()));
                 [Key::Network(id)]
                     .into_iter()
-                    .chain(waiting.into_iter().map(Key::Service))
+                    .chain(networks)
+                    .chain(services)
                     .collect()
             }
             Event::Service(delta) if delta.is_deleted() => waiting_services(state)
@@ -143,6 +149,15 @@ fn waiting_services(state: &State) -> BTreeSet<ServiceId> {
         .tasks_waiting(TaskState::New)
         .map(|task| task.service.clone())
         .collect()
+}
+
+/// Why a network has no subnets.
+fn why_unallocated(state: &State, network: &Network) -> String {
+    let name = &network.spec.annotations.name;
+    match ipam::allocate_network(state, network) {
+        Ok(_) => format!("network {name} has no subnet yet"),
+        Err(why) => format!("network {name}: {why}"),
+    }
 }
 
 /// The cluster networks in which a task takes part: ingress first if its service publishes ports on all nodes.

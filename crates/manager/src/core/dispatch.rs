@@ -15,4 +15,4 @@ pub use drain::{DRAIN_MAX, Drain};
 pub use liveness::{Liveness, Verdict, node_seen, node_verdict};
 pub use orphan::{ORPHAN_AFTER, Orphans};
 pub use status::{merge_reports, merge_status};
-pub use view::{NetworkSlices, Views, is_serving, network_view};
+pub use view::{MTU_OPTION, NetworkSlices, Views, is_serving, network_view};

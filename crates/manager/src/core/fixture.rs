@@ -1,7 +1,5 @@
 //! Objects for tests: the least that is valid, and ids that count up.
 
-use std::sync::Arc;
-
 use shoal_api::{
     IdSource, NodeId, Timestamp,
     object::{Node, NodeDescription, NodeState, NodeStatus},
@@ -74,9 +72,4 @@ pub(crate) fn service(name: &str, replicas: u64) -> ServiceSpec {
     };
     "demo:1".clone_into(&mut spec.task.container.image);
     spec
-}
-
-/// Shares a value.
-pub(crate) fn arc<T>(value: T) -> Arc<T> {
-    Arc::new(value)
 }

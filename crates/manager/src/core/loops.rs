@@ -5,7 +5,10 @@
 //! or lost before the next pass; for each one refused or lost it calls `retry`. Two passes at a time would make twice
 //! what is wanted once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use shoal_api::{NodeId, Timestamp, object::Batch};
 
@@ -17,6 +20,10 @@ use super::{
     scheduler::Scheduler,
     state::{Event, State},
 };
+
+/// Difference between the clocks of managers that is bridged. A greater one is a fault of the clocks: to bridge it would
+/// put off everything that waits for a time.
+const SKEW_MAX: Duration = Duration::from_secs(10);
 
 /// The control loops with their unfinished business.
 #[derive(Debug)]
@@ -105,7 +112,13 @@ impl Loops {
 
     /// Plans on `state` and returns what to propose. No two of the batches touch the same object, so they may be proposed
     /// all at once.
+    ///
+    /// If the clock of the leader before was a little ahead of ours, its time goes on until ours has caught up: what was
+    /// done before must not seem to lie in the future.
     pub fn pass(&mut self, state: &State, cx: &mut Ctx<'_>) -> Vec<Proposal> {
+        if state.time().since(cx.now) <= SKEW_MAX {
+            cx.now = cx.now.max(state.time());
+        }
         let mut touched = BTreeSet::new();
         let mut proposals = Vec::new();
         each!(self, control_loop => {

@@ -20,7 +20,7 @@ use std::{
 };
 
 use shoal_api::{
-    ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId, TaskState,
+    ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId, TaskState, Timestamp,
     object::{Cluster, Config, Network, Node, Object, ObjectKey, Secret, Service, Task},
     spec::{Protocol, TaskSpec},
 };
@@ -34,6 +34,7 @@ pub use table::Table;
 #[derive(Debug, Clone, Default)]
 pub struct State {
     index: LogIndex,
+    time: Timestamp,
     cluster: Option<Arc<Cluster>>,
     nodes: Table<NodeId, Arc<Node>>,
     services: Table<ServiceId, Arc<Service>>,
@@ -55,6 +56,11 @@ impl State {
     /// Index of the last batch that was applied or refused.
     pub fn index(&self) -> LogIndex {
         self.index
+    }
+
+    /// The latest time at which something was changed, by the clock of the leader of that moment.
+    pub fn time(&self) -> Timestamp {
+        self.time
     }
 
     /// The cluster; `None` before it is made.

@@ -43,11 +43,10 @@ pub(super) fn allocate(
         let network = state
             .network(id)
             .ok_or_else(|| format!("network {id} is missing"))?;
-        let name = &network.spec.annotations.name;
         let allocated = network
             .allocated
             .as_ref()
-            .ok_or_else(|| format!("network {name} has no subnet yet"))?;
+            .ok_or_else(|| super::why_unallocated(state, network))?;
         // One address per family, from the first subnet of the family that has one left.
         for v4 in [true, false] {
             let mut subnets = allocated

@@ -104,11 +104,10 @@ fn attachments(
         let network = state
             .network(&id)
             .ok_or_else(|| format!("network {id} is missing"))?;
-        let name = &network.spec.annotations.name;
         let allocated = network
             .allocated
             .as_ref()
-            .ok_or_else(|| format!("network {name} has no subnet yet"))?;
+            .ok_or_else(|| super::why_unallocated(state, network))?;
         let fixed = asked.map_or(&[][..], |asked| &asked.addresses);
         let mut addresses = Vec::new();
         for v4 in [true, false] {

@@ -11,6 +11,7 @@ use shoal_api::{
 };
 
 use super::*;
+use crate::core::validate::RefusalKind;
 use crate::core::{
     fixture::{node_id, service},
     world::World,
@@ -309,6 +310,19 @@ fn a_network_must_not_overlap_and_must_not_be_in_use() {
             .unwrap_err();
         assert_eq!(refusal.text, expected);
     }
+    let mut encrypted = network("b", None);
+    encrypted
+        .driver
+        .options
+        .insert("encrypted".into(), String::new());
+    let refusal = world
+        .user(|state, cx| create_network(state, cx, encrypted))
+        .unwrap_err();
+    assert_eq!(
+        refusal.kind,
+        RefusalKind::Unimplemented,
+        "a promise that is not kept is worse"
+    );
     let ingress = world.state.ingress_network().unwrap().id.clone();
     let mut web = service("web", 1);
     web.endpoint.ports = vec![publish(80, PublishMode::Ingress)];

@@ -16,7 +16,7 @@ use shoal_api::{
 use crate::core::state::State;
 
 /// Option of a network's driver that sets its MTU.
-const MTU_OPTION: &str = "com.docker.network.driver.mtu";
+pub const MTU_OPTION: &str = "com.docker.network.driver.mtu";
 /// Characters of a container id that count as its short name.
 const SHORT_ID_LENGTH: usize = 12;
 

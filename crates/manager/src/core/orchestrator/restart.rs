@@ -23,31 +23,33 @@ enum Judgement {
 
 /// Replaces what has ended or lost its footing in a slot.
 pub(super) fn reconcile_slot(fleet: &mut Fleet<'_, '_>, key: &SlotKey) {
-    let Some(slot) = fleet.slots.get(key) else {
-        return;
-    };
-    let runnable = slot
-        .iter()
-        .enumerate()
-        .filter(|(_, entry)| entry.is_runnable());
-    let judged: Vec<(usize, Judgement)> = runnable
-        .map(|(place, entry)| (place, judge(fleet, slot, entry)))
-        .collect();
-    for (place, judgement) in judged {
-        match judgement {
-            Judgement::Stay => {}
-            Judgement::Later(at) => fleet.wake(at),
-            Judgement::Replace(_) if !fleet.has_room() => fleet.wake(fleet.now),
-            Judgement::Replace(birth) => {
-                if let Some(entry) = fleet
-                    .slots
-                    .get_mut(key)
-                    .and_then(|slot| slot.get_mut(place))
-                {
-                    entry.desire(TaskState::Shutdown);
-                }
-                fleet.create(key, birth);
+    // The newest first: it is the one to be replaced where start-first keeps an older one beside it.
+    let places = 0..fleet.slots.get(key).map_or(0, Vec::len);
+    for place in places.rev() {
+        let Some((slot, entry)) = fleet.slots.get(key).map(|slot| (slot, &slot[place])) else {
+            return;
+        };
+        if !entry.is_runnable() {
+            continue;
+        }
+        let has_heir = entry.dirty && slot.iter().any(|other| other.is_runnable() && !other.dirty);
+        let birth = match judge(fleet, slot, entry) {
+            Judgement::Stay => continue,
+            Judgement::Later(_) | Judgement::Replace(_) if has_heir => None,
+            Judgement::Later(at) => {
+                fleet.wake(at);
+                continue;
             }
+            Judgement::Replace(_) if !fleet.has_room() => {
+                fleet.wake(fleet.now);
+                continue;
+            }
+            Judgement::Replace(birth) => Some(birth),
+        };
+        let slot = fleet.slots.get_mut(key).expect("it was there above");
+        slot[place].desire(TaskState::Shutdown);
+        if let Some(birth) = birth {
+            fleet.create(key, birth);
         }
     }
 }

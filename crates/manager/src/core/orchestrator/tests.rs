@@ -471,6 +471,34 @@ fn a_failing_start_first_update_leaves_the_old_tasks_alone() {
 }
 
 #[test]
+fn losing_both_tasks_of_a_start_first_update_makes_one_new_one() {
+    let mut world = World::new(&["n1", "n2", "n3"]);
+    let mut spec = service("web", 1);
+    spec.update = Some(UpdateConfig {
+        order: UpdateOrder::StartFirst,
+        ..UpdateConfig::default()
+    });
+    let id = world.create(spec);
+    world.settle();
+    world.behaviours.insert("demo:2".into(), Behaviour::Hangs);
+    image(&mut world, &id, "demo:2");
+    world.settle();
+    assert_eq!(world.runnable(&id).len(), 2);
+    // Both are noticed before anything is done about either.
+    world.kill("n1");
+    world.kill("n2");
+    world.behaviours.clear();
+    world.settle();
+    check(
+        &world,
+        &id,
+        expect![[r#"
+        1 n3 running/running demo:2
+    "#]],
+    );
+}
+
+#[test]
 fn an_update_pauses_when_the_failure_ratio_is_exceeded() {
     let (mut world, id) = updatable(
         3,

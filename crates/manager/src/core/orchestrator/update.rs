@@ -176,7 +176,6 @@ fn survey(
                 }
             }
             None => {}
-            Some(current) if current.task.meta.created_at < started_at => {}
             Some(current) if current.task.status.state > TaskState::Running => {}
             Some(current) => match current.task.status.running_since.filter(|_| current.runs()) {
                 None => survey.busy += 1,

@@ -21,6 +21,7 @@ impl State {
         debug_assert!(index >= self.index, "the log is applied in order");
         self.index = index;
         let mut next = self.clone();
+        next.time = next.time.max(batch.at);
         let mut events = Vec::with_capacity(batch.changes.len());
         for change in &batch.changes {
             events.push(next.apply_change(batch.actor, batch.at, change)?);
@@ -40,6 +41,7 @@ impl State {
         };
         for object in objects {
             let key = object.key();
+            state.time = state.time.max(object.meta().updated_at);
             state.exchange_claims(&key, None, Some(&object))?;
             state.store(None, Some(object))?;
         }
@@ -317,7 +319,7 @@ trait SpecRef {
 
 impl SpecRef for Arc<TaskSpec> {
     fn is(&self, known: &Arc<TaskSpec>) -> bool {
-        Arc::ptr_eq(self, known) || self == known
+        Self::ptr_eq(self, known) || self == known
     }
     fn share(&self) -> Arc<TaskSpec> {
         self.clone()

@@ -55,7 +55,7 @@ fn world() -> (World, Task) {
 fn refused(world: &World, actor: Actor, change: Change) -> String {
     let mut state = world.state.clone();
     let ok = Change::Put {
-        object: Box::new(Object::Secret(shoal_api::object::Secret {
+        object: Box::new(Object::Secret(Secret {
             id: "s1".parse().unwrap(),
             meta: Default::default(),
             spec: Default::default(),

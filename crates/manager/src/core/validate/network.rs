@@ -3,10 +3,13 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use shoal_api::spec::NetworkSpec;
+use shoal_api::spec::{Driver, NetworkSpec};
 
 use super::Refusal;
-use crate::core::state::{State, overlap};
+use crate::core::{
+    dispatch::MTU_OPTION,
+    state::{State, overlap},
+};
 
 /// Checks a network's spec, and its subnets against those of other networks.
 pub fn network(state: &State, spec: &NetworkSpec) -> Result<(), Refusal> {
@@ -20,6 +23,7 @@ pub fn network(state: &State, spec: &NetworkSpec) -> Result<(), Refusal> {
             ),
         ));
     }
+    options(&spec.driver)?;
     if spec.ingress {
         if spec.attachable {
             return Err(Refusal::invalid("ingress network cannot be attachable"));
@@ -82,6 +86,27 @@ pub fn network(state: &State, spec: &NetworkSpec) -> Result<(), Refusal> {
         }
         seen.push(subnet);
         overlaps_other_network(state, subnet)?;
+    }
+    Ok(())
+}
+
+/// Refuses what would silently not be done.
+fn options(driver: &Driver) -> Result<(), Refusal> {
+    if driver.options.contains_key("encrypted") {
+        return Err(Refusal::new(
+            super::RefusalKind::Unimplemented,
+            "encrypted overlay networks are not supported",
+        ));
+    }
+    // Below it IPv6 does not work (RFC 8200 §5), above it no link carries it.
+    let is_mtu = |mtu: &String| {
+        mtu.parse()
+            .is_ok_and(|mtu: u32| (1280..=65_535).contains(&mtu))
+    };
+    if let Some(mtu) = driver.options.get(MTU_OPTION).filter(|mtu| !is_mtu(mtu)) {
+        return Err(Refusal::invalid(format!(
+            "invalid value '{mtu}' of option {MTU_OPTION}: expected 1280 to 65535"
+        )));
     }
     Ok(())
 }

@@ -22,6 +22,9 @@ const NANO_CPUS_MIN: u64 = 1_000_000;
 /// Smallest memory reservation or limit.
 const MEMORY_BYTES_MIN: u64 = 4 * 1024 * 1024;
 
+/// Tasks of one service: a slip of the finger must not fill the memory of all managers.
+const TASKS_PER_SERVICE_MAX: u64 = 100_000;
+
 /// Checks a service's spec; `id` is the service that is updated, if it exists.
 pub fn service(state: &State, id: Option<&ServiceId>, spec: &ServiceSpec) -> Result<(), Refusal> {
     super::name(&spec.annotations)?;
@@ -163,6 +166,18 @@ fn resources(resources: &Resources) -> Result<(), Refusal> {
 }
 
 fn mode(spec: &ServiceSpec) -> Result<(), Refusal> {
+    let tasks = match spec.mode {
+        ServiceMode::Replicated { replicas } => replicas,
+        ServiceMode::ReplicatedJob {
+            total_completions, ..
+        } => total_completions,
+        ServiceMode::Global | ServiceMode::GlobalJob => 0,
+    };
+    if tasks > TASKS_PER_SERVICE_MAX {
+        return Err(Refusal::invalid(format!(
+            "invalid number of tasks {tasks}: at most {TASKS_PER_SERVICE_MAX}"
+        )));
+    }
     match spec.mode {
         ServiceMode::Replicated { .. } | ServiceMode::Global => Ok(()),
         ServiceMode::ReplicatedJob { .. } | ServiceMode::GlobalJob => {

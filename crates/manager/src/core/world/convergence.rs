@@ -161,7 +161,7 @@ impl Story {
                     self.versions += 1;
                     let image = format!("{}:{}", if bad { "bad" } else { "demo" }, self.versions);
                     if bad {
-                        let behaviour = if self.versions % 2 == 0 {
+                        let behaviour = if self.versions.is_multiple_of(2) {
                             Behaviour::Rejected
                         } else {
                             Behaviour::Exits(Duration::from_secs(2), 1)
