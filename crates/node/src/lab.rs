@@ -516,6 +516,10 @@ impl Lab {
         };
         let mut command = Command::new(program);
         command.args(args);
+        // Entering the host's mount namespace moves the process to its root.
+        if let Ok(folder) = std::env::current_dir() {
+            command.current_dir(folder);
+        }
         let mut child = self.spawn(self.host(name)?, command)?;
         doing(child.wait(), || format!("cannot wait for {words:?}"))
     }
