@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use shoal_api::container::{ContainerId, EndpointSpec, NetworkMode, NetworkSettings};
+use shoal_api::container::{ContainerId, EndpointInfo, EndpointSpec, NetworkMode, NetworkSettings};
 
 use super::{Engine, EngineError};
 
@@ -56,5 +56,24 @@ impl Engine {
             record.network = place.settings;
         });
         Ok(())
+    }
+}
+
+/// What remains of a container's network when it has ended: which networks it was in, but no address and no port.
+pub(super) fn after_end(settings: &NetworkSettings) -> NetworkSettings {
+    let networks = settings.networks.iter().map(|(name, endpoint)| {
+        let EndpointInfo {
+            network_id, spec, ..
+        } = endpoint.clone();
+        let endpoint = EndpointInfo {
+            network_id,
+            spec,
+            ..EndpointInfo::default()
+        };
+        (name.clone(), endpoint)
+    });
+    NetworkSettings {
+        networks: networks.collect(),
+        ..NetworkSettings::default()
     }
 }

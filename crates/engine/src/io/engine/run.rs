@@ -10,7 +10,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 
 use super::record::{Entry, PendingAttach, Record};
-use super::{Engine, EngineError};
+use super::{Engine, EngineError, networks};
 use crate::core::{restart, signals};
 use crate::io::nursery;
 use crate::io::shim_client::{ShimEvent, ShimHandle, StreamRefused, open_streams};
@@ -224,6 +224,7 @@ impl Engine {
             record.state.exit_code = exit.code;
             record.state.oom_killed = exit.oom_killed;
             record.state.finished_at = exit.at;
+            record.network = networks::after_end(&record.network);
             record.ends += 1;
             if let Some((_, failures)) = next {
                 record.failures = failures;
