@@ -224,13 +224,6 @@ impl EngineBackend for EngineApi {
                 )));
             }
         }
-        // Docker notices at creation too; the start would only find out later.
-        if let NetworkMode::Network(name) = &spec.host.network_mode {
-            self.network(name).await?;
-        }
-        for name in spec.endpoints.keys() {
-            self.network(name).await?;
-        }
         let id = self.engine.create(spec).await.map_err(errors::engine)?;
         Ok(CreatedContainer {
             id,
@@ -405,9 +398,24 @@ impl EngineBackend for EngineApi {
     }
 
     async fn exec_attach(&self, id: &str) -> ApiResult<Attached> {
-        let keys = self.exec_inspect(id).await?.spec.detach_keys;
-        let attachment = self.engine.exec_start(id).await.map_err(errors::engine)?;
-        attached(attachment, keys.as_deref())
+        let ExecSpec {
+            detach_keys: keys,
+            tty,
+            ..
+        } = self.exec_inspect(id).await?.spec;
+        match self.engine.exec_start(id).await {
+            Ok(attachment) => attached(attachment, keys.as_deref()),
+            // As docker does: whoever looks at the streams reads why it could not start, and then finds its exit code.
+            Err(error @ EngineError::Exec { .. }) => {
+                let text = Bytes::from(format!("{}\r\n", error.report()));
+                Ok(Attached {
+                    output: Box::pin(stream::iter([Ok((StdStream::Stdout, text))])),
+                    input: None,
+                    tty,
+                })
+            }
+            Err(error) => Err(errors::engine(error)),
+        }
     }
 
     async fn exec_start(&self, id: &str) -> ApiResult<()> {
