@@ -246,11 +246,8 @@ impl Inner {
             options: Some(subscription.options),
             close: false,
         };
-        let nodes: BTreeSet<NodeId> = state
-            .tasks()
-            .filter(|task| {
-                task.status.state > TaskState::Assigned && selects(&subscription.selector, task)
-            })
+        let nodes: BTreeSet<NodeId> = selected(&subscription.selector, state)
+            .filter(|task| task.status.state > TaskState::Assigned)
             .filter_map(|task| task.node.clone())
             .filter(|node| !subscription.told.contains(node))
             .collect();
@@ -304,6 +301,25 @@ impl Inner {
             runtime.spawn(async move { subscription.lines.send(Err(warning)).await });
         }
     }
+}
+
+/// The tasks that a selector means, now.
+fn selected<'a>(
+    selector: &'a LogSelector,
+    state: &'a State,
+) -> impl Iterator<Item = &'a Arc<Task>> {
+    // Ids that cannot be ids mean nothing.
+    let services = selector
+        .service_ids
+        .iter()
+        .filter_map(|id| state.service(&id.parse().ok()?));
+    let of_services = services.flat_map(|service| state.tasks_of_service(&service.id));
+    of_services.chain(
+        selector
+            .task_ids
+            .iter()
+            .filter_map(|id| state.task(&id.parse().ok()?)),
+    )
 }
 
 /// Whether a selector means a task.

@@ -548,9 +548,8 @@ impl Desk {
     }
 
     async fn subscribe_logs(&self, request: SubscribeLogsRequest) -> Result<LogStream, WriteError> {
-        match self.require_leader().await {
-            Ok(()) => return Ok(self.logs.subscribe(&self.store, request).boxed()),
-            Err(_) => {} // the leader is another one, or nobody
+        if self.require_leader().await.is_ok() {
+            return Ok(self.logs.subscribe(&self.store, request).boxed());
         }
         let address = self.leader_address().ok_or(WriteError::NoLeader)?;
         let tls = Arc::clone(&self.client_tls.borrow());

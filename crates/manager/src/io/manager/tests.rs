@@ -117,8 +117,7 @@ fn config_object(name: &str) -> Intent {
             name: name.into(),
             ..Annotations::default()
         },
-        data: b"content".to_vec().into(),
-        ..ConfigSpec::default()
+        data: b"content".to_vec(),
     }))
 }
 
