@@ -346,6 +346,18 @@ fn acknowledgements_follow_states_in_which_a_view_stays_the_same() {
     world.create(service("other", 0));
     assert_eq!(views.refresh(&view(&world, "n1"), &node), None);
     assert_eq!(views.acked()[&node], world.state.index());
+    // Also when the acknowledgement comes only after the states.
+    let web = world.state.services().next().unwrap().id.clone();
+    world.update(&web, |spec| {
+        spec.endpoint.ports[0].published = 8081;
+    });
+    world.settle();
+    let second = views.refresh(&view(&world, "n1"), &node).unwrap();
+    world.create(service("third", 0));
+    assert_eq!(views.refresh(&view(&world, "n1"), &node), None);
+    assert!(views.acked()[&node] < second.version);
+    views.acknowledge(&node, second.version);
+    assert_eq!(views.acked()[&node], world.state.index());
     views.forget(&node);
     assert!(views.refresh(&view(&world, "n1"), &node).is_some());
     assert_eq!(views.acked(), &BTreeMap::new());

@@ -201,8 +201,16 @@ fn service_slice(network: &Network, service: &Service) -> ServiceSlice {
 /// Which view each node was sent, and which one it has carried out.
 #[derive(Debug, Default)]
 pub struct Views {
-    sent: BTreeMap<NodeId, NetworkView>,
+    sent: BTreeMap<NodeId, Sent>,
     acked: BTreeMap<NodeId, u64>,
+}
+
+/// The last view that a node was sent.
+#[derive(Debug)]
+struct Sent {
+    view: NetworkView,
+    /// The last state in which the node's view was the same.
+    holds_until: u64,
 }
 
 impl Views {
@@ -210,27 +218,38 @@ impl Views {
     ///
     /// A node that has carried out a view has also carried out every later state in which its view is the same.
     pub fn refresh(&mut self, view: &NetworkView, node: &NodeId) -> Option<NetworkView> {
-        if let Some(sent) = self.sent.get(node)
-            && is_same_view(sent, view)
+        if let Some(sent) = self.sent.get_mut(node)
+            && is_same_view(&sent.view, view)
         {
+            sent.holds_until = sent.holds_until.max(view.version);
             if let Some(acked) = self.acked.get_mut(node)
-                && *acked >= sent.version
+                && *acked >= sent.view.version
             {
-                *acked = (*acked).max(view.version);
+                *acked = sent.holds_until;
             }
             return None;
         }
-        self.sent.insert(node.clone(), view.clone());
+        let sent = Sent {
+            view: view.clone(),
+            holds_until: view.version,
+        };
+        self.sent.insert(node.clone(), sent);
         Some(view.clone())
     }
 
     /// Takes note that a node has carried out the view of this version.
     pub fn acknowledge(&mut self, node: &NodeId, version: u64) {
-        let sent = self.sent.get(node).map_or(0, |sent| sent.version);
         // A node cannot have carried out what it was not sent.
-        let version = version.min(sent);
+        let Some(sent) = self.sent.get(node) else {
+            return;
+        };
+        let reached = if version >= sent.view.version {
+            sent.holds_until
+        } else {
+            version
+        };
         let acked = self.acked.entry(node.clone()).or_default();
-        *acked = (*acked).max(version);
+        *acked = (*acked).max(reached);
     }
 
     /// Forgets a node whose session has ended: the next one is sent everything.

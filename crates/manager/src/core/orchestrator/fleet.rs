@@ -326,8 +326,9 @@ fn age(task: &Task) -> (Timestamp, u64, &TaskId) {
 
 /// Whether a task differs from its service's spec in a way that only a replacement mends.
 ///
-/// As SwarmKit's `IsTaskDirty`: placement alone does not matter as long as the node fits. Published numbers do not matter
-/// either, since the nodes follow them without touching the task; whether it is in the ingress network does.
+/// As SwarmKit's `IsTaskDirty`: placement alone does not matter as long as the node fits, nor do the credentials for an
+/// image that is there. Published numbers do not matter either, since the nodes follow them without touching the task;
+/// whether it is in the ingress network does.
 pub fn is_dirty(service: &Service, task: &Task, node: Option<&Node>) -> bool {
     Dirt::default().of(service, task, node)
 }
@@ -338,11 +339,15 @@ struct Dirt {
     by_version: BTreeMap<u64, SpecDifference>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum SpecDifference {
-    None,
-    Placement,
-    Substance,
+/// What two specs differ in, as far as it decides whether a task must be replaced.
+#[derive(Clone, Copy, Default)]
+struct SpecDifference {
+    /// What the task is.
+    substance: bool,
+    /// Where it may be.
+    placement: bool,
+    /// With which credentials its image is pulled.
+    credentials: bool,
 }
 
 impl Dirt {
@@ -354,31 +359,27 @@ impl Dirt {
             .by_version
             .entry(task.spec_version)
             .or_insert_with(|| spec_difference(&service.spec.task, &task.spec));
-        let dirty = match difference {
-            SpecDifference::None => false,
-            SpecDifference::Placement => {
-                !node.is_none_or(|node| node_fits(&service.spec.task.placement, node))
-            }
-            SpecDifference::Substance => true,
-        };
-        // What has no addresses yet gets those of the current spec.
-        dirty
+        let placement = &service.spec.task.placement;
+        let has_image = (TaskState::Ready..=TaskState::Running).contains(&task.status.state);
+        difference.substance
+            || (difference.placement && !node.is_some_and(|node| node_fits(placement, node)))
+            || (difference.credentials && !has_image)
+            // What has no addresses yet gets those of the current spec.
             || (task.status.state > TaskState::New && !fits_endpoint(&service.spec.endpoint, task))
     }
 }
 
 fn spec_difference(wanted: &TaskSpec, have: &TaskSpec) -> SpecDifference {
     if wanted == have {
-        return SpecDifference::None;
+        return SpecDifference::default();
     }
-    let moved = TaskSpec {
-        placement: have.placement.clone(),
-        ..wanted.clone()
-    };
-    if moved == *have {
-        SpecDifference::Placement
-    } else {
-        SpecDifference::Substance
+    let mut same = wanted.clone();
+    same.placement = have.placement.clone();
+    same.container.pull_auth = have.container.pull_auth.clone();
+    SpecDifference {
+        substance: same != *have,
+        placement: wanted.placement != have.placement,
+        credentials: wanted.container.pull_auth != have.container.pull_auth,
     }
 }
 

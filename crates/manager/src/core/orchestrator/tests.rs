@@ -707,6 +707,31 @@ fn only_what_matters_to_tasks_replaces_them() {
 }
 
 #[test]
+fn fresh_credentials_leave_tasks_alone_that_have_their_image() {
+    let (mut world, id) = updatable(2, UpdateConfig::default());
+    world.update(&id, |spec| {
+        spec.task.container.pull_auth.0 = "token".to_owned();
+    });
+    world.advance(20 * SECOND);
+    assert!(world.stopped.is_empty());
+}
+
+#[test]
+fn a_task_that_waits_for_a_node_follows_a_corrected_constraint() {
+    let mut world = World::new(&["n1"]);
+    let mut spec = service("web", 1);
+    spec.task.placement.constraints = vec!["node.hostname==typo".into()];
+    let id = world.create(spec);
+    world.settle();
+    assert_eq!(world.running(&id), 0);
+    world.update(&id, |spec| {
+        spec.task.placement.constraints = vec!["node.hostname==n1".into()];
+    });
+    world.settle();
+    assert_eq!(world.running(&id), 1);
+}
+
+#[test]
 fn another_published_number_leaves_tasks_alone_but_the_first_port_does_not() {
     let (mut world, id) = updatable(2, UpdateConfig::default());
     let publish = |world: &mut World, published: u16, mode: PublishMode| {
