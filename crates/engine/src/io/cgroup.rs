@@ -96,7 +96,7 @@ impl Cgroups {
                     !dir.starts_with(
                         mounts
                             .get("devices")
-                            .map_or(Path::new("/"), PathBuf::as_path),
+                            .map_or_else(|| Path::new("/"), PathBuf::as_path),
                     )
                 });
                 dirs

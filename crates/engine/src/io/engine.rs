@@ -88,7 +88,7 @@ impl Engine {
     /// Runs the self-test first: on a host where containers would not be isolated as promised the engine opens, but
     /// starts none, and says why.
     pub async fn open(config: EngineConfig) -> Result<Self, EngineError> {
-        for dir in ["containers", "volumes"] {
+        for dir in ["containers", "volumes", "trash"] {
             let dir = config.root.join(dir);
             std::fs::create_dir_all(&dir).map_err(EngineError::io("create", dir))?;
         }
@@ -118,6 +118,7 @@ impl Engine {
             inner: Arc::new(inner),
         };
         engine.load_records()?;
+        engine.empty_trash();
         let verdict = engine.run_self_test().await;
         if let Err(reason) = &verdict {
             tracing::error!(
@@ -152,6 +153,22 @@ impl Engine {
                 .insert(record.id.clone(), Entry::new(record, dir, run_dir));
         }
         Ok(())
+    }
+
+    /// Removes what an earlier daemon had no time for.
+    fn empty_trash(&self) {
+        let trash = self.trash_dir();
+        tokio::task::spawn_blocking(move || {
+            for entry in std::fs::read_dir(trash).into_iter().flatten().flatten() {
+                if let Err(err) = std::fs::remove_dir_all(entry.path()) {
+                    tracing::warn!(path = %entry.path().display(), error = %err, "cannot empty the trash");
+                }
+            }
+        });
+    }
+
+    fn trash_dir(&self) -> PathBuf {
+        self.inner.config.root.join("trash")
     }
 
     /// The images of this host.

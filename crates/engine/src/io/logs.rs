@@ -108,7 +108,7 @@ async fn run(
 
 fn watch(path: &Path) -> io::Result<AsyncFd<OwnedFd>> {
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-    let dir = path.parent().unwrap_or(Path::new("/"));
+    let dir = path.parent().unwrap_or_else(|| Path::new("/"));
     inotify.add_watch(
         dir,
         AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO,

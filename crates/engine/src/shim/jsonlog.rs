@@ -139,7 +139,7 @@ fn push_record(out: &mut Vec<u8>, stream: StdStream, line: &[u8], at: Timestamp)
     let text = String::from_utf8_lossy(line);
     serde_json::to_writer(&mut *out, text.as_ref())
         .expect("a string is JSON, and a Vec takes it all");
-    write!(out, ",\"stream\":\"{name}\",\"time\":\"{at}\"}}\n").expect("a Vec takes it all");
+    writeln!(out, ",\"stream\":\"{name}\",\"time\":\"{at}\"}}").expect("a Vec takes it all");
 }
 
 #[cfg(test)]

@@ -25,6 +25,8 @@ pub(super) fn run() -> i32 {
     if unsafe { libc::close_range(3, libc::c_uint::MAX, 0) } != 0 {
         return 71;
     }
+    // Started from a descriptor, whose number would be the name.
+    let _ = nix::sys::prctl::set_name(c"shoal-shim");
     // What the shims read and write (environment, memory) is nobody's business, least of all a container's.
     let _ = nix::sys::prctl::set_dumpable(false);
     let mut buffer = vec![0_u8; FRAME_MAX];

@@ -69,7 +69,7 @@ async fn an_end_while_the_daemon_was_away_is_known_afterwards() {
         (state.status, state.exit_code),
         (ContainerStatus::Exited, 6)
     );
-    assert!(host.cgroups().is_empty());
+    host.cgroups_gone().await;
     host.engine
         .remove(id.as_str(), false, true)
         .await

@@ -28,7 +28,7 @@ impl Host {
     /// An engine with a busybox image.
     pub(crate) async fn new() -> Self {
         let host = Self::bare().await;
-        host.import(IMAGE, |tar| busybox(tar)).await;
+        host.import(IMAGE, busybox).await;
         host
     }
 
@@ -220,6 +220,17 @@ impl Host {
             .map(|entry| entry.path())
             .filter(|path| path.is_dir())
             .collect()
+    }
+
+    /// Waits until no control group is left: they go a moment after the end is told.
+    pub(crate) async fn cgroups_gone(&self) {
+        for _ in 0..500 {
+            if self.cgroups().is_empty() {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        panic!("left behind: {:?}", self.cgroups());
     }
 
     /// Mounts of this process's namespace below this host's directory.

@@ -21,7 +21,7 @@ async fn exit_codes_and_output_reach_the_caller() {
         (7, "out\nerr\n".into())
     );
     assert_eq!(host.sh("sleep 1000 & kill -9 $!; wait $!").await.0, 137);
-    assert!(host.cgroups().is_empty(), "{:?}", host.cgroups());
+    host.cgroups_gone().await;
     assert!(host.mounts().is_empty());
 }
 
@@ -75,7 +75,7 @@ async fn what_cannot_run_says_why_in_dockers_words() {
         "{}",
         err.report()
     );
-    assert!(host.cgroups().is_empty());
+    host.cgroups_gone().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -254,7 +254,8 @@ async fn kill_remove_and_names() {
             .count(),
         0
     );
-    assert!(host.cgroups().is_empty() && host.mounts().is_empty());
+    host.cgroups_gone().await;
+    assert!(host.mounts().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -213,5 +213,5 @@ async fn execs_join_the_container_with_its_limits() {
             .exit_code,
         Some(137)
     );
-    assert!(host.cgroups().is_empty());
+    host.cgroups_gone().await;
 }

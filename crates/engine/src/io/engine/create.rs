@@ -271,20 +271,17 @@ impl Engine {
         volumes: bool,
     ) -> Result<(), EngineError> {
         entry.update(|record| record.state.status = ContainerStatus::Removing);
-        let dir = entry.dir.clone();
-        let removed = tokio::task::spawn_blocking(move || {
-            // Aside first: a removal cut short leaves nothing that looks like a container.
-            let aside = dir.with_extension("gone");
-            std::fs::rename(&dir, &aside)?;
-            std::fs::remove_dir_all(aside)
-        });
-        let removed = removed
-            .await
-            .map_err(|err| EngineError::Invalid(err.to_string()))?;
-        if let Err(err) = removed {
+        // Aside at once; how long the disk takes to forget the files is nobody's concern.
+        let trash = self.trash_dir().join(entry.id.as_str());
+        if let Err(err) = std::fs::rename(&entry.dir, &trash) {
             entry.update(|record| record.state.status = ContainerStatus::Dead);
             return Err(EngineError::io("remove", &entry.dir)(err));
         }
+        tokio::task::spawn_blocking(move || {
+            if let Err(err) = std::fs::remove_dir_all(&trash) {
+                tracing::warn!(path = %trash.display(), error = %err, "cannot remove what is left of a container");
+            }
+        });
         let _ = std::fs::remove_dir_all(&entry.run_dir);
         let record = entry.record();
         {

@@ -9,6 +9,7 @@ use shoal_api::container::{
     ContainerFilter, ContainerInspect, ContainerStatus, ContainerSummary, GraphPaths, LogLine,
     LogQuery, NetworkMode, ProcessList, PublishedPort, Stats,
 };
+use shoal_api::image::ImageUser;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::record::{Entry, Record};
@@ -100,7 +101,7 @@ impl Engine {
                     && since.iter().all(|moment| record.created > *moment)
             })
             .collect();
-        records.sort_by(|(_, a), (_, b)| b.created.cmp(&a.created));
+        records.sort_by_key(|(_, record)| std::cmp::Reverse(record.created));
         records.truncate(filter.limit.unwrap_or(usize::MAX));
         let mut summaries = Vec::with_capacity(records.len());
         for (entry, record) in records {
@@ -251,6 +252,20 @@ impl Engine {
             })
             .collect();
         Ok(ProcessList { titles, processes })
+    }
+
+    /// The images that containers stand on, which `ImageStore::remove` has to know.
+    pub fn image_users(&self) -> Vec<ImageUser> {
+        let users = self.entries().into_iter().filter_map(|entry| {
+            let record = entry.record();
+            let running = record.state.status.is_up();
+            Some(ImageUser {
+                image: record.image_id.parse().ok()?,
+                container: record.id.to_string(),
+                running,
+            })
+        });
+        users.collect()
     }
 
     /// How many containers there are.

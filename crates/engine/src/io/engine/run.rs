@@ -79,7 +79,8 @@ impl Engine {
                 Ok(())
             }
             Err(err) => {
-                self.clear_run(entry, &record).await;
+                self.release_network(entry, &record).await;
+                self.clear_run(entry).await;
                 let exit_code = match &err {
                     EngineError::Start { exit_code, .. } => *exit_code,
                     _ => 128,
@@ -204,7 +205,8 @@ impl Engine {
         }
         entry.live(|live| live.shim = None);
         self.end_execs(entry, exit.at);
-        self.clear_run(entry, &record).await;
+        // Before anybody hears of the end: addresses and ports are free for the next one.
+        self.release_network(entry, &record).await;
         let ran_for = exit.at.since(record.state.started_at);
         let end = restart::End {
             exit_code: exit.code,
@@ -243,6 +245,7 @@ impl Engine {
                 ("execDuration", duration),
             ],
         );
+        self.clear_run(entry).await;
         if let Some((delay, _)) = next {
             self.restart_later(entry, delay);
         } else if record.spec.host.auto_remove
@@ -252,11 +255,14 @@ impl Engine {
         }
     }
 
-    /// Takes down what surrounds a run: network, control groups, run directory.
-    async fn clear_run(&self, entry: &Entry, record: &Record) {
+    async fn release_network(&self, entry: &Entry, record: &Record) {
         if Self::uses_port(record) {
             self.inner.config.network.teardown(&entry.id).await;
         }
+    }
+
+    /// Removes the control groups and the run directory of a run that is over.
+    async fn clear_run(&self, entry: &Entry) {
         self.inner.cgroups.remove(entry.id.as_str()).await;
         let _ = std::fs::remove_dir_all(&entry.run_dir);
     }

@@ -89,7 +89,7 @@ impl Engine {
         let mut output =
             attach(Box::pin(async { Some(connection) }), streams, false, |_| {}).output;
         match shim.ask(Request::Start).await.map_err(text)? {
-            Reply::Failed(failure) => return Err(failure.message),
+            Reply::Failed(failure) => Err(failure.message),
             _ => {
                 let mut json = Vec::new();
                 while let Some((_, bytes)) = output.next().await {
