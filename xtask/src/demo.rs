@@ -2,14 +2,12 @@
 
 use std::{
     collections::BTreeSet,
-    io::{Read, Write},
-    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
-    thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::{Context, Result, bail};
+use shoal_tests::{lab::get, wait};
 
 use crate::{packages, shell};
 
@@ -20,7 +18,6 @@ const HOSTS: [(&str, &str); 3] = [
     ("n3", "192.0.2.13"),
 ];
 const PORT: u16 = 8080;
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs the demo; `keep` leaves the cluster up.
 pub(crate) fn run(keep: bool) -> Result<()> {
@@ -132,35 +129,18 @@ impl Demo {
         self.say(&format!("{host}: shoal kill {container}"));
         let before = self.tasks()?;
         self.on(host, &["kill", &container])?;
-        self.wait("the killed task's slot to be filled again", || {
+        wait("the killed task's slot to be filled again", || {
             let now = self.tasks()?;
-            Ok((now.len() == 6 && now != before).then_some(()))
+            Ok(if now.len() == 6 && now != before {
+                Ok(())
+            } else {
+                Err(format!("{now:?}"))
+            })
         })?;
         println!("{}", self.on("n1", &["service", "ps", "demo_web"])?);
         self.ask_everywhere(6)?;
         self.say("every slot is filled and every task answers, on every host");
         Ok(())
-    }
-
-    /// Waits until a question has an answer.
-    fn wait<T>(&self, what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-        let began = Instant::now();
-        loop {
-            if let Some(answer) = ask()? {
-                return Ok(answer);
-            }
-            if began.elapsed() > PATIENCE {
-                let tasks = self.on(
-                    "n1",
-                    &["service", "ps", "--no-trunc", "demo_web", "demo_backend"],
-                )?;
-                bail!(
-                    "waited {} s for {what}; the tasks are\n{tasks}",
-                    PATIENCE.as_secs()
-                );
-            }
-            thread::sleep(Duration::from_millis(50));
-        }
     }
 
     /// Ids of the web tasks that run.
@@ -184,8 +164,14 @@ impl Demo {
     }
 
     fn wait_running(&self, tasks: usize) -> Result<()> {
-        self.wait(&format!("{tasks} running tasks"), || {
-            Ok((self.tasks()?.len() == tasks).then_some(()))
+        wait(&format!("{tasks} running tasks"), || {
+            if self.tasks()?.len() == tasks {
+                return Ok(Ok(()));
+            }
+            Ok(Err(self.on(
+                "n1",
+                &["service", "ps", "--no-trunc", "demo_web", "demo_backend"],
+            )?))
         })
     }
 
@@ -193,31 +179,25 @@ impl Demo {
     fn ask_everywhere(&self, tasks: usize) -> Result<()> {
         for (host, addr) in HOSTS {
             let mut seen = BTreeSet::new();
-            let mut last = String::new();
-            self.wait(
-                &format!("{tasks} tasks to answer on {host} (seen {seen:?}, last {last:?})"),
+            let last = wait(
+                &format!("{tasks} tasks to answer on {host} ({addr}:{PORT})"),
                 || {
-                    match get(addr, PORT) {
-                        Ok(body) => {
-                            let task = body
-                                .split_whitespace()
-                                .find_map(|word| word.strip_prefix("task="));
-                            if body.contains("backend=[task=backend.1") {
-                                seen.extend(task.map(str::to_owned));
-                            }
-                            last = body;
-                        }
-                        Err(problem) => last = format!("{problem:#}"),
+                    let body = get(addr, PORT, "/")?;
+                    let task = body
+                        .split_whitespace()
+                        .find_map(|word| word.strip_prefix("task="));
+                    if body.contains("backend=[task=backend.1") {
+                        seen.extend(task.map(str::to_owned));
                     }
-                    Ok((seen.len() == tasks).then_some(()))
+                    Ok(if seen.len() == tasks {
+                        Ok(body)
+                    } else {
+                        Err(body)
+                    })
                 },
-            )
-            .with_context(|| format!("{host} ({addr}:{PORT})"))?;
-            println!(
-                "  {host}: {}, for instance: {}",
-                seen.into_iter().collect::<Vec<_>>().join(" "),
-                last.trim()
-            );
+            )?;
+            let seen = seen.into_iter().collect::<Vec<_>>().join(" ");
+            println!("  {host}: {seen}, for instance: {}", last.trim());
         }
         Ok(())
     }
@@ -237,18 +217,4 @@ impl Demo {
 
 fn path(path: &Path) -> &str {
     path.to_str().expect("paths of the checkout are UTF-8")
-}
-
-/// Body of the answer to `GET /`.
-fn get(addr: &str, port: u16) -> Result<String> {
-    let to = SocketAddr::new(addr.parse()?, port);
-    let mut connection = TcpStream::connect_timeout(&to, Duration::from_secs(1))?;
-    connection.set_read_timeout(Some(Duration::from_secs(5)))?;
-    write!(connection, "GET / HTTP/1.0\r\nHost: {addr}\r\n\r\n")?;
-    let mut answer = String::new();
-    connection.read_to_string(&mut answer)?;
-    answer
-        .split_once("\r\n\r\n")
-        .map(|(_, body)| body.to_owned())
-        .context("an answer without a body")
 }
