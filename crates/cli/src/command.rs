@@ -13,6 +13,8 @@ mod node;
 mod run;
 mod service;
 mod service_flags;
+mod service_logs;
+mod service_parts;
 mod service_update;
 mod stack;
 mod swarm;
@@ -25,7 +27,7 @@ use clap::{Parser, Subcommand};
 
 use crate::client::{Client, DEFAULT_HOST};
 
-pub(crate) use service_flags::words;
+pub(crate) use service_parts::words;
 
 /// What `shoal --help` says; a test compares it with the commands that there are.
 const HELP: &str = "\
@@ -238,10 +240,19 @@ async fn dispatch(command: Command, client: &Client) -> Result<()> {
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct ListArgs {
     /// Filter output based on conditions provided
-    #[arg(short, long, value_name = "key=value")]
+    #[arg(short, long, value_name = "key=value", value_parser = filter)]
     pub(crate) filter: Vec<String>,
     #[command(flatten)]
     pub(crate) format: crate::output::ListFormat,
+}
+
+/// Reads a filter, so that a wrong one is told before anything is asked.
+fn filter(text: &str) -> Result<String, &'static str> {
+    if text.contains('=') {
+        Ok(text.to_owned())
+    } else {
+        Err("bad format of filter (expected name=value)")
+    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod output;
 mod progress;
 mod template;
 mod terminal;
+mod usage;
 
 use clap::Parser as _;
 
@@ -32,34 +33,16 @@ fn main() {
         Some("lab-host") => lab_host(args),
         _ => {}
     }
-    // Hidden entries. Both need a process without threads, so nothing may come before this.
-    let mut args = std::env::args_os().skip(1);
-    match args.next().as_deref().and_then(std::ffi::OsStr::to_str) {
-        Some("shim") => shoal_engine::shim::main(args),
-        Some("lab-host") => {
-            let words: Vec<String> = args.filter_map(|word| word.into_string().ok()).collect();
-            if let Err(error) = shoal_node::lab::init(&words) {
-                output::note(error);
-                std::process::exit(1);
-            }
-            return;
-        }
-        _ => {}
-    }
     let cli = match command::Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            // Nobody may be there to read it.
-            let _ = error.print();
-            // As docker: 125 for a command line that is wrong.
-            std::process::exit(if error.use_stderr() { 125 } else { 0 });
-        }
+        Err(error) => usage::explain(&error),
     };
     let code = match command::run(cli) {
         Ok(()) => 0,
         Err(error) => {
             let exit = error.downcast_ref::<Exit>();
-            let text = exit.map_or_else(|| format!("{error:#}"), |exit| exit.message.clone());
+            let text =
+                exit.map_or_else(|| plain(&format!("{error:#}")), |exit| exit.message.clone());
             if !text.is_empty() {
                 output::note(text);
             }
@@ -68,6 +51,16 @@ fn main() {
     };
     // Leaves a read of standard input behind that nobody waits for.
     std::process::exit(code)
+}
+
+/// The text without the numbers that Rust adds to the operating system's errors.
+fn plain(text: &str) -> String {
+    let mut parts = text.split(" (os error ");
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        out.push_str(part.split_once(')').map_or(part, |(_, rest)| rest));
+    }
+    out
 }
 
 /// The hidden command that becomes process 1 of a lab's host.

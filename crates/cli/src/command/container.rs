@@ -363,7 +363,7 @@ impl List {
                     "Image" => image,
                     "Command" => if self.no_trunc { format!("\"{command}\"") } else { format!("\"{}\"", ellipsis(command, COMMAND_WIDTH)) },
                     "RunningFor" => ago(now, created),
-                    "CreatedAt" => created.to_string(),
+                    "CreatedAt" => zoned(created),
                     "Status" => text(container, "/Status"),
                     "State" => text(container, "/State"),
                     "Ports" => ports(container),
@@ -372,7 +372,8 @@ impl List {
                     "Networks" => pairs(container, "/NetworkSettings/Networks").map(|(name, _)| name).collect::<Vec<_>>().join(","),
                     "Mounts" => mounts(container),
                     "LocalVolumes" => items(container, "/Mounts").iter().filter(|m| text(m, "/Driver") == "local").count().to_string(),
-                    "Size" => format!("{} (virtual {})", size(number(container, "/SizeRw").unsigned_abs()), size(number(container, "/SizeRootFs").unsigned_abs())),
+                    "Size" => sizes(container),
+                    "Platform" => Value::Null,
                 }
             })
             .collect();
@@ -398,6 +399,20 @@ impl List {
             hidden("LocalVolumes", "LOCAL VOLUMES"),
         ];
         self.list.format.print(&columns, "ID", rows)
+    }
+}
+
+/// A time as Go prints it by itself.
+pub(crate) fn zoned(time: Timestamp) -> String {
+    let text = Timestamp(time.seconds() * 1_000_000_000).to_string();
+    text.replace('T', " ").replace('Z', " +0000 UTC")
+}
+
+fn sizes(container: &Value) -> String {
+    let own = size(number(container, "/SizeRw").unsigned_abs());
+    match number(container, "/SizeRootFs").unsigned_abs() {
+        0 => own,
+        whole => format!("{own} (virtual {})", size(whole)),
     }
 }
 

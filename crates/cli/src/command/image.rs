@@ -390,13 +390,10 @@ impl List {
                     "Digest" => digest,
                     "ID" => if self.no_trunc { id } else { short_id(id) },
                     "CreatedSince" => ago(now, created),
-                    "CreatedAt" => created.to_string(),
+                    "CreatedAt" => super::container::zoned(created),
                     "Size" => size(number(image, "/Size").unsigned_abs()),
                 });
             }
-        }
-        if self.list.format.quiet {
-            rows.dedup_by(|a, b| a["ID"] == b["ID"]);
         }
         let digest = if self.digests {
             column("Digest", "DIGEST")

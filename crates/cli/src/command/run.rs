@@ -253,12 +253,24 @@ async fn create(
         .split_first()
         .expect("clap demands one value");
     let mut body = flags.body(image, command, &environment::process)?;
-    if let Some(hold) = hold {
+    // What `create` makes is to be attached to later, if at all.
+    let hold = hold.unwrap_or(Hold {
+        stdin: flags.interactive,
+        stdout: true,
+        stderr: true,
+        tty: flags.tty,
+        sig_proxy: false,
+        removed: flags.rm,
+    });
+    {
         body["AttachStdin"] = hold.stdin.into();
         body["AttachStdout"] = hold.stdout.into();
         body["AttachStderr"] = hold.stderr.into();
         // The container's input ends when the one attached client's does.
         body["StdinOnce"] = hold.stdin.into();
+    }
+    if let (true, Some((width, height))) = (flags.tty, terminal_size::terminal_size()) {
+        body["HostConfig"]["ConsoleSize"] = serde_json::json!([height.0, width.0]);
     }
     if let Some(path) = &flags.cidfile
         && std::path::Path::new(path).exists()

@@ -1,8 +1,6 @@
 //! The flags of `service create`, and those it shares with `service update`.
 
-use std::collections::BTreeMap;
-
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -10,13 +8,14 @@ use super::{
     container_flags,
     image::registry_auth,
     service::{Wait, pin_image},
+    service_parts::{References, fill_in, generic_resource, host_line, preference, words},
 };
 use crate::{
     client::{Client, Target},
     flags::{
         self,
         environment::{self, Lookup},
-        mount, network, port, quantity,
+        mount, port, quantity,
     },
     json::text,
     output,
@@ -396,146 +395,6 @@ impl Settings {
     }
 }
 
-/// Splits a command line into words, with quotes and backslashes as in a shell.
-pub(crate) fn words(text: &str) -> Result<Vec<String>> {
-    let mut words = Vec::new();
-    let mut word: Option<String> = None;
-    let mut quote = None;
-    let mut chars = text.chars();
-    while let Some(c) = chars.next() {
-        match (c, quote) {
-            (c, Some(open)) if c == open => quote = None,
-            ('\\', Some('"') | None) => {
-                let escaped = chars
-                    .next()
-                    .context("a backslash at the end escapes nothing")?;
-                word.get_or_insert_default().push(escaped);
-            }
-            ('"' | '\'', None) => {
-                quote = Some(c);
-                word.get_or_insert_default();
-            }
-            (c, None) if c.is_whitespace() => words.extend(word.take()),
-            (c, _) => word.get_or_insert_default().push(c),
-        }
-    }
-    if quote.is_some() {
-        bail!("unterminated quote in {text:?}");
-    }
-    words.extend(word);
-    Ok(words)
-}
-
-/// Ids of what a service refers to, by name.
-#[derive(Default)]
-pub(crate) struct References {
-    /// Networks.
-    pub(crate) networks: BTreeMap<String, String>,
-    /// Secrets.
-    pub(crate) secrets: BTreeMap<String, String>,
-    /// Configs.
-    pub(crate) configs: BTreeMap<String, String>,
-}
-
-impl References {
-    /// Asks for the ids of the names in flags.
-    pub(crate) async fn resolve(
-        networks: &[String],
-        secrets: &[String],
-        configs: &[String],
-        client: &Client,
-    ) -> Result<Self> {
-        let mut found = Self::default();
-        for flag in networks {
-            let name = network::attachment(flag)?.target;
-            let network = client.get(Target::new("/networks/{}", &[&name])).await?;
-            found
-                .networks
-                .insert(name, text(&network, "/Id").to_owned());
-        }
-        for (kind, wanted, ids) in [
-            ("secret", secrets, &mut found.secrets),
-            ("config", configs, &mut found.configs),
-        ] {
-            if wanted.is_empty() {
-                continue;
-            }
-            let all = client.get(Target::new(&format!("/{kind}s"), &[])).await?;
-            for flag in wanted {
-                let (name, _) = network::file_reference(flag)?;
-                let id = all
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .find(|item| text(item, "/Spec/Name") == name || text(item, "/ID") == name)
-                    .map(|item| text(item, "/ID").to_owned())
-                    .with_context(|| format!("{kind} not found: {name}"))?;
-                ids.insert(name, id);
-            }
-        }
-        Ok(found)
-    }
-
-    /// A network attachment of a flag.
-    pub(crate) fn attachment(&self, flag: &str) -> Result<Value> {
-        let wanted = network::attachment(flag)?;
-        let id = self.networks.get(&wanted.target).unwrap_or(&wanted.target);
-        let mut attachment = json!({"Target": id});
-        if !wanted.aliases.is_empty() {
-            attachment["Aliases"] = wanted.aliases.into();
-        }
-        if !wanted.driver_options.is_empty() {
-            attachment["DriverOpts"] = wanted.driver_options.into();
-        }
-        Ok(attachment)
-    }
-
-    /// A reference to a secret.
-    pub(crate) fn secret(&self, flag: &str) -> Result<Value> {
-        let (name, file) = network::file_reference(flag)?;
-        Ok(json!({"SecretID": self.secrets.get(&name), "SecretName": name, "File": file}))
-    }
-
-    /// A reference to a config.
-    pub(crate) fn config(&self, flag: &str) -> Result<Value> {
-        let (name, file) = network::file_reference(flag)?;
-        Ok(json!({"ConfigID": self.configs.get(&name), "ConfigName": name, "File": file}))
-    }
-}
-
-/// A placement preference, `spread=node.labels.zone`.
-pub(crate) fn preference(text: &str) -> Result<Value> {
-    match text.split_once('=') {
-        Some(("spread", descriptor)) => Ok(json!({"Spread": {"SpreadDescriptor": descriptor}})),
-        Some((strategy, _)) => {
-            bail!("unsupported placement preference {strategy} (only spread is supported)")
-        }
-        None => bail!("placement preference must be of the format \"<strategy>=<arg>\""),
-    }
-}
-
-/// A line of /etc/hosts from `host:ip` or `host=ip`.
-pub(crate) fn host_line(text: &str) -> Result<String> {
-    match text.split_once(['=', ':']) {
-        Some((host, ip)) if !host.is_empty() && !ip.is_empty() => Ok(format!(
-            "{} {host}",
-            ip.trim_start_matches('[').trim_end_matches(']')
-        )),
-        _ => bail!("bad format for add-host: {text:?}"),
-    }
-}
-
-/// A generic resource, `gpu=2` or `gpu=name`.
-pub(crate) fn generic_resource(text: &str) -> Result<Value> {
-    let Some((kind, value)) = text.split_once('=') else {
-        bail!("invalid generic-resource {text:?}: expected key=value");
-    };
-    Ok(match value.parse::<i64>() {
-        Ok(count) => json!({"DiscreteResourceSpec": {"Kind": kind, "Value": count}}),
-        Err(_) => json!({"NamedResourceSpec": {"Kind": kind, "Value": value}}),
-    })
-}
-
 impl Create {
     fn spec(&self, references: &References, lookup: Lookup<'_>) -> Result<Value> {
         let (image, args) = self
@@ -592,6 +451,7 @@ impl Create {
             .collect::<Result<_>>()?;
         spec["EndpointSpec"]["Ports"] = ports.concat().into();
         self.settings.apply(&mut spec)?;
+        fill_in(&mut spec);
         // Jobs run to completion: restarting what has completed makes no sense.
         if self.mode == "replicated-job"
             && spec["Mode"]["ReplicatedJob"]["TotalCompletions"].is_null()
@@ -751,10 +611,13 @@ mod tests {
                         }
                     },
                     "RestartPolicy": {
-                        "Condition": "on-failure"
+                        "Condition": "on-failure",
+                        "Delay": 5000000000
                     }
                 },
                 "UpdateConfig": {
+                    "FailureAction": "pause",
+                    "Monitor": 5000000000,
                     "Order": "start-first",
                     "Parallelism": 2
                 }
@@ -781,14 +644,5 @@ mod tests {
         ] {
             assert_eq!(spec(line).unwrap_err().to_string(), problem, "{line}");
         }
-    }
-
-    #[test]
-    fn a_command_line_has_words() {
-        assert_eq!(
-            words("a 'b c' \"d\\\"e\" f\\ g ''").unwrap(),
-            ["a", "b c", "d\"e", "f g", ""]
-        );
-        assert!(words("a 'b").is_err());
     }
 }

@@ -7,7 +7,8 @@ use serde_json::{Map, Value, json};
 use super::{
     image::registry_auth,
     service::{self, Wait, pin_image},
-    service_flags::{References, Settings, at, generic_resource, host_line, preference, words},
+    service_flags::{Settings, at},
+    service_parts::{References, generic_resource, host_line, preference, words},
 };
 use crate::{
     client::{Client, Target},

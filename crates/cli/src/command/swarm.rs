@@ -235,7 +235,7 @@ async fn init(args: Init, client: &Client) -> Result<()> {
     ));
     print_join_command("worker", client).await?;
     output::line(
-        "To add a manager to this swarm, run 'shoal swarm join-token manager' and follow the instructions.\n",
+        "To add a manager to this swarm, run 'shoal swarm join-token manager' and follow the instructions.",
     );
     Ok(())
 }

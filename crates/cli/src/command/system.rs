@@ -22,7 +22,7 @@ pub(crate) enum Command {
 #[derive(Args)]
 pub(crate) struct Events {
     /// Filter output based on conditions provided
-    #[arg(short, long, value_name = "key=value")]
+    #[arg(short, long, value_name = "key=value", value_parser = super::filter)]
     filter: Vec<String>,
     /// Show all events created since timestamp
     #[arg(long, value_name = "string")]

@@ -365,7 +365,9 @@ configs:
                                 "Soft": 10
                             },
                             {
-                                "Name": "core"
+                                "Hard": 0,
+                                "Name": "core",
+                                "Soft": 0
                             }
                         ],
                         "User": "1000"
