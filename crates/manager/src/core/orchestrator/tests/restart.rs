@@ -1,0 +1,126 @@
+//! What follows the end of a task.
+
+use super::*;
+
+#[test]
+fn a_failed_task_is_replaced_after_the_delay() {
+    let mut world = World::new(&["n1"]);
+    world
+        .behaviours
+        .insert("demo:1".into(), Behaviour::Exits(SECOND, 1));
+    let id = world.create(service("web", 1));
+    world.settle();
+    world.advance(SECOND);
+    check(
+        &world,
+        &id,
+        expect![[r#"
+        1 n1 ready/ready demo:1
+    "#]],
+    );
+    world.behaviours.clear();
+    world.advance(4 * SECOND);
+    assert_eq!(world.running(&id), 0, "the delay is 5 s");
+    world.advance(SECOND);
+    assert_eq!(world.running(&id), 1);
+}
+
+#[test]
+fn a_task_that_cannot_be_prepared_does_not_loop_without_delay() {
+    let mut world = World::new(&["n1"]);
+    world
+        .behaviours
+        .insert("demo:1".into(), Behaviour::Rejected);
+    let id = world.create(service("web", 1));
+    world.advance(60 * SECOND);
+    let attempts = world.runnable(&id)[0].attempts;
+    // Each one is prepared, and rejected, before its delay has passed; the next one waits for its own.
+    assert!(
+        (10..=13).contains(&attempts),
+        "{attempts} attempts in a minute"
+    );
+    assert!(
+        world.state.tasks_of_service(&id).count() <= 6,
+        "history is kept short"
+    );
+}
+
+#[test]
+fn attempts_are_limited_and_counted_anew_for_another_spec() {
+    let mut world = World::new(&["n1"]);
+    world
+        .behaviours
+        .insert("demo:1".into(), Behaviour::Exits(SECOND, 1));
+    let mut spec = service("web", 1);
+    spec.task.restart = RestartPolicy {
+        delay: SECOND,
+        max_attempts: 2,
+        ..RestartPolicy::default()
+    };
+    let id = world.create(spec);
+    world.advance(60 * SECOND);
+    assert_eq!(
+        world.state.tasks_of_service(&id).count(),
+        3,
+        "the task and two more attempts"
+    );
+    assert_eq!(world.running(&id), 0);
+    image(&mut world, &id, "demo:2");
+    world.advance(SECOND);
+    assert_eq!(world.running(&id), 1);
+}
+
+#[test]
+fn attempts_within_the_window_count() {
+    let mut world = World::new(&["n1"]);
+    world
+        .behaviours
+        .insert("demo:1".into(), Behaviour::Exits(10 * SECOND, 1));
+    let mut spec = service("web", 1);
+    spec.task.restart = RestartPolicy {
+        delay: SECOND,
+        max_attempts: 2,
+        window: 15 * SECOND,
+        ..RestartPolicy::default()
+    };
+    let id = world.create(spec);
+    // Every 11 s one attempt: never more than two within 15 s.
+    world.advance(300 * SECOND);
+    assert!(world.runnable(&id)[0].attempts > 20);
+}
+
+#[test]
+fn a_condition_decides_which_ends_are_answered() {
+    for (condition, code, replaced) in [
+        (RestartCondition::None, 1, false),
+        (RestartCondition::OnFailure, 1, true),
+        (RestartCondition::OnFailure, 0, false),
+        (RestartCondition::Any, 0, true),
+    ] {
+        let mut world = World::new(&["n1"]);
+        world
+            .behaviours
+            .insert("demo:1".into(), Behaviour::Exits(SECOND, code));
+        let mut spec = service("web", 1);
+        spec.task.restart.condition = condition;
+        let id = world.create(spec);
+        world.advance(2 * SECOND);
+        let tasks = world.state.tasks_of_service(&id).count();
+        assert_eq!(tasks > 1, replaced, "{condition:?} after exit code {code}");
+    }
+}
+
+#[test]
+fn history_is_kept_per_slot() {
+    let mut world = World::new(&["n1"]);
+    let id = world.create(service("web", 1));
+    for version in 2..12 {
+        image(&mut world, &id, &format!("demo:{version}"));
+        world.advance(10 * SECOND);
+    }
+    assert_eq!(
+        world.state.tasks_of_service(&id).count(),
+        5,
+        "four old ones and the current one"
+    );
+}
