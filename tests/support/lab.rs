@@ -17,10 +17,10 @@ use crate::wait;
 /// Two cores carry one lab at a time; more would only make each other slow.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// Underlay of the tests' labs, a range for documentation (RFC 5737) other than the demo's.
-const SUBNET: &str = "198.51.100.0/24";
+/// Underlay of the tests' labs, a range for benchmarks (RFC 2544), other than those that labs take by themselves.
+const SUBNET: &str = "198.18.1.0/24";
 /// The machine's own address on it.
-pub const MACHINE: &str = "198.51.100.1";
+pub const MACHINE: &str = "198.18.1.1";
 
 /// A lab that is up.
 pub struct TestLab {
@@ -131,7 +131,7 @@ impl TestLab {
     /// Address of a host: n1 is .11.
     pub fn addr(&self, host: &str) -> String {
         let number: u8 = host[1..].parse().expect("hosts are n1, n2, …");
-        format!("198.51.100.{}", 10 + number)
+        format!("198.18.1.{}", 10 + number)
     }
 
     /// Waits until a service has so many tasks that run, and returns their ids with their hosts.

@@ -95,7 +95,7 @@ impl Bench {
             "--nodes",
             "2",
             "--subnet",
-            "203.0.113.0/24",
+            "198.18.0.0/24",
         ];
         self.machine(&words)?;
         let _dockerd = self.start_dockerd()?;
@@ -111,8 +111,8 @@ impl Bench {
             })?;
         }
         if wanted("service") {
-            self.ours(&["swarm", "init", "--advertise-addr", "203.0.113.11"])?;
-            self.theirs(&["swarm", "init", "--advertise-addr", "203.0.113.12"])?;
+            self.ours(&["swarm", "init", "--advertise-addr", "198.18.0.11"])?;
+            self.theirs(&["swarm", "init", "--advertise-addr", "198.18.0.12"])?;
             self.services()?;
         }
         Ok(())

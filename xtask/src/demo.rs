@@ -12,11 +12,6 @@ use shoal_tests::{lab::get, wait};
 use crate::{packages, shell};
 
 const LAB: &str = "demo";
-const HOSTS: [(&str, &str); 3] = [
-    ("n1", "192.0.2.11"),
-    ("n2", "192.0.2.12"),
-    ("n3", "192.0.2.13"),
-];
 const PORT: u16 = 8080;
 
 /// Runs the demo; `keep` leaves the cluster up.
@@ -24,9 +19,10 @@ pub(crate) fn run(keep: bool) -> Result<()> {
     shell::need_root("the demo")?;
     packages::ensure(&[packages::BUILD, packages::RUN])?;
     println!("building shoal");
-    let demo = Demo {
+    let mut demo = Demo {
         shoal: shell::build_shoal("dev")?,
         began: Instant::now(),
+        hosts: Vec::new(),
     };
     // A demo that was interrupted, or kept.
     if demo
@@ -44,7 +40,7 @@ pub(crate) fn run(keep: bool) -> Result<()> {
              curl http://{1}:{PORT}\n  \
              {0} lab down --name {LAB}",
             demo.shoal.display(),
-            HOSTS[1].1,
+            demo.hosts[1].1,
         );
         return Ok(());
     }
@@ -59,6 +55,8 @@ pub(crate) fn run(keep: bool) -> Result<()> {
 struct Demo {
     shoal: PathBuf,
     began: Instant,
+    /// Names and addresses.
+    hosts: Vec<(String, String)>,
 }
 
 impl Demo {
@@ -77,18 +75,23 @@ impl Demo {
         self.shoal(&all)
     }
 
-    fn show(&self) -> Result<()> {
+    fn show(&mut self) -> Result<()> {
         self.say("three hosts, each a daemon in namespaces of its own, on one bridge");
-        self.shoal(&["lab", "up", "--name", LAB, "--nodes", "3"])?;
+        let listed = self.shoal(&["lab", "up", "--name", LAB, "--nodes", "3"])?;
+        let words = listed.lines().map(str::split_whitespace);
+        self.hosts = words
+            .filter_map(|mut words| Some((words.next()?.to_owned(), words.next()?.to_owned())))
+            .collect();
+        let manager = self.hosts.first().context("a lab without hosts")?.1.clone();
 
         self.say("n1: shoal swarm init");
-        let printed = self.on("n1", &["swarm", "init", "--advertise-addr", HOSTS[0].1])?;
+        let printed = self.on("n1", &["swarm", "init", "--advertise-addr", &manager])?;
         let token = printed
             .split_whitespace()
             .find(|word| word.starts_with("SWMTKN-1-"));
         let token =
             token.with_context(|| format!("swarm init printed no join token:\n{printed}"))?;
-        for (host, _) in &HOSTS[1..] {
+        for (host, _) in &self.hosts[1..] {
             self.say(&format!(
                 "{host}: shoal swarm join --token {}…",
                 &token[..16.min(token.len())]
@@ -100,7 +103,7 @@ impl Demo {
                     "join",
                     "--token",
                     token,
-                    &format!("{}:2377", HOSTS[0].1),
+                    &format!("{}:2377", manager),
                 ],
             )?;
         }
@@ -177,7 +180,7 @@ impl Demo {
 
     /// Asks the published port of each host until all tasks have answered through it, backend included.
     fn ask_everywhere(&self, tasks: usize) -> Result<()> {
-        for (host, addr) in HOSTS {
+        for (host, addr) in &self.hosts {
             let mut seen = BTreeSet::new();
             let last = wait(
                 &format!("{tasks} tasks to answer on {host} ({addr}:{PORT})"),
@@ -203,8 +206,8 @@ impl Demo {
     }
 
     /// A host that runs a web task, and the task's container.
-    fn a_container(&self) -> Result<(&'static str, String)> {
-        for (host, _) in HOSTS {
+    fn a_container(&self) -> Result<(&str, String)> {
+        for (host, _) in &self.hosts {
             let filter = "label=com.docker.swarm.service.name=demo_web";
             let printed = self.on(host, &["ps", "-q", "--filter", filter])?;
             if let Some(id) = printed.lines().next() {

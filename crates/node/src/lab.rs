@@ -118,8 +118,8 @@ pub struct LabConfig {
     pub nodes: usize,
     /// Managers of a cluster to be formed at once; 0 leaves the hosts single.
     pub managers: usize,
-    /// Underlay of the hosts. The default is a range reserved for documentation (RFC 5737), so it is nobody's LAN.
-    pub subnet: Ipv4Net,
+    /// Underlay of the hosts; `None` takes one that this machine does not use.
+    pub subnet: Option<Ipv4Net>,
     /// MTU of the underlay.
     pub mtu: u32,
     /// Further flags of each daemon.
@@ -134,7 +134,7 @@ impl Default for LabConfig {
             name: "default".to_owned(),
             nodes: 3,
             managers: 0,
-            subnet: Ipv4Net::new_assert(Ipv4Addr::new(192, 0, 2, 0), 24),
+            subnet: None,
             mtu: 1500,
             daemon_args: Vec::new(),
             load_demo: true,
@@ -245,13 +245,7 @@ impl Lab {
                 "expected at most the nodes",
             ));
         }
-        if config.subnet.prefix_len() > 24 {
-            return Err(invalid(
-                "subnet",
-                config.subnet.to_string(),
-                "expected a prefix length of at most 24",
-            ));
-        }
+        let subnet = network::free_subnet(config.subnet)?;
         let dir = Self::root().join(&config.name);
         if dir.join("lab.json").exists() {
             return Err(LabError::Exists {
@@ -261,13 +255,13 @@ impl Lab {
         let mut lab = Self {
             name: config.name.clone(),
             bridge: format!("shlab-{}", config.name),
-            subnet: config.subnet,
+            subnet,
             mtu: config.mtu,
             daemon_args: config.daemon_args.clone(),
             hosts: (1..=config.nodes)
                 .map(|number| LabHost {
                     name: format!("n{number}"),
-                    addr: (u32::from(config.subnet.network())
+                    addr: (u32::from(subnet.network())
                         + 10
                         + u32::try_from(number).expect("at most 200"))
                     .into(),

@@ -94,9 +94,9 @@ pub(crate) struct Up {
     /// Form a cluster with so many managers; 0 leaves the hosts single
     #[arg(long, value_name = "int", default_value_t = 0)]
     managers: usize,
-    /// Subnet of the hosts
-    #[arg(long, value_name = "ipNet", default_value = "192.0.2.0/24")]
-    subnet: String,
+    /// Subnet of the hosts (default one that this machine does not use)
+    #[arg(long, value_name = "ipNet")]
+    subnet: Option<String>,
     /// MTU of the hosts' network
     #[arg(long, value_name = "int", default_value_t = 1500)]
     mtu: u32,
@@ -108,8 +108,12 @@ pub(crate) struct Up {
 pub(crate) fn run(command: Command) -> Result<()> {
     match command {
         Command::Up(up) => {
-            let Ok(subnet) = up.subnet.parse() else {
-                anyhow::bail!("invalid --subnet {:?}: expected ADDRESS/LENGTH", up.subnet);
+            let subnet = match &up.subnet {
+                None => None,
+                Some(text) => match text.parse() {
+                    Ok(subnet) => Some(subnet),
+                    Err(_) => anyhow::bail!("invalid --subnet {text:?}: expected ADDRESS/LENGTH"),
+                },
             };
             let config = LabConfig {
                 name: up.lab.name,

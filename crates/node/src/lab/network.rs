@@ -6,6 +6,7 @@ use std::{
 };
 
 use ipnet::Ipv4Net;
+use nix::ifaddrs::getifaddrs;
 
 use super::{LabError, doing, host};
 
@@ -51,6 +52,70 @@ fn ip_inside(init: u32, words: &str) -> Result<(), LabError> {
         format!("cannot wait for ip {words}")
     })?;
     done(&format!("ip {words}"), &output)
+}
+
+/// Ranges for documentation (RFC 5737) and benchmarks (RFC 2544): seldom anybody's LAN.
+const SUBNETS: [[u8; 4]; 4] = [
+    [198, 51, 100, 0],
+    [203, 0, 113, 0],
+    [192, 0, 2, 0],
+    [198, 18, 0, 0],
+];
+
+/// Subnets that this machine is in, by interface.
+fn in_use() -> Vec<(String, Ipv4Net)> {
+    let all = getifaddrs().into_iter().flatten();
+    let subnets = all.filter_map(|interface| {
+        let addr = interface.address?.as_sockaddr_in()?.ip();
+        let mask = interface.netmask?.as_sockaddr_in()?.ip();
+        let net = Ipv4Net::with_netmask(addr, mask).ok()?.trunc();
+        Some((interface.interface_name, net))
+    });
+    subnets.collect()
+}
+
+/// Checks the wanted subnet, or chooses one. Packets for a subnet that the machine is in already would leave by that
+/// interface and reach strangers.
+pub(super) fn free_subnet(wanted: Option<Ipv4Net>) -> Result<Ipv4Net, LabError> {
+    let used = in_use();
+    let user_of = |net: &Ipv4Net| {
+        let overlaps =
+            |other: &Ipv4Net| net.contains(&other.network()) || other.contains(&net.network());
+        used.iter().find(|(_, other)| overlaps(other))
+    };
+    let refused = |net: String, expected: String| LabError::Invalid {
+        field: "subnet",
+        value: net,
+        expected,
+    };
+    match wanted {
+        Some(net) if net.prefix_len() > 24 => {
+            let expected = "expected a prefix length of at most 24".to_owned();
+            Err(refused(net.to_string(), expected))
+        }
+        Some(net) => match user_of(&net.trunc()) {
+            None => Ok(net.trunc()),
+            Some((interface, other)) => Err(refused(
+                net.to_string(),
+                format!(
+                    "it overlaps with {other} on {interface}; without --subnet a free one is taken"
+                ),
+            )),
+        },
+        None => {
+            let mut candidates = SUBNETS
+                .iter()
+                .map(|octets| Ipv4Net::new_assert((*octets).into(), 24));
+            candidates
+                .find(|net| user_of(net).is_none())
+                .ok_or_else(|| {
+                    refused(
+                        "any".to_owned(),
+                        "this machine uses all that a lab tries: say --subnet".to_owned(),
+                    )
+                })
+        }
+    }
 }
 
 /// First address of the subnet: the machine's own on the bridge.
