@@ -5,6 +5,7 @@ pub mod audit;
 pub mod consensus;
 pub mod control;
 pub mod dispatch;
+pub mod logs;
 pub mod loops;
 pub mod orchestrator;
 pub mod reconcile;

@@ -33,7 +33,6 @@ pub(crate) async fn run(desk: Desk) {
             _ = leadership.wait_for(|now| !now.is_leader || now.term != term) => {}
         }
         desk.announce_dispatcher(None);
-        desk.logs.clear();
         // Leading still, but refused, as while leadership is being handed over: not to be tried again at full speed.
         let pause = tokio::time::sleep(REIGN_PAUSE);
         tokio::select! {

@@ -1,332 +1,540 @@
-//! Logs of tasks, from the nodes where they run to whoever asked. Lives in the leader's memory.
+//! Brings the output of tasks from the agents that have it to those who want to read it, on the leader.
+//!
+//! Everybody looks at one table of subscriptions and at nothing else: a subscription keeps in it which nodes it counts
+//! on, the stream to an agent compares it with what the agent was told, a publication finds in it where its lines go.
+//! Lines pass through channels of few places, so a slow reader slows the agents and nothing piles up here.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard},
-    task::{Context, Poll},
+    mem,
+    sync::Arc,
 };
 
-use futures_util::Stream;
+use futures_util::StreamExt;
 use shoal_api::{
-    NodeId, TaskState,
+    IdSource, NodeId, RandomIds,
+    id::{InvalidId, base36},
     object::Task,
     wire::{LogMessage, LogOptions, LogSelector, SubscribeLogsRequest, SubscriptionMessage},
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 
-use super::store::{Store, Watch};
-use crate::core::state::State;
+use super::{
+    grpc::client,
+    manager::{Desk, LogStream},
+    store::{Notice, Watch},
+};
+use crate::core::{
+    logs::LogScope,
+    state::{Event, State},
+};
 
-/// Lines on their way to a subscriber; beyond it the nodes wait.
-const LINES_AHEAD: usize = 512;
-/// Subscriptions that a node may be behind; one that is further behind is taken for gone.
-const SUBSCRIPTIONS_AHEAD: usize = 1024;
+/// Lines that wait for a slow reader, per node.
+const LINES_MAX: usize = 64;
 
-/// Who wants logs, and who has them.
+/// What goes to a reader.
+type Line = Result<LogMessage, Status>;
+
+/// The subscriptions of this manager. Empty unless it leads.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LogBroker {
-    inner: Arc<Mutex<Inner>>,
-}
-
-#[derive(Debug, Default)]
-struct Inner {
-    next_id: u64,
-    subscriptions: BTreeMap<u64, Subscription>,
-    listeners: BTreeMap<NodeId, Listener>,
+    table: Arc<watch::Sender<BTreeMap<String, Subscription>>>,
 }
 
 #[derive(Debug)]
 struct Subscription {
+    wanted: Wanted,
+    shares: BTreeMap<NodeId, Share>,
+    /// Publications so far.
+    count: u64,
+}
+
+/// What a reader asked for.
+#[derive(Debug, Clone)]
+struct Wanted {
+    scope: LogScope,
+    /// The scope as agents are told.
     selector: LogSelector,
     options: LogOptions,
-    lines: mpsc::Sender<Result<LogMessage, Status>>,
-    /// Nodes that were told of it.
-    told: BTreeSet<NodeId>,
-    /// Those of them that have not yet sent everything.
-    unfinished: BTreeSet<NodeId>,
-    /// Nodes that have some of the lines and cannot be asked.
-    missing: BTreeSet<NodeId>,
-    /// Ends whoever works for the subscription, with it.
-    _alive: DropGuard,
 }
 
+/// A node's part in a subscription.
 #[derive(Debug)]
-struct Listener {
-    id: u64,
-    orders: mpsc::Sender<Result<SubscriptionMessage, Status>>,
+enum Share {
+    /// More may come.
+    Open {
+        lines: mpsc::Sender<LogMessage>,
+        /// The publication in force and its number; the next one takes its place.
+        publication: Option<(u64, DropGuard)>,
+        /// Time of the newest line that came.
+        last: Option<i64>,
+    },
+    /// Everything came.
+    Over,
+    /// Something may be missing.
+    Lost,
 }
 
-/// The lines of a subscription. Dropped, the nodes stop sending.
-#[derive(Debug)]
-pub(crate) struct Subscribed {
-    broker: LogBroker,
-    id: u64,
-    lines: mpsc::Receiver<Result<LogMessage, Status>>,
-}
+impl Share {
+    fn open(lines: mpsc::Sender<LogMessage>) -> Self {
+        Self::Open {
+            lines,
+            publication: None,
+            last: None,
+        }
+    }
 
-/// A node that listens for subscriptions, until dropped.
-#[derive(Debug)]
-pub(crate) struct Listening {
-    broker: LogBroker,
-    node: NodeId,
-    id: u64,
+    /// Number of the publication in force.
+    fn publication(&self) -> Option<u64> {
+        match self {
+            Self::Open { publication, .. } => publication.as_ref().map(|(number, _)| *number),
+            Self::Over | Self::Lost => None,
+        }
+    }
 }
 
 impl LogBroker {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner
-            .lock()
-            .expect("nobody panics while holding the broker")
+    /// Tells an agent which output is wanted of it, until nobody listens.
+    pub(crate) async fn tell(
+        &self,
+        node: &NodeId,
+        agent: &mpsc::Sender<Result<SubscriptionMessage, Status>>,
+    ) {
+        let mut table = self.table.subscribe();
+        let mut told = BTreeSet::new();
+        loop {
+            let news = news_for(node, &table.borrow_and_update(), &mut told);
+            for message in news {
+                if agent.send(Ok(message)).await.is_err() {
+                    return;
+                }
+            }
+            tokio::select! {
+                _ = table.changed() => {} // the sender lives as long as we do
+                () = agent.closed() => return,
+            }
+        }
     }
 
-    /// Asks all nodes with matching tasks for their logs. A subscription that follows also asks nodes that get matching
-    /// tasks later.
-    pub(crate) fn subscribe(&self, store: &Store, request: SubscribeLogsRequest) -> Subscribed {
-        let watch = store.watch();
-        let (lines, receiver) = mpsc::channel(LINES_AHEAD);
-        let alive = CancellationToken::new();
-        let mut inner = self.lock();
-        inner.next_id += 1;
-        let id = inner.next_id;
+    /// A node begins to publish.
+    pub(crate) fn publication(&self, id: &str, node: &NodeId) -> Result<Publication, Status> {
+        let mut answer = Err(Status::not_found("nobody reads these logs"));
+        self.table.send_if_modified(|table| {
+            let Some(subscription) = table.get_mut(id) else {
+                return false;
+            };
+            let Some(share) = subscription.shares.get_mut(node) else {
+                answer = Err(Status::permission_denied(
+                    "these logs were not asked of this node",
+                ));
+                return false;
+            };
+            let Share::Open {
+                lines, publication, ..
+            } = share
+            else {
+                return false;
+            };
+            if publication.is_some() && !subscription.wanted.options.follow {
+                // An agent that begins again after it broke off; what came already cannot be told from what is to come.
+                *share = Share::Lost;
+                return true;
+            }
+            subscription.count += 1;
+            let number = subscription.count;
+            let stopped = CancellationToken::new();
+            answer = Ok(Publication {
+                broker: self.clone(),
+                id: id.to_owned(),
+                node: node.clone(),
+                number,
+                scope: subscription.wanted.scope.clone(),
+                lines: lines.clone(),
+                stopped: stopped.clone(),
+                is_whole: false,
+            });
+            *publication = Some((number, stopped.drop_guard()));
+            false
+        });
+        answer
+    }
+
+    fn register(&self, wanted: &Wanted, shares: BTreeMap<NodeId, Share>) -> Registration {
+        let id = base36(RandomIds.next_bits());
         let subscription = Subscription {
-            selector: request.selector.unwrap_or_default(),
-            options: request.options.unwrap_or_default(),
-            lines,
-            told: BTreeSet::new(),
-            unfinished: BTreeSet::new(),
-            missing: BTreeSet::new(),
-            _alive: alive.clone().drop_guard(),
+            wanted: wanted.clone(),
+            shares,
+            count: 0,
         };
-        if subscription.options.follow {
-            tokio::spawn(self.clone().keep_extending(id, watch, alive));
-        }
-        inner.subscriptions.insert(id, subscription);
-        inner.extend(id, &store.state());
-        inner.finish_if_done(id);
-        Subscribed {
+        self.table
+            .send_modify(|table| drop(table.insert(id.clone(), subscription)));
+        Registration {
             broker: self.clone(),
             id,
-            lines: receiver,
-        }
-    }
-
-    async fn keep_extending(self, id: u64, mut watch: Watch, alive: CancellationToken) {
-        loop {
-            tokio::select! {
-                () = alive.cancelled() => return,
-                notice = watch.next() => self.lock().extend(id, notice.state()),
-            }
-        }
-    }
-
-    /// A node listens from now on.
-    pub(crate) fn listen(
-        &self,
-        node: NodeId,
-        state: &State,
-    ) -> (
-        Listening,
-        mpsc::Receiver<Result<SubscriptionMessage, Status>>,
-    ) {
-        let (orders, receiver) = mpsc::channel(SUBSCRIPTIONS_AHEAD);
-        let mut inner = self.lock();
-        inner.next_id += 1;
-        let id = inner.next_id;
-        inner
-            .listeners
-            .insert(node.clone(), Listener { id, orders });
-        let following: Vec<u64> = inner.subscriptions.keys().copied().collect();
-        for subscription in following {
-            if let Some(known) = inner.subscriptions.get_mut(&subscription) {
-                known.told.remove(&node);
-                if known.options.follow {
-                    inner.extend(subscription, state);
-                }
-            }
-        }
-        (
-            Listening {
-                broker: self.clone(),
-                node,
-                id,
-            },
-            receiver,
-        )
-    }
-
-    /// Where a node's lines for a subscription go; `None` if nobody wants them any more.
-    pub(crate) fn lines(
-        &self,
-        id: u64,
-        node: &NodeId,
-    ) -> Option<(LogSelector, mpsc::Sender<Result<LogMessage, Status>>)> {
-        let inner = self.lock();
-        let subscription = inner
-            .subscriptions
-            .get(&id)
-            .filter(|subscription| subscription.told.contains(node))?;
-        Some((subscription.selector.clone(), subscription.lines.clone()))
-    }
-
-    /// A node has sent everything that it has.
-    pub(crate) fn finished(&self, id: u64, node: &NodeId) {
-        let mut inner = self.lock();
-        if let Some(subscription) = inner.subscriptions.get_mut(&id) {
-            subscription.unfinished.remove(node);
-        }
-        inner.finish_if_done(id);
-    }
-
-    /// Ends everything, because this manager leads no longer.
-    pub(crate) fn clear(&self) {
-        let mut inner = self.lock();
-        inner.subscriptions.clear();
-        inner.listeners.clear();
-    }
-}
-
-impl Stream for Subscribed {
-    type Item = Result<LogMessage, Status>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.lines.poll_recv(cx)
-    }
-}
-
-impl Drop for Subscribed {
-    fn drop(&mut self) {
-        let mut inner = self.broker.lock();
-        if let Some(subscription) = inner.subscriptions.remove(&self.id) {
-            let close = SubscriptionMessage {
-                id: self.id.to_string(),
-                close: true,
-                ..SubscriptionMessage::default()
-            };
-            for node in subscription.told {
-                inner.order(&node, close.clone());
-            }
         }
     }
 }
 
-impl Drop for Listening {
-    fn drop(&mut self) {
-        let mut inner = self.broker.lock();
-        if inner
-            .listeners
-            .get(&self.node)
-            .is_none_or(|listener| listener.id != self.id)
-        {
-            return;
-        }
-        inner.listeners.remove(&self.node);
-        let ids: Vec<u64> = inner.subscriptions.keys().copied().collect();
-        for id in ids {
-            if let Some(subscription) = inner.subscriptions.get_mut(&id)
-                && subscription.unfinished.remove(&self.node)
-            {
-                subscription.missing.insert(self.node.clone());
-            }
-            inner.finish_if_done(id);
-        }
-    }
-}
-
-impl Inner {
-    fn extend(&mut self, id: u64, state: &State) {
-        let Some(subscription) = self.subscriptions.get(&id) else {
-            return;
-        };
-        let order = SubscriptionMessage {
-            id: id.to_string(),
-            selector: Some(subscription.selector.clone()),
-            options: Some(subscription.options),
-            close: false,
-        };
-        let nodes: BTreeSet<NodeId> = selected(&subscription.selector, state)
-            .filter(|task| task.status.state > TaskState::Assigned)
-            .filter_map(|task| task.node.clone())
-            .filter(|node| !subscription.told.contains(node))
-            .collect();
-        for node in nodes {
-            let is_told = self.order(&node, order.clone());
-            if let Some(subscription) = self.subscriptions.get_mut(&id) {
-                if is_told {
-                    subscription.told.insert(node.clone());
-                    subscription.unfinished.insert(node);
-                } else {
-                    subscription.missing.insert(node);
-                }
-            }
-        }
-    }
-
-    /// Tells a node; whether it listens.
-    fn order(&mut self, node: &NodeId, order: SubscriptionMessage) -> bool {
-        let Some(listener) = self.listeners.get(node) else {
-            return false;
-        };
-        let is_told = listener.orders.try_send(Ok(order)).is_ok();
-        if !is_told {
-            self.listeners.remove(node);
-        }
-        is_told
-    }
-
-    /// Ends a subscription that does not follow once all nodes have answered, naming those that could not.
-    fn finish_if_done(&mut self, id: u64) {
-        let is_done = |subscription: &Subscription| {
-            !subscription.options.follow && subscription.unfinished.is_empty()
-        };
-        if !self.subscriptions.get(&id).is_some_and(is_done) {
-            return;
-        }
-        let Some(subscription) = self.subscriptions.remove(&id) else {
-            return;
-        };
-        if subscription.missing.is_empty() {
-            return;
-        }
-        let nodes: Vec<&str> = subscription.missing.iter().map(NodeId::as_str).collect();
-        // SwarmKit's words (`manager/logbroker`).
-        let warning = Status::unavailable(format!(
-            "warning: incomplete log stream. some logs could not be retrieved for the following reasons: node {} is \
-             not available",
-            nodes.join(", node ")
-        ));
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { subscription.lines.send(Err(warning)).await });
-        }
-    }
-}
-
-/// The tasks that a selector means, now.
-fn selected<'a>(
-    selector: &'a LogSelector,
-    state: &'a State,
-) -> impl Iterator<Item = &'a Arc<Task>> {
-    // Ids that cannot be ids mean nothing.
-    let services = selector
-        .service_ids
+/// What an agent has to be told, given what it was told.
+fn news_for(
+    node: &NodeId,
+    table: &BTreeMap<String, Subscription>,
+    told: &mut BTreeSet<String>,
+) -> Vec<SubscriptionMessage> {
+    let wanted: BTreeMap<&String, (&Subscription, Option<i64>)> = table
         .iter()
-        .filter_map(|id| state.service(&id.parse().ok()?));
-    let of_services = services.flat_map(|service| state.tasks_of_service(&service.id));
-    of_services.chain(
-        selector
+        .filter_map(|(id, subscription)| match subscription.shares.get(node) {
+            Some(Share::Open { last, .. }) => Some((id, (subscription, *last))),
+            Some(Share::Over | Share::Lost) | None => None,
+        })
+        .collect();
+    let over = told.iter().filter(|id| !wanted.contains_key(id));
+    let mut news: Vec<_> = over
+        .map(|id| SubscriptionMessage {
+            id: id.clone(),
+            close: true,
+            ..SubscriptionMessage::default()
+        })
+        .collect();
+    for (id, (subscription, last)) in &wanted {
+        if told.contains(*id) {
+            continue;
+        }
+        let mut options = subscription.wanted.options;
+        // An agent that comes back goes on where it broke off.
+        if let Some(last) = last {
+            options.tail = -1;
+            options.since = last + 1;
+        }
+        news.push(SubscriptionMessage {
+            id: (*id).clone(),
+            selector: Some(subscription.wanted.selector.clone()),
+            options: Some(options),
+            close: false,
+        });
+    }
+    *told = wanted.into_keys().cloned().collect();
+    news
+}
+
+/// A node's lines on their way to a reader.
+#[derive(Debug)]
+pub(crate) struct Publication {
+    broker: LogBroker,
+    id: String,
+    node: NodeId,
+    number: u64,
+    scope: LogScope,
+    lines: mpsc::Sender<LogMessage>,
+    stopped: CancellationToken,
+    is_whole: bool,
+}
+
+impl Publication {
+    /// The subscription.
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Ends when nobody wants more of it.
+    pub(crate) async fn stopped(&self) {
+        self.stopped.cancelled().await;
+    }
+
+    /// Takes lines from the node and brings them to the reader, waiting until he takes them. False when he is gone.
+    pub(crate) async fn forward(&self, messages: Vec<LogMessage>, state: &State) -> bool {
+        let newest = messages.iter().map(|message| message.timestamp).max();
+        for mut message in messages {
+            // What has no task any more was in flight when it went; of other nodes' tasks this one knows nothing.
+            let task = message.task_id.parse().ok().and_then(|id| state.task(&id));
+            let is_asked = |task: &&Arc<Task>| {
+                task.node.as_ref() == Some(&self.node) && self.scope.covers(task)
+            };
+            let Some(task) = task.filter(is_asked) else {
+                continue;
+            };
+            self.node.as_str().clone_into(&mut message.node_id);
+            task.service.as_str().clone_into(&mut message.service_id);
+            let sent = tokio::select! {
+                biased;
+                () = self.stopped.cancelled() => return false,
+                sent = self.lines.send(message) => sent,
+            };
+            if sent.is_err() {
+                return false;
+            }
+        }
+        self.change_share(|share, _| {
+            if let Share::Open { last, .. } = share {
+                *last = newest.max(*last);
+            }
+            false
+        });
+        true
+    }
+
+    /// The node has nothing more.
+    pub(crate) fn complete(&mut self) {
+        self.is_whole = true;
+    }
+
+    /// Changes the share if this publication still is the one in force. `change` says whether others must look; it is told
+    /// whether the reader follows.
+    fn change_share(&self, change: impl FnOnce(&mut Share, bool) -> bool) {
+        self.broker.table.send_if_modified(|table| {
+            let Some(subscription) = table.get_mut(&self.id) else {
+                return false;
+            };
+            let follow = subscription.wanted.options.follow;
+            match subscription.shares.get_mut(&self.node) {
+                Some(share) if share.publication() == Some(self.number) => change(share, follow),
+                _ => false,
+            }
+        });
+    }
+}
+
+impl Drop for Publication {
+    fn drop(&mut self) {
+        self.change_share(|share, follow| {
+            *share = match (self.is_whole, follow) {
+                (true, _) => Share::Over,
+                (false, false) => Share::Lost,
+                // Who follows waits for the node to come back.
+                (false, true) => return false,
+            };
+            true
+        });
+    }
+}
+
+/// A subscription in the table; dropping it takes it out, and all agents are told.
+struct Registration {
+    broker: LogBroker,
+    id: String,
+}
+
+impl Registration {
+    /// Gives up on nodes that went away and counts on nodes that have come, if there is a place for their lines.
+    fn count_on(&self, nodes: &BTreeMap<NodeId, bool>, place: Option<&mpsc::Sender<LogMessage>>) {
+        let is_there = |node: &NodeId| nodes.get(node).copied().unwrap_or(false);
+        self.broker.table.send_if_modified(|table| {
+            let Some(Subscription { wanted, shares, .. }) = table.get_mut(&self.id) else {
+                return false;
+            };
+            let mut is_changed = false;
+            for (node, share) in shares.iter_mut() {
+                if !is_there(node) && matches!(share, Share::Open { .. }) {
+                    *share = Share::Lost;
+                    is_changed = true;
+                }
+            }
+            if wanted.options.follow {
+                // When it comes back it is asked anew.
+                shares.retain(|node, _| is_there(node));
+            }
+            if let Some(place) = place {
+                for node in nodes.keys().filter(|node| is_there(node)) {
+                    if !shares.contains_key(node) {
+                        shares.insert(node.clone(), Share::open(place.clone()));
+                        is_changed = true;
+                    }
+                }
+            }
+            is_changed
+        });
+    }
+
+    /// The nodes of which something may be missing.
+    fn lost(&self) -> Vec<NodeId> {
+        let table = self.broker.table.borrow();
+        let shares = table
+            .get(&self.id)
+            .into_iter()
+            .flat_map(|subscription| &subscription.shares);
+        let lost = shares.filter(|(_, share)| matches!(share, Share::Lost));
+        lost.map(|(node, _)| node.clone()).collect()
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.broker
+            .table
+            .send_if_modified(|table| table.remove(&self.id).is_some());
+    }
+}
+
+impl Desk {
+    /// Subscribes to output. The reader gets what there is in the order of time, or with `follow` everything as it comes.
+    ///
+    /// # Errors
+    /// This manager does not lead. When it ceases to, that is the last the reader gets.
+    pub(crate) async fn read_logs(
+        &self,
+        request: SubscribeLogsRequest,
+    ) -> Result<LogStream, Status> {
+        let selector = request.selector.unwrap_or_default();
+        let wanted = Wanted {
+            scope: scope(&selector).map_err(|error| Status::invalid_argument(error.to_string()))?,
+            selector,
+            options: request.options.unwrap_or_default(),
+        };
+        self.require_leader().await?;
+        let mut leadership = self.store.raft().leadership();
+        let term = leadership.borrow().term;
+        let state = self.store.latest().await;
+        let state = state.map_err(|error| self.status_of(error))?;
+        let (reader, lines) = mpsc::channel(LINES_MAX);
+        let desk = self.clone();
+        tokio::spawn(async move {
+            let reading = async {
+                if wanted.options.follow {
+                    follow(&desk, &wanted, state, &reader).await;
+                } else {
+                    read(&desk, &wanted, state, &reader).await;
+                }
+            };
+            let dethroned = async {
+                drop(
+                    leadership
+                        .wait_for(|now| !now.is_leader || now.term != term)
+                        .await,
+                );
+            };
+            tokio::select! {
+                () = reading => {}
+                () = reader.closed() => {}
+                () = dethroned => {
+                    let lost = client::not_leader(desk.leader_address().as_deref());
+                    let _ = reader.send(Err(lost)).await; // whoever reads may have gone too
+                }
+            }
+        });
+        Ok(ReceiverStream::new(lines).boxed())
+    }
+}
+
+/// Brings what there is now, in the order of time. Each node's lines are in that order already.
+async fn read(desk: &Desk, wanted: &Wanted, mut state: State, reader: &mpsc::Sender<Line>) {
+    let mut watch = desk.store.watch();
+    let (mut shares, mut sources) = (BTreeMap::new(), Vec::new());
+    for (node, is_there) in wanted.scope.nodes(&state) {
+        let share = if is_there {
+            let (sender, source) = mpsc::channel(LINES_MAX);
+            sources.push(source);
+            Share::open(sender)
+        } else {
+            Share::Lost
+        };
+        shares.insert(node, share);
+    }
+    let registration = desk.logs.register(wanted, shares);
+    let supervising = async {
+        loop {
+            state = next_state(&mut watch).await;
+            registration.count_on(&wanted.scope.nodes(&state), None);
+        }
+    };
+    let merging = async {
+        let mut heads = BTreeMap::new();
+        for (place, source) in sources.iter_mut().enumerate() {
+            if let Some(line) = source.recv().await {
+                heads.insert((line.timestamp, place), line);
+            }
+        }
+        while let Some(((_, place), line)) = heads.pop_first() {
+            if reader.send(Ok(line)).await.is_err() {
+                return;
+            }
+            if let Some(line) = sources[place].recv().await {
+                heads.insert((line.timestamp, place), line);
+            }
+        }
+    };
+    tokio::select! {
+        () = supervising => {}
+        () = merging => {}
+    }
+    let lost = registration.lost();
+    if !lost.is_empty() {
+        let lost: Vec<_> = lost
+            .iter()
+            .map(|node| format!("node {node} is not available"))
+            .collect();
+        // SwarmKit's words (`manager/logbroker`).
+        let warning = Status::unknown(format!(
+            "warning: incomplete log stream. some logs could not be retrieved for the following reasons: {}",
+            lost.join(", ")
+        ));
+        let _ = reader.send(Err(warning)).await; // whoever reads may have gone
+    }
+}
+
+/// Brings what there is and what comes. Ends when nothing can come any more.
+async fn follow(desk: &Desk, wanted: &Wanted, mut state: State, reader: &mpsc::Sender<Line>) {
+    let mut watch = desk.store.watch();
+    let (sender, mut lines) = mpsc::channel(LINES_MAX);
+    let registration = desk.logs.register(wanted, BTreeMap::new());
+    let supervising = async {
+        let mut place = Some(sender);
+        loop {
+            registration.count_on(&wanted.scope.nodes(&state), place.as_ref());
+            if !wanted.scope.may_go_on(&state) {
+                place = None;
+            }
+            state = next_state(&mut watch).await;
+        }
+    };
+    let forwarding = async {
+        let mut batch = Vec::with_capacity(LINES_MAX);
+        while lines.recv_many(&mut batch, LINES_MAX).await > 0 {
+            batch.sort_by_key(|line: &LogMessage| line.timestamp);
+            for line in mem::take(&mut batch) {
+                if reader.send(Ok(line)).await.is_err() {
+                    return;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = supervising => {}
+        () = forwarding => {}
+    }
+}
+
+/// Waits until something changes that logs depend on.
+async fn next_state(watch: &mut Watch) -> State {
+    loop {
+        match watch.next().await {
+            Notice::Everything { state } => return state,
+            Notice::Applied { state, events } => {
+                let matters = |event: &Event| {
+                    matches!(event, Event::Node(_) | Event::Service(_) | Event::Task(_))
+                };
+                if events.iter().any(matters) {
+                    return state;
+                }
+            }
+        }
+    }
+}
+
+/// Reads a selector.
+fn scope(selector: &LogSelector) -> Result<LogScope, InvalidId> {
+    Ok(LogScope {
+        services: selector
+            .service_ids
+            .iter()
+            .map(|id| id.parse())
+            .collect::<Result<_, _>>()?,
+        tasks: selector
             .task_ids
             .iter()
-            .filter_map(|id| state.task(&id.parse().ok()?)),
-    )
-}
-
-/// Whether a selector means a task.
-pub(crate) fn selects(selector: &LogSelector, task: &Task) -> bool {
-    selector
-        .service_ids
-        .iter()
-        .any(|id| id == task.service.as_str())
-        || selector.task_ids.iter().any(|id| id == task.id.as_str())
+            .map(|id| id.parse())
+            .collect::<Result<_, _>>()?,
+    })
 }

@@ -171,7 +171,7 @@ pub enum WriteError {
     Forward(Box<Status>),
 }
 
-/// Lines of tasks' logs, unordered between nodes. An error in it ends it.
+/// Lines of tasks' logs: in the order of time, or as they come if it follows. An error in it ends it.
 pub type LogStream = Pin<Box<dyn Stream<Item = Result<LogMessage, Status>> + Send>>;
 
 /// A running manager. Dropping it stops it as a crash would.
@@ -330,7 +330,8 @@ impl Manager {
         self.desk.write(intent).await
     }
 
-    /// Reads the logs of tasks, wherever they ran. Ends when all nodes have sent what they have, or never if it follows.
+    /// Reads the logs of tasks, wherever they ran. Ends when all nodes have sent what they have or, if it
+    /// follows, when nothing more can come. A tail is one per task.
     pub async fn logs(&self, request: SubscribeLogsRequest) -> Result<LogStream, WriteError> {
         self.desk.subscribe_logs(request).await
     }
@@ -549,7 +550,8 @@ impl Desk {
 
     async fn subscribe_logs(&self, request: SubscribeLogsRequest) -> Result<LogStream, WriteError> {
         if self.require_leader().await.is_ok() {
-            return Ok(self.logs.subscribe(&self.store, request).boxed());
+            let lines = self.read_logs(request).await;
+            return lines.map_err(|status| WriteError::Forward(Box::new(status)));
         }
         let address = self.leader_address().ok_or(WriteError::NoLeader)?;
         let tls = Arc::clone(&self.client_tls.borrow());

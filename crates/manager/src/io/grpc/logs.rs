@@ -1,23 +1,15 @@
-//! Logs on the wire: nodes listen and publish, managers subscribe.
+//! Logs of tasks: agents that have them, and managers whose users want to read them.
 
-use std::{
-    pin::Pin,
-    task::{Context, Poll},
-};
-
-use futures_util::{Stream, StreamExt};
 use shoal_api::wire::{
     ListenSubscriptionsRequest, PublishLogsMessage, PublishLogsResponse, SubscribeLogsRequest,
-    SubscriptionMessage, log_broker_server::LogBroker, logs_server::Logs,
+    SubscriptionMessage, log_broker_server, logs_server,
 };
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use super::authorize::{caller, calling_manager};
-use crate::io::{
-    log_broker::{Listening, selects},
-    manager::{Desk, LogStream},
-};
+use crate::io::manager::{Desk, LogStream};
 
 /// The `LogBroker` and `Logs` services.
 #[derive(Clone)]
@@ -26,20 +18,25 @@ pub(crate) struct LogsService {
 }
 
 #[async_trait]
-impl LogBroker for LogsService {
-    type ListenSubscriptionsStream = Listened;
+impl log_broker_server::LogBroker for LogsService {
+    type ListenSubscriptionsStream = ReceiverStream<Result<SubscriptionMessage, Status>>;
 
     async fn listen_subscriptions(
         &self,
         request: Request<ListenSubscriptionsRequest>,
-    ) -> Result<Response<Listened>, Status> {
+    ) -> Result<Response<Self::ListenSubscriptionsStream>, Status> {
         let node = caller(&request)?.node_id.clone();
         self.desk.require_leader().await?;
-        let (listening, orders) = self.desk.logs.listen(node, &self.desk.store.state());
-        Ok(Response::new(Listened {
-            orders: ReceiverStream::new(orders),
-            _listening: listening,
-        }))
+        let (agent, messages) = mpsc::channel(1);
+        let desk = self.desk.clone();
+        tokio::spawn(async move {
+            let mut leadership = desk.store.raft().leadership();
+            tokio::select! {
+                () = desk.logs.tell(&node, &agent) => {}
+                _ = leadership.wait_for(|now| !now.is_leader) => {}
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(messages)))
     }
 
     async fn publish_logs(
@@ -48,80 +45,45 @@ impl LogBroker for LogsService {
     ) -> Result<Response<PublishLogsResponse>, Status> {
         let node = caller(&request)?.node_id.clone();
         let mut stream = request.into_inner();
-        let mut of = None;
-        let published = async {
-            while let Some(message) = stream.message().await? {
-                let id = message
-                    .subscription_id
-                    .parse()
-                    .map_err(|_| Status::invalid_argument("no such subscription"))?;
-                if *of.get_or_insert(id) != id {
-                    return Err(Status::invalid_argument("a stream is for one subscription"));
-                }
-                let Some((selector, lines)) = self.desk.logs.lines(id, &node) else {
-                    return Ok(()); // nobody wants them any more
-                };
-                let state = self.desk.store.state();
-                for mut line in message.messages {
-                    let task = state.task(
-                        &line
-                            .task_id
-                            .parse()
-                            .map_err(|_| Status::invalid_argument("no task id"))?,
-                    );
-                    let is_own = task.filter(|task| {
-                        task.node.as_ref() == Some(&node) && selects(&selector, task)
-                    });
-                    let Some(task) = is_own else { continue };
-                    line.service_id = task.service.to_string();
-                    line.node_id = node.to_string();
-                    if lines.send(Ok(line)).await.is_err() {
-                        return Ok(()); // the reader went away
-                    }
-                }
-                if message.close {
-                    return Ok(());
-                }
+        let done = || Ok(Response::new(PublishLogsResponse {}));
+        let Some(first) = stream.message().await? else {
+            return done();
+        };
+        let mut publication = self.desk.logs.publication(&first.subscription_id, &node)?;
+        let mut next = Some(first);
+        while let Some(message) = next {
+            if message.subscription_id != publication.id() {
+                return Err(Status::invalid_argument(
+                    "one stream is for one subscription",
+                ));
             }
-            Ok(())
+            let state = self.desk.store.state();
+            if !publication.forward(message.messages, &state).await {
+                return done();
+            }
+            if message.close {
+                publication.complete();
+                return done();
+            }
+            next = tokio::select! {
+                message = stream.message() => message?,
+                () = publication.stopped() => return done(),
+            };
         }
-        .await;
-        if let Some(id) = of {
-            self.desk.logs.finished(id, &node);
-        }
-        published.map(|()| Response::new(PublishLogsResponse {}))
+        done()
     }
 }
 
 #[async_trait]
-impl Logs for LogsService {
+impl logs_server::Logs for LogsService {
     type SubscribeLogsStream = LogStream;
 
     async fn subscribe_logs(
         &self,
         request: Request<SubscribeLogsRequest>,
-    ) -> Result<Response<Self::SubscribeLogsStream>, Status> {
+    ) -> Result<Response<LogStream>, Status> {
         calling_manager(&request)?;
-        self.desk.require_leader().await?;
-        Ok(Response::new(
-            self.desk
-                .logs
-                .subscribe(&self.desk.store, request.into_inner())
-                .boxed(),
-        ))
-    }
-}
-
-/// The subscriptions that a node is told of; when it stops listening, nobody waits for it any more.
-pub(crate) struct Listened {
-    orders: ReceiverStream<Result<SubscriptionMessage, Status>>,
-    _listening: Listening,
-}
-
-impl Stream for Listened {
-    type Item = Result<SubscriptionMessage, Status>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.orders.poll_next_unpin(cx)
+        let lines = self.desk.read_logs(request.into_inner()).await?;
+        Ok(Response::new(lines))
     }
 }

@@ -381,8 +381,9 @@ async fn logs_come_from_the_nodes_that_have_them() {
             cluster.admit(&worker).await.unwrap(),
             cluster.admit(&worker).await.unwrap(),
         ];
-        let _agents =
-            [&one, &two].map(|identity| FakeAgent::start(identity, vec![cluster.remote()]));
+        let mut agents: Vec<_> = [&one, &two]
+            .map(|identity| FakeAgent::start(identity, vec![cluster.remote()]))
+            .into();
         let ready = |state: &State| {
             state
                 .nodes()
@@ -414,16 +415,9 @@ async fn logs_come_from_the_nodes_that_have_them() {
             }),
         };
 
-        // Nobody listens yet: the stream says which nodes are missing and ends.
-        let mut lines = cluster.manager(1).logs(request(false)).await.unwrap();
-        let missing = lines.next().await.unwrap().unwrap_err();
-        assert!(
-            missing
-                .message()
-                .starts_with("warning: incomplete log stream"),
-            "{missing}"
-        );
-        assert!(lines.next().await.is_none());
+        // Nobody listens yet: the nodes are there, so they are waited for.
+        let early = cluster.manager(1).logs(request(false)).await.unwrap();
+        let mut following = cluster.manager(1).logs(request(true)).await.unwrap();
 
         // Each node sends the lines of all tasks; only those of its own get through.
         let tasks: Vec<_> = cluster
@@ -432,14 +426,13 @@ async fn logs_come_from_the_nodes_that_have_them() {
             .tasks()
             .map(|task| task.id.to_string())
             .collect();
-        let publishers: Vec<_> = [&one, &two]
+        let mut publishers: Vec<_> = [&one, &two]
             .map(|identity| {
                 let tls = client_config(identity.root(), Some(identity)).unwrap();
                 let broker = LogBrokerClient::new(client::dial(&cluster.remote(), tls));
                 tokio::spawn(publish_lines(broker, tasks.clone()))
             })
             .into();
-        let mut following = cluster.manager(1).logs(request(true)).await.unwrap();
         let mut seen = std::collections::BTreeSet::new();
         while seen.len() < 2 {
             let line = following.next().await.unwrap().unwrap();
@@ -466,11 +459,32 @@ async fn logs_come_from_the_nodes_that_have_them() {
             .unwrap()
             .collect()
             .await;
-        assert_eq!(
-            whole.iter().filter(|line| line.is_ok()).count(),
-            2,
-            "{whole:?}"
+        let early: Vec<_> = early.collect().await;
+        for lines in [&early, &whole] {
+            assert!(
+                lines.len() == 2 && lines.iter().all(Result::is_ok),
+                "{lines:?}"
+            );
+        }
+
+        // A node that goes away is named, and what it had is left out.
+        let (lost, _) = (agents.pop().unwrap(), publishers.pop().unwrap().abort());
+        drop(lost);
+        until(cluster.manager(0), |state| !ready(state)).await;
+        let lines = cluster.manager(1).logs(request(false)).await.unwrap();
+        let lines: Vec<_> = lines.collect().await;
+        let warning = lines.last().unwrap().as_ref().unwrap_err().message();
+        assert!(
+            lines[0].is_ok()
+                && warning.ends_with(&format!("node {} is not available", two.peer().node_id)),
+            "{lines:?}"
         );
+
+        // Who follows is let go when there is nothing left to follow.
+        let key = ObjectKey::Service(web.id.clone());
+        let remove = Intent::Remove { key, force: false };
+        cluster.manager(0).write(remove).await.unwrap();
+        while following.next().await.is_some() {}
         publishers.iter().for_each(|publisher| publisher.abort());
     })
     .await;
