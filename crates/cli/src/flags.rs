@@ -46,6 +46,19 @@ pub(crate) fn pair(text: &str) -> (String, String) {
     (key.to_owned(), value.to_owned())
 }
 
+/// Capabilities as the API names them: `CAP_NET_ADMIN`, or `ALL`.
+pub(crate) fn capabilities(names: &[String]) -> Vec<String> {
+    let full = |name: &String| {
+        let name = name.to_ascii_uppercase();
+        if name == "ALL" || name.starts_with("CAP_") {
+            name
+        } else {
+            format!("CAP_{name}")
+        }
+    };
+    names.iter().map(full).collect()
+}
+
 /// `key=value` texts as a JSON object.
 pub(crate) fn object(texts: &[String]) -> serde_json::Value {
     let pairs = texts.iter().map(|text| {

@@ -53,11 +53,15 @@ fn main() {
     std::process::exit(code)
 }
 
-/// The text without the numbers that Rust adds to the operating system's errors.
+/// The text with the operating system's errors as C and Go write them: no number, no capital.
 fn plain(text: &str) -> String {
     let mut parts = text.split(" (os error ");
     let mut out = parts.next().unwrap_or_default().to_owned();
     for part in parts {
+        let start = out.rfind(": ").map_or(0, |at| at + 2);
+        if let Some(first) = out.get_mut(start..=start) {
+            first.make_ascii_lowercase();
+        }
         out.push_str(part.split_once(')').map_or(part, |(_, rest)| rest));
     }
     out

@@ -431,8 +431,8 @@ impl Flags {
         put_list(&mut host, "DnsSearch", &self.dns_search);
         put_list(&mut host, "ExtraHosts", &self.add_host);
         put_list(&mut host, "GroupAdd", &self.group_add);
-        put_list(&mut host, "CapAdd", &self.cap_add);
-        put_list(&mut host, "CapDrop", &self.cap_drop);
+        put_list(&mut host, "CapAdd", &flags::capabilities(&self.cap_add));
+        put_list(&mut host, "CapDrop", &flags::capabilities(&self.cap_drop));
         put_list(&mut host, "SecurityOpt", &self.security_opt);
         put_list(&mut host, "Ulimits", &self.ulimit);
         let devices: Vec<Value> = self.device.iter().map(|text| device(text)).collect();

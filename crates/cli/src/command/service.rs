@@ -455,23 +455,21 @@ async fn scale_one(name: &str, count: u64, client: &Client) -> Result<String> {
     Ok(text(&service, "/ID").to_owned())
 }
 
-/// Pins a service's image to the digest and platforms that its registry tells; warns where it cannot.
+/// Pins a service's image to the digest and platforms that its registry tells.
 ///
-/// # Errors
-/// None: as docker, a service may start with an image that only its nodes can reach.
-pub(crate) async fn pin_image(spec: &mut Value, client: &Client) {
+/// Returns a warning where it cannot: as docker, a service may start with an image that only its nodes can reach.
+pub(crate) async fn pin_image(spec: &mut Value, client: &Client) -> Option<String> {
     let template = &mut spec["TaskTemplate"];
     let image = text(template, "/ContainerSpec/Image").to_owned();
     if image.is_empty() || image_ref::split(&image).2.is_some() {
-        return;
+        return None;
     }
     let target =
         Target::new("/distribution/{}/json", &[&image]).registry_auth(image::registry_auth(&image));
     let Ok(found) = client.get(target).await else {
-        output::note(format!(
+        return Some(format!(
             "image {image} could not be accessed on a registry to record\nits digest. Each node will access {image} independently,\npossibly leading to different nodes running different\nversions of the image.\n"
         ));
-        return;
     };
     let digest = text(&found, "/Descriptor/digest");
     if !digest.is_empty() {
@@ -485,6 +483,7 @@ pub(crate) async fn pin_image(spec: &mut Value, client: &Client) {
     if !platforms.is_empty() {
         template["Placement"]["Platforms"] = platforms.into();
     }
+    None
 }
 
 #[cfg(test)]

@@ -418,8 +418,8 @@ impl Create {
                     "Labels": flags::object(&self.container_label),
                     "Env": environment::variables(&self.env, &self.env_file, lookup)?,
                     "Groups": self.group,
-                    "CapabilityAdd": self.cap_add,
-                    "CapabilityDrop": self.cap_drop,
+                    "CapabilityAdd": flags::capabilities(&self.cap_add),
+                    "CapabilityDrop": flags::capabilities(&self.cap_drop),
                     "Ulimits": self.ulimit,
                     "Sysctls": flags::object(&self.sysctl),
                     "DNSConfig": {"Nameservers": self.dns, "Search": self.dns_search, "Options": self.dns_option},
@@ -472,7 +472,9 @@ impl Create {
             References::resolve(&self.network, &self.secret, &self.config, client).await?;
         let mut spec = self.spec(&references, &environment::process)?;
         if !self.settings.no_resolve_image {
-            pin_image(&mut spec, client).await;
+            if let Some(warning) = pin_image(&mut spec, client).await {
+                output::note(warning);
+            }
         }
         let auth = self
             .settings

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     client::{Client, Target},
-    flags::{environment, mount, pair, port},
+    flags::{capabilities, environment, mount, pair, port},
     json::{number, text},
     output,
 };
@@ -283,17 +283,19 @@ impl Update {
             }
         }
         // What is added is no longer dropped, and the other way round.
+        let added = capabilities(&self.cap_add);
+        let dropped = capabilities(&self.cap_drop);
         edit(
             &mut container["CapabilityAdd"],
             itself,
-            strings(&self.cap_add),
-            &self.cap_drop,
+            strings(&added),
+            &dropped,
         );
         edit(
             &mut container["CapabilityDrop"],
             itself,
-            strings(&self.cap_drop),
-            &self.cap_add,
+            strings(&dropped),
+            &added,
         );
         let limit = |value: &Value| text(value, "/Name").to_owned();
         edit(
@@ -401,7 +403,9 @@ impl Update {
             }
             self.apply(&mut spec, &references, &rm_networks)?;
             if self.image.is_some() && !self.settings.no_resolve_image {
-                pin_image(&mut spec, client).await;
+                if let Some(warning) = pin_image(&mut spec, client).await {
+                    output::note(warning);
+                }
             }
             let image = text(&spec, "/TaskTemplate/ContainerSpec/Image").to_owned();
             let auth = self

@@ -262,7 +262,7 @@ impl Deploy {
         let Some(known) = known else {
             output::line(format!("Creating service {name}"));
             if self.resolve_image != "never" {
-                service::pin_image(&mut spec, client).await;
+                pin(&mut spec, client).await;
             }
             let target = Target::new("/services/create", &[]).registry_auth(auth);
             let made = client
@@ -274,8 +274,8 @@ impl Deploy {
         let id = text(known, "/ID").to_owned();
         let unchanged_image = known["Spec"]["Labels"][IMAGE] == image.as_str();
         match self.resolve_image.as_str() {
-            "always" => service::pin_image(&mut spec, client).await,
-            "changed" if !unchanged_image => service::pin_image(&mut spec, client).await,
+            "always" => pin(&mut spec, client).await,
+            "changed" if !unchanged_image => pin(&mut spec, client).await,
             // What was pinned stays pinned.
             _ if unchanged_image => {
                 let template = &mut spec["TaskTemplate"];
@@ -298,6 +298,11 @@ impl Deploy {
             .with_context(|| format!("failed to update service {name}"))?;
         Ok(id)
     }
+}
+
+/// Pins the image if its registry can be asked; in a stack nobody is told otherwise.
+async fn pin(spec: &mut Value, client: &Client) {
+    let _ = service::pin_image(spec, client).await;
 }
 
 /// Puts ids in the place of names.

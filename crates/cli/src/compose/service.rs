@@ -153,13 +153,10 @@ fn container_basics(
     ] {
         container[name] = fields.maybe(key, Node::boolean)?.into();
     }
-    for (key, name) in [
-        ("cap_add", "CapabilityAdd"),
-        ("cap_drop", "CapabilityDrop"),
-        ("group_add", "Groups"),
-    ] {
-        container[name] = fields.all(key, Node::texts)?.into();
+    for (key, name) in [("cap_add", "CapabilityAdd"), ("cap_drop", "CapabilityDrop")] {
+        container[name] = crate::flags::capabilities(&fields.all(key, Node::texts)?).into();
     }
+    container["Groups"] = fields.all("group_add", Node::texts)?.into();
     container["StopGracePeriod"] = fields.maybe("stop_grace_period", Node::duration)?.into();
     container["OomScoreAdj"] = fields.maybe("oom_score_adj", Node::integer::<i64>)?.into();
     container["Sysctls"] = fields.maybe("sysctls", Node::labels)?.into();
@@ -176,7 +173,7 @@ fn container_basics(
 
 /// `environment` over `env_file`, sorted.
 fn env(fields: &mut Fields<'_>, scope: &Scope<'_>) -> Result<Vec<String>> {
-    let mut all: BTreeMap<String, String> = BTreeMap::new();
+    let mut all: BTreeMap<String, Option<String>> = BTreeMap::new();
     if let Some(files) = fields.take("env_file") {
         let list = match &files.value {
             Yaml::List(items) => items.iter().collect(),
@@ -201,23 +198,22 @@ fn env(fields: &mut Fields<'_>, scope: &Scope<'_>) -> Result<Vec<String>> {
                 .map_err(|error| item.problem(format!("{path}: {error:#}")))?;
             for line in environment::variables(&lines, &[], scope.lookup)? {
                 let (name, value) = crate::flags::pair(&line);
-                all.insert(name, value);
+                all.insert(name, Some(value));
             }
         }
     }
     if let Some(node) = fields.take("environment") {
         for (name, value) in node.pairs()? {
-            // A name alone takes the caller's value, or is left out.
-            match value.or_else(|| (scope.lookup)(&name)) {
-                Some(value) => all.insert(name, value),
-                None => all.remove(&name),
-            };
+            // A name alone takes the caller's value; without one it takes the image's away.
+            let value = value.or_else(|| (scope.lookup)(&name));
+            all.insert(name, value);
         }
     }
-    Ok(all
-        .into_iter()
-        .map(|(name, value)| format!("{name}={value}"))
-        .collect())
+    let variable = |(name, value): (String, Option<String>)| match value {
+        Some(value) => format!("{name}={value}"),
+        None => name,
+    };
+    Ok(all.into_iter().map(variable).collect())
 }
 
 fn env_file(item: &Node) -> Result<(String, bool), Problem> {
@@ -324,6 +320,7 @@ fn ulimits(node: &Node) -> Result<Vec<Value>, Problem> {
         };
         out.push(json!({"Name": key.name, "Soft": soft, "Hard": hard}));
     }
+    out.sort_by(|a, b| crate::json::text(a, "/Name").cmp(crate::json::text(b, "/Name")));
     Ok(out)
 }
 

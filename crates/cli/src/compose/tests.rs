@@ -250,7 +250,7 @@ configs:
                             "daemon off;"
                         ],
                         "CapabilityAdd": [
-                            "NET_ADMIN"
+                            "CAP_NET_ADMIN"
                         ],
                         "Command": [
                             "/bin/entry",
@@ -360,14 +360,14 @@ configs:
                         },
                         "Ulimits": [
                             {
-                                "Hard": 20,
-                                "Name": "nofile",
-                                "Soft": 10
-                            },
-                            {
                                 "Hard": 0,
                                 "Name": "core",
                                 "Soft": 0
+                            },
+                            {
+                                "Hard": 20,
+                                "Name": "nofile",
+                                "Soft": 10
                             }
                         ],
                         "User": "1000"
