@@ -105,7 +105,7 @@ pub fn command(spec: &ContainerSpec) -> Result<Vec<String>, OciError> {
 /// Builds the spec of a container whose image configuration is merged in already.
 pub fn spec(spec: &ContainerSpec, around: &Surroundings) -> Result<Spec, OciError> {
     let capabilities = CapabilitySet::of(&spec.host.cap_add, &spec.host.cap_drop)?;
-    let mut builder = SpecBuilder::default()
+    let mut oci = SpecBuilder::default()
         .version("1.2.0")
         .root(
             RootBuilder::default()
@@ -116,14 +116,19 @@ pub fn spec(spec: &ContainerSpec, around: &Surroundings) -> Result<Spec, OciErro
         )
         .process(process(spec, around, capabilities)?)
         .mounts(mounts(spec, around))
-        .linux(linux(spec, around, capabilities));
-    if spec.host.uts_mode.as_deref() != Some("host") {
-        builder = builder.hostname(around.hostname.clone());
-        if let Some(domain) = spec.domainname.as_ref().filter(|domain| !domain.is_empty()) {
-            builder = builder.domainname(domain.clone());
-        }
-    }
-    Ok(builder.build().expect("every required field is given"))
+        .linux(linux(spec, around, capabilities))
+        .build()
+        .expect("every required field is given");
+    // The crate's defaults are a host name of its own and empty texts.
+    let own = spec.host.uts_mode.as_deref() != Some("host");
+    oci.set_hostname(own.then(|| around.hostname.clone()));
+    oci.set_domainname(
+        spec.domainname
+            .clone()
+            .filter(|domain| own && !domain.is_empty()),
+    );
+    oci.set_annotations(None);
+    Ok(oci)
 }
 
 fn process(

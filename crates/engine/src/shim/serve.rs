@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use shoal_api::Timestamp;
@@ -196,7 +197,9 @@ impl Shim {
 
     fn accept(&mut self) {
         while let Ok((socket, _)) = self.listener.accept() {
-            if socket.set_nonblocking(true).is_ok() {
+            // The directory lets nobody else in, but who got hold of it all the same shall not be heard.
+            let root = getsockopt(&socket, PeerCredentials).is_ok_and(|peer| peer.uid() == 0);
+            if root && socket.set_nonblocking(true).is_ok() {
                 self.clients.push(Client::new(socket));
             }
         }

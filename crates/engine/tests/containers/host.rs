@@ -8,7 +8,7 @@ use shoal_api::container::{ContainerId, ContainerSpec, LogQuery, NetworkMode, St
 use shoal_api::image::ImageConfig;
 use shoal_engine::io::engine::{WaitCondition, WaitOutcome};
 use shoal_engine::io::images::ImageStore;
-use shoal_engine::io::network::NoNetworks;
+use shoal_engine::io::network::{ContainerNetwork, NoNetworks};
 use shoal_engine::io::{Attachment, Engine, EngineConfig, EngineError};
 use shoal_engine::shim::protocol::Streams;
 use tokio_stream::StreamExt;
@@ -33,6 +33,10 @@ impl Host {
     }
 
     pub(crate) async fn bare() -> Self {
+        Self::with_network(Arc::new(NoNetworks)).await
+    }
+
+    pub(crate) async fn with_network(network: Arc<dyn ContainerNetwork>) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("shoal-engine-")
             .tempdir()
@@ -43,7 +47,7 @@ impl Host {
             std::process::id(),
             HOSTS.fetch_add(1, Ordering::Relaxed)
         );
-        let engine = Self::open(&root, &cgroup).await;
+        let engine = Self::open(&root, &cgroup, network).await;
         Self {
             engine,
             root,
@@ -52,7 +56,7 @@ impl Host {
         }
     }
 
-    async fn open(root: &Path, cgroup: &str) -> Engine {
+    async fn open(root: &Path, cgroup: &str, network: Arc<dyn ContainerNetwork>) -> Engine {
         let images = ImageStore::open(&root.join("lib")).expect("image store");
         let config = EngineConfig {
             root: root.join("lib"),
@@ -60,14 +64,14 @@ impl Host {
             cgroup_parent: cgroup.to_owned(),
             shim_exe: env!("CARGO_BIN_EXE_shoal-shim").into(),
             images,
-            network: Arc::new(NoNetworks),
+            network,
         };
         Engine::open(config).await.expect("engine")
     }
 
     /// Drops the engine as a dying daemon would, and opens it again.
     pub(crate) async fn reopen(&mut self) {
-        self.engine = Self::open(&self.root, &self.cgroup).await;
+        self.engine = Self::open(&self.root, &self.cgroup, Arc::new(NoNetworks)).await;
     }
 
     /// Makes an image of one layer.

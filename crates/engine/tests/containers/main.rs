@@ -5,5 +5,6 @@
 mod adoption;
 mod host;
 mod life;
+mod networks;
 mod streams;
 mod walls;

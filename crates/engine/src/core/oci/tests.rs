@@ -177,3 +177,28 @@ fn namespaces_and_hidden_paths() {
             ]"#]],
     );
 }
+
+#[test]
+fn nothing_comes_in_by_the_crates_defaults() {
+    let keys = |value: serde_json::Value| -> Vec<String> {
+        value
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(key, _)| key.clone())
+            .collect()
+    };
+    check(
+        |wish| wish.host.uts_mode = Some("host".into()),
+        |spec| {
+            serde_json::json!([
+                keys(of(spec, "")),
+                keys(of(spec, "/linux")),
+                keys(of(spec, "/process"))
+            ])
+            .to_string()
+            .into()
+        },
+        expect![[r#""[[\"linux\",\"mounts\",\"ociVersion\",\"process\",\"root\"],[\"cgroupsPath\",\"maskedPaths\",\"namespaces\",\"readonlyPaths\",\"resources\",\"seccomp\",\"sysctl\"],[\"args\",\"capabilities\",\"cwd\",\"env\",\"oomScoreAdj\",\"terminal\",\"user\"]]""#]],
+    );
+}

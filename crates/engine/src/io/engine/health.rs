@@ -15,24 +15,19 @@ use crate::core::health;
 const OUTPUT_MAX: usize = 4096;
 
 impl Engine {
-    /// Probes a container that has just started, or was taken over, until this run ends.
-    pub(super) fn watch_health(&self, entry: &Arc<Entry>) {
+    /// Probes a container until this run ends. A `fresh` run begins without a verdict; one taken over keeps its own.
+    pub(super) fn watch_health(&self, entry: &Arc<Entry>, fresh: bool) {
         let record = entry.record();
-        let Some((check, command)) = record.spec.healthcheck.clone().and_then(|check| {
-            let command = health::command(&check)?;
-            Some((check, command))
-        }) else {
-            entry.update(|record| record.state.health = None);
+        let check = record.spec.healthcheck.clone();
+        let Some((check, command)) =
+            check.and_then(|check| health::command(&check).map(|command| (check, command)))
+        else {
+            if record.state.health.is_some() {
+                entry.update(|record| record.state.health = None);
+            }
             return;
         };
-        if record.state.health.is_none()
-            || record.start != 0
-                && record
-                    .state
-                    .health
-                    .as_ref()
-                    .is_some_and(|health| health.log.is_empty())
-        {
+        if fresh || record.state.health.is_none() {
             entry.update(|record| record.state.health = Some(Health::default()));
         }
         let (engine, entry, start) = (self.clone(), entry.clone(), record.start);

@@ -75,7 +75,7 @@ impl Engine {
                 self.tell(&entry.record(), "start", &[]);
                 entry.live(|live| live.shim = Some(shim));
                 tokio::spawn(self.clone().supervise(entry.clone(), record.start, events));
-                self.watch_health(entry);
+                self.watch_health(entry, true);
                 Ok(())
             }
             Err(err) => {
@@ -505,7 +505,7 @@ impl Engine {
                 tracing::info!(container.id = %entry.id, "took over a running container");
                 entry.live(|live| live.shim = Some(shim));
                 tokio::spawn(self.clone().supervise(entry.clone(), record.start, events));
-                self.watch_health(entry);
+                self.watch_health(entry, false);
             }
             other => {
                 let exit = match other {
