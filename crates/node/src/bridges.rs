@@ -526,13 +526,13 @@ impl Bridges {
         Ok((network.name, info))
     }
 
-    /// Takes a running container from one network; returns its id and name. Ports published by way of it move to the
+    /// Takes a running container from one network; returns the network's id. Ports published by way of it move to the
     /// container's next way out.
     pub async fn leave(
         &self,
         network: &str,
         container: &ContainerId,
-    ) -> Result<(String, String), BridgesError> {
+    ) -> Result<String, BridgesError> {
         let mut state = self.state.lock().await;
         let network = state.find(network)?.clone();
         let missing = || BridgesError::NotConnected {
@@ -547,7 +547,7 @@ impl Bridges {
         let endpoint = member.endpoints.remove(at.ok_or_else(missing)?);
         if member.endpoints.is_empty() {
             self.leave_all(&mut state, container).await?;
-            return Ok((network.id, network.name));
+            return Ok(network.id);
         }
         state.members.insert(container.clone(), member.clone());
         self.tell_names(&mut state, std::slice::from_ref(&network.id));
@@ -576,7 +576,7 @@ impl Bridges {
         state.release(&endpoint);
         self.files.save_member(&member)?;
         state.members.insert(container.clone(), member);
-        Ok((network.id, network.name))
+        Ok(network.id)
     }
 
     /// A container has another name now.

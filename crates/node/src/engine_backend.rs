@@ -3,6 +3,7 @@
 mod errors;
 mod history;
 mod host;
+mod membership;
 mod terminal;
 mod transfers;
 
@@ -15,8 +16,8 @@ use shoal_api::{
     Timestamp,
     container::{
         ContainerFilter, ContainerInspect, ContainerSpec, ContainerSummary, EndpointSpec, Event,
-        EventKind, ExecInspect, ExecSpec, LogLine, LogQuery, NetworkMode, ProcessList, Stats,
-        StdStream, Volume, VolumeSpec,
+        EventKind, ExecInspect, ExecSpec, LogLine, LogQuery, ProcessList, Stats, StdStream, Volume,
+        VolumeSpec,
     },
     image::{
         Distribution, ImageHistory, ImageInspect, ImageRemoved, ImageSummary, ImageUser, Platform,
@@ -32,21 +33,18 @@ use shoal_docker_api::{
     },
 };
 use shoal_engine::{
+    core::images::Reference,
     io::{
-        Attachment, Engine, EngineError,
-        engine::{NetworkPlace, StopOptions, WaitCondition as EngineWait},
+        Engine, EngineError,
+        engine::{StopOptions, WaitCondition as EngineWait},
         images::ImageStore,
     },
     shim::protocol::Streams,
 };
 
-use crate::{
-    bridges::{BRIDGE, BridgesError, Joining},
-    config::DaemonConfig,
-    network::NodeNetworks,
-};
+use crate::{config::DaemonConfig, network::NodeNetworks};
 use history::History;
-use terminal::{Escapable, parse_keys};
+use terminal::{attached, parse_keys};
 
 /// The engine, its images and the networks of this host, behind the port that the API server asks.
 #[derive(Debug)]
@@ -79,7 +77,12 @@ impl EngineApi {
             .publish(EventKind::Image, action, id, attributes);
     }
 
-    fn tell_network(&self, action: &str, network: &LocalNetwork, container: Option<&str>) {
+    pub(super) fn tell_network(
+        &self,
+        action: &str,
+        network: &LocalNetwork,
+        container: Option<&str>,
+    ) {
         let mut attributes = vec![
             ("name".to_owned(), network.name.clone()),
             ("type".to_owned(), network.driver.clone()),
@@ -112,74 +115,9 @@ impl EngineApi {
         self.engine.list(&filter).await.map_err(errors::engine)
     }
 
-    async fn network(&self, name: &str) -> ApiResult<LocalNetwork> {
+    pub(super) async fn network(&self, name: &str) -> ApiResult<LocalNetwork> {
         let found = self.networks.bridges().get(name).await;
         found.map_err(errors::network)
-    }
-}
-
-/// Streams of the engine as streams of the API; with a terminal, certain keys detach.
-fn attached(attachment: Attachment, keys: Option<&str>) -> ApiResult<Attached> {
-    let Attachment { output, input, tty } = attachment;
-    let output = output.map(Ok);
-    let Some(input) = input.filter(|_| tty) else {
-        return Ok(Attached {
-            output: Box::pin(output),
-            input: None,
-            tty,
-        });
-    };
-    let (input, detached) = Escapable::new(input, parse_keys(keys)?);
-    let left = async move {
-        // Without a word the input just ended, and the output goes on.
-        if detached.await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    };
-    Ok(Attached {
-        output: Box::pin(output.take_until(left)),
-        input: Some(Box::pin(input)),
-        tty,
-    })
-}
-
-/// A result of an edit of networks: of the engine or of the networks.
-struct EditError(ApiError);
-
-impl From<EngineError> for EditError {
-    fn from(error: EngineError) -> Self {
-        Self(errors::engine(error))
-    }
-}
-
-impl From<BridgesError> for EditError {
-    fn from(error: BridgesError) -> Self {
-        Self(errors::network(error))
-    }
-}
-
-/// Refuses containers whose network stack is not their own, in docker's words.
-fn check_own_stack(place: &NetworkPlace) -> Result<(), EditError> {
-    let text = match &place.mode {
-        NetworkMode::Host => {
-            "container cannot be disconnected from host network or connected to host network"
-        }
-        NetworkMode::Container(_) => {
-            "container sharing network namespace with another container or host cannot be connected to any other network"
-        }
-        NetworkMode::None if place.up => {
-            "container cannot be connected to multiple networks with one of the networks in private (none) mode"
-        }
-        NetworkMode::None | NetworkMode::Default | NetworkMode::Network(_) => return Ok(()),
-    };
-    Err(EditError(ApiError::conflict(text)))
-}
-
-fn is_of_mode(mode: &NetworkMode, network: &LocalNetwork) -> bool {
-    match mode {
-        NetworkMode::Default => network.name == BRIDGE,
-        NetworkMode::Network(name) => *name == network.name || *name == network.id,
-        NetworkMode::None | NetworkMode::Host | NetworkMode::Container(_) => false,
     }
 }
 
@@ -225,6 +163,7 @@ impl EngineBackend for EngineApi {
             }
         }
         let id = self.engine.create(spec).await.map_err(errors::engine)?;
+        self.note_networks(id.as_str()).await?;
         Ok(CreatedContainer {
             id,
             warnings: Vec::new(),
@@ -481,7 +420,10 @@ impl EngineBackend for EngineApi {
             .tag(name, target)
             .await
             .map_err(errors::image)?;
-        self.tell_image("tag", &id.to_string(), target);
+        let target = target
+            .parse::<Reference>()
+            .map(|name| name.or_latest().familiar());
+        self.tell_image("tag", &id.to_string(), &target.unwrap_or_default());
         Ok(())
     }
 
@@ -625,47 +567,7 @@ impl EngineBackend for EngineApi {
         container: &str,
         endpoint: EndpointSpec,
     ) -> ApiResult<()> {
-        let network = self.network(network).await?;
-        let networks = Arc::clone(&self.networks);
-        let wanted = network.clone();
-        let edited = self
-            .engine
-            .edit_networks(container, |mut place| async move {
-                check_own_stack(&place)?;
-                let known = place.endpoints.contains_key(&wanted.name)
-                    || (!place.up && is_of_mode(&place.mode, &wanted));
-                if known && !place.up {
-                    let (container, network) = (place.name, wanted.name);
-                    return Err(EditError::from(BridgesError::Connected {
-                        container,
-                        network,
-                    }));
-                }
-                if place.up {
-                    let netns = place.settings.sandbox.clone().ok_or_else(|| {
-                        EditError(ApiError::conflict("container has no network of its own"))
-                    })?;
-                    let who = Joining {
-                        container: place.id.clone(),
-                        name: place.name.clone(),
-                        hostname: place.hostname.clone(),
-                        netns,
-                    };
-                    let (name, info) = networks.join(&wanted.id, &who, endpoint.clone()).await?;
-                    if place.settings.networks.is_empty() {
-                        place.mode = NetworkMode::Network(name.clone());
-                    }
-                    place.settings.networks.insert(name, info);
-                } else if place.mode == NetworkMode::None {
-                    place.mode = NetworkMode::Network(wanted.name.clone());
-                }
-                place.endpoints.insert(wanted.name, endpoint);
-                Ok(place)
-            });
-        edited.await.map_err(|error: EditError| error.0)?;
-        let id = self.container_inspect(container, false).await?.id;
-        self.tell_network("connect", &network, Some(id.as_str()));
-        Ok(())
+        self.join_network(network, container, endpoint).await
     }
 
     async fn network_disconnect(
@@ -674,40 +576,7 @@ impl EngineBackend for EngineApi {
         container: &str,
         _force: bool,
     ) -> ApiResult<()> {
-        let network = self.network(network).await?;
-        let networks = Arc::clone(&self.networks);
-        let wanted = network.clone();
-        let edited = self
-            .engine
-            .edit_networks(container, |mut place| async move {
-                check_own_stack(&place)?;
-                let of_mode = is_of_mode(&place.mode, &wanted);
-                if place.up {
-                    let (name, left) = networks.leave(&wanted.id, &place.id).await?;
-                    place.settings.networks.remove(&name);
-                    place.settings.ports = left.ports;
-                } else if !of_mode && !place.endpoints.contains_key(&wanted.name) {
-                    let (container, network) = (place.id.to_string(), wanted.name);
-                    return Err(EditError::from(BridgesError::NotConnected {
-                        container,
-                        network,
-                    }));
-                }
-                place.endpoints.remove(&wanted.name);
-                if of_mode {
-                    place.mode = match place.endpoints.keys().next() {
-                        Some(next) => NetworkMode::Network(next.clone()),
-                        // Its namespace is the one that it started with, so the mode of that stays until it ends.
-                        None if place.up => place.mode,
-                        None => NetworkMode::None,
-                    };
-                }
-                Ok(place)
-            });
-        edited.await.map_err(|error: EditError| error.0)?;
-        let id = self.container_inspect(container, false).await?.id;
-        self.tell_network("disconnect", &network, Some(id.as_str()));
-        Ok(())
+        self.leave_network(network, container).await
     }
 
     async fn network_prune(&self, filter: PruneFilter) -> ApiResult<Pruned> {
@@ -741,56 +610,7 @@ impl EngineBackend for EngineApi {
     }
 
     async fn info(&self) -> ApiResult<EngineInfo> {
-        let counts = self.engine.counts();
-        let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
-        let (operating_system, os_version) = host::operating_system();
-        let root = &self.config.data_root;
-        let backing = host::backing_file_system(root).to_owned();
-        let id = host::engine_id(root)
-            .map_err(|error| ApiError::internal(format!("cannot read the engine's id: {error}")))?;
-        let failure = self.engine.self_test_failure();
-        let cpus = std::thread::available_parallelism().map_or(1, |cpus| count(cpus.get()));
-        let version = self.engine.cgroup_version();
-        let mut security_options = vec!["name=seccomp,profile=builtin".to_owned()];
-        if version == 2 {
-            security_options.push("name=cgroupns".to_owned());
-        }
-        Ok(EngineInfo {
-            id,
-            name: self.config.hostname(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            containers_running: count(counts.running),
-            containers_paused: count(counts.paused),
-            containers_stopped: count(counts.stopped),
-            images: count(self.images().list().len()),
-            storage_driver: "overlay2".to_owned(),
-            storage_status: vec![("Backing Filesystem".to_owned(), backing)],
-            root_dir: root.clone(),
-            kernel_version: host::kernel_version(),
-            operating_system,
-            os_version,
-            architecture: std::env::consts::ARCH.to_owned(),
-            cpus,
-            memory_bytes: host::memory_bytes(),
-            cgroup_version: version.to_string(),
-            cgroup_driver: "cgroupfs".to_owned(),
-            security_options,
-            log_drivers: vec!["json-file".to_owned()],
-            network_drivers: ["bridge", "host", "null", "overlay"]
-                .map(str::to_owned)
-                .into(),
-            labels: self.config.labels.clone(),
-            insecure_registries: self.config.insecure_registries.iter().cloned().collect(),
-            http_proxy: host::proxy("HTTP_PROXY"),
-            https_proxy: host::proxy("HTTPS_PROXY"),
-            no_proxy: host::proxy("NO_PROXY"),
-            debug: self.config.debug,
-            warnings: failure
-                .map(|reason| format!("WARNING: no container can run on this host: {reason}"))
-                .into_iter()
-                .collect(),
-            default_address: host::default_address(&self.config.interface_prefix),
-        })
+        self.describe()
     }
 
     async fn events(

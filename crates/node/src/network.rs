@@ -149,19 +149,18 @@ impl NodeNetworks {
         Ok((name, info))
     }
 
-    /// Takes a running container from a network of this host; returns the network's name and what the container has
-    /// left of this host's networks.
+    /// Takes a running container from a network of this host; returns what it has left of this host's networks.
     pub async fn leave(
         &self,
         network: &str,
         container: &ContainerId,
-    ) -> Result<(String, NetworkSettings), BridgesError> {
-        let (id, name) = self.bridges.leave(network, container).await?;
+    ) -> Result<NetworkSettings, BridgesError> {
+        let left = self.bridges.leave(network, container).await?;
         self.rescope(container, |networks| {
-            networks.retain(|network| network.as_str() != id)
+            networks.retain(|network| network.as_str() != left);
         });
-        let left = self.bridges.place_of(container).await;
-        Ok((name, left.map(|(_, settings)| settings).unwrap_or_default()))
+        let rest = self.bridges.place_of(container).await;
+        Ok(rest.map(|(_, settings)| settings).unwrap_or_default())
     }
 
     fn rescope(&self, container: &ContainerId, change: impl FnOnce(&mut Vec<NetworkId>)) {
@@ -281,7 +280,7 @@ impl ContainerNetwork for NodeNetworks {
             let address = endpoint
                 .ipv4
                 .map(IpAddr::V4)
-                .or(endpoint.ipv6.map(IpAddr::V6))?;
+                .or_else(|| endpoint.ipv6.map(IpAddr::V6))?;
             Some((address, names.clone()))
         });
         Ok(NetworkReady {

@@ -105,11 +105,13 @@ impl State {
 
     /// What the kernel should hold.
     pub(super) fn view(&self) -> BridgeView {
-        let mut view = BridgeView::default();
-        view.networks = self
+        let networks = self
             .bridges()
-            .map(|bridge| (bridge.spec.id.clone(), bridge.spec.clone()))
-            .collect();
+            .map(|bridge| (bridge.spec.id.clone(), bridge.spec.clone()));
+        let mut view = BridgeView {
+            networks: networks.collect(),
+            ..BridgeView::default()
+        };
         for (container, member) in &self.members {
             let attachments = member
                 .endpoints

@@ -9,6 +9,68 @@ use std::{
 
 use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags, sys::statfs::statfs};
 use shoal_api::id::{IdSource, RandomIds};
+use shoal_docker_api::{
+    ApiError,
+    backend::{ApiResult, EngineInfo},
+};
+
+use super::EngineApi;
+
+impl EngineApi {
+    /// What `docker info` tells.
+    pub(super) fn describe(&self) -> ApiResult<EngineInfo> {
+        let counts = self.engine.counts();
+        let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        let (operating_system, os_version) = operating_system();
+        let root = &self.config.data_root;
+        let backing = backing_file_system(root).to_owned();
+        let id = engine_id(root)
+            .map_err(|error| ApiError::internal(format!("cannot read the engine's id: {error}")))?;
+        let failure = self.engine.self_test_failure();
+        let cpus = std::thread::available_parallelism().map_or(1, |cpus| count(cpus.get()));
+        let version = self.engine.cgroup_version();
+        let mut security_options = vec!["name=seccomp,profile=builtin".to_owned()];
+        if version == 2 {
+            security_options.push("name=cgroupns".to_owned());
+        }
+        Ok(EngineInfo {
+            id,
+            name: self.config.hostname(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            containers_running: count(counts.running),
+            containers_paused: count(counts.paused),
+            containers_stopped: count(counts.stopped),
+            images: count(self.images().list().len()),
+            storage_driver: "overlay2".to_owned(),
+            storage_status: vec![("Backing Filesystem".to_owned(), backing)],
+            root_dir: root.clone(),
+            kernel_version: kernel_version(),
+            operating_system,
+            os_version,
+            architecture: std::env::consts::ARCH.to_owned(),
+            cpus,
+            memory_bytes: memory_bytes(),
+            cgroup_version: version.to_string(),
+            cgroup_driver: "cgroupfs".to_owned(),
+            security_options,
+            log_drivers: vec!["json-file".to_owned()],
+            network_drivers: ["bridge", "host", "null", "overlay"]
+                .map(str::to_owned)
+                .into(),
+            labels: self.config.labels.clone(),
+            insecure_registries: self.config.insecure_registries.iter().cloned().collect(),
+            http_proxy: proxy("HTTP_PROXY"),
+            https_proxy: proxy("HTTPS_PROXY"),
+            no_proxy: proxy("NO_PROXY"),
+            debug: self.config.debug,
+            warnings: failure
+                .map(|reason| format!("WARNING: no container can run on this host: {reason}"))
+                .into_iter()
+                .collect(),
+            default_address: default_address(&self.config.interface_prefix),
+        })
+    }
+}
 
 /// Release of the kernel.
 pub(super) fn kernel_version() -> String {
@@ -27,7 +89,7 @@ pub(super) fn go_arch(arch: &str) -> &str {
 }
 
 /// Name and version of the distribution.
-pub(super) fn operating_system() -> (String, String) {
+fn operating_system() -> (String, String) {
     let paths = ["/etc/os-release", "/usr/lib/os-release"];
     let text = paths.iter().find_map(|path| fs::read_to_string(path).ok());
     let mut values = parse_os_release(&text.unwrap_or_default());
@@ -47,7 +109,7 @@ fn parse_os_release(text: &str) -> BTreeMap<String, String> {
 }
 
 /// Bytes of memory.
-pub(super) fn memory_bytes() -> u64 {
+fn memory_bytes() -> u64 {
     parse_memory(&fs::read_to_string("/proc/meminfo").unwrap_or_default())
 }
 
@@ -58,7 +120,7 @@ fn parse_memory(text: &str) -> u64 {
 }
 
 /// Name of the file system that holds `path`, as docker writes it.
-pub(super) fn backing_file_system(path: &Path) -> &'static str {
+fn backing_file_system(path: &Path) -> &'static str {
     // Magic numbers of `linux/magic.h`.
     match statfs(path).map(|at| at.filesystem_type().0) {
         Ok(0xef53) => "extfs",
@@ -73,7 +135,7 @@ pub(super) fn backing_file_system(path: &Path) -> &'static str {
 }
 
 /// Identity of this installation, made when it is first asked for.
-pub(super) fn engine_id(data_root: &Path) -> io::Result<String> {
+fn engine_id(data_root: &Path) -> io::Result<String> {
     let path = data_root.join("engine-id");
     match fs::read_to_string(&path) {
         Ok(id) if !id.trim().is_empty() => return Ok(id.trim().to_owned()),
@@ -94,7 +156,7 @@ pub(super) fn engine_id(data_root: &Path) -> io::Result<String> {
 }
 
 /// The address with which this host reaches the world, or the first that is not loopback or of our own interfaces.
-pub(super) fn default_address(own_prefix: &str) -> Option<IpAddr> {
+fn default_address(own_prefix: &str) -> Option<IpAddr> {
     routed_address().or_else(|| first_address(own_prefix))
 }
 
@@ -140,7 +202,7 @@ fn first_address(own_prefix: &str) -> Option<IpAddr> {
 }
 
 /// A proxy of the environment, without the password that may be in it.
-pub(super) fn proxy(name: &str) -> String {
+fn proxy(name: &str) -> String {
     let lower = name.to_lowercase();
     let value = std::env::var(name)
         .or_else(|_| std::env::var(lower))

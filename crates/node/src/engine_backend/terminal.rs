@@ -6,11 +6,41 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use shoal_docker_api::ApiError;
+use futures_util::StreamExt;
+use shoal_docker_api::{
+    ApiError,
+    backend::{ApiResult, Attached},
+};
+use shoal_engine::io::Attachment;
 use tokio::{io::AsyncWrite, sync::oneshot};
 
 /// Docker's default.
 const DEFAULT_KEYS: [u8; 2] = [16, 17];
+
+/// Streams of the engine as streams of the API; with a terminal, certain keys detach.
+pub(super) fn attached(attachment: Attachment, keys: Option<&str>) -> ApiResult<Attached> {
+    let Attachment { output, input, tty } = attachment;
+    let output = output.map(Ok);
+    let Some(input) = input.filter(|_| tty) else {
+        return Ok(Attached {
+            output: Box::pin(output),
+            input: None,
+            tty,
+        });
+    };
+    let (input, detached) = Escapable::new(input, parse_keys(keys)?);
+    let left = async move {
+        // Without a word the input just ended, and the output goes on.
+        if detached.await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    Ok(Attached {
+        output: Box::pin(output.take_until(left)),
+        input: Some(Box::pin(input)),
+        tty,
+    })
+}
 
 /// Reads docker's grammar: a comma between keys, each a character or `ctrl-` and one of `a`–`z`, `@`, `[`, `\`, `]`,
 /// `^`, `_`.
