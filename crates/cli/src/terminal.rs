@@ -120,7 +120,7 @@ async fn copy_in(writer: &mut (impl AsyncWrite + Unpin), tty: bool) -> Ended {
 /// Copies a process's output to ours, taking a multiplexed stream apart unless it comes from a terminal.
 pub(crate) async fn copy_out(reader: impl AsyncRead + Unpin, tty: bool) -> Result<()> {
     if !tty {
-        return frames(reader, |stream, bytes| match stream {
+        return frames(reader, async |stream, bytes: &[u8]| match stream {
             2 => output::write_error(bytes),
             _ => output::write(bytes),
         })
@@ -140,7 +140,7 @@ pub(crate) async fn copy_out(reader: impl AsyncRead + Unpin, tty: bool) -> Resul
 /// Calls `sink` with each piece of a multiplexed stream: 1 is standard output, 2 standard error.
 pub(crate) async fn frames(
     mut reader: impl AsyncRead + Unpin,
-    mut sink: impl FnMut(u8, &[u8]),
+    mut sink: impl AsyncFnMut(u8, &[u8]),
 ) -> Result<()> {
     let mut header = [0; FRAME_HEADER];
     let mut buffer = vec![0; 32 << 10];
@@ -167,7 +167,7 @@ pub(crate) async fn frames(
                     String::from_utf8_lossy(&buffer[..count])
                 );
             }
-            sink(header[0], &buffer[..count]);
+            sink(header[0], &buffer[..count]).await;
             left -= count;
         }
     }
@@ -229,7 +229,7 @@ mod tests {
     async fn a_multiplexed_stream_is_taken_apart() {
         let bytes = b"\x01\0\0\0\0\0\0\x02hi\x02\0\0\0\0\0\0\x03err\x01\0\0\0\0\0\0\x09cut";
         let mut seen = Vec::new();
-        frames(&bytes[..], |stream, bytes| {
+        frames(&bytes[..], async |stream, bytes: &[u8]| {
             seen.push((stream, String::from_utf8_lossy(bytes).into_owned()));
         })
         .await
@@ -238,6 +238,6 @@ mod tests {
             seen,
             [(1, "hi".into()), (2, "err".into()), (1, "cut".into())]
         );
-        assert!(frames(&b"plain text"[..], |_, _| {}).await.is_err());
+        assert!(frames(&b"plain text"[..], async |_, _: &[u8]| {}).await.is_err());
     }
 }

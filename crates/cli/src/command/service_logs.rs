@@ -1,5 +1,7 @@
 //! `shoal service logs`: lines of all tasks, each with where it is from.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args;
 use hyper::Method;
@@ -81,11 +83,12 @@ async fn logs(args: Logs, client: &Client) -> Result<()> {
     }
     let mut source = Sources::load(&args, client).await?;
     let mut lines = [Vec::new(), Vec::new()];
-    terminal::frames(reader, |stream, bytes| {
+    terminal::frames(reader, async |stream, bytes: &[u8]| {
         let pending = &mut lines[usize::from(stream == 2)];
         pending.extend_from_slice(bytes);
         while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = pending.drain(..=end).collect();
+            source.learn(&line, client).await;
             let shown = source.shown(&line);
             if stream == 2 {
                 output::write_error(&shown)
@@ -98,10 +101,18 @@ async fn logs(args: Logs, client: &Client) -> Result<()> {
     .context("the logs broke off")
 }
 
+/// The labels that say where a line is from.
+const TASK: &str = "com.docker.swarm.task.id";
+const NODE: &str = "com.docker.swarm.node.id";
+
 /// Says where a line of a service's log comes from.
 struct Sources {
     names: task::Names,
     tasks: Vec<Value>,
+    /// Whether ids are turned into names.
+    resolve: bool,
+    /// Tasks that were looked up in vain.
+    nameless: BTreeSet<String>,
     raw: bool,
     ids: bool,
     whole_ids: bool,
@@ -113,23 +124,40 @@ impl Sources {
     async fn load(args: &Logs, client: &Client) -> Result<Self> {
         let resolve = !args.raw && !args.no_resolve;
         let (names, tasks) = if resolve {
-            let tasks = client.get(Target::new("/tasks", &[])).await?;
-            (
-                task::Names::load(client).await?,
-                tasks.as_array().cloned().unwrap_or_default(),
-            )
+            known(client).await?
         } else {
             (task::Names::default(), Vec::new())
         };
         Ok(Self {
             names,
             tasks,
+            resolve,
+            nameless: BTreeSet::new(),
             raw: args.raw,
             ids: !args.no_task_ids,
             whole_ids: args.no_trunc,
             timestamps: args.wanted.timestamps(),
             widest: 0,
         })
+    }
+
+    /// Looks up the task of a line if it came after the others.
+    async fn learn(&mut self, line: &[u8], client: &Client) {
+        let line = String::from_utf8_lossy(line);
+        let Some(task) = label(&line, TASK).filter(|_| self.resolve) else {
+            return;
+        };
+        let is_known = |tasks: &[Value]| tasks.iter().any(|known| text(known, "/ID") == task);
+        if is_known(&self.tasks) || self.nameless.contains(task) {
+            return;
+        }
+        // Without names there are ids.
+        if let Ok((names, tasks)) = known(client).await {
+            (self.names, self.tasks) = (names, tasks);
+        }
+        if !is_known(&self.tasks) {
+            self.nameless.insert(task.to_owned());
+        }
     }
 
     /// The line with `task.1.id@node    | ` before it instead of the labels in which the daemon says so.
@@ -144,22 +172,16 @@ impl Sources {
         };
         let mut out = time.map(|time| format!("{time} ")).unwrap_or_default();
         if !self.raw {
-            let label = |key: &str| {
-                details.split(',').find_map(|pair| {
-                    let (name, value) = pair.split_once('=')?;
-                    (name == key).then(|| value.to_owned())
-                })
-            };
-            let task = label("com.docker.swarm.task.id").unwrap_or_default();
-            let node = label("com.docker.swarm.node.id").unwrap_or_default();
+            let task = label(details, TASK).unwrap_or_default();
+            let node = label(details, NODE).unwrap_or_default();
             let known = self
                 .tasks
                 .iter()
                 .find(|known| self::text(known, "/ID") == task);
             let short = if self.whole_ids {
-                task.as_str()
+                task
             } else {
-                crate::human::short_id(&task)
+                crate::human::short_id(task)
             };
             let source = match known {
                 Some(known) => {
@@ -181,6 +203,22 @@ impl Sources {
     }
 }
 
+/// The names of things, and the tasks that there are.
+async fn known(client: &Client) -> Result<(task::Names, Vec<Value>)> {
+    let tasks = client.get(Target::new("/tasks", &[])).await?;
+    let tasks = tasks.as_array().cloned().unwrap_or_default();
+    Ok((task::Names::load(client).await?, tasks))
+}
+
+/// A label among the details of a line, which stand before its text.
+fn label<'l>(line: &'l str, key: &str) -> Option<&'l str> {
+    let labels = line.split(' ').find(|part| part.contains(key))?;
+    labels.split(',').find_map(|pair| {
+        let (name, value) = pair.split_once('=')?;
+        (name == key).then_some(value)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -192,6 +230,8 @@ mod tests {
         let mut sources = Sources {
             names: task::Names::default(),
             tasks: vec![json!({"ID": "t1", "ServiceID": "s1", "NodeID": "n1", "Slot": 2})],
+            resolve: true,
+            nameless: BTreeSet::new(),
             raw: false,
             ids: true,
             whole_ids: false,
