@@ -18,6 +18,8 @@ use crate::{
     server::Api,
 };
 
+/// Number of frames in which the daemon says what went wrong.
+const SYSTEM_ERROR: u8 = 3;
 /// Content type of unframed streams.
 const RAW: &str = "application/vnd.docker.raw-stream";
 /// Content type of framed streams; announced since API 1.42.
@@ -29,8 +31,12 @@ fn content_type(tty: bool, minor: u32) -> &'static str {
 
 /// Puts bytes into a frame: stream, three zeros, length, bytes (moby `pkg/stdcopy`).
 fn frame(stream: StdStream, bytes: &[u8]) -> Bytes {
+    numbered_frame(stream as u8, bytes)
+}
+
+fn numbered_frame(number: u8, bytes: &[u8]) -> Bytes {
     let mut frame = BytesMut::with_capacity(8 + bytes.len());
-    frame.put_u32(u32::from(stream as u8) << 24);
+    frame.put_u32(u32::from(number) << 24);
     // One read of a container's output is far below 4 GiB.
     frame.put_u32(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
     frame.put_slice(bytes);
@@ -147,6 +153,16 @@ impl LogFormat {
         }
     }
 
+    /// What a reader is told when the lines break off, in docker's words.
+    fn error(self, error: &ApiError) -> Bytes {
+        let text = format!("Error grabbing logs: {error}\n");
+        if self.tty {
+            text.into()
+        } else {
+            numbered_frame(SYSTEM_ERROR, text.as_bytes())
+        }
+    }
+
     /// A line as it travels: time, details, text, framed unless there is a terminal.
     fn bytes(self, line: &LogLine, details: &BTreeMap<&str, String>) -> Bytes {
         let mut text = Vec::with_capacity(line.bytes.len() + 40);
@@ -200,9 +216,12 @@ pub(crate) fn logs<T: Send + 'static>(
     reply::stream(
         content_type(format.tty, minor),
         lines.map(move |item| {
-            item.map(|item| {
-                let (line, details) = line(&item);
-                format.bytes(line, &details)
+            Ok(match item {
+                Ok(item) => {
+                    let (line, details) = line(&item);
+                    format.bytes(line, &details)
+                }
+                Err(error) => format.error(&error),
             })
         }),
     )

@@ -40,6 +40,11 @@ fn write_error(error: WriteError) -> ApiError {
             "rpc error: code = Unknown desc = {}",
             chain(&WriteError::NoLeader)
         )),
+        WriteError::Forward(status) => ApiError::internal(format!(
+            "rpc error: code = {:?} desc = {}",
+            status.code(),
+            status.message()
+        )),
         error => ApiError::internal(format!(
             "rpc error: code = Unavailable desc = {}",
             chain(&error)
