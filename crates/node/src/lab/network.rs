@@ -54,13 +54,13 @@ fn ip_inside(init: u32, words: &str) -> Result<(), LabError> {
     done(&format!("ip {words}"), &output)
 }
 
-/// Ranges for documentation (RFC 5737) and benchmarks (RFC 2544): seldom anybody's LAN.
-const SUBNETS: [[u8; 4]; 4] = [
-    [198, 51, 100, 0],
-    [203, 0, 113, 0],
-    [192, 0, 2, 0],
-    [198, 18, 0, 0],
-];
+/// Ranges for documentation (RFC 5737), then those for benchmarks (RFC 2544): seldom anybody's LAN.
+fn candidates() -> impl Iterator<Item = Ipv4Net> {
+    let documentation = [[198, 51, 100, 0], [203, 0, 113, 0], [192, 0, 2, 0]];
+    let benchmarks = (0..=255).map(|third| [198, 19, third, 0]);
+    let all = documentation.into_iter().chain(benchmarks);
+    all.map(|octets| Ipv4Net::new_assert(octets.into(), 24))
+}
 
 /// Subnets that this machine is in, by interface.
 fn in_use() -> Vec<(String, Ipv4Net)> {
@@ -102,19 +102,14 @@ pub(super) fn free_subnet(wanted: Option<Ipv4Net>) -> Result<Ipv4Net, LabError> 
                 ),
             )),
         },
-        None => {
-            let mut candidates = SUBNETS
-                .iter()
-                .map(|octets| Ipv4Net::new_assert((*octets).into(), 24));
-            candidates
-                .find(|net| user_of(net).is_none())
-                .ok_or_else(|| {
-                    refused(
-                        "any".to_owned(),
-                        "this machine uses all that a lab tries: say --subnet".to_owned(),
-                    )
-                })
-        }
+        None => candidates()
+            .find(|net| user_of(net).is_none())
+            .ok_or_else(|| {
+                refused(
+                    "any".to_owned(),
+                    "this machine uses all that a lab tries: say --subnet".to_owned(),
+                )
+            }),
     }
 }
 
