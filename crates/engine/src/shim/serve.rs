@@ -364,12 +364,10 @@ impl Shim {
         }
     }
 
+    /// As at the end of its input: whoever detaches from a terminal may come back to it.
     fn on_detached(&mut self, key: &Key, streams: Streams) {
-        if streams.stdin && (key.is_some() || self.sup.stdin_once) {
-            if let Some(process) = self.processes.get_mut(key) {
-                process.stdin_ends = true;
-            }
-            self.write_stdin(key);
+        if streams.stdin {
+            self.on_stdin_end(key);
         }
     }
 
