@@ -241,7 +241,8 @@ impl EngineBackend for EngineApi {
         let result = outcome.map(|outcome| {
             Ok(WaitResult {
                 exit_code: outcome.exit_code,
-                error: outcome.error,
+                // Why a start failed is told to whoever started it.
+                error: String::new(),
             })
         });
         Ok(result.boxed())
