@@ -122,7 +122,7 @@ pub fn default_profile(capabilities: CapabilitySet) -> LinuxSeccomp {
         ));
     }
     for &(mask, value) in SOCKET_FAMILIES {
-        let arg = arg(LinuxSeccompOperator::ScmpCmpMaskedEq, mask, Some(value));
+        let arg = masked(mask, value);
         rules.push(rule(
             vec!["socket".into()],
             LinuxSeccompAction::ScmpActAllow,
@@ -131,11 +131,7 @@ pub fn default_profile(capabilities: CapabilitySet) -> LinuxSeccomp {
         ));
     }
     if !capabilities.contains(Capability::SysAdmin) {
-        let arg = arg(
-            LinuxSeccompOperator::ScmpCmpMaskedEq,
-            CLONE_NAMESPACES,
-            Some(0),
-        );
+        let arg = masked(CLONE_NAMESPACES, 0);
         rules.push(rule(
             vec!["clone".into()],
             LinuxSeccompAction::ScmpActAllow,
@@ -178,6 +174,15 @@ fn rule(
         builder = builder.args(args);
     }
     builder.build().expect("every required field is given")
+}
+
+/// `argument & mask == value`.
+///
+/// The runtime spec has the mask in `value` and what to compare with in `valueTwo`, and so has runc; libcontainer 0.7
+/// takes them the other way round. With the spec's order every mask of zero (no namespaces for `clone`) would allow
+/// everything. The self-test tries these rules, so a libcontainer that changes its mind does not go unnoticed.
+fn masked(mask: u64, value: u64) -> LinuxSeccompArg {
+    arg(LinuxSeccompOperator::ScmpCmpMaskedEq, value, Some(mask))
 }
 
 fn arg(op: LinuxSeccompOperator, value: u64, value_two: Option<u64>) -> LinuxSeccompArg {

@@ -11,7 +11,11 @@ pub struct Facts {
     pub status: String,
     pub masked: BTreeMap<String, PathFact>,
     pub readonly: BTreeMap<String, PathFact>,
+    /// Errors that forbidden system calls answered with; zero for success.
+    pub calls: BTreeMap<String, i32>,
 }
+
+const EPERM: i32 = 1;
 
 /// How a path looks from inside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +67,11 @@ pub fn judge(facts: &Facts, capabilities: u64) -> Result<(), String> {
     {
         return Err(format!("{path} is writable"));
     }
+    if let Some((call, errno)) = facts.calls.iter().find(|(_, errno)| **errno != EPERM) {
+        return Err(format!(
+            "the system call filter lets {call} through (it answered {errno})"
+        ));
+    }
     if facts
         .masked
         .get("/proc/kcore")
@@ -97,6 +106,7 @@ mod tests {
             ),
             masked: [("/proc/kcore".to_owned(), PathFact::Hidden)].into(),
             readonly: [("/proc/sys".to_owned(), PathFact::ReadOnly)].into(),
+            calls: [("socket(AF_ALG)".to_owned(), 1)].into(),
         }
     }
 
@@ -134,6 +144,14 @@ mod tests {
                     .insert("/proc/sys".to_owned(), PathFact::Open);
             },
             expect![[r#"Err("/proc/sys is writable")"#]],
+        );
+        check(
+            |facts| {
+                facts.calls.insert("socket(AF_ALG)".to_owned(), 97);
+            },
+            expect![[
+                r#"Err("the system call filter lets socket(AF_ALG) through (it answered 97)")"#
+            ]],
         );
         check(
             |facts| facts.masked.clear(),

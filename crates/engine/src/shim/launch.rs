@@ -201,10 +201,8 @@ fn run_libcontainer(sup: &Supervise, launch: &Launch, ends: Option<Ends>) -> Res
             .with_stdout(ends.stdout)
             .with_stderr(ends.stderr);
     }
-    // As a sibling of this process: a child of the shim, which outlives us.
     let built = builder
         .as_init(&sup.run_dir)
-        .as_sibling(true)
         .with_systemd(false)
         .with_detach(true)
         .build();

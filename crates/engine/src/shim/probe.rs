@@ -1,6 +1,7 @@
 //! The self-test's payload: instead of running anything, it tells how the kernel holds it.
+#![allow(unsafe_code)]
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::Path;
 
@@ -8,6 +9,7 @@ use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
+use nix::errno::Errno;
 use nix::sys::statvfs::{FsFlags, statvfs};
 
 use crate::core::selftest::{Facts, PathFact};
@@ -49,7 +51,40 @@ fn look_around(spec: &Spec) -> Facts {
         status: std::fs::read_to_string("/proc/self/status").unwrap_or_default(),
         masked: look(linux.and_then(|linux| linux.masked_paths().as_ref())),
         readonly: look(linux.and_then(|linux| linux.readonly_paths().as_ref())),
+        calls: try_calls(),
     }
+}
+
+/// Tries what the filter forbids and nothing else would answer with EPERM.
+fn try_calls() -> BTreeMap<String, i32> {
+    let errno = |result: libc::c_long| if result < 0 { Errno::last_raw() } else { 0 };
+    let socket = |family: libc::c_long| {
+        // SAFETY: takes three integers; a descriptor that comes out of it goes with this process.
+        errno(unsafe { libc::syscall(libc::SYS_socket, family, libc::SOCK_SEQPACKET, 0) })
+    };
+    // SAFETY: changes namespaces of this process alone, which ends here.
+    let unshare = errno(unsafe { libc::syscall(libc::SYS_unshare, libc::CLONE_NEWUSER) });
+    let flags = libc::CLONE_NEWUSER | libc::SIGCHLD;
+    // SAFETY: without CLONE_VM and with a null stack this is fork, and there is one thread.
+    let clone =
+        unsafe { libc::syscall(libc::SYS_clone, flags, 0_usize, 0_usize, 0_usize, 0_usize) };
+    if clone == 0 {
+        // SAFETY: ends the child that should not exist.
+        unsafe { libc::_exit(0) }
+    }
+    let clone = errno(clone);
+    // SAFETY: takes integers and null pointers.
+    let keyctl = errno(unsafe { libc::syscall(libc::SYS_keyctl, 0, 0, 0, 0, 0) });
+    let calls = [
+        ("socket(AF_ALG)", socket(38)),
+        // The kernel looks at 32 bits of the family only.
+        ("socket(AF_ALG) with high bits", socket(38 | 1 << 32)),
+        ("socket(AF_VSOCK)", socket(40)),
+        ("unshare(CLONE_NEWUSER)", unshare),
+        ("clone(CLONE_NEWUSER)", clone),
+        ("keyctl", keyctl),
+    ];
+    calls.map(|(name, errno)| (name.to_owned(), errno)).into()
 }
 
 fn look_at(path: &str) -> PathFact {

@@ -7,4 +7,5 @@ mod host;
 mod life;
 mod networks;
 mod streams;
+mod trouble;
 mod walls;

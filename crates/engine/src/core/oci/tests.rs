@@ -199,6 +199,8 @@ fn nothing_comes_in_by_the_crates_defaults() {
             .to_string()
             .into()
         },
-        expect![[r#""[[\"linux\",\"mounts\",\"ociVersion\",\"process\",\"root\"],[\"cgroupsPath\",\"maskedPaths\",\"namespaces\",\"readonlyPaths\",\"resources\",\"seccomp\",\"sysctl\"],[\"args\",\"capabilities\",\"cwd\",\"env\",\"oomScoreAdj\",\"terminal\",\"user\"]]""#]],
+        expect![[
+            r#""[[\"linux\",\"mounts\",\"ociVersion\",\"process\",\"root\"],[\"cgroupsPath\",\"maskedPaths\",\"namespaces\",\"readonlyPaths\",\"resources\",\"seccomp\",\"sysctl\"],[\"args\",\"capabilities\",\"cwd\",\"env\",\"oomScoreAdj\",\"terminal\",\"user\"]]""#
+        ]],
     );
 }
