@@ -5,6 +5,7 @@ pub mod images;
 pub mod network;
 
 mod cgroup;
+mod log_watch;
 mod logs;
 mod nursery;
 mod shim_client;

@@ -26,6 +26,7 @@ pub use run::StopOptions;
 
 use super::cgroup::Cgroups;
 use super::images::ImageStore;
+use super::log_watch::LogWatch;
 use super::network::ContainerNetwork;
 use super::nursery::Nursery;
 use super::volumes::Volumes;
@@ -60,6 +61,7 @@ pub(super) struct Inner {
     pub cgroups: Cgroups,
     pub nursery: Nursery,
     pub volumes: Volumes,
+    pub log_watch: LogWatch,
     /// Held while volumes are made or removed, so that none goes while a container begins to use it.
     pub volume_changes: Mutex<()>,
     containers: RwLock<Containers>,
@@ -103,12 +105,14 @@ impl Engine {
             .map_err(|err| EngineError::Invalid(err.to_string()))?
             .map_err(EngineError::io("copy", &config.shim_exe))?;
         let volumes = Volumes::new(config.root.join("volumes"));
+        let log_watch = LogWatch::new().map_err(EngineError::io("watch", "the logs"))?;
         let (events, _) = broadcast::channel(EVENTS_MAX);
         let inner = Inner {
             config,
             cgroups,
             nursery,
             volumes,
+            log_watch,
             volume_changes: Mutex::new(()),
             containers: RwLock::default(),
             events,

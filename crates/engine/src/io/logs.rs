@@ -1,20 +1,17 @@
 //! Reading container logs.
-#![allow(unsafe_code)]
 
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde::Deserialize;
 use shoal_api::Timestamp;
 use shoal_api::container::{LogLine, LogQuery, StdStream};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
+
+use super::log_watch::LogWatch;
 
 /// Lines waiting for a slow reader.
 const LINES_MAX: usize = 256;
@@ -34,12 +31,13 @@ struct JsonLine<'a> {
 pub(super) fn read(
     path: PathBuf,
     query: LogQuery,
+    watch: LogWatch,
     ended: impl Future<Output = ()> + Send + 'static,
 ) -> mpsc::Receiver<io::Result<LogLine>> {
     let (lines, receiver) = mpsc::channel(LINES_MAX);
     tokio::spawn(async move {
         let result = tokio::select! {
-            result = run(&path, &query, &lines, ended) => result,
+            result = run(&path, &query, &watch, &lines, ended) => result,
             () = lines.closed() => Ok(()),
         };
         if let Err(err) = result {
@@ -52,12 +50,14 @@ pub(super) fn read(
 async fn run(
     path: &Path,
     query: &LogQuery,
+    watch: &LogWatch,
     lines: &mpsc::Sender<io::Result<LogLine>>,
     ended: impl Future<Output = ()> + Send,
 ) -> io::Result<()> {
     // Before the first read, so that nothing written after it goes unnoticed.
-    let inotify = if query.follow {
-        Some(watch(path)?)
+    let dir = path.parent().unwrap_or_else(|| Path::new("/"));
+    let growth = if query.follow {
+        Some(watch.follow(dir)?)
     } else {
         None
     };
@@ -78,20 +78,12 @@ async fn run(
     let Some(mut reader) = dumped.await.map_err(io::Error::other)?? else {
         return Ok(());
     };
-    let Some(inotify) = inotify else {
-        return Ok(());
-    };
+    let Some(growth) = growth else { return Ok(()) };
     tokio::pin!(ended);
     let mut over = false;
     while !over {
         tokio::select! {
-            ready = inotify.readable() => {
-                let mut ready = ready?;
-                // What happened does not matter, only that something did.
-                let mut events = [0; 4096];
-                while nix::unistd::read(ready.get_inner(), &mut events).is_ok_and(|read| read > 0) {}
-                ready.clear_ready();
-            }
+            () = growth.happened() => {}
             () = &mut ended => over = true,
         }
         let mut batch = Vec::new();
@@ -104,17 +96,6 @@ async fn run(
         }
     }
     Ok(())
-}
-
-fn watch(path: &Path) -> io::Result<AsyncFd<OwnedFd>> {
-    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-    let dir = path.parent().unwrap_or_else(|| Path::new("/"));
-    inotify.add_watch(
-        dir,
-        AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO,
-    )?;
-    // SAFETY: the descriptor is open, and an OwnedFd that is moved in is neither closed nor exchanged while it is here.
-    Ok(unsafe { AsyncFd::register_with_interest(OwnedFd::from(inotify), Interest::READABLE) }?)
 }
 
 /// Reads a log file and those that follow it.

@@ -2,7 +2,7 @@
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use shoal_api::container::{ContainerStatus, ExecSpec};
+use shoal_api::container::{ContainerStatus, ExecSpec, LogQuery};
 use shoal_engine::shim::protocol::Streams;
 
 use crate::host::{Host, cmd, read, sh};
@@ -192,4 +192,22 @@ async fn a_reader_that_does_not_read_holds_only_itself_up() {
         0,
         "a reader that left holds nobody up"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hundreds_may_follow_one_log() {
+    let host = Host::new().await;
+    let id = host
+        .start(sh(
+            "echo up; while [ ! -e /tmp/go ]; do sleep 0.05; done; echo last",
+        ))
+        .await;
+    host.wait_for_output(&id, "up").await;
+    let query = LogQuery {
+        follow: true,
+        ..LogQuery::default()
+    };
+    let following = futures_util::future::join_all((0..300).map(|_| host.logs(&id, query.clone())));
+    let (all, _) = tokio::join!(following, host.exec(&id, &["touch", "/tmp/go"]));
+    assert!(all.iter().all(|text| text == "up\nlast\n"));
 }

@@ -175,6 +175,7 @@ impl Engine {
             ));
         }
         let path = super::prepare::log_path(&entry);
+        let watch = self.inner.log_watch.clone();
         let ended = async move {
             let _ = entry
                 .watch()
@@ -189,7 +190,7 @@ impl Engine {
                 })
                 .await;
         };
-        Ok(ReceiverStream::new(logs::read(path, query, ended)))
+        Ok(ReceiverStream::new(logs::read(path, query, watch, ended)))
     }
 
     /// Use of resources now; all zero for a container that does not run.
