@@ -69,21 +69,41 @@ enum Share {
         lines: mpsc::Sender<LogMessage>,
         /// The publication in force and its number; the next one takes its place.
         publication: Option<(u64, DropGuard)>,
-        /// Time of the newest line that came.
-        last: Option<i64>,
+        from: Resume,
     },
     /// Everything came.
     Over,
-    /// Something may be missing.
-    Lost,
+    /// The node went away; something may be missing. If it comes back, this is where it goes on.
+    Lost(Resume),
+}
+
+/// Where in its lines a node is to begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Resume {
+    /// Where the reader said.
+    Asked,
+    /// At the beginning: all of it is new to the reader.
+    Start,
+    /// After the newest line that came, of this time.
+    After(i64),
+}
+
+impl Resume {
+    fn apply(self, options: &mut LogOptions) {
+        match self {
+            Self::Asked => {}
+            Self::Start => options.tail = -1,
+            Self::After(last) => (options.tail, options.since) = (-1, last + 1),
+        }
+    }
 }
 
 impl Share {
-    fn open(lines: mpsc::Sender<LogMessage>) -> Self {
+    fn open(lines: mpsc::Sender<LogMessage>, from: Resume) -> Self {
         Self::Open {
             lines,
             publication: None,
-            last: None,
+            from,
         }
     }
 
@@ -91,7 +111,7 @@ impl Share {
     fn publication(&self) -> Option<u64> {
         match self {
             Self::Open { publication, .. } => publication.as_ref().map(|(number, _)| *number),
-            Self::Over | Self::Lost => None,
+            Self::Over | Self::Lost(_) => None,
         }
     }
 }
@@ -140,7 +160,7 @@ impl LogBroker {
             };
             if publication.is_some() && !subscription.wanted.options.follow {
                 // An agent that begins again after it broke off; what came already cannot be told from what is to come.
-                *share = Share::Lost;
+                *share = Share::Lost(Resume::Asked);
                 return true;
             }
             subscription.count += 1;
@@ -184,11 +204,11 @@ fn news_for(
     table: &BTreeMap<String, Subscription>,
     told: &mut BTreeSet<String>,
 ) -> Vec<SubscriptionMessage> {
-    let wanted: BTreeMap<&String, (&Subscription, Option<i64>)> = table
+    let wanted: BTreeMap<&String, (&Subscription, Resume)> = table
         .iter()
         .filter_map(|(id, subscription)| match subscription.shares.get(node) {
-            Some(Share::Open { last, .. }) => Some((id, (subscription, *last))),
-            Some(Share::Over | Share::Lost) | None => None,
+            Some(Share::Open { from, .. }) => Some((id, (subscription, *from))),
+            Some(Share::Over | Share::Lost(_)) | None => None,
         })
         .collect();
     let over = told.iter().filter(|id| !wanted.contains_key(id));
@@ -199,16 +219,12 @@ fn news_for(
             ..SubscriptionMessage::default()
         })
         .collect();
-    for (id, (subscription, last)) in &wanted {
+    for (id, (subscription, from)) in &wanted {
         if told.contains(*id) {
             continue;
         }
         let mut options = subscription.wanted.options;
-        // An agent that comes back goes on where it broke off.
-        if let Some(last) = last {
-            options.tail = -1;
-            options.since = last + 1;
-        }
+        from.apply(&mut options);
         news.push(SubscriptionMessage {
             id: (*id).clone(),
             selector: Some(subscription.wanted.selector.clone()),
@@ -268,8 +284,11 @@ impl Publication {
             }
         }
         self.change_share(|share, _| {
-            if let Share::Open { last, .. } = share {
-                *last = newest.max(*last);
+            if let (Share::Open { from, .. }, Some(newest)) = (share, newest) {
+                *from = match *from {
+                    Resume::After(last) => Resume::After(last.max(newest)),
+                    Resume::Asked | Resume::Start => Resume::After(newest),
+                };
             }
             false
         });
@@ -302,7 +321,7 @@ impl Drop for Publication {
         self.change_share(|share, follow| {
             *share = match (self.is_whole, follow) {
                 (true, _) => Share::Over,
-                (false, false) => Share::Lost,
+                (false, false) => Share::Lost(Resume::Asked),
                 // Who follows waits for the node to come back.
                 (false, true) => return false,
             };
@@ -318,30 +337,43 @@ struct Registration {
 }
 
 impl Registration {
-    /// Gives up on nodes that went away and counts on nodes that have come, if there is a place for their lines.
-    fn count_on(&self, nodes: &BTreeMap<NodeId, bool>, place: Option<&mpsc::Sender<LogMessage>>) {
+    /// Gives up on nodes that went away and, if there is a `place` for their lines, counts on nodes that have come; those
+    /// that are `new` begin there.
+    fn count_on(
+        &self,
+        nodes: &BTreeMap<NodeId, bool>,
+        place: Option<&mpsc::Sender<LogMessage>>,
+        new: Resume,
+    ) {
         let is_there = |node: &NodeId| nodes.get(node).copied().unwrap_or(false);
         self.broker.table.send_if_modified(|table| {
-            let Some(Subscription { wanted, shares, .. }) = table.get_mut(&self.id) else {
+            let Some(Subscription { shares, .. }) = table.get_mut(&self.id) else {
                 return false;
             };
             let mut is_changed = false;
             for (node, share) in shares.iter_mut() {
-                if !is_there(node) && matches!(share, Share::Open { .. }) {
-                    *share = Share::Lost;
+                if let Share::Open { from, .. } = share
+                    && !is_there(node)
+                {
+                    *share = Share::Lost(*from);
                     is_changed = true;
                 }
             }
-            if wanted.options.follow {
-                // When it comes back it is asked anew.
-                shares.retain(|node, _| is_there(node));
-            }
-            if let Some(place) = place {
-                for node in nodes.keys().filter(|node| is_there(node)) {
-                    if !shares.contains_key(node) {
-                        shares.insert(node.clone(), Share::open(place.clone()));
-                        is_changed = true;
-                    }
+            let Some(place) = place else {
+                return is_changed;
+            };
+            for node in nodes.keys() {
+                let share = shares.get(node);
+                let from = match share {
+                    Some(Share::Lost(from)) => *from,
+                    None => new,
+                    Some(Share::Open { .. } | Share::Over) => continue,
+                };
+                if is_there(node) {
+                    shares.insert(node.clone(), Share::open(place.clone(), from));
+                    is_changed = true;
+                } else {
+                    shares.insert(node.clone(), Share::Lost(from));
                 }
             }
             is_changed
@@ -355,7 +387,7 @@ impl Registration {
             .get(&self.id)
             .into_iter()
             .flat_map(|subscription| &subscription.shares);
-        let lost = shares.filter(|(_, share)| matches!(share, Share::Lost));
+        let lost = shares.filter(|(_, share)| matches!(share, Share::Lost(_)));
         lost.map(|(node, _)| node.clone()).collect()
     }
 }
@@ -426,9 +458,9 @@ async fn read(desk: &Desk, wanted: &Wanted, mut state: State, reader: &mpsc::Sen
         let share = if is_there {
             let (sender, source) = mpsc::channel(LINES_MAX);
             sources.push(source);
-            Share::open(sender)
+            Share::open(sender, Resume::Asked)
         } else {
-            Share::Lost
+            Share::Lost(Resume::Asked)
         };
         shares.insert(node, share);
     }
@@ -436,7 +468,7 @@ async fn read(desk: &Desk, wanted: &Wanted, mut state: State, reader: &mpsc::Sen
     let supervising = async {
         loop {
             state = next_state(&mut watch).await;
-            registration.count_on(&wanted.scope.nodes(&state), None);
+            registration.count_on(&wanted.scope.nodes(&state), None, Resume::Asked);
         }
     };
     let merging = async {
@@ -480,9 +512,10 @@ async fn follow(desk: &Desk, wanted: &Wanted, mut state: State, reader: &mpsc::S
     let (sender, mut lines) = mpsc::channel(LINES_MAX);
     let registration = desk.logs.register(wanted, BTreeMap::new());
     let supervising = async {
-        let mut place = Some(sender);
+        let (mut place, mut new) = (Some(sender), Resume::Asked);
         loop {
-            registration.count_on(&wanted.scope.nodes(&state), place.as_ref());
+            registration.count_on(&wanted.scope.nodes(&state), place.as_ref(), new);
+            new = Resume::Start;
             if !wanted.scope.may_go_on(&state) {
                 place = None;
             }
