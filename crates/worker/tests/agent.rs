@@ -2,6 +2,8 @@
 
 mod stage;
 
+use std::sync::atomic::Ordering;
+
 use shoal_api::{
     TaskState as S,
     container::LogQuery,
@@ -354,6 +356,35 @@ async fn a_reader_gets_the_lines_of_its_tasks_in_the_order_of_time() {
         manager.published().await,
         Event::Published("none".to_owned())
     );
+}
+
+#[tokio::test]
+async fn logs_that_break_off_are_sent_again_and_the_session_goes_on() {
+    let (authority, notes) = (Authority::new(), Notes::default());
+    let mut manager = Manager::start(&authority).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let _agent = notes
+        .agent(&authority, directory.path(), &[&manager.address])
+        .await;
+    let mut session = manager.session().await;
+    let running = task("t1", S::Assigned, S::Running);
+    session.assign(complete("1", None, &[running])).await;
+    manager
+        .seen(&Event::Status("t1".to_owned(), S::Running))
+        .await;
+    manager.breaks.store(true, Ordering::Relaxed);
+    let all = subscription("all", &["web"], &[], false);
+    session.subscribe(all.clone()).await;
+    let both = lines(&[("t1", "a"), ("t1", "b")]);
+    assert_eq!(manager.published().await, both);
+    manager.listens_anew(&mut session).await;
+    session.subscribe(all).await;
+    assert_eq!(manager.published().await, both);
+    assert_eq!(
+        manager.published().await,
+        Event::Published("all".to_owned())
+    );
+    manager.until(&Event::Heartbeat).await;
 }
 
 #[tokio::test]

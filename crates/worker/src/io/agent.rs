@@ -224,6 +224,6 @@ async fn keep_session(
     }
 }
 
-fn random() -> u32 {
+pub(super) fn random() -> u32 {
     getrandom::u32().expect("the operating system gives random bytes after boot")
 }

@@ -7,6 +7,7 @@ use std::{
     convert::Infallible,
     future::pending,
     sync::Arc,
+    time::Duration,
 };
 
 use rustls::ClientConfig;
@@ -22,20 +23,26 @@ use shoal_api::{
 use tokio::{
     sync::{mpsc, watch},
     task::{AbortHandle, JoinSet},
+    time::{Instant, sleep},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Request, transport::Channel};
+use tonic::{Code, Request, Status, transport::Channel};
 
 use super::{
+    agent::random,
     dial::{DialError, dial},
-    session::{SessionError, within},
 };
-use crate::ports::{Chain, Executor};
+use crate::{
+    core::session::Backoff,
+    ports::{Chain, Executor},
+};
 
 /// Lines in a batch.
 const LINES_MAX: usize = 64;
 /// Bytes of lines after which a batch is full.
 const BATCH_BYTES: usize = 256 << 10;
+/// After this time without trouble earlier trouble is forgotten.
+const HELD: Duration = Duration::from_secs(10);
 
 /// The tasks of this node, as of the last change of which of them may have output.
 pub(super) type Readable = BTreeMap<TaskId, Task>;
@@ -71,48 +78,100 @@ pub(super) struct Source {
     pub(super) tls: Arc<ClientConfig>,
 }
 
-/// Does what a manager's subscriptions ask for, until the session breaks.
-pub(super) async fn serve(channel: Channel, source: Source) -> Result<Infallible, SessionError> {
-    let call = "ListenSubscriptions";
-    let mut client = LogBrokerClient::new(channel);
-    let listening = client.listen_subscriptions(Request::new(ListenSubscriptionsRequest {}));
-    let mut stream = match within(call, listening).await {
-        // A manager that knows nothing of logs still is a manager.
-        Err(SessionError::Call { source, .. }) if source.code() == Code::Unimplemented => {
-            return pending().await;
-        }
-        answer => answer?,
+/// Why listening has to begin anew. Nothing of it may harm the session.
+#[derive(Debug, thiserror::Error)]
+enum LogsError {
+    #[error("cannot listen for subscriptions")]
+    Listen(#[source] Box<Status>),
+    #[error("the manager closed the subscription stream")]
+    Closed,
+    #[error("cannot connect for the logs of a subscription")]
+    Dial(#[source] DialError),
+    #[error("the logs of a subscription broke off")]
+    Publish(#[source] Box<Status>),
+}
+
+/// Does what a manager's subscriptions ask for, for as long as its session lasts.
+pub(super) async fn serve(channel: Channel, source: Source) -> Infallible {
+    let mut publisher = Publisher {
+        source,
+        publications: JoinSet::new(),
+        open: BTreeMap::new(),
     };
-    let mut publications = JoinSet::new();
-    let mut open: BTreeMap<String, AbortHandle> = BTreeMap::new();
+    let mut backoff = Backoff::default();
     loop {
-        tokio::select! {
-            message = stream.message() => match message {
-                Ok(Some(order)) => {
-                    if let Some(earlier) = open.remove(&order.id) {
-                        earlier.abort();
-                    }
-                    if !order.close {
-                        let id = order.id.clone();
-                        let publication = publish(order, source.clone());
-                        open.insert(id, publications.spawn(publication));
+        let began = Instant::now();
+        match publisher.listen(channel.clone()).await {
+            // A manager that knows nothing of logs still is a manager.
+            Err(LogsError::Listen(status)) if status.code() == Code::Unimplemented => {
+                return pending().await;
+            }
+            Err(error) => {
+                tracing::debug!(error = %Chain(&error), "listening for subscriptions anew")
+            }
+        }
+        if began.elapsed() >= HELD {
+            backoff.reset();
+        }
+        sleep(backoff.next_pause(random())).await;
+    }
+}
+
+/// What is being published in a session.
+struct Publisher {
+    source: Source,
+    publications: JoinSet<Result<(), LogsError>>,
+    open: BTreeMap<String, AbortHandle>,
+}
+
+impl Publisher {
+    /// Listens until something breaks. What was asked for earlier and is still asked for goes on.
+    async fn listen(&mut self, channel: Channel) -> Result<Infallible, LogsError> {
+        let mut client = LogBrokerClient::new(channel);
+        let request = Request::new(ListenSubscriptionsRequest {});
+        let answer = client.listen_subscriptions(request).await;
+        let mut orders = answer
+            .map_err(|status| LogsError::Listen(Box::new(status)))?
+            .into_inner();
+        loop {
+            tokio::select! {
+                order = orders.message() => match order {
+                    Ok(Some(order)) => self.carry_out(order),
+                    Ok(None) => return Err(LogsError::Closed),
+                    Err(status) => return Err(LogsError::Listen(Box::new(status))),
+                },
+                Some(ended) = self.publications.join_next() => {
+                    self.open.retain(|_, publication| !publication.is_finished());
+                    // Whoever listens anew is told again what is wanted.
+                    if let Ok(Err(error)) = ended {
+                        return Err(error);
                     }
                 }
-                Ok(None) => return Err(SessionError::Closed { stream: "subscription" }),
-                Err(status) => return Err(SessionError::Call { call, source: Box::new(status) }),
-            },
-            Some(ended) = publications.join_next() => match ended {
-                // The manager counts on us: with a new session it will ask again.
-                Ok(Err(error)) => return Err(SessionError::Logs(error)),
-                Ok(Ok(())) | Err(_) => open.retain(|_, publication| !publication.is_finished()),
-            },
+            }
+        }
+    }
+
+    fn carry_out(&mut self, order: SubscriptionMessage) {
+        if order.close {
+            if let Some(publication) = self.open.remove(&order.id) {
+                publication.abort();
+            }
+        } else if self
+            .open
+            .get(&order.id)
+            .is_none_or(AbortHandle::is_finished)
+        {
+            let id = order.id.clone();
+            let publication = publish(order, self.source.clone());
+            self.open.insert(id, self.publications.spawn(publication));
         }
     }
 }
 
 /// Sends what a subscription asks for.
-async fn publish(order: SubscriptionMessage, source: Source) -> Result<(), DialError> {
-    let channel = dial(&source.manager, Arc::clone(&source.tls)).await?;
+async fn publish(order: SubscriptionMessage, source: Source) -> Result<(), LogsError> {
+    let channel = dial(&source.manager, Arc::clone(&source.tls)).await;
+    let channel = channel.map_err(LogsError::Dial)?;
     let (sender, messages) = mpsc::channel(1);
     let query = LogQuery::from(&order.options.unwrap_or_default());
     let selector = order.selector.unwrap_or_default();
@@ -133,15 +192,26 @@ async fn publish(order: SubscriptionMessage, source: Source) -> Result<(), DialE
         pending::<Infallible>().await
     };
     let mut client = LogBrokerClient::new(channel);
-    tokio::select! {
-        answer = client.publish_logs(Request::new(ReceiverStream::new(messages))) => {
-            if let Err(status) = answer {
-                tracing::debug!(error = %Chain(&status), "a manager wants no more logs");
-            }
-        }
+    let answer = tokio::select! {
+        answer = client.publish_logs(Request::new(ReceiverStream::new(messages))) => answer,
         never = feeding => match never {},
+    };
+    match answer {
+        Ok(_) => Ok(()),
+        Err(status) if is_refusal(&status) => {
+            tracing::debug!(error = %Chain(&status), "a manager wants no more logs");
+            Ok(())
+        }
+        Err(status) => Err(LogsError::Publish(Box::new(status))),
     }
-    Ok(())
+}
+
+/// Whether the manager has spoken, rather than the way to it.
+fn is_refusal(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::NotFound | Code::PermissionDenied | Code::InvalidArgument
+    )
 }
 
 /// Nobody takes more lines.

@@ -18,7 +18,6 @@ use tokio::{
 use tonic::{Request, Status, Streaming, transport::Channel};
 
 use super::{
-    dial::DialError,
     foreman::{Command, Outbox},
     logs::{self, Readable},
     plane::Settled,
@@ -55,8 +54,6 @@ pub(super) enum SessionError {
     Gap(#[source] Gap),
     #[error("the leader is {leader}")]
     Redirected { leader: String },
-    #[error("cannot send logs")]
-    Logs(#[source] DialError),
     #[error("the agent ends")]
     Ending,
 }
@@ -126,12 +123,12 @@ pub(super) async fn hold(
         ended = take_assignments(client.clone(), &session_id, desk) => ended,
         ended = report(client.clone(), &session_id, &desk.outbox) => ended,
         ended = acknowledge(client.clone(), &session_id, desk.settled.clone()) => ended,
-        ended = logs::serve(channel, source) => ended,
+        never = logs::serve(channel, source) => match never {},
     }
 }
 
 /// Makes a call and gives up on it after [`CALL_TIMEOUT`].
-pub(super) async fn within<T>(
+async fn within<T>(
     call: &'static str,
     answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
 ) -> Result<T, SessionError> {

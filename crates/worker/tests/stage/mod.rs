@@ -4,7 +4,10 @@ use std::{
     io,
     path::Path,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::{Duration, SystemTime},
 };
@@ -127,6 +130,8 @@ pub(crate) struct Manager {
     listeners: mpsc::UnboundedReceiver<mpsc::Sender<Result<SubscriptionMessage, Status>>>,
     events: mpsc::UnboundedReceiver<Event>,
     heard: Vec<Event>,
+    /// Makes the next publication fail after its first message.
+    pub(crate) breaks: Arc<AtomicBool>,
     server: JoinHandle<()>,
 }
 
@@ -145,7 +150,9 @@ impl Manager {
         let (opened_streams, streams) = mpsc::unbounded_channel();
         let (listens, listeners) = mpsc::unbounded_channel();
         let (told, events) = mpsc::unbounded_channel();
+        let breaks = Arc::new(AtomicBool::new(false));
         let ears = Ears {
+            breaks: Arc::clone(&breaks),
             opened,
             opened_streams,
             listens,
@@ -160,6 +167,7 @@ impl Manager {
             listeners,
             events,
             heard: Vec::new(),
+            breaks,
             server,
         }
     }
@@ -175,6 +183,11 @@ impl Manager {
             assignments,
             subscriptions,
         }
+    }
+
+    /// Waits until the agent listens for subscriptions anew.
+    pub(crate) async fn listens_anew(&mut self, session: &mut Session) {
+        session.subscriptions = self.listeners.recv().await.expect("the server runs");
     }
 
     /// The next message of a publication.
@@ -287,6 +300,8 @@ struct Ears {
     listens: mpsc::UnboundedSender<mpsc::Sender<Result<SubscriptionMessage, Status>>>,
     told: mpsc::UnboundedSender<Event>,
     leader: String,
+    /// Whether the next publication fails after its first message.
+    breaks: Arc<AtomicBool>,
 }
 
 #[async_trait]
@@ -373,12 +388,16 @@ impl LogBroker for Ears {
         request: Request<tonic::Streaming<wire::PublishLogsMessage>>,
     ) -> Result<Response<wire::PublishLogsResponse>, Status> {
         let mut stream = request.into_inner();
+        let breaks = self.breaks.swap(false, Ordering::Relaxed);
         while let Ok(Some(message)) = stream.message().await {
             let lines = message.messages.into_iter();
             let text = |line: &[u8]| String::from_utf8_lossy(line).into_owned();
             let lines: Vec<_> = lines.map(|line| (line.task_id, text(&line.data))).collect();
             if !lines.is_empty() {
                 let _ = self.told.send(Event::Lines(lines));
+            }
+            if breaks {
+                return Err(Status::unavailable("the connection broke"));
             }
             if message.close {
                 let _ = self.told.send(Event::Published(message.subscription_id));
