@@ -1,5 +1,7 @@
 //! Networks of one host in the kernel. Needs root; each test has a host namespace of its own, which ends with it.
 
+#![allow(clippy::print_stderr)]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{Read, Write},

@@ -180,7 +180,7 @@ mod tests {
     #[tokio::test]
     async fn the_sequence_detaches_and_everything_else_passes() {
         let (mut input, mut detached) = Escapable::new(Vec::new(), vec![16, 17]);
-        for typed in [&[b'a', 16][..], &[b'b', 16, 16], &[b'c']] {
+        for typed in [&[b'a', 16][..], &[b'b', 16, 16], b"c"] {
             input.write_all(typed).await.unwrap();
         }
         input.flush().await.unwrap();
