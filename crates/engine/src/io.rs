@@ -8,6 +8,7 @@ mod cgroup;
 mod log_watch;
 mod logs;
 mod nursery;
+mod sealed;
 mod shim_client;
 mod volumes;
 

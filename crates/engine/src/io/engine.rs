@@ -94,16 +94,17 @@ impl Engine {
             let dir = config.root.join(dir);
             std::fs::create_dir_all(&dir).map_err(EngineError::io("create", dir))?;
         }
-        for dir in ["c", "netns"] {
+        for dir in ["c", "netns", "empty"] {
             make_private(&config.run_dir.join(dir))?;
         }
         let cgroups = Cgroups::detect(&config.cgroup_parent)
             .map_err(EngineError::io("read", "/proc/self/mountinfo"))?;
         let exe = config.shim_exe.clone();
-        let nursery = tokio::task::spawn_blocking(move || Nursery::new(&exe)).await;
+        let empty = config.run_dir.join("empty");
+        let nursery = tokio::task::spawn_blocking(move || Nursery::new(&exe, &empty)).await;
         let nursery = nursery
             .map_err(|err| EngineError::Invalid(err.to_string()))?
-            .map_err(EngineError::io("copy", &config.shim_exe))?;
+            .map_err(EngineError::io("seal", &config.shim_exe))?;
         let volumes = Volumes::new(config.root.join("volumes"));
         let log_watch = LogWatch::new().map_err(EngineError::io("watch", "the logs"))?;
         let (events, _) = broadcast::channel(EVENTS_MAX);

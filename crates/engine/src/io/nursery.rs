@@ -10,32 +10,26 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
+use super::sealed;
+use crate::shim::protocol::{FRAME_MAX, SOCKET_NAME, Supervise};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, setsockopt, socketpair,
     sockopt,
 };
-use pentacle::SealOptions;
-
-use crate::shim::protocol::{FRAME_MAX, SOCKET_NAME, Supervise};
 
 /// Starts shims by way of a nursery process, which it starts again when it has gone.
 #[derive(Debug)]
 pub(super) struct Nursery {
-    /// A sealed copy of the binary that holds the shim's code; all shims share its pages.
-    program: File,
+    /// The binary that holds the shim's code, as no container can write it; all shims share its pages.
+    program: OwnedFd,
     socket: Mutex<Option<OwnedFd>>,
 }
 
 impl Nursery {
-    /// Copies `program` into memory and seals it. Blocks.
-    pub(super) fn new(program: &Path) -> io::Result<Self> {
-        let mut original = File::open(program)?;
-        let program = SealOptions::new()
-            .executable(true)
-            .close_on_exec(true)
-            .copy_and_seal(&mut original)?;
+    /// `program` is usually this one; `empty` is a directory with nothing in it. Blocks.
+    pub(super) fn new(program: &Path, empty: &Path) -> io::Result<Self> {
         Ok(Self {
-            program,
+            program: sealed::open(program, empty)?,
             socket: Mutex::new(None),
         })
     }
