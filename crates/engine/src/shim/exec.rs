@@ -280,6 +280,9 @@ fn prepare(
         prctl::set_no_new_privs().map_err(fail("set no_new_privs"))?;
     }
     let who = process.user();
+    give(&std::io::stdin(), who);
+    give(&std::io::stdout(), who);
+    give(&std::io::stderr(), who);
     let groups: Vec<Gid> = who
         .additional_gids()
         .iter()
@@ -308,6 +311,17 @@ fn prepare(
             .map_err(refused("drop capabilities"))?;
     }
     Ok(())
+}
+
+/// Lets the container's user open its own streams again, as programs that log to `/dev/stdout` do.
+pub(super) fn give(fd: &impl AsFd, user: &User) {
+    let ours = nix::sys::stat::fstat(fd).is_ok_and(|stat| {
+        matches!(stat.st_mode & libc::S_IFMT, libc::S_IFIFO) || libc::major(stat.st_rdev) == 136
+    });
+    // Never the null device, which is the host's.
+    if ours {
+        let _ = nix::unistd::fchown(fd, Some(Uid::from_raw(user.uid())), None);
+    }
 }
 
 /// A terminal of the container's own devpts: sends the master to the shim, takes the slave as controlling terminal.

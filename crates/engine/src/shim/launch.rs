@@ -174,6 +174,11 @@ fn build(sup: &Supervise, ends: Option<Ends>) -> Result<i32, Failure> {
     let json = serde_json::to_vec(&spec).map_err(|err| Failure::new(err.to_string()))?;
     std::fs::write("config.json", json)
         .map_err(|err| Failure::new(format!("cannot write config.json: {err}")))?;
+    if let (Some(ends), Some(process)) = (&ends, spec.process()) {
+        for fd in [&ends.stdin, &ends.stdout, &ends.stderr] {
+            exec::give(fd, process.user());
+        }
+    }
     run_libcontainer(sup, &launch, ends)
 }
 

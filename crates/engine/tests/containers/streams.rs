@@ -46,6 +46,25 @@ async fn stdin_flows_in_and_its_end_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_user_may_open_its_own_streams() {
+    let host = Host::new().await;
+    let mut spec = sh("echo one > /dev/stdout; echo two > /dev/stderr; exec sleep 1000");
+    spec.user = Some("user".into());
+    let id = host.start(spec).await;
+    host.wait_for_output(&id, "one\ntwo\n").await;
+    let said = host
+        .exec(&id, &["sh", "-c", "echo three > /dev/stdout"])
+        .await;
+    assert_eq!(said, (0, "three\n".into()));
+    let null = std::fs::metadata("/dev/null").expect("null device");
+    assert_eq!(std::os::unix::fs::MetadataExt::uid(&null), 0);
+    host.engine
+        .remove(id.as_str(), true, true)
+        .await
+        .expect("remove");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_terminal_has_a_size_and_an_echo() {
     let host = Host::new().await;
     let mut spec = sh("test -c /dev/console && echo ready; read line; stty size; echo got $line");
