@@ -189,11 +189,14 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
         _ => {}
     }
     let client = Client::new(&host)?;
-    tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("cannot start the runtime")?
-        .block_on(dispatch(cli.command, &client))
+        .context("cannot start the runtime")?;
+    let result = runtime.block_on(dispatch(cli.command, &client));
+    // A read of standard input that nobody waits for any more must not hold us up.
+    runtime.shutdown_background();
+    result
 }
 
 async fn dispatch(command: Command, client: &Client) -> Result<()> {

@@ -389,7 +389,7 @@ impl List {
                     "Tag" => tag,
                     "Digest" => digest,
                     "ID" => if self.no_trunc { id } else { short_id(id) },
-                    "CreatedSince" => ago(now, created),
+                    "CreatedSince" => if created == Timestamp::ZERO { "N/A".to_owned() } else { ago(now, created) },
                     "CreatedAt" => super::container::zoned(created),
                     "Size" => size(number(image, "/Size").unsigned_abs()),
                 });

@@ -349,18 +349,26 @@ async fn hold_on(id: &str, hold: Hold, start_it: bool, client: &Client) -> Resul
         None
     };
     let copy = terminal::copy(stream, hold.stdin, hold.tty);
+    let up = tokio::sync::Notify::new();
     let work = async {
         if start_it {
             // The output is read meanwhile, or a talkative process would block.
-            let (copied, started) = tokio::join!(copy, start(id, client));
-            started.map_err(cannot_run)?;
-            copied
+            let started = async {
+                start(id, client).await.map_err(cannot_run)?;
+                up.notify_one();
+                Ok(())
+            };
+            let (copied, ()) = tokio::try_join!(copy, started)?;
+            Ok(copied)
         } else {
+            up.notify_one();
             copy.await
         }
     };
     let resize = async {
         if hold.tty && output::is_terminal() {
+            // A container has no terminal to be sized before it is up.
+            up.notified().await;
             terminal::follow_size(client, "/containers/{}/resize", id).await;
         }
         std::future::pending::<()>().await;
