@@ -6,21 +6,18 @@ use std::{
     net::SocketAddr,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    pin::Pin,
     sync::Arc,
     time::Duration,
 };
 
-use futures_util::{Stream, StreamExt};
 use rustls::{ClientConfig, ServerConfig};
 use shoal_api::{
     RandomIds, Timestamp,
     object::Object,
     wire::{
-        LogMessage, RaftJoinRequest, RaftLeaveRequest, SubscribeLogsRequest,
-        control_client::ControlClient, control_server::ControlServer,
-        dispatcher_server::DispatcherServer, log_broker_server::LogBrokerServer,
-        logs_client::LogsClient, logs_server::LogsServer, node_ca_server::NodeCaServer,
+        RaftJoinRequest, RaftLeaveRequest, control_client::ControlClient,
+        control_server::ControlServer, dispatcher_server::DispatcherServer,
+        log_broker_server::LogBrokerServer, logs_server::LogsServer, node_ca_server::NodeCaServer,
         raft_membership_client::RaftMembershipClient, raft_membership_server::RaftMembershipServer,
         raft_server::RaftServer,
     },
@@ -62,8 +59,10 @@ use crate::core::{
 };
 
 mod founding;
+mod logs;
 
 pub use founding::{Founding, NewCluster};
+pub use logs::LogStream;
 
 /// How long a write may wait for a leader.
 const LEADER_TIMEOUT: Duration = Duration::from_secs(15);
@@ -170,9 +169,6 @@ pub enum WriteError {
     #[error("{}", .0.message())]
     Forward(Box<Status>),
 }
-
-/// Lines of tasks' logs: in the order of time, or as they come if it follows. An error in it ends it.
-pub type LogStream = Pin<Box<dyn Stream<Item = Result<LogMessage, Status>> + Send>>;
 
 /// A running manager. Dropping it stops it as a crash would.
 #[derive(Debug)]
@@ -328,12 +324,6 @@ impl Manager {
     /// Carries out what a user wants, here or at the leader. Returns the object as written; `None` after a removal.
     pub async fn write(&self, intent: Intent) -> Result<Option<Object>, WriteError> {
         self.desk.write(intent).await
-    }
-
-    /// Reads the logs of tasks, wherever they ran. Ends when all nodes have sent what they have or, if it
-    /// follows, when nothing more can come. A tail is one per task.
-    pub async fn logs(&self, request: SubscribeLogsRequest) -> Result<LogStream, WriteError> {
-        self.desk.subscribe_logs(request).await
     }
 
     /// Who leads, now and from now on.
@@ -546,25 +536,6 @@ impl Desk {
             }
         }
         Err(refused.into())
-    }
-
-    async fn subscribe_logs(&self, request: SubscribeLogsRequest) -> Result<LogStream, WriteError> {
-        if self.require_leader().await.is_ok() {
-            let lines = self.read_logs(request).await;
-            return lines.map_err(|status| WriteError::Forward(Box::new(status)));
-        }
-        let address = self.leader_address().ok_or(WriteError::NoLeader)?;
-        let tls = Arc::clone(&self.client_tls.borrow());
-        let channel = client::connect(&address, tls)
-            .await
-            .map_err(|_| WriteError::NoLeader)?;
-        let lines = LogsClient::new(channel)
-            .subscribe_logs(Request::new(request))
-            .await;
-        Ok(lines
-            .map_err(|status| WriteError::Forward(Box::new(status)))?
-            .into_inner()
-            .boxed())
     }
 
     async fn forward(&self, intent: &Intent) -> Result<Option<Object>, WriteError> {

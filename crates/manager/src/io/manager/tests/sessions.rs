@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use futures_util::StreamExt;
 use shoal_api::{
     NodeId, TaskId, TaskState,
     object::{NodeState, Task, TaskStatus},
     spec::ServiceMode,
     wire::{
         AcknowledgeViewRequest, AssignmentsRequest, HeartbeatRequest, ListenSubscriptionsRequest,
-        LogOptions, LogSelector, PublishLogsMessage, SessionRequest, UpdateTaskStatusRequest,
+        LogMessage, LogOptions, LogSelector, PublishLogsMessage, SessionRequest,
+        SubscribeLogsRequest, UpdateTaskStatusRequest,
         assignment_change::{Action, Item},
         dispatcher_client::DispatcherClient,
         log_broker_client::LogBrokerClient,
@@ -342,10 +344,11 @@ async fn a_node_speaks_for_itself_alone() {
     .await;
 }
 
-/// A node that answers every subscription with one line of each of its tasks.
+/// A node that answers every subscription with one line of each of its tasks and each of these times.
 async fn publish_lines(
     mut broker: LogBrokerClient<tonic::transport::Channel>,
     tasks: Vec<String>,
+    times: &[i64],
 ) -> Result<(), Status> {
     let mut orders = broker
         .listen_subscriptions(ListenSubscriptionsRequest {})
@@ -355,15 +358,19 @@ async fn publish_lines(
         if order.close {
             continue;
         }
-        let line = |task_id: &String| LogMessage {
+        let line = |task_id: &String, timestamp: i64| LogMessage {
             task_id: task_id.clone(),
+            timestamp,
             stream: 1,
             data: b"hello".to_vec(),
             ..LogMessage::default()
         };
         let message = PublishLogsMessage {
             subscription_id: order.id,
-            messages: tasks.iter().map(line).collect(),
+            messages: times
+                .iter()
+                .flat_map(|time| tasks.iter().map(|task| line(task, *time)))
+                .collect(),
             close: true,
         };
         broker.publish_logs(tokio_stream::once(message)).await?;
@@ -430,7 +437,8 @@ async fn logs_come_from_the_nodes_that_have_them() {
             .map(|identity| {
                 let tls = client_config(identity.root(), Some(identity)).unwrap();
                 let broker = LogBrokerClient::new(client::dial(&cluster.remote(), tls));
-                tokio::spawn(publish_lines(broker, tasks.clone()))
+                let tasks = tasks.clone();
+                tokio::spawn(async move { publish_lines(broker, tasks, &[1]).await })
             })
             .into();
         let mut seen = std::collections::BTreeSet::new();
@@ -486,6 +494,65 @@ async fn logs_come_from_the_nodes_that_have_them() {
         cluster.manager(0).write(remove).await.unwrap();
         while following.next().await.is_some() {}
         publishers.iter().for_each(|publisher| publisher.abort());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_follows_logs_outlives_the_leader() {
+    within(async {
+        let mut cluster = Cluster::found().await;
+        cluster.join_manager().await;
+        cluster.join_manager().await;
+        let addresses: Vec<_> = (0..3)
+            .map(|place| cluster.manager(place).address().to_string())
+            .collect();
+        let (worker, _) = cluster.manager(0).join_tokens().unwrap();
+        let identity = cluster.admit(&worker).await.unwrap();
+        let _agent = FakeAgent::start(&identity, addresses);
+        cluster.manager(1).write(service("web", 1)).await.unwrap();
+        until(cluster.manager(1), |state| running(state).len() == 1).await;
+        let task = cluster.manager(1).state().tasks().next().cloned().unwrap();
+        let request = SubscribeLogsRequest {
+            selector: Some(LogSelector {
+                service_ids: vec![task.service.to_string()],
+                task_ids: Vec::new(),
+            }),
+            options: Some(LogOptions {
+                stdout: true,
+                follow: true,
+                ..LogOptions::default()
+            }),
+        };
+        let leader = |manager: &Manager| {
+            let leader = manager.leadership().borrow().leader.unwrap();
+            usize::try_from(leader).unwrap() - 1
+        };
+        let publish = |address: String, times: &'static [i64]| {
+            let tls = client_config(identity.root(), Some(&identity)).unwrap();
+            let broker = LogBrokerClient::new(client::dial(&address, tls));
+            let tasks = vec![task.id.to_string()];
+            tokio::spawn(async move { publish_lines(broker, tasks, times).await })
+        };
+        let first = leader(cluster.manager(0));
+        let other = (first + 1) % 3;
+        let mut lines = cluster.manager(other).logs(request).await.unwrap();
+        let publisher = publish(cluster.manager(first).address().to_string(), &[5]);
+        assert_eq!(lines.next().await.unwrap().unwrap().timestamp, 5);
+        publisher.abort();
+
+        cluster.stop(first).await;
+        let manager = cluster.manager(other);
+        let mut leadership = manager.leadership();
+        let elected = leadership.wait_for(|now| {
+            now.leader
+                .is_some_and(|leader| usize::try_from(leader).unwrap() - 1 != first)
+        });
+        elected.await.unwrap();
+        let second = cluster.manager(leader(manager)).address().to_string();
+        // What came already does not come again.
+        let _publisher = publish(second, &[5, 6]);
+        assert_eq!(lines.next().await.unwrap().unwrap().timestamp, 6);
     })
     .await;
 }
