@@ -25,15 +25,27 @@ pub fn parse_extra_host(text: &str, gateway: Option<IpAddr>) -> Option<(IpAddr, 
     let (name, address) = text.split_once([':', '='])?;
     let address = match address {
         "host-gateway" => gateway?,
-        literal => literal.trim_start_matches('[').trim_end_matches(']').parse().ok()?,
+        literal => literal
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .parse()
+            .ok()?,
     };
     (!name.is_empty()).then(|| (address, vec![name.to_owned()]))
 }
 
 /// `/etc/resolv.conf`: the host's, with every part replaced that is given.
-pub fn resolv_conf(host: &str, nameservers: &[IpAddr], search: &[String], options: &[String]) -> String {
+pub fn resolv_conf(
+    host: &str,
+    nameservers: &[IpAddr],
+    search: &[String],
+    options: &[String],
+) -> String {
     let lines = |keyword: &str| -> Vec<&str> {
-        host.lines().map(str::trim).filter(|line| line.split_whitespace().next() == Some(keyword)).collect()
+        host.lines()
+            .map(str::trim)
+            .filter(|line| line.split_whitespace().next() == Some(keyword))
+            .collect()
     };
     let mut text = String::new();
     let mut push = |own: Option<String>, keyword: &str| match own {
@@ -43,12 +55,22 @@ pub fn resolv_conf(host: &str, nameservers: &[IpAddr], search: &[String], option
             text.push('\n');
         }),
     };
-    let servers: String = nameservers.iter().map(|server| format!("nameserver {server}\n")).collect();
+    let servers: String = nameservers
+        .iter()
+        .map(|server| format!("nameserver {server}\n"))
+        .collect();
     push((!nameservers.is_empty()).then_some(servers), "nameserver");
     // A lone dot means "no search domain", as in Docker.
-    let searched = if search == ["."] { String::new() } else { format!("search {}\n", search.join(" ")) };
+    let searched = if search == ["."] {
+        String::new()
+    } else {
+        format!("search {}\n", search.join(" "))
+    };
     push((!search.is_empty()).then_some(searched), "search");
-    push((!options.is_empty()).then(|| format!("options {}\n", options.join(" "))), "options");
+    push(
+        (!options.is_empty()).then(|| format!("options {}\n", options.join(" "))),
+        "options",
+    );
     text
 }
 
@@ -72,15 +94,40 @@ mod tests {
             nameserver 127.0.0.11
             options ndots:0
         "#]]
-        .assert_eq(&resolv_conf(host, &["127.0.0.11".parse().expect("address")], &[".".into()], &["ndots:0".into()]));
+        .assert_eq(&resolv_conf(
+            host,
+            &["127.0.0.11".parse().expect("address")],
+            &[".".into()],
+            &["ndots:0".into()],
+        ));
     }
 
     #[test]
     fn extra_hosts_have_two_forms() {
         let gateway = "172.17.0.1".parse().ok();
-        let parsed = ["a:1.2.3.4", "b=::1", "c:[::2]", "d:host-gateway", "e:nonsense", ":1.2.3.4"]
-            .map(|text| parse_extra_host(text, gateway).map(|(address, names)| format!("{address} {}", names[0])));
+        let parsed = [
+            "a:1.2.3.4",
+            "b=::1",
+            "c:[::2]",
+            "d:host-gateway",
+            "e:nonsense",
+            ":1.2.3.4",
+        ]
+        .map(|text| {
+            parse_extra_host(text, gateway)
+                .map(|(address, names)| format!("{address} {}", names[0]))
+        });
         let text = |text: &str| Some(text.to_owned());
-        assert_eq!(parsed, [text("1.2.3.4 a"), text("::1 b"), text("::2 c"), text("172.17.0.1 d"), None, None]);
+        assert_eq!(
+            parsed,
+            [
+                text("1.2.3.4 a"),
+                text("::1 b"),
+                text("::2 c"),
+                text("172.17.0.1 d"),
+                None,
+                None
+            ]
+        );
     }
 }

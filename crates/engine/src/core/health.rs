@@ -16,7 +16,9 @@ const LOG_MAX: usize = 5;
 pub fn command(check: &HealthCheck) -> Option<Vec<String>> {
     match check.test.split_first() {
         Some((kind, rest)) if kind == "CMD" && !rest.is_empty() => Some(rest.to_vec()),
-        Some((kind, [command, ..])) if kind == "CMD-SHELL" => Some(vec!["/bin/sh".into(), "-c".into(), command.clone()]),
+        Some((kind, [command, ..])) if kind == "CMD-SHELL" => {
+            Some(vec!["/bin/sh".into(), "-c".into(), command.clone()])
+        }
         _ => None,
     }
 }
@@ -26,7 +28,9 @@ pub fn pause(check: &HealthCheck, health: &Health, up: Duration) -> Duration {
     let given = |wish: Option<Duration>| wish.filter(|duration| !duration.is_zero());
     let interval = given(check.interval).unwrap_or(INTERVAL);
     if health.status == HealthStatus::Starting && up < check.start_period.unwrap_or_default() {
-        return given(check.start_interval).unwrap_or(START_INTERVAL).min(interval);
+        return given(check.start_interval)
+            .unwrap_or(START_INTERVAL)
+            .min(interval);
     }
     interval
 }
@@ -38,9 +42,16 @@ pub fn judge(check: &HealthCheck, mut health: Health, probe: HealthProbe, up: Du
     if probe.exit_code == 0 {
         health.failing_streak = 0;
         health.status = HealthStatus::Healthy;
-    } else if health.status != HealthStatus::Starting || up >= check.start_period.unwrap_or_default() {
+    } else if health.status != HealthStatus::Starting
+        || up >= check.start_period.unwrap_or_default()
+    {
         health.failing_streak += 1;
-        if health.failing_streak >= check.retries.filter(|retries| *retries > 0).unwrap_or(RETRIES) {
+        if health.failing_streak
+            >= check
+                .retries
+                .filter(|retries| *retries > 0)
+                .unwrap_or(RETRIES)
+        {
             health.status = HealthStatus::Unhealthy;
         }
     }
@@ -59,8 +70,16 @@ mod tests {
 
     #[test]
     fn three_failures_after_the_start_period_are_unhealthy() {
-        let check = HealthCheck { start_period: Some(Duration::from_secs(10)), ..HealthCheck::default() };
-        let probe = |exit_code| HealthProbe { start: Timestamp::ZERO, end: Timestamp::ZERO, exit_code, output: String::new() };
+        let check = HealthCheck {
+            start_period: Some(Duration::from_secs(10)),
+            ..HealthCheck::default()
+        };
+        let probe = |exit_code| HealthProbe {
+            start: Timestamp::ZERO,
+            end: Timestamp::ZERO,
+            exit_code,
+            output: String::new(),
+        };
         let mut health = Health::default();
         let mut seen = Vec::new();
         for (at, code) in [(1, 1), (9, 1), (11, 1), (12, 1), (13, 1), (14, 0), (15, 1)] {

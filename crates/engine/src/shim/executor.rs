@@ -15,9 +15,7 @@ use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
 use nix::errno::Errno;
-use nix::sys::signal::{
-    SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask,
-};
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::unistd::{AccessFlags, access, execve};
 
 use super::protocol::Failure;
@@ -174,10 +172,21 @@ pub(super) fn describe(errno: Errno) -> String {
 
 /// Handlers vanish with an exec, but ignored and blocked signals would stay so.
 fn reset_signals() {
-    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-    for signal in Signal::iterator() {
-        // SAFETY: the default disposition runs no code of ours. SIGKILL and SIGSTOP refuse, which is fine.
-        let _ = unsafe { sigaction(signal, &default) };
+    // The kernel's own structure: SIG_DFL, no flags, no restorer, an empty mask. The C library would not let us touch
+    // the two signals that it keeps to itself, and whoever started the daemon may have ignored those too.
+    let default = [0_u64; 4];
+    for number in 1..=libc::SIGRTMAX() {
+        // SAFETY: the structure lives until after the call, and the default disposition runs no code of ours. The
+        // kernel refuses SIGKILL and SIGSTOP, which is fine.
+        let _ = unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                number,
+                default.as_ptr(),
+                std::ptr::null::<u64>(),
+                size_of::<u64>(),
+            )
+        };
     }
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
 }
