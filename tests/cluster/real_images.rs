@@ -49,7 +49,7 @@ http {
 /// Makes the three images and packs them into one archive.
 fn make_images(registry: &str, folder: &Path) -> Result<std::path::PathBuf> {
     let root = folder.join("debian");
-    debian("nginx-light,python3-minimal,redis-server", &root)?;
+    debian("nginx-light,python3,redis-server", &root)?;
     let base = Layer::pack(&root, &folder.join("base.tar"))?;
     fs::remove_dir_all(&root)?;
 
