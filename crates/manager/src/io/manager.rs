@@ -26,7 +26,7 @@ use shoal_ca::{CaError, ClientAuth, NodeIdentity, client_config, server_config};
 use tokio::{
     net::TcpListener,
     runtime::Handle,
-    sync::{mpsc, watch},
+    sync::{Mutex, mpsc, watch},
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
@@ -179,7 +179,7 @@ pub struct Manager {
     client_tls: watch::Sender<Arc<ClientConfig>>,
     address: SocketAddr,
     stop: CancellationToken,
-    tasks: JoinSet<()>,
+    tasks: Mutex<JoinSet<()>>,
 }
 
 /// What every service of a manager needs.
@@ -280,7 +280,7 @@ impl Manager {
             client_tls,
             address,
             stop,
-            tasks,
+            tasks: Mutex::new(tasks),
         })
     }
 
@@ -356,11 +356,12 @@ impl Manager {
         Ok(())
     }
 
-    /// Hands leadership over and stops. What was acknowledged stays, for [`Begin::Restart`].
-    pub async fn stop(mut self) {
+    /// Hands leadership over and stops. What was acknowledged stays, for [`Begin::Restart`]. Whoever still asks it for
+    /// something is refused.
+    pub async fn stop(&self) {
         self.desk.store.raft().shutdown().await;
         self.stop.cancel();
-        self.tasks.shutdown().await;
+        self.tasks.lock().await.shutdown().await;
     }
 
     /// Takes this manager out of the group, for good. Call [`Self::stop`] afterwards and forget its directory.
