@@ -60,6 +60,10 @@ pub struct SessionState {
     pub node: Option<Node>,
     /// PEM of the cluster's root certificates, empty if not told.
     pub root_pem: String,
+    /// Why managers refuse this node, in the words of the last one that did; `None` as soon as one takes it again.
+    ///
+    /// A node that was removed from the cluster is refused for good.
+    pub refused: Option<String>,
 }
 
 /// A running agent. Dropping it stops the agent, not its tasks.
@@ -207,13 +211,19 @@ async fn keep_session(
                 leader: message.leader.clone(),
                 node,
                 root_pem: message.root_pem.clone(),
+                refused: None,
             });
             Ok(())
         })
         .await;
         let Err(error) = ended;
         tracing::info!(manager = address, error = %Chain(&error), "a session ended");
-        state.send_modify(|state| state.manager = None);
+        state.send_modify(|state| {
+            state.manager = None;
+            if let Some(refusal) = error.refusal() {
+                state.refused = Some(refusal.to_owned());
+            }
+        });
         managers.on_session_end(&address, began.elapsed(), random());
         if managers.known() != known {
             let _ = desk

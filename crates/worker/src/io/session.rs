@@ -15,7 +15,7 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{sleep, timeout},
 };
-use tonic::{Request, Status, Streaming, transport::Channel};
+use tonic::{Code, Request, Status, Streaming, transport::Channel};
 
 use super::{
     foreman::{Command, Outbox},
@@ -56,6 +56,19 @@ pub(super) enum SessionError {
     Redirected { leader: String },
     #[error("the agent ends")]
     Ending,
+}
+
+impl SessionError {
+    /// The manager's words, if it wants no session with this node.
+    pub(super) fn refusal(&self) -> Option<&str> {
+        match self {
+            Self::Call {
+                call: "Session",
+                source,
+            } if source.code() == Code::PermissionDenied => Some(source.message()),
+            _ => None,
+        }
+    }
 }
 
 /// What all sessions of an agent have in common.
