@@ -1,11 +1,11 @@
 //! The cluster as the Engine API sees it: everything read from this manager's state, everything written by intents.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use shoal_api::{
-    ConfigId, NetworkId, NodeId, SecretId, ServiceId,
+    ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskState,
     container::LogQuery,
     id::InvalidId,
     object::{Config, Network, NodeState, Object, ObjectKey, Secret, Service, Task},
@@ -21,6 +21,9 @@ use shoal_manager::{Intent, Manager, Refusal, Spec, State, WriteError};
 
 use super::{ClusterError, ClusterNode, Init, Place};
 use crate::network::chain;
+
+/// How long the removal of a network waits for tasks that are stopping: the default grace and some more.
+const NETWORK_RELEASE_MAX: Duration = Duration::from_secs(15);
 
 fn refused(refusal: &Refusal) -> ApiError {
     let status = refusal.kind.http_status();
@@ -113,6 +116,16 @@ impl ClusterNode {
     async fn remove(&self, key: ObjectKey, force: bool) -> ApiResult<()> {
         self.write(Intent::Remove { key, force }).await.map(drop)
     }
+}
+
+/// Whether a network is in use only by tasks that have been told to stop.
+fn is_being_left(state: &State, network: &NetworkId) -> bool {
+    let on_it = |task: &&Arc<Task>| {
+        let attached = task.networks.iter().any(|at| at.network == *network);
+        attached && !task.status.state.is_terminal()
+    };
+    let mut users = state.tasks().filter(on_it).peekable();
+    users.peek().is_some() && users.all(|task| task.desired_state > TaskState::Running)
 }
 
 fn unlike(kind: &str, key: &ObjectKey) -> ApiError {
@@ -375,6 +388,16 @@ impl ClusterBackend for ClusterNode {
     }
 
     async fn network_remove(&self, id: &NetworkId) -> ApiResult<()> {
+        let manager = self.managing().await?;
+        // `stack rm` removes a service and then its networks at once. What is stopping already is waited for.
+        let released = async {
+            let mut watch = manager.watch();
+            while is_being_left(&manager.state(), id) {
+                watch.next().await;
+            }
+        };
+        // If it takes longer, the refusal below names the task.
+        let _ = tokio::time::timeout(NETWORK_RELEASE_MAX, released).await;
         self.remove(ObjectKey::Network(id.clone()), false).await
     }
 
