@@ -52,6 +52,16 @@ impl ProcessId {
         Self::of(self.pid) == Some(self)
     }
 
+    /// Sends it SIGKILL if it still runs, and does not wait.
+    pub(super) fn kill(self) {
+        if self.is_alive()
+            && let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw)
+        {
+            // Fails only if it has ended meanwhile.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+
     /// Ends it with SIGKILL and waits until it is gone.
     pub(super) fn end(self) -> Result<(), LabError> {
         let what = || format!("cannot end process {}", self.pid);
