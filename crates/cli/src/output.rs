@@ -111,7 +111,10 @@ impl ListFormat {
             }
             "json" => {
                 for row in rows {
-                    out.push_str(&Value::Object(row).to_string());
+                    // As Go's encoder, which makes JSON safe to stand in HTML.
+                    let text = Value::Object(row).to_string();
+                    let text = text.replace('<', "\\u003c").replace('>', "\\u003e");
+                    out.push_str(&text.replace('&', "\\u0026"));
                     out.push('\n');
                 }
             }
@@ -127,10 +130,10 @@ impl ListFormat {
                         .iter()
                         .map(|c| (c.field.to_owned(), c.header.into()))
                         .collect();
-                    lines.push(template.render(&Value::Object(headers))?);
+                    lines.push(template.render_row(&Value::Object(headers))?);
                 }
                 for row in rows {
-                    lines.push(template.render(&Value::Object(row))?);
+                    lines.push(template.render_row(&Value::Object(row))?);
                 }
                 if tabular {
                     let cells: Vec<Vec<String>> = lines

@@ -1,173 +1,40 @@
-//! Go templates over JSON, with the functions that docker adds to Go's.
+//! Go templates over JSON: `{{range .Mounts}}{{.Source}} {{end}}`, with the functions that docker adds to Go's.
+//!
+//! Written after the package documentation of Go's `text/template`. Maps are walked in the order of their keys and
+//! values are printed as Go prints them, which scripts rely on.
 
-use std::collections::HashMap;
+mod eval;
+mod function;
+mod parse;
 
 use anyhow::{Result, anyhow};
-use gtmpl::{Context, FuncError, Template as Parsed, Value as Dynamic};
 use serde_json::Value;
 
 /// A template, ready to be filled in.
-pub(crate) struct Template(Parsed);
+pub(crate) struct Template(Vec<parse::Node>);
 
 /// Parses a template. `\t` and `\n` in it are a tab and a line end.
 pub(crate) fn compile(text: &str) -> Result<Template> {
     let text = text.replace("\\t", "\t").replace("\\n", "\n");
-    let mut template = Parsed::default();
-    let functions: [(&str, gtmpl::Func); 9] = [
-        ("json", json),
-        ("join", join),
-        ("split", split),
-        ("lower", lower),
-        ("upper", upper),
-        ("title", title),
-        ("pad", pad),
-        ("truncate", truncate),
-        ("println", println),
-    ];
-    template.add_funcs(&functions);
-    template
-        .parse(text)
-        .map_err(|error| anyhow!("template parsing error: {error}"))?;
-    Ok(Template(template))
+    parse::parse(&text)
+        .map(Template)
+        .map_err(|problem| anyhow!("template parsing error: {problem}"))
 }
 
 impl Template {
-    /// Fills in the fields of `value`.
+    /// Fills in the fields of `value`; a field that is not there is `<no value>`.
     pub(crate) fn render(&self, value: &Value) -> Result<String> {
-        let context = Context::from(dynamic(value));
-        self.0
-            .render(&context)
-            .map_err(|error| anyhow!("template: {error}"))
+        self.fill(value, false)
     }
-}
 
-fn dynamic(value: &Value) -> Dynamic {
-    match value {
-        Value::Null => Dynamic::NoValue,
-        Value::Bool(flag) => Dynamic::Bool(*flag),
-        Value::Number(number) => {
-            if let Some(number) = number.as_u64() {
-                number.into()
-            } else if let Some(number) = number.as_i64() {
-                number.into()
-            } else {
-                number.as_f64().unwrap_or_default().into()
-            }
-        }
-        Value::String(text) => Dynamic::String(text.clone()),
-        Value::Array(items) => Dynamic::Array(items.iter().map(dynamic).collect()),
-        Value::Object(fields) => {
-            let fields: HashMap<String, Dynamic> = fields
-                .iter()
-                .map(|(key, value)| (key.clone(), dynamic(value)))
-                .collect();
-            Dynamic::Object(fields)
-        }
+    /// Fills in the fields of a row of a list, which has all fields that there are.
+    pub(crate) fn render_row(&self, row: &Value) -> Result<String> {
+        self.fill(row, true)
     }
-}
 
-fn plain(value: &Dynamic) -> Value {
-    match value {
-        Dynamic::Nil | Dynamic::NoValue | Dynamic::Function(_) => Value::Null,
-        Dynamic::Bool(flag) => (*flag).into(),
-        Dynamic::String(text) => text.as_str().into(),
-        Dynamic::Number(number) => {
-            if let Some(number) = number.as_u64() {
-                number.into()
-            } else if let Some(number) = number.as_i64() {
-                number.into()
-            } else {
-                number.as_f64().into()
-            }
-        }
-        Dynamic::Array(items) => items.iter().map(plain).collect(),
-        Dynamic::Object(fields) | Dynamic::Map(fields) => Value::Object(
-            fields
-                .iter()
-                .map(|(key, value)| (key.clone(), plain(value)))
-                .collect(),
-        ),
+    fn fill(&self, value: &Value, strict: bool) -> Result<String> {
+        eval::render(&self.0, value, strict).map_err(|problem| anyhow!("template: {problem}"))
     }
-}
-
-fn argument<'a>(args: &'a [Dynamic], at: usize, name: &str) -> Result<&'a Dynamic, FuncError> {
-    args.get(at)
-        .ok_or_else(|| FuncError::Generic(format!("{name}: wrong number of arguments")))
-}
-
-fn text(args: &[Dynamic], at: usize, name: &str) -> Result<String, FuncError> {
-    Ok(match argument(args, at, name)? {
-        Dynamic::String(text) => text.clone(),
-        other => match plain(other) {
-            Value::Null => String::new(),
-            other => other.to_string(),
-        },
-    })
-}
-
-fn count(args: &[Dynamic], at: usize, name: &str) -> Result<usize, FuncError> {
-    plain(argument(args, at, name)?)
-        .as_u64()
-        .and_then(|number| number.try_into().ok())
-        .ok_or_else(|| FuncError::Generic(format!("{name}: expected a number")))
-}
-
-fn json(args: &[Dynamic]) -> Result<Dynamic, FuncError> {
-    Ok(plain(argument(args, 0, "json")?).to_string().into())
-}
-
-fn join(args: &[Dynamic]) -> Result<Dynamic, FuncError> {
-    let separator = text(args, 1, "join")?;
-    let Dynamic::Array(items) = argument(args, 0, "join")? else {
-        return Err(FuncError::Generic("join: expected a list".to_owned()));
-    };
-    let items: Vec<String> = (0..items.len())
-        .map(|i| text(items, i, "join"))
-        .collect::<Result<_, _>>()?;
-    Ok(items.join(&separator).into())
-}
-
-fn split(args: &[Dynamic]) -> Result<Dynamic, FuncError> {
-    let whole = text(args, 0, "split")?;
-    let separator = text(args, 1, "split")?;
-    let parts = whole.split(separator.as_str());
-    Ok(Dynamic::Array(
-        parts.map(|part| Dynamic::String(part.to_owned())).collect(),
-    ))
-}
-
-fn lower(args: &[Dynamic]) -> Result<Dynamic, FuncError> {
-    Ok(text(args, 0, "lower")?.to_lowercase().into())
-}
-
-fn upper(args: &[Dynamic]) -> Result<Dynamic, FuncError> {
-    Ok(text(args, 0, "upper")?.to_uppercase().into())
-}
-
-fn title(args: &[Dynamic]) -> Result<Dynamic, FuncError> {
-    let text = text(args, 0, "title")?;
-    let mut chars = text.chars();
-    let first = chars.next().into_iter().flat_map(char::to_uppercase);
-    Ok(first.chain(chars).collect::<String>().into())
-}
-
-fn pad(args: &[Dynamic]) -> Result<Dynamic, FuncError> {
-    let text = text(args, 0, "pad")?;
-    let [before, after] = [count(args, 1, "pad")?, count(args, 2, "pad")?];
-    Ok(format!("{}{text}{}", " ".repeat(before), " ".repeat(after)).into())
-}
-
-fn truncate(args: &[Dynamic]) -> Result<Dynamic, FuncError> {
-    let text = text(args, 0, "truncate")?;
-    let length = count(args, 1, "truncate")?;
-    Ok(text.chars().take(length).collect::<String>().into())
-}
-
-fn println(args: &[Dynamic]) -> Result<Dynamic, FuncError> {
-    let parts: Vec<String> = (0..args.len())
-        .map(|i| text(args, i, "println"))
-        .collect::<Result<_, _>>()?;
-    Ok(format!("{}\n", parts.join(" ")).into())
 }
 
 #[cfg(test)]
@@ -176,37 +43,122 @@ mod tests {
 
     use super::*;
 
-    fn render(template: &str, value: Value) -> String {
-        compile(template).and_then(|t| t.render(&value)).unwrap()
+    fn render(template: &str) -> String {
+        let value = json!({
+            "Name": "web", "Ports": ["80", "443"], "Nothing": null, "On": true, "Labels": "a=b,tier=front",
+            "Spec": {"Replicas": 3, "Ratio": 0.5, "Env": {"B": "2", "A": "1"}},
+            "Mounts": [{"Source": "/a"}, {"Source": "/b"}],
+        });
+        match compile(template).and_then(|template| template.render(&value)) {
+            Ok(text) => text,
+            Err(error) => format!("{error:#}"),
+        }
     }
 
     #[test]
-    fn dockers_functions_are_there() {
-        let value = json!({"Name": "web", "Ports": ["80", "443"], "Spec": {"Replicas": 3, "Ratio": 0.5}, "Labels": {"tier": "front"}});
+    fn values_are_printed_as_go_prints_them() {
         assert_eq!(
-            render("{{json .Spec}}", value.clone()),
-            r#"{"Ratio":0.5,"Replicas":3}"#
+            render("{{.Name}} {{.Spec.Replicas}} {{.Spec.Ratio}} {{.On}}"),
+            "web 3 0.5 true"
         );
-        assert_eq!(render("{{join .Ports \", \"}}", value.clone()), "80, 443");
+        assert_eq!(render("{{.Ports}} {{.Spec.Env}}"), "[80 443] map[A:1 B:2]");
         assert_eq!(
-            render("{{.Spec.Replicas}} {{title .Name}}", value.clone()),
-            "3 Web"
-        );
-        assert_eq!(
-            render("{{range .Ports}}[{{.}}]{{end}}", value.clone()),
-            "[80][443]"
+            render("{{.Nothing}} {{.Missing}} {{.Spec.No.Deeper}}"),
+            "<no value> <no value> <no value>"
         );
         assert_eq!(
-            render("{{if eq .Spec.Replicas 3}}three{{end}}", value.clone()),
+            render("{{json .Spec.Env}} {{json .Name}}"),
+            r#"{"A":"1","B":"2"} "web""#
+        );
+    }
+
+    #[test]
+    fn control_structures_nest() {
+        assert_eq!(render("{{range .Ports}}[{{.}}]{{end}}"), "[80][443]");
+        assert_eq!(
+            render("{{range $i, $m := .Mounts}}{{if $i}}, {{end}}{{$i}}={{$m.Source}}{{end}}"),
+            "0=/a, 1=/b"
+        );
+        assert_eq!(
+            render("{{range $k, $v := .Spec.Env}}{{$k}}={{$v}} {{end}}"),
+            "A=1 B=2 "
+        );
+        assert_eq!(render("{{range .Nothing}}x{{else}}none{{end}}"), "none");
+        assert_eq!(
+            render("{{if and .On (eq .Spec.Replicas 3)}}three{{else}}other{{end}}"),
             "three"
         );
         assert_eq!(
-            render(
-                "{{range $k, $v := .Labels}}{{$k}}={{$v}} {{end}}",
-                value.clone()
-            ),
-            "tier=front "
+            render("{{if .Nothing}}a{{else if eq .Name \"web\"}}b{{else}}c{{end}}"),
+            "b"
         );
-        assert_eq!(render("{{index .Ports 1}}{{len .Ports}}", value), "4432");
+        assert_eq!(
+            render("{{with .Spec}}{{.Replicas}} {{$.Name}}{{end}}"),
+            "3 web"
+        );
+        assert_eq!(render("{{$x := .Name}}{{$x = upper $x}}{{$x}}"), "WEB");
+        assert_eq!(render("a {{- /* gone */ -}} b"), "ab");
+        assert_eq!(
+            render("{{range .Ports}}{{if eq . \"443\"}}{{break}}{{end}}{{.}}{{end}}"),
+            "80"
+        );
+    }
+
+    #[test]
+    fn functions_and_pipes() {
+        assert_eq!(
+            render("{{join .Ports \", \"}} {{.Name | title | printf \"%-5s|\"}}"),
+            "80, 443 Web  |"
+        );
+        assert_eq!(
+            render("{{index .Ports 1}} {{len .Ports}} {{(index .Mounts 0).Source}}"),
+            "443 2 /a"
+        );
+        assert_eq!(
+            render("{{index (split \"a:b\" \":\") 1}} {{truncate .Name 2}} {{pad .Name 1 2}}|"),
+            "b we  web  |"
+        );
+        assert_eq!(
+            render("{{printf \"%d %q %.2f %v%%\" .Spec.Replicas .Name .Spec.Ratio .On}}"),
+            "3 \"web\" 0.50 true%"
+        );
+        assert_eq!(
+            render(
+                "{{lt 1 2}} {{ge .Spec.Replicas 3}} {{ne .Name \"db\"}} {{not .On}} {{or .Nothing .Name}}"
+            ),
+            "true true true false web"
+        );
+        assert_eq!(
+            render("{{.Label \"tier\"}} {{`raw\"`}} {{slice .Name 1}} {{println 1 .Name}}"),
+            "front raw\" eb 1 web\n"
+        );
+    }
+
+    #[test]
+    fn what_is_no_template_is_refused() {
+        for text in [
+            "{{",
+            "{{.Name",
+            "{{end}}",
+            "{{if .On}}",
+            "{{range}}x{{end}}",
+            "{{nosuch .Name}}",
+            "{{\"a}}",
+            "{{.Name | }}",
+            "{{else}}",
+            "{{)}}",
+            "{{index .Ports}}",
+        ] {
+            let said = render(text);
+            assert!(said.starts_with("template"), "{text}: {said}");
+        }
+        assert!(render("{{index .Ports 9}}").contains("out of range"));
+        assert!(render(&"{{(".repeat(10_000)).starts_with("template"));
+        let row = json!({"Name": "web"});
+        let error = compile("{{.Nam}}").unwrap().render_row(&row).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "template: can't evaluate field Nam: there are Name"
+        );
     }
 }

@@ -238,6 +238,10 @@ mod tests {
             seen,
             [(1, "hi".into()), (2, "err".into()), (1, "cut".into())]
         );
-        assert!(frames(&b"plain text"[..], async |_, _: &[u8]| {}).await.is_err());
+        assert!(
+            frames(&b"plain text"[..], async |_, _: &[u8]| {})
+                .await
+                .is_err()
+        );
     }
 }

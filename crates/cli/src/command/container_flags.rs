@@ -329,8 +329,8 @@ fn put(object: &mut Value, field: &str, value: Option<impl Into<Value>>) {
 fn put_list<T: Clone + Into<Value>>(object: &mut Value, field: &str, list: &[T]) {
     if !list.is_empty() {
         object[field] = list
-            .to_vec()
-            .into_iter()
+            .iter()
+            .cloned()
             .map(Into::into)
             .collect::<Vec<Value>>()
             .into();

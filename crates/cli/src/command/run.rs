@@ -262,13 +262,11 @@ async fn create(
         sig_proxy: false,
         removed: flags.rm,
     });
-    {
-        body["AttachStdin"] = hold.stdin.into();
-        body["AttachStdout"] = hold.stdout.into();
-        body["AttachStderr"] = hold.stderr.into();
-        // The container's input ends when the one attached client's does.
-        body["StdinOnce"] = hold.stdin.into();
-    }
+    body["AttachStdin"] = hold.stdin.into();
+    body["AttachStdout"] = hold.stdout.into();
+    body["AttachStderr"] = hold.stderr.into();
+    // The container's input ends when the one attached client's does.
+    body["StdinOnce"] = hold.stdin.into();
     if let (true, Some((width, height))) = (flags.tty, terminal_size::terminal_size()) {
         body["HostConfig"]["ConsoleSize"] = serde_json::json!([height.0, width.0]);
     }

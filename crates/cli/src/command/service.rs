@@ -155,7 +155,7 @@ pub(crate) fn list(services: Vec<Value>, format: &ListFormat) -> Result<()> {
         column("Ports", "PORTS"),
         hidden("Labels", "LABELS"),
     ];
-    let rows = services.iter().map(|service| list_row(service)).collect();
+    let rows = services.iter().map(list_row).collect();
     format.print(&columns, "ID", rows)
 }
 

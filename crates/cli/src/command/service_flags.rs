@@ -471,10 +471,10 @@ impl Create {
         let references =
             References::resolve(&self.network, &self.secret, &self.config, client).await?;
         let mut spec = self.spec(&references, &environment::process)?;
-        if !self.settings.no_resolve_image {
-            if let Some(warning) = pin_image(&mut spec, client).await {
-                output::note(warning);
-            }
+        if !self.settings.no_resolve_image
+            && let Some(warning) = pin_image(&mut spec, client).await
+        {
+            output::note(warning);
         }
         let auth = self
             .settings

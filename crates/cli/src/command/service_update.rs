@@ -402,10 +402,11 @@ impl Update {
                 rm_networks.push(text(&network, "/Id").to_owned());
             }
             self.apply(&mut spec, &references, &rm_networks)?;
-            if self.image.is_some() && !self.settings.no_resolve_image {
-                if let Some(warning) = pin_image(&mut spec, client).await {
-                    output::note(warning);
-                }
+            if self.image.is_some()
+                && !self.settings.no_resolve_image
+                && let Some(warning) = pin_image(&mut spec, client).await
+            {
+                output::note(warning);
             }
             let image = text(&spec, "/TaskTemplate/ContainerSpec/Image").to_owned();
             let auth = self

@@ -363,7 +363,7 @@ fn references(
         });
         out.push(json!({format!("{kind}Name"): data.name, "File": file}));
     }
-    out.sort_by(|a, b| a.to_string().cmp(&b.to_string()));
+    out.sort_by_key(Value::to_string);
     Ok(out)
 }
 
