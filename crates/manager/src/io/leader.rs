@@ -15,6 +15,8 @@ use crate::core::consensus::roles::role_work;
 
 /// Pause before leading again in the same term.
 const REIGN_PAUSE: Duration = Duration::from_millis(100);
+/// When a manager that could not be removed is tried again: a new leader must first hear of those that stay.
+const REMOVAL_RETRY: Duration = Duration::from_secs(1);
 
 /// Leads whenever this manager is elected, until consensus stops.
 pub(crate) async fn run(desk: Desk) {
@@ -73,13 +75,18 @@ async fn keep_roles(desk: &Desk) {
                 ) => return,
             }
         }
+        let mut is_refused = false;
         for raft_id in &work.leaving {
             match store.raft().remove(*raft_id).await {
                 Ok(()) => {}
                 // The next leader will remove us.
-                Err(RemoveError::IsLeader) => drop(store.raft().transfer().await),
+                Err(RemoveError::IsLeader) => {
+                    drop(store.raft().transfer().await);
+                    is_refused = true; // still here, if nobody could take over
+                }
                 Err(RemoveError::Refused(refused)) => {
                     tracing::warn!(raft.id = raft_id, %refused, "cannot remove a manager yet");
+                    is_refused = true;
                 }
                 Err(RemoveError::Propose(_)) => return,
             }
@@ -87,6 +94,7 @@ async fn keep_roles(desk: &Desk) {
         tokio::select! {
             _ = watch.next() => {}
             changed = members.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(REMOVAL_RETRY), if is_refused => {}
         }
     }
 }

@@ -357,3 +357,34 @@ async fn a_demoted_manager_leaves_the_group() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_demoted_leader_is_removed_by_the_next_one() {
+    within(async {
+        let mut cluster = Cluster::found().await;
+        let others = [cluster.join_manager().await, cluster.join_manager().await];
+        let founder = cluster.managers[0].as_ref().unwrap().1.clone();
+        let id = &founder.peer().node_id;
+        let node = cluster.manager(0).latest().await.unwrap();
+        let node = node.node(id).cloned().unwrap();
+        let mut spec = node.spec.clone();
+        spec.role = NodeRole::Worker;
+        let demote = Intent::Update {
+            key: ObjectKey::Node(id.clone()),
+            version: node.meta.version,
+            spec: Spec::Node(spec),
+        };
+        cluster.manager(0).write(demote).await.unwrap();
+        for place in others {
+            until(cluster.manager(place), |state| {
+                let node = state.node(id).unwrap();
+                node.role == NodeRole::Worker && node.manager.is_none()
+            })
+            .await;
+        }
+        let remotes = others.map(|place| cluster.manager(place).address().to_string());
+        let renewed = renew_identity(&remotes, &founder).await.unwrap();
+        assert_eq!(renewed.peer().role, Role::Worker);
+    })
+    .await;
+}
