@@ -37,7 +37,8 @@ pub(crate) fn run() -> Result<()> {
 }
 
 fn check_text(file: &str, text: &str, problems: &mut Vec<String>) {
-    if ["Cargo.lock", "LICENSE"].contains(&file) {
+    // Expected outputs are to the letter what a program writes.
+    if ["Cargo.lock", "LICENSE"].contains(&file) || file.contains("/expected/") {
         return;
     }
     for (number, line) in text.lines().enumerate() {
@@ -66,12 +67,12 @@ fn check_rust(file: &str, text: &str, problems: &mut Vec<String>) {
     let forbidden_in_core: &[&str] = &[
         "tokio::",
         "std::fs",
-        "std::env",
+        "std::env::",
         "std::net::Tcp",
         "std::net::Udp",
         "SystemTime",
         "Instant::now",
-        "getrandom",
+        "getrandom::",
         "HashMap",
     ];
     let product = file.starts_with("crates/") && file.contains("/src/");
