@@ -21,12 +21,16 @@ const DEFAULT_KEYS: [u8; 2] = [16, 17];
 pub(super) fn attached(attachment: Attachment, keys: Option<&str>) -> ApiResult<Attached> {
     let Attachment { output, input, tty } = attachment;
     let output = output.map(Ok);
-    let Some(input) = input.filter(|_| tty) else {
-        return Ok(Attached {
-            output: Box::pin(output),
-            input: None,
-            tty,
-        });
+    let input = match input {
+        Some(input) if tty => input,
+        // Without a terminal every byte is input.
+        input => {
+            return Ok(Attached {
+                output: Box::pin(output),
+                input: input.map(|input| Box::pin(input) as _),
+                tty,
+            });
+        }
     };
     let (input, detached) = Escapable::new(input, parse_keys(keys)?);
     let left = async move {
