@@ -122,11 +122,12 @@ pub(crate) async fn show(
         if let Some(found) = message.get("aux") {
             aux = found.clone();
         }
-        let Some(lines) = &mut lines else { continue };
+        // What an image was loaded as is said even if nothing else is.
         if let Some(stream) = message.get("stream").and_then(Value::as_str) {
-            lines.write(stream);
+            output::write(stream.as_bytes());
             continue;
         }
+        let Some(lines) = &mut lines else { continue };
         let status = text(&message, "/status");
         match text(&message, "/id") {
             _ if status.is_empty() => {}

@@ -263,7 +263,7 @@ impl Load {
         };
         let target = Target::new("/images/load", &[]).arg("quiet", u8::from(self.quiet));
         let response = client.send(Method::POST, target, archive).await?;
-        progress::show(values(response), Some(Lines::new())).await?;
+        progress::show(values(response), (!self.quiet).then(Lines::new)).await?;
         Ok(())
     }
 }
