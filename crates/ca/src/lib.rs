@@ -11,13 +11,13 @@ pub use crate::core::{
     role::{PeerIdentity, Role},
     token::{JoinToken, TokenError, admitted_role},
 };
-pub use rustls::ClientConfig;
 pub use io::{
     bootstrap::fetch_root,
     files::IdentityFiles,
     issuer::{NODE_CERTIFICATE_VALIDITY, NodeKey, RootCa, RootCertificate, Subject},
     tls::{ClientAuth, NodeIdentity, client_config, peer_identity, server_config, server_name},
 };
+pub use rustls::ClientConfig;
 
 /// What can go wrong with identities.
 #[derive(Debug, thiserror::Error)]

@@ -40,7 +40,9 @@ fn main() {
             Some(Err(problem)) => fail(&problem.to_string()),
             None => fail("usage: demo get NAME[:PORT]"),
         },
-        Some(other) => fail(&format!("unknown word {other:?}: expected nothing, idle or get NAME[:PORT]")),
+        Some(other) => fail(&format!(
+            "unknown word {other:?}: expected nothing, idle or get NAME[:PORT]"
+        )),
     }
 }
 
@@ -50,7 +52,10 @@ fn fail(problem: &str) -> ! {
 }
 
 fn serve() {
-    let port = env::var("PORT").ok().and_then(|port| port.parse().ok()).unwrap_or(80u16);
+    let port = env::var("PORT")
+        .ok()
+        .and_then(|port| port.parse().ok())
+        .unwrap_or(80u16);
     let listener = match TcpListener::bind(("0.0.0.0", port)) {
         Ok(listener) => listener,
         Err(problem) => fail(&format!("cannot listen on port {port}: {problem}")),
@@ -97,7 +102,9 @@ fn answer(mut connection: TcpStream) -> io::Result<()> {
 }
 
 fn body(client: IpAddr) -> String {
-    let task = env::var("TASK").or_else(|_| env::var("HOSTNAME")).unwrap_or_default();
+    let task = env::var("TASK")
+        .or_else(|_| env::var("HOSTNAME"))
+        .unwrap_or_default();
     let mut body = format!("task={task} client={client}");
     if let Ok(backend) = env::var("BACKEND") {
         match fetch(&backend) {
@@ -119,12 +126,15 @@ fn fetch(target: &str) -> io::Result<String> {
         Ok(address) => address,
         Err(_) => resolve(name)?,
     };
-    let mut connection = TcpStream::connect_timeout(&SocketAddr::new(IpAddr::V4(address), port), PATIENCE)?;
+    let mut connection =
+        TcpStream::connect_timeout(&SocketAddr::new(IpAddr::V4(address), port), PATIENCE)?;
     connection.set_read_timeout(Some(PATIENCE))?;
     write!(connection, "GET / HTTP/1.0\r\nHost: {name}\r\n\r\n")?;
     let mut answer = String::new();
     connection.read_to_string(&mut answer)?;
-    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
+    let body = answer
+        .split_once("\r\n\r\n")
+        .map(|(_, body)| body.to_owned());
     body.ok_or_else(|| io::Error::other("answer without a body"))
 }
 
@@ -142,10 +152,14 @@ fn resolve(name: &str) -> io::Result<Ipv4Addr> {
     let mut reply = [0; 512];
     let length = socket.recv(&mut reply)?;
     let reply = &reply[..length];
-    let unreadable = || io::Error::other(format!("no address of {name:?} in the resolver's answer"));
+    let unreadable =
+        || io::Error::other(format!("no address of {name:?} in the resolver's answer"));
     // The answers follow the question, which is repeated as it was asked. Each begins with its owner's name.
     let mut at = query.len();
-    for _ in 0..u16::from_be_bytes([*reply.get(6).ok_or_else(unreadable)?, *reply.get(7).ok_or_else(unreadable)?]) {
+    for _ in 0..u16::from_be_bytes([
+        *reply.get(6).ok_or_else(unreadable)?,
+        *reply.get(7).ok_or_else(unreadable)?,
+    ]) {
         while let Some(length) = reply.get(at).copied() {
             if length & 0xc0 == 0xc0 {
                 at += 2;

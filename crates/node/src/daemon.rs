@@ -32,10 +32,21 @@ use crate::{
 
 /// Runs a daemon until it is told to stop. Containers go on without it.
 pub fn run(config: DaemonConfig) -> Result<()> {
-    let level = if config.debug { "debug,h2=info,hyper=info,tower=info" } else { "info" };
+    let level = if config.debug {
+        "debug,h2=info,hyper=info,tower=info"
+    } else {
+        "info"
+    };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).init();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .init();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
     runtime.block_on(serve(config))
 }
 
@@ -52,7 +63,11 @@ async fn serve(config: DaemonConfig) -> Result<()> {
     let names = Arc::clone(&plane);
     let bridges = Bridges::open(&config, move |records| names.publish_local(records)).await;
     let bridges = bridges.context("cannot open the networks of this host")?;
-    let networks = Arc::new(NodeNetworks::new(Arc::clone(&plane), Arc::new(bridges), dns));
+    let networks = Arc::new(NodeNetworks::new(
+        Arc::clone(&plane),
+        Arc::new(bridges),
+        dns,
+    ));
     let root = config.data_root.clone();
     let images = tokio::task::spawn_blocking(move || ImageStore::open(&root)).await?;
     let engine = Engine::open(EngineConfig {
@@ -76,11 +91,17 @@ async fn serve(config: DaemonConfig) -> Result<()> {
     let cluster = Arc::new(cluster);
     // A node that cannot take its place still serves its containers, and says why.
     if let Err(error) = cluster.resume().await {
-        tracing::error!(error = chain(&error), "cannot take up the place in the swarm");
+        tracing::error!(
+            error = chain(&error),
+            "cannot take up the place in the swarm"
+        );
     }
 
     let listener = listen(&config.socket())?;
-    let api = Server::new(Arc::new(EngineApi::new(engine, networks, &config)), Arc::clone(&cluster) as _);
+    let api = Server::new(
+        Arc::new(EngineApi::new(engine, networks, &config)),
+        Arc::clone(&cluster) as _,
+    );
     let stop = CancellationToken::new();
     let serving = tokio::spawn({
         let stop = stop.clone();
@@ -101,20 +122,32 @@ async fn serve(config: DaemonConfig) -> Result<()> {
 /// One daemon per data root: two would undo each other's work.
 fn lock(data_root: &Path) -> Result<Flock<fs::File>> {
     let path = data_root.join("daemon.lock");
-    let file = fs::File::options().create(true).truncate(false).write(true).open(&path);
+    let file = fs::File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path);
     let file = file.with_context(|| format!("cannot open {}", path.display()))?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => Ok(lock),
         Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
-            bail!("another daemon runs on {}: stop it, or give this one another --data-root", data_root.display())
+            bail!(
+                "another daemon runs on {}: stop it, or give this one another --data-root",
+                data_root.display()
+            )
         }
-        Err((_, problem)) => Err(problem).with_context(|| format!("cannot lock {}", path.display())),
+        Err((_, problem)) => {
+            Err(problem).with_context(|| format!("cannot lock {}", path.display()))
+        }
     }
 }
 
 /// The overlay plane, or why there can be none on this kernel; containers run without it.
 fn open_plane(config: &DaemonConfig) -> (Option<Plane>, Option<String>) {
-    let settings = PlaneConfig { prefix: config.interface_prefix.clone(), ..PlaneConfig::new(&config.exec_root) };
+    let settings = PlaneConfig {
+        prefix: config.interface_prefix.clone(),
+        ..PlaneConfig::new(&config.exec_root)
+    };
     match Plane::open(settings) {
         Ok(plane) => (Some(plane), None),
         Err(error) => {
@@ -127,20 +160,30 @@ fn open_plane(config: &DaemonConfig) -> (Option<Plane>, Option<String>) {
 
 /// Takes up the networks of containers that outlived an earlier daemon.
 async fn adopt(engine: &Engine, networks: &NodeNetworks) -> Result<()> {
-    let running = engine.list(&ContainerFilter::default()).await.context("cannot list the containers")?;
+    let running = engine
+        .list(&ContainerFilter::default())
+        .await
+        .context("cannot list the containers")?;
     for container in running {
         let container = engine.inspect(container.id.as_str(), false).await?;
         let Some(netns) = container.network.sandbox.clone() else {
             continue;
         };
-        let task = container.spec.labels.get(TASK_LABEL).and_then(|label| label.parse().ok());
+        let task = container
+            .spec
+            .labels
+            .get(TASK_LABEL)
+            .and_then(|label| label.parse().ok());
         let task = task.filter(|_| is_on_cluster_networks(&container));
         let user = Overrides {
             nameservers: container.spec.host.dns.clone(),
             search: container.spec.host.dns_search.clone(),
             options: container.spec.host.dns_options.clone(),
         };
-        if let Err(error) = networks.adopt(&container.id, task, &netns, &container.network, &user).await {
+        if let Err(error) = networks
+            .adopt(&container.id, task, &netns, &container.network, &user)
+            .await
+        {
             tracing::warn!(container.id = %container.id, %error, "taking up a container's networks");
         }
     }
@@ -150,7 +193,11 @@ async fn adopt(engine: &Engine, networks: &NodeNetworks) -> Result<()> {
 /// Whether a container's endpoints are a task's: their id is the task's then.
 fn is_on_cluster_networks(container: &ContainerInspect) -> bool {
     let label = container.spec.labels.get(TASK_LABEL);
-    container.network.networks.values().any(|endpoint| Some(&endpoint.endpoint_id) == label)
+    container
+        .network
+        .networks
+        .values()
+        .any(|endpoint| Some(&endpoint.endpoint_id) == label)
 }
 
 fn listen(socket: &Path) -> Result<UnixListener> {
@@ -160,7 +207,8 @@ fn listen(socket: &Path) -> Result<UnixListener> {
         }
         _ => {}
     }
-    let listener = UnixListener::bind(socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
+    let listener = UnixListener::bind(socket)
+        .with_context(|| format!("cannot listen on {}", socket.display()))?;
     // The socket is root's power over this host: nobody else's, but for the group that root gives it to.
     fs::set_permissions(socket, fs::Permissions::from_mode(0o660))?;
     if let Ok(Some(group)) = nix::unistd::Group::from_name("shoal") {
