@@ -2,24 +2,20 @@
 
 mod address;
 mod api;
+mod membership;
+mod seat;
+mod upkeep;
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{path::PathBuf, sync::Arc};
 
-use serde::{Deserialize, Serialize};
 use shoal_api::spec::Availability;
-use shoal_ca::{IdentityFiles, NodeIdentity, Role, client_config};
-use shoal_manager::{
-    Begin, JoinError, Manager, ManagerConfig, ManagerError, NewCluster, join_cluster,
-};
+use shoal_ca::{NodeIdentity, Role};
+use shoal_manager::{Begin, JoinError, Manager, ManagerError, NewCluster, join_cluster};
 use shoal_worker::{
     io::agent::{Agent, AgentConfig, AgentError},
     ports::Executor,
 };
-use tokio::sync::{Mutex, RwLock, watch};
+use tokio::sync::{Mutex, RwLock};
 
 use crate::{
     config::DaemonConfig,
@@ -27,6 +23,9 @@ use crate::{
     network::{NodeNetworks, chain},
     plane::ClusterPlane,
 };
+use membership::{Membership, MembershipFiles};
+use seat::Seat;
+use upkeep::Upkeep;
 
 pub use address::AddressError;
 
@@ -80,27 +79,11 @@ pub enum ClusterError {
     Describe(String),
 }
 
-/// What a node must remember of its membership, besides its certificate.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Membership {
-    /// Where a manager listens.
-    listen: SocketAddr,
-    /// Where others reach it.
-    advertise: SocketAddr,
-    /// Where others reach its data path.
-    data_path: IpAddr,
-    /// Managers known when it joined.
-    managers: Vec<String>,
-}
-
 /// A membership that is in force.
 struct Active {
-    membership: Membership,
-    identity: NodeIdentity,
-    manager: Option<Arc<Manager>>,
+    seat: Arc<Seat>,
     agent: Agent,
-    /// Feeds the agent with TLS settings.
-    _tls: watch::Sender<Arc<shoal_ca::ClientConfig>>,
+    upkeep: Upkeep,
 }
 
 /// This node's place in a cluster.
@@ -137,16 +120,8 @@ impl ClusterNode {
         }
     }
 
-    fn dir(&self) -> PathBuf {
-        self.config.data_root.join("swarm")
-    }
-
-    fn identity_files(&self) -> IdentityFiles {
-        IdentityFiles::new(self.dir().join("certificates"))
-    }
-
-    fn membership_file(&self) -> PathBuf {
-        self.dir().join("membership.json")
+    fn files(&self) -> MembershipFiles {
+        MembershipFiles::new(self.config.data_root.join("swarm"))
     }
 
     fn executor(&self, membership: &Membership) -> NodeExecutor {
@@ -162,20 +137,10 @@ impl ClusterNode {
     /// Takes up the membership that an earlier daemon left.
     pub async fn resume(&self) -> Result<(), ClusterError> {
         let _changing = self.changing.lock().await;
-        let Some(identity) = self.identity_files().load()? else {
-            return Ok(());
-        };
-        let path = self.membership_file();
-        let failed = |source| ClusterError::File {
-            path: path.clone(),
-            source,
-        };
-        let text = std::fs::read(&path).map_err(failed)?;
-        let membership: Membership =
-            serde_json::from_slice(&text).map_err(|error| failed(error.into()))?;
-        let managers = membership.managers.clone();
-        self.activate(identity, membership, Begin::Join { managers })
-            .await
+        match self.files().load()? {
+            Some((identity, membership)) => self.activate(identity, membership, None).await,
+            None => Ok(()),
+        }
     }
 
     /// Makes a cluster of this node.
@@ -197,9 +162,9 @@ impl ClusterNode {
             .activate(
                 founding.identity,
                 membership,
-                Begin::Found {
+                Some(Begin::Found {
                     state: founding.state,
-                },
+                }),
             )
             .await;
         self.forget_unless(begun).await
@@ -225,7 +190,7 @@ impl ClusterNode {
                     self.remember(&identity, &membership)?;
                     let managers = membership.managers.clone();
                     let begun = self
-                        .activate(identity, membership, Begin::Join { managers })
+                        .activate(identity, membership, Some(Begin::Join { managers }))
                         .await;
                     self.forget_unless(begun).await?;
                     return Ok(());
@@ -245,23 +210,22 @@ impl ClusterNode {
         {
             let active = self.active.read().await;
             let active = active.as_ref().ok_or(ClusterError::NotIn)?;
-            if let Some(manager) = active.manager.as_ref().filter(|_| !force) {
-                return Err(ClusterError::ManagerLeaves(quorum_warning(manager)));
+            if let Some(manager) = active.seat.manager().filter(|_| !force) {
+                return Err(ClusterError::ManagerLeaves(quorum_warning(&manager)));
             }
         }
         let Some(active) = self.active.write().await.take() else {
             return Err(ClusterError::NotIn);
         };
-        if let Some(manager) = &active.manager
+        active.upkeep.stop().await;
+        if let Some(manager) = active.seat.manager()
             && let Err(error) = manager.leave().await
         {
             // With force the node goes whether or not the others can agree to it.
             tracing::warn!(%error, "leaving the managers");
         }
         active.agent.leave().await;
-        if let Some(manager) = active.manager.and_then(Arc::into_inner) {
-            manager.stop().await;
-        }
+        active.seat.stop_manager().await;
         self.forget().await
     }
 
@@ -269,10 +233,9 @@ impl ClusterNode {
     pub async fn stop(&self) {
         let _changing = self.changing.lock().await;
         if let Some(active) = self.active.write().await.take() {
+            active.upkeep.stop().await;
             active.agent.stop().await;
-            if let Some(manager) = active.manager.and_then(Arc::into_inner) {
-                manager.stop().await;
-            }
+            active.seat.stop_manager().await;
         }
     }
 
@@ -304,19 +267,9 @@ impl ClusterNode {
         identity: &NodeIdentity,
         membership: &Membership,
     ) -> Result<(), ClusterError> {
-        let path = self.membership_file();
-        let write = || {
-            std::fs::create_dir_all(self.dir())?;
-            std::fs::create_dir_all(self.dir().join("certificates"))?;
-            std::fs::write(&path, serde_json::to_vec_pretty(membership)?)?;
-            std::fs::File::open(&path)?.sync_all()
-        };
-        write().map_err(|source| ClusterError::File {
-            path: path.clone(),
-            source,
-        })?;
-        // Last: with an identity the node counts itself in.
-        Ok(self.identity_files().save(identity)?)
+        let files = self.files();
+        files.save(membership)?;
+        files.save_identity(identity)
     }
 
     /// Undoes a beginning that failed.
@@ -333,59 +286,42 @@ impl ClusterNode {
                 tracing::warn!(error = chain(&error), "taking down the cluster's networks");
             }
         }
-        self.identity_files().clear()?;
-        let path = self.dir();
-        match std::fs::remove_dir_all(&path) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                Err(ClusterError::File { path, source })
-            }
-            _ => Ok(()),
-        }
+        self.files().forget()
     }
 
-    /// Starts manager (if the certificate says so) and agent.
+    /// Starts manager (if the certificate says so), agent and upkeep. A membership that only goes on needs no `begin`:
+    /// what cannot start at once its upkeep will try again.
     async fn activate(
         &self,
         identity: NodeIdentity,
         membership: Membership,
-        begin: Begin,
+        begin: Option<Begin>,
     ) -> Result<(), ClusterError> {
-        let tls = client_config(identity.root(), Some(&identity))?;
+        let files = self.files();
         self.plane.set_identity(identity.peer().node_id.clone());
-        let manager = if identity.peer().role == Role::Manager {
-            let config = ManagerConfig {
-                directory: self.dir().join("manager"),
-                listen: membership.listen,
-                advertise: membership.advertise.to_string(),
-                raft: Default::default(),
-            };
-            std::fs::create_dir_all(&config.directory).map_err(|source| ClusterError::File {
-                path: config.directory.clone(),
-                source,
-            })?;
-            let begin = match begin {
-                Begin::Join { .. } if Manager::has_log(&config.directory, &identity)? => {
-                    Begin::Restart
-                }
-                begin => begin,
-            };
-            Some(Arc::new(
-                Manager::start(config, identity.clone(), begin).await?,
-            ))
-        } else {
-            None
-        };
+        let executor = Arc::new(self.executor(&membership));
         let mut managers = membership.managers.clone();
-        if manager.is_some() {
-            managers.insert(0, membership.advertise.to_string());
+        let role = identity.peer().role;
+        let advertise = membership.advertise.to_string();
+        let seat = Arc::new(Seat::new(files.clone(), identity, membership)?);
+        match (role, begin) {
+            (Role::Manager, Some(begin)) => seat.start_manager(begin).await?,
+            (Role::Manager, None) => {
+                if let Err(error) = seat.restart_manager().await {
+                    tracing::error!(error = chain(&error), "cannot start the manager yet");
+                }
+            }
+            // Whatever an interrupted demotion left.
+            (Role::Worker, _) => files.forget_manager()?,
         }
-        let (tls, tls_now) = watch::channel(tls);
+        if role == Role::Manager {
+            managers.insert(0, advertise);
+        }
         let config = AgentConfig {
             managers,
-            ledger: self.dir().join("agent.redb"),
-            tls: tls_now,
+            ledger: files.ledger(),
+            tls: seat.tls(),
         };
-        let executor = Arc::new(self.executor(&membership));
         let agent = Agent::start(
             config,
             executor,
@@ -393,12 +329,11 @@ impl ClusterNode {
             Arc::clone(&self.plane) as _,
         )
         .await?;
+        let upkeep = Upkeep::start(Arc::clone(&seat), agent.state());
         *self.active.write().await = Some(Active {
-            membership,
-            identity,
-            manager,
+            seat,
             agent,
-            _tls: tls,
+            upkeep,
         });
         Ok(())
     }
@@ -408,7 +343,7 @@ impl ClusterNode {
             .read()
             .await
             .as_ref()
-            .and_then(|active| active.manager.clone())
+            .and_then(|active| active.seat.manager())
     }
 }
 

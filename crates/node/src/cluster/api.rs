@@ -140,34 +140,36 @@ impl ClusterBackend for ClusterNode {
             return SwarmInfo::default();
         };
         let session = active.agent.state().borrow().clone();
+        let membership = active.seat.membership();
+        let manager = active.seat.manager();
         let mut remote_managers: Vec<RemoteManager> = Vec::new();
-        let mut error = String::new();
-        if let Some(manager) = &active.manager {
+        let mut has_leader = true;
+        if let Some(manager) = &manager {
             let members = Arc::clone(&manager.members().borrow());
             remote_managers.extend(members.iter().map(|(_, member)| RemoteManager {
                 node_id: Some(member.node_id.clone()),
                 addr: member.address.clone(),
             }));
-            if manager.leadership().borrow().leader.is_none() {
-                error = chain(&WriteError::NoLeader);
-            }
+            has_leader = manager.leadership().borrow().leader.is_some();
         } else {
             let known = if session.managers.is_empty() {
-                &active.membership.managers
+                membership.managers
             } else {
-                &session.managers
+                session.managers
             };
-            remote_managers.extend(known.iter().map(|addr| RemoteManager {
+            remote_managers.extend(known.into_iter().map(|addr| RemoteManager {
                 node_id: None,
-                addr: addr.clone(),
+                addr,
             }));
         }
+        let no_leader = (!has_leader).then(|| chain(&WriteError::NoLeader));
+        let error = session.refused.or(no_leader).or(active.seat.trouble());
         SwarmInfo {
             state: LocalNodeState::Active,
-            node_id: Some(active.identity.peer().node_id.clone()),
-            node_addr: Some(active.membership.advertise.ip()),
-            control_available: active.manager.is_some(),
-            error,
+            node_id: Some(active.seat.identity().peer().node_id.clone()),
+            node_addr: Some(membership.advertise.ip()),
+            control_available: manager.is_some(),
+            error: error.unwrap_or_default(),
             remote_managers,
         }
     }

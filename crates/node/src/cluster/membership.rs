@@ -1,0 +1,171 @@
+//! What a node remembers of its membership, on disk: where it lives, its certificate, and its manager's directory.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use shoal_ca::{IdentityFiles, NodeIdentity};
+
+use super::ClusterError;
+
+/// What a node must remember of its membership, besides its certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Membership {
+    /// Where a manager listens.
+    pub(super) listen: SocketAddr,
+    /// Where others reach it.
+    pub(super) advertise: SocketAddr,
+    /// Where others reach its data path.
+    pub(super) data_path: IpAddr,
+    /// Other managers, as last heard of.
+    pub(super) managers: Vec<String>,
+}
+
+impl Membership {
+    /// Takes over the managers that the cluster names, but for this node itself. Returns whether that is news; no names
+    /// are none.
+    pub(super) fn learn(&mut self, managers: &[String]) -> bool {
+        let own = self.advertise.to_string();
+        let others = managers.iter().filter(|address| **address != own);
+        let others: Vec<String> = others.cloned().collect();
+        let same = |old: &[String]| {
+            old.len() == others.len() && others.iter().all(|address| old.contains(address))
+        };
+        // Who leads comes first and changes often; that alone is not worth a write.
+        let is_news = !managers.is_empty() && !same(&self.managers);
+        if is_news {
+            self.managers = others;
+        }
+        is_news
+    }
+}
+
+/// The directory of a membership.
+#[derive(Debug, Clone)]
+pub(super) struct MembershipFiles {
+    directory: PathBuf,
+}
+
+impl MembershipFiles {
+    pub(super) fn new(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
+    fn identity(&self) -> IdentityFiles {
+        IdentityFiles::new(self.directory.join("certificates"))
+    }
+
+    /// The agent's ledger.
+    pub(super) fn ledger(&self) -> PathBuf {
+        self.directory.join("agent.redb")
+    }
+
+    /// The manager's directory.
+    pub(super) fn manager(&self) -> PathBuf {
+        self.directory.join("manager")
+    }
+
+    /// What an earlier daemon left; `None` if it was in no cluster.
+    pub(super) fn load(&self) -> Result<Option<(NodeIdentity, Membership)>, ClusterError> {
+        let Some(identity) = self.identity().load()? else {
+            return Ok(None);
+        };
+        let path = self.directory.join("membership.json");
+        let read = || Ok(serde_json::from_slice(&fs::read(&path)?)?);
+        let membership = read().map_err(at(&path))?;
+        Ok(Some((identity, membership)))
+    }
+
+    /// Writes where the node lives so that it survives a loss of power.
+    pub(super) fn save(&self, membership: &Membership) -> Result<(), ClusterError> {
+        let path = self.directory.join("membership.json");
+        let temporary = path.with_extension("tmp");
+        let write = || {
+            fs::create_dir_all(&self.directory)?;
+            let mut file = File::create(&temporary)?;
+            file.write_all(&serde_json::to_vec_pretty(membership)?)?;
+            file.sync_all()?;
+            fs::rename(&temporary, &path)?;
+            File::open(&self.directory)?.sync_all()
+        };
+        write().map_err(at(&path))
+    }
+
+    /// Writes the certificate. A node that has one counts itself in: [`Self::save`] comes first.
+    pub(super) fn save_identity(&self, identity: &NodeIdentity) -> Result<(), ClusterError> {
+        Ok(self.identity().save(identity)?)
+    }
+
+    /// Forgets the manager's log, for a node that is none any more.
+    pub(super) fn forget_manager(&self) -> Result<(), ClusterError> {
+        remove(&self.manager())
+    }
+
+    /// Forgets everything; the certificate first, so that half of this is no membership either.
+    pub(super) fn forget(&self) -> Result<(), ClusterError> {
+        self.identity().clear()?;
+        remove(&self.directory)
+    }
+}
+
+fn remove(path: &Path) -> Result<(), ClusterError> {
+    match fs::remove_dir_all(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(at(path)(source)),
+        _ => Ok(()),
+    }
+}
+
+/// Attaches the file to an error.
+pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> ClusterError {
+    let path = path.to_owned();
+    move |source| ClusterError::File { path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn membership() -> Membership {
+        Membership {
+            listen: "0.0.0.0:2377".parse().expect("an address"),
+            advertise: "192.0.2.2:2377".parse().expect("an address"),
+            data_path: "192.0.2.2".parse().expect("an address"),
+            managers: vec!["192.0.2.1:2377".to_owned()],
+        }
+    }
+
+    fn addresses(hosts: &[u8]) -> Vec<String> {
+        let address = |host: &u8| format!("192.0.2.{host}:2377");
+        hosts.iter().map(address).collect()
+    }
+
+    #[test]
+    fn other_managers_are_remembered_when_they_change() {
+        let mut membership = membership();
+        assert!(!membership.learn(&[]), "nobody named is no news");
+        assert!(!membership.learn(&addresses(&[1])));
+        assert!(!membership.learn(&addresses(&[2, 1])), "the node itself");
+        assert!(membership.learn(&addresses(&[3, 1, 2])));
+        assert_eq!(membership.managers, addresses(&[3, 1]));
+        assert!(!membership.learn(&addresses(&[1, 3])), "another leader");
+        assert!(membership.learn(&addresses(&[3])));
+        assert_eq!(membership.managers, addresses(&[3]));
+    }
+
+    #[test]
+    fn a_node_that_has_no_certificate_is_in_no_cluster() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let files = MembershipFiles::new(directory.path().join("swarm"));
+        assert!(files.load().expect("nothing there").is_none());
+        files.save(&membership()).expect("saved");
+        assert!(files.load().expect("readable").is_none());
+        files.forget_manager().expect("there is none");
+        files.forget().expect("forgotten");
+        files.forget().expect("forgotten again");
+        assert!(!directory.path().join("swarm").exists());
+    }
+}

@@ -1,0 +1,387 @@
+//! Keeps a membership in step with the cluster: its certificate valid, its role the one that the cluster gives it.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use shoal_api::{Timestamp, spec::NodeRole};
+use shoal_ca::{NodeIdentity, Role};
+use shoal_manager::Begin;
+use shoal_worker::io::agent::SessionState;
+use tokio::{sync::watch, task::JoinHandle};
+
+use super::{ClusterError, seat::Seat};
+use crate::network::chain;
+
+/// Pause after a first failure.
+const PAUSE_MIN: Duration = Duration::from_secs(5);
+/// Longest pause before another try to renew a certificate that is valid for weeks yet.
+const RENEWAL_PAUSE_MAX: Duration = Duration::from_secs(3_600);
+/// Time between two certificates at least, however short they last and however clocks differ.
+const RENEWAL_PERIOD_MIN: Duration = Duration::from_secs(60);
+/// Longest pause before another try to take on a role: somebody waits for it.
+const ROLE_PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// What a membership needs, the more urgent first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Need {
+    /// A certificate with another role.
+    Role,
+    /// To be rid of its manager.
+    NoManager,
+    /// A manager.
+    Manager,
+    /// A certificate that lasts longer.
+    Renewal,
+}
+
+impl Need {
+    const fn pause_max(self) -> Duration {
+        match self {
+            Self::Renewal => RENEWAL_PAUSE_MAX,
+            Self::Role | Self::NoManager | Self::Manager => ROLE_PAUSE_MAX,
+        }
+    }
+
+    /// What could not be done, for the user.
+    const fn failure(self) -> &'static str {
+        match self {
+            Self::Role => "cannot take on the role that the cluster gives this node",
+            Self::NoManager => "cannot cease to be a manager",
+            Self::Manager => "cannot become a manager",
+            Self::Renewal => "cannot renew the certificate of this node",
+        }
+    }
+}
+
+/// How things are.
+#[derive(Debug, Clone, Copy)]
+struct Facts {
+    /// The role in the certificate.
+    certified: Role,
+    /// The role that the cluster gives the node; `None` when nobody says.
+    assigned: Option<Role>,
+    runs_manager: bool,
+    renew_at: Timestamp,
+}
+
+impl Facts {
+    fn needs(&self, now: Timestamp) -> impl Iterator<Item = Need> {
+        let differs = self
+            .assigned
+            .is_some_and(|assigned| assigned != self.certified);
+        // A certificate that is about to be replaced decides nothing.
+        let is_manager = (!differs).then_some(self.certified == Role::Manager);
+        [
+            differs.then_some(Need::Role),
+            (is_manager == Some(false) && self.runs_manager).then_some(Need::NoManager),
+            (is_manager == Some(true) && !self.runs_manager).then_some(Need::Manager),
+            (self.renew_at <= now).then_some(Need::Renewal),
+        ]
+        .into_iter()
+        .flatten()
+    }
+}
+
+/// What to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Do(Need),
+    WaitUntil(Timestamp),
+}
+
+/// Needs that could not be met, and when to try again.
+#[derive(Debug, Default)]
+struct Pauses(BTreeMap<Need, Pause>);
+
+#[derive(Debug)]
+struct Pause {
+    until: Timestamp,
+    length: Duration,
+}
+
+impl Pauses {
+    fn next_step(&self, facts: &Facts, now: Timestamp) -> Step {
+        let mut wake = (facts.renew_at > now).then_some(facts.renew_at);
+        for need in facts.needs(now) {
+            match self.0.get(&need) {
+                Some(pause) if pause.until > now => {
+                    wake = Some(wake.map_or(pause.until, |wake| wake.min(pause.until)));
+                }
+                _ => return Step::Do(need),
+            }
+        }
+        // Either renewal lies ahead, or it is a need, and then it is due or paused.
+        Step::WaitUntil(wake.unwrap_or(now + RENEWAL_PAUSE_MAX))
+    }
+
+    fn failed(&mut self, need: Need, now: Timestamp) {
+        let length = self.0.get(&need).map_or(PAUSE_MIN, |pause| {
+            pause.length.saturating_mul(2).min(need.pause_max())
+        });
+        let until = now + length;
+        self.0.insert(need, Pause { until, length });
+    }
+
+    fn met(&mut self, need: Need) {
+        self.0.remove(&need);
+    }
+
+    /// Somebody new can be asked: what failed before is worth a try now.
+    fn end(&mut self) {
+        for pause in self.0.values_mut() {
+            pause.until = Timestamp::ZERO;
+        }
+    }
+}
+
+/// The running upkeep of a membership. Dropping it ends it.
+pub(super) struct Upkeep(JoinHandle<()>);
+
+impl Upkeep {
+    /// Begins; `session` is the agent's.
+    pub(super) fn start(seat: Arc<Seat>, session: watch::Receiver<SessionState>) -> Self {
+        Self(tokio::spawn(run(seat, session)))
+    }
+
+    /// Ends it, in the middle of a step if need be: the next daemon finds every step either done or to be done again.
+    pub(super) async fn stop(mut self) {
+        self.0.abort();
+        let _ = (&mut self.0).await; // that it was ended is what we asked for
+    }
+}
+
+impl Drop for Upkeep {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn run(seat: Arc<Seat>, mut session: watch::Receiver<SessionState>) {
+    let mut pauses = Pauses::default();
+    let mut manager = None;
+    let mut identity = seat.identity();
+    let mut renew_at = renewal_of(&identity);
+    loop {
+        let told = session.borrow_and_update().clone();
+        if let Err(error) = seat.learn(&told.managers) {
+            tracing::warn!(error = chain(&error), "cannot remember the managers");
+        }
+        if told.manager.is_some() && told.manager != manager {
+            manager.clone_from(&told.manager);
+            pauses.end();
+        }
+        if !Arc::ptr_eq(&identity, &seat.identity()) {
+            identity = seat.identity();
+            renew_at = renewal_of(&identity).max(Timestamp::now() + RENEWAL_PERIOD_MIN);
+        }
+        let facts = Facts {
+            certified: identity.peer().role,
+            assigned: assigned_role(&told),
+            runs_manager: seat.manager().is_some(),
+            renew_at,
+        };
+        let now = Timestamp::now();
+        match pauses.next_step(&facts, now) {
+            Step::Do(need) => match meet(&seat, need, &told).await {
+                Ok(()) => {
+                    pauses.met(need);
+                    seat.set_trouble(None);
+                }
+                Err(error) => {
+                    let trouble = format!("{}: {error}", need.failure());
+                    tracing::warn!("{trouble}");
+                    seat.set_trouble(Some(trouble));
+                    pauses.failed(need, Timestamp::now());
+                }
+            },
+            Step::WaitUntil(at) => {
+                tokio::select! {
+                    changed = session.changed() => if changed.is_err() { return },
+                    () = tokio::time::sleep(at.since(now)) => {}
+                }
+            }
+        }
+    }
+}
+
+/// When to ask for the certificate after this one.
+fn renewal_of(identity: &NodeIdentity) -> Timestamp {
+    let jitter = getrandom::u32().expect("the operating system gives random bytes after boot");
+    identity.peer().renew_at((jitter >> 16) as u16)
+}
+
+/// The role in force. What an earlier session said may have been overtaken.
+fn assigned_role(told: &SessionState) -> Option<Role> {
+    told.manager.as_ref()?;
+    told.node.as_ref().map(|node| match node.role {
+        NodeRole::Worker => Role::Worker,
+        NodeRole::Manager => Role::Manager,
+    })
+}
+
+/// Other managers that can be asked, the likeliest first.
+fn others(seat: &Seat, told: &SessionState) -> Vec<String> {
+    let membership = seat.membership();
+    let mut managers = membership.managers.clone();
+    let first = told.manager.iter().chain(&told.managers).cloned();
+    managers.splice(0..0, first);
+    without_repeats(managers, &membership.advertise.to_string())
+}
+
+fn without_repeats(managers: Vec<String>, own: &str) -> Vec<String> {
+    let mut kept: Vec<String> = Vec::with_capacity(managers.len());
+    for address in managers {
+        if address != own && !kept.contains(&address) {
+            kept.push(address);
+        }
+    }
+    kept
+}
+
+/// Takes the step that meets a need.
+async fn meet(seat: &Seat, need: Need, told: &SessionState) -> Result<(), String> {
+    let failed = |error: ClusterError| chain(&error);
+    match need {
+        Need::Role | Need::Renewal => {
+            let mut managers = others(seat, told);
+            if let Some(manager) = seat.manager() {
+                managers.splice(0..0, manager.manager_addresses());
+                managers = without_repeats(managers, "");
+            }
+            seat.renew(&managers).await.map_err(failed)?;
+            let certified = seat.identity().peer().role;
+            match assigned_role(told).filter(|assigned| *assigned != certified) {
+                // A leader that has only just been elected may not know everything yet.
+                Some(_) if need == Need::Role => {
+                    Err(format!("the certificate still says {certified}"))
+                }
+                _ => Ok(()),
+            }
+        }
+        Need::Manager => {
+            let managers = others(seat, told);
+            seat.start_manager(Begin::Join { managers })
+                .await
+                .map_err(failed)?;
+            tracing::info!("this node is a manager now");
+            Ok(())
+        }
+        Need::NoManager => {
+            seat.dismiss_manager().await.map_err(failed)?;
+            tracing::info!("this node is no longer a manager");
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1_000_000_000_000);
+
+    fn facts(certified: Role, assigned: Option<Role>, runs_manager: bool) -> Facts {
+        Facts {
+            certified,
+            assigned,
+            runs_manager,
+            renew_at: NOW + Duration::from_secs(1_000),
+        }
+    }
+
+    fn step(facts: &Facts) -> Step {
+        Pauses::default().next_step(facts, NOW)
+    }
+
+    #[test]
+    fn a_node_whose_role_is_in_force_waits_for_its_renewal() {
+        for (role, runs_manager) in [(Role::Worker, false), (Role::Manager, true)] {
+            for assigned in [None, Some(role)] {
+                let mut facts = facts(role, assigned, runs_manager);
+                assert_eq!(step(&facts), Step::WaitUntil(facts.renew_at));
+                facts.renew_at = NOW;
+                assert_eq!(step(&facts), Step::Do(Need::Renewal));
+            }
+        }
+    }
+
+    #[test]
+    fn a_promotion_is_a_certificate_and_then_a_manager() {
+        let promoted = Some(Role::Manager);
+        let steps = [
+            step(&facts(Role::Worker, promoted, false)),
+            step(&facts(Role::Manager, promoted, false)),
+            step(&facts(Role::Manager, None, false)),
+        ];
+        let manager = Step::Do(Need::Manager);
+        assert_eq!(steps, [Step::Do(Need::Role), manager, manager]);
+    }
+
+    #[test]
+    fn a_demotion_is_a_certificate_and_then_no_manager() {
+        let demoted = Some(Role::Worker);
+        let steps = [
+            step(&facts(Role::Manager, demoted, true)),
+            step(&facts(Role::Worker, demoted, true)),
+            step(&facts(Role::Worker, None, true)),
+        ];
+        let no_manager = Step::Do(Need::NoManager);
+        assert_eq!(steps, [Step::Do(Need::Role), no_manager, no_manager]);
+    }
+
+    #[test]
+    fn failures_are_repeated_after_growing_pauses() {
+        let mut pauses = Pauses::default();
+        let due = Facts {
+            renew_at: NOW,
+            ..facts(Role::Worker, None, false)
+        };
+        let mut now = NOW;
+        let mut lengths = Vec::new();
+        for _ in 0..12 {
+            assert_eq!(pauses.next_step(&due, now), Step::Do(Need::Renewal));
+            pauses.failed(Need::Renewal, now);
+            let Step::WaitUntil(at) = pauses.next_step(&due, now) else {
+                panic!("no pause");
+            };
+            lengths.push(at.since(now).as_secs());
+            now = at;
+        }
+        assert_eq!(
+            lengths,
+            [5, 10, 20, 40, 80, 160, 320, 640, 1_280, 2_560, 3_600, 3_600]
+        );
+        pauses.met(Need::Renewal);
+        pauses.failed(Need::Renewal, now);
+        assert_eq!(
+            pauses.next_step(&due, now),
+            Step::WaitUntil(now + PAUSE_MIN)
+        );
+    }
+
+    #[test]
+    fn what_fails_does_not_keep_the_rest_waiting() {
+        let mut pauses = Pauses::default();
+        let mut stuck = facts(Role::Manager, None, false);
+        pauses.failed(Need::Manager, NOW);
+        assert_eq!(
+            pauses.next_step(&stuck, NOW),
+            Step::WaitUntil(NOW + PAUSE_MIN)
+        );
+        stuck.renew_at = NOW;
+        assert_eq!(pauses.next_step(&stuck, NOW), Step::Do(Need::Renewal));
+        pauses.failed(Need::Renewal, NOW);
+        pauses.end();
+        assert_eq!(pauses.next_step(&stuck, NOW), Step::Do(Need::Manager));
+    }
+
+    #[test]
+    fn only_a_session_says_which_role_is_in_force() {
+        assert_eq!(assigned_role(&SessionState::default()), None);
+    }
+
+    #[test]
+    fn managers_are_asked_once() {
+        let managers = ["a:1", "b:1", "a:1", "own:1"].map(str::to_owned);
+        assert_eq!(without_repeats(managers.to_vec(), "own:1"), ["a:1", "b:1"]);
+    }
+}
