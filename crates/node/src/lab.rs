@@ -615,7 +615,11 @@ impl Lab {
             doing(fs::remove_dir_all(&self.dir), || {
                 format!("cannot remove {}", self.dir.display())
             })?;
-            host::forget_places();
+            // Removing a mount point takes the mounts on it from all mount namespaces (since Linux 3.19), so other labs
+            // must be gone first.
+            if Self::all().is_empty() {
+                host::forget_places();
+            }
             return Ok(());
         }
         Err(LabError::Remains(remains))
