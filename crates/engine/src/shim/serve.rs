@@ -73,6 +73,9 @@ struct Shim {
     started_at: Timestamp,
     pid: i32,
     exit: Option<Exit>,
+    /// Input that came before the container was started, and whether it ended already.
+    early_stdin: Vec<u8>,
+    early_stdin_ends: bool,
 }
 
 /// Supervises one container; returns the exit code of the shim.
@@ -93,6 +96,8 @@ pub(super) fn run(sup: Supervise, listener: UnixListener, control: UnixStream) -
         started_at: Timestamp::ZERO,
         pid: 0,
         exit: None,
+        early_stdin: Vec::new(),
+        early_stdin_ends: false,
     };
     let mut buffer = vec![0; READ_SIZE];
     loop {
@@ -208,6 +213,7 @@ impl Shim {
     /// Standard input is taken only as fast as the process reads it.
     fn takes_input(&self, client: &Client) -> bool {
         match &client.attached {
+            Some((key, _)) if self.is_awaited(key) => self.early_stdin.len() < STDIN_AHEAD_MAX,
             Some((key, _)) => self
                 .processes
                 .get(key)
@@ -315,8 +321,17 @@ impl Shim {
         let spawned = launch::container(&self.sup)?;
         self.pid = spawned.pid.as_raw();
         self.started_at = Timestamp::now();
-        self.processes.insert(None, Process::new(spawned));
+        let mut process = Process::new(spawned);
+        process.stdin_queue = std::mem::take(&mut self.early_stdin);
+        process.stdin_ends = self.early_stdin_ends;
+        self.processes.insert(None, process);
+        self.write_stdin(&None);
         Ok(())
+    }
+
+    /// Whether process 1 is still to come. Clients attach before it does, and may be quick to write.
+    fn is_awaited(&self, key: &Key) -> bool {
+        key.is_none() && self.pid == 0
     }
 
     fn kill(&self, key: &Key, signal: i32) -> Result<(), Errno> {
@@ -346,6 +361,8 @@ impl Shim {
         }
         if payload.is_empty() {
             self.on_stdin_end(&key);
+        } else if self.is_awaited(&key) {
+            self.early_stdin.extend_from_slice(payload);
         } else if let Some(process) = self.processes.get_mut(&key)
             && process.stdin.is_some()
         {
@@ -357,6 +374,9 @@ impl Shim {
     /// The end of a client's input ends an exec's always, the container's only with `stdin_once` and no terminal.
     fn on_stdin_end(&mut self, key: &Key) {
         if key.is_some() || (self.sup.stdin_once && !self.sup.tty) {
+            if self.is_awaited(key) {
+                self.early_stdin_ends = true;
+            }
             if let Some(process) = self.processes.get_mut(key) {
                 process.stdin_ends = true;
             }
