@@ -12,7 +12,9 @@ pub use crate::core::{
 };
 pub use io::{
     grpc::client::{JoinError, join_cluster, renew_identity},
-    manager::{Begin, Founding, LogStream, Manager, ManagerConfig, ManagerError, NewCluster, WriteError},
+    manager::{
+        Begin, Founding, LogStream, Manager, ManagerConfig, ManagerError, NewCluster, WriteError,
+    },
     raft::{Leadership, RaftConfig},
     store::{Notice, Watch},
 };

@@ -1,5 +1,7 @@
 //! The thread that owns a manager's Raft: inputs in, one `Ready` at a time out to disk, peers and state machine.
 
+mod transfer;
+
 use std::{
     collections::{BTreeMap, HashMap},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -15,6 +17,8 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior},
 };
+
+use transfer::Transfer;
 
 use super::{
     Leadership, ProposeError, RaftConfig, RemoveError, Start, StartError, StateMachine, Transport,
@@ -98,11 +102,6 @@ pub(super) struct Node {
     pub(super) heard: BTreeMap<RaftId, u64>,
     leadership: watch::Sender<Leadership>,
     members_out: watch::Sender<Arc<Members>>,
-}
-
-struct Transfer {
-    deadline: u64,
-    replies: Vec<oneshot::Sender<()>>,
 }
 
 /// Reads on their way: waiting to be asked, asked, and answered but ahead of what is applied.
@@ -634,61 +633,6 @@ impl Node {
         }
         self.leadership.send_replace(now);
         self.settle_transfer();
-    }
-
-    fn start_transfer(&mut self, reply: oneshot::Sender<()>) {
-        if let Some(transfer) = &mut self.transfer {
-            transfer.replies.push(reply);
-            return;
-        }
-        let heir = self.is_leader().then(|| self.best_heir()).flatten();
-        if let Some(heir) = heir {
-            self.raw.transfer_leader(heir);
-        }
-        let patience = if heir.is_some() {
-            2 * self.config.election_ticks as u64
-        } else {
-            0
-        };
-        self.transfer = Some(Transfer {
-            deadline: self.ticks + patience,
-            replies: vec![reply],
-        });
-        self.settle_transfer();
-    }
-
-    /// The voter that was heard of lately and has the most of the log.
-    fn best_heir(&self) -> Option<RaftId> {
-        let voters = &self.raw.store().conf_state().voters;
-        let reachable = self.reachable();
-        let progress = |id: &RaftId| {
-            self.raw
-                .raft
-                .prs()
-                .get(*id)
-                .map_or(0, |progress| progress.matched)
-        };
-        voters
-            .iter()
-            .filter(|id| **id != self.raft_id() && reachable.contains(id))
-            .max_by_key(|id| progress(id))
-            .copied()
-    }
-
-    fn settle_transfer(&mut self) {
-        let settled = |transfer: &Transfer| {
-            self.raw.raft.state != StateRole::Leader || self.ticks >= transfer.deadline
-        };
-        if self.transfer.as_ref().is_some_and(settled) {
-            for reply in self
-                .transfer
-                .take()
-                .map(|transfer| transfer.replies)
-                .unwrap_or_default()
-            {
-                let _ = reply.send(()); // the asker may be gone
-            }
-        }
     }
 
     pub(super) fn election_ticks(&self) -> u64 {
