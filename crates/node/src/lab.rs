@@ -502,14 +502,26 @@ impl Lab {
                 expected,
             });
         };
-        // `shoal` means this very program, wherever it lies.
+        // `shoal` means this very program, wherever it lies, also to a shell that is started.
+        let own = own_program()?;
+        let mut path = own
+            .parent()
+            .map(PathBuf::from)
+            .into_iter()
+            .collect::<Vec<_>>();
+        path.extend(std::env::split_paths(
+            &std::env::var_os("PATH").unwrap_or_default(),
+        ));
         let program = if program == "shoal" {
-            own_program()?
+            own
         } else {
             PathBuf::from(program)
         };
         let mut command = Command::new(program);
         command.args(args);
+        if let Ok(path) = std::env::join_paths(path) {
+            command.env("PATH", path);
+        }
         // Entering the host's mount namespace moves the process to its root.
         if let Ok(folder) = std::env::current_dir() {
             command.current_dir(folder);
