@@ -185,7 +185,7 @@ pub struct Leadership {
     pub leader: Option<RaftId>,
     /// Whether it is this manager, and everything that earlier leaders decided is applied here.
     pub is_leader: bool,
-    /// Whether this manager was removed from the group.
+    /// Whether this manager was removed from the group: its log says so, or another manager.
     pub is_removed: bool,
 }
 
@@ -213,6 +213,11 @@ impl Mailbox {
     /// The peer cannot be reached.
     pub fn report_unreachable(&self, peer: RaftId) {
         self.put(Input::Unreachable(peer));
+    }
+
+    /// A peer says that this manager was removed from the group.
+    pub fn report_removed(&self) {
+        self.put(Input::Removed);
     }
 
     /// A snapshot has arrived at the peer, or has not.

@@ -21,6 +21,8 @@ use tonic::{
 };
 use tower::service_fn;
 
+use crate::core::consensus::RaftId;
+
 /// How long a manager may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long an answer may take that needs a write to the log.
@@ -31,6 +33,8 @@ const KEEPALIVE: Duration = Duration::from_secs(2);
 const REDIRECTS_MAX: usize = 4;
 /// Where a manager says who leads, in the metadata of its refusal.
 const LEADER: &str = "shoal-leader";
+/// How the refusal of a removed manager's messages begins.
+const REMOVED_MEMBER: &str = "removed from the cluster: raft member ";
 
 /// A connection to the manager at `address` (`host:port`), made with the first call and made again when it breaks.
 pub fn dial(address: &str, tls: Arc<ClientConfig>) -> Channel {
@@ -93,6 +97,16 @@ pub(crate) fn not_leader(leader: Option<&str>) -> Status {
 /// Whether a refusal is [`not_leader`].
 pub(crate) fn is_not_leader(status: &Status) -> bool {
     status.code() == Code::Unavailable && status.message() == "this manager is not the leader"
+}
+
+/// The refusal of messages from a manager that was taken out of the group.
+pub(crate) fn removed(from: RaftId) -> Status {
+    Status::permission_denied(format!("{REMOVED_MEMBER}{from}"))
+}
+
+/// Whether a refusal is [`removed`].
+pub(crate) fn is_removed(status: &Status) -> bool {
+    status.code() == Code::PermissionDenied && status.message().starts_with(REMOVED_MEMBER)
 }
 
 /// Makes a call at the manager at `address`, and where it says that the leader is.

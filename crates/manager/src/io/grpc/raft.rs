@@ -10,7 +10,7 @@ use shoal_api::wire::{
 use shoal_ca::PeerIdentity;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
-use super::authorize::calling_manager;
+use super::{authorize::calling_manager, client};
 use crate::{
     core::consensus::{Member, RaftId, wire::decode_message},
     io::{manager::Desk, raft::RemoveError},
@@ -31,9 +31,7 @@ impl RaftService {
         let members = self.desk.store.raft().members();
         let members = members.borrow();
         if members.was_removed(from) {
-            return Err(Status::permission_denied(format!(
-                "raft member {from} was removed from the cluster"
-            )));
+            return Err(client::removed(from));
         }
         match members.get(from) {
             Some(member) if member.node_id == caller.node_id => Ok(()),

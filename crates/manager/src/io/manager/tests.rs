@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use shoal_api::{
+    NodeId,
     object::{NodeDescription, ObjectKey},
     spec::{Annotations, Availability, ClusterSpec, ConfigSpec, NodeRole},
 };
@@ -358,6 +359,41 @@ async fn a_demoted_manager_leaves_the_group() {
     .await;
 }
 
+async fn demotion(manager: &Manager, id: &NodeId) -> Intent {
+    let state = manager.latest().await.unwrap();
+    let node = state.node(id).unwrap();
+    let mut spec = node.spec.clone();
+    spec.role = NodeRole::Worker;
+    Intent::Update {
+        key: ObjectKey::Node(id.clone()),
+        version: node.meta.version,
+        spec: Spec::Node(spec),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_manager_that_was_removed_in_its_absence_is_told() {
+    within(async {
+        let mut cluster = Cluster::found().await;
+        let place = cluster.join_manager().await;
+        cluster.join_manager().await;
+        let (identity, config) = cluster.stop(place).await;
+        let id = &identity.peer().node_id;
+        let demote = demotion(cluster.manager(0), id).await;
+        cluster.manager(0).write(demote).await.unwrap();
+        until(cluster.manager(0), |state| {
+            state.node(id).unwrap().role == NodeRole::Worker
+        })
+        .await;
+        let back = Manager::start(config, identity.clone(), Begin::Restart);
+        let back = back.await.unwrap();
+        let mut leadership = back.leadership();
+        leadership.wait_for(|now| now.is_removed).await.unwrap();
+        back.stop().await;
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_demoted_leader_is_removed_by_the_next_one() {
     within(async {
@@ -365,15 +401,7 @@ async fn a_demoted_leader_is_removed_by_the_next_one() {
         let others = [cluster.join_manager().await, cluster.join_manager().await];
         let founder = cluster.managers[0].as_ref().unwrap().1.clone();
         let id = &founder.peer().node_id;
-        let node = cluster.manager(0).latest().await.unwrap();
-        let node = node.node(id).cloned().unwrap();
-        let mut spec = node.spec.clone();
-        spec.role = NodeRole::Worker;
-        let demote = Intent::Update {
-            key: ObjectKey::Node(id.clone()),
-            version: node.meta.version,
-            spec: Spec::Node(spec),
-        };
+        let demote = demotion(cluster.manager(0), id).await;
         cluster.manager(0).write(demote).await.unwrap();
         for place in others {
             until(cluster.manager(place), |state| {

@@ -71,6 +71,8 @@ pub(super) enum Input {
     },
     Message(Message),
     Unreachable(RaftId),
+    /// A peer knows that we were removed from the group.
+    Removed,
     SnapshotSent {
         peer: RaftId,
         arrived: bool,
@@ -97,6 +99,8 @@ pub(super) struct Node {
     reads: Reads,
     pub(super) membership: MembershipQueue,
     transfer: Option<Transfer>,
+    /// Whether peers say that we were removed; those that stay do not send us the removal itself.
+    is_expelled: bool,
     pub(super) ticks: u64,
     /// Tick at which each peer was last heard of.
     pub(super) heard: BTreeMap<RaftId, u64>,
@@ -173,6 +177,7 @@ impl Node {
             reads: Reads::default(),
             membership: MembershipQueue::default(),
             transfer: None,
+            is_expelled: false,
             ticks: 0,
             heard: BTreeMap::new(),
             leadership,
@@ -291,6 +296,10 @@ impl Node {
             Input::Transfer { reply } => self.start_transfer(reply),
             Input::Message(message) => self.receive(message),
             Input::Unreachable(peer) => self.raw.report_unreachable(peer),
+            Input::Removed => {
+                self.is_expelled = true;
+                self.watch_leadership();
+            }
             Input::SnapshotSent { peer, arrived } => {
                 let status = if arrived {
                     SnapshotStatus::Finish
@@ -607,7 +616,7 @@ impl Node {
             term: raft.term,
             leader: self.leader(),
             is_leader: leads && self.applied_term == raft.term,
-            is_removed: self.members.was_removed(id),
+            is_removed: self.is_expelled || self.members.was_removed(id),
         };
         let before = *self.leadership.borrow();
         if now == before {

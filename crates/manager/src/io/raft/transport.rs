@@ -16,7 +16,7 @@ use tonic::{Request, Status};
 use super::{Mailbox, Transport};
 use crate::{
     core::consensus::{Members, RaftId, wire::encode_message},
-    io::grpc::client::dial,
+    io::grpc::client::{dial, is_removed},
 };
 
 /// Messages that wait for a peer; beyond it they are dropped and Raft is told.
@@ -121,6 +121,9 @@ impl Line {
                 .await;
             let Some(status) = broken else { return };
             tracing::debug!(raft.to = self.peer, peer = self.address, error = %status, "a stream of messages broke");
+            if is_removed(&status) {
+                self.mailbox.report_removed();
+            }
             self.mailbox.report_unreachable(self.peer);
             // What has gathered meanwhile is old; Raft sends again what still matters.
             while messages.try_recv().is_ok_and(|message| {
