@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use shoal_api::{Timestamp, spec::NodeRole};
 use shoal_ca::{NodeIdentity, Role};
-use shoal_manager::Begin;
+use shoal_manager::{Begin, Leadership};
 use shoal_worker::io::agent::SessionState;
 use tokio::{sync::watch, task::JoinHandle};
 
@@ -60,6 +60,9 @@ struct Facts {
     /// The role that the cluster gives the node; `None` when nobody says.
     assigned: Option<Role>,
     runs_manager: bool,
+    /// Whether its manager was taken out of the group although the node shall be a manager: it was demoted and promoted
+    /// again meanwhile, and its log is worth nothing.
+    is_expelled: bool,
     renew_at: Timestamp,
 }
 
@@ -69,11 +72,13 @@ impl Facts {
             .assigned
             .is_some_and(|assigned| assigned != self.certified);
         // A certificate that is about to be replaced decides nothing.
-        let is_manager = (!differs).then_some(self.certified == Role::Manager);
+        let is_manager = !differs && self.certified == Role::Manager;
+        let is_worker = !differs && self.certified == Role::Worker;
+        let is_superfluous = self.runs_manager && (is_worker || is_manager && self.is_expelled);
         [
             differs.then_some(Need::Role),
-            (is_manager == Some(false) && self.runs_manager).then_some(Need::NoManager),
-            (is_manager == Some(true) && !self.runs_manager).then_some(Need::Manager),
+            is_superfluous.then_some(Need::NoManager),
+            (is_manager && !self.runs_manager).then_some(Need::Manager),
             (self.renew_at <= now).then_some(Need::Renewal),
         ]
         .into_iter()
@@ -173,10 +178,15 @@ async fn run(seat: Arc<Seat>, mut session: watch::Receiver<SessionState>) {
             identity = seat.identity();
             renew_at = renewal_of(&identity).max(Timestamp::now() + RENEWAL_PERIOD_MIN);
         }
+        let mut leadership = seat.manager().map(|manager| manager.leadership());
+        let is_removed = leadership
+            .as_ref()
+            .is_some_and(|now| now.borrow().is_removed);
         let facts = Facts {
             certified: identity.peer().role,
             assigned: assigned_role(&told),
-            runs_manager: seat.manager().is_some(),
+            runs_manager: leadership.is_some(),
+            is_expelled: is_removed && shall_manage(&told),
             renew_at,
         };
         let now = Timestamp::now();
@@ -196,6 +206,7 @@ async fn run(seat: Arc<Seat>, mut session: watch::Receiver<SessionState>) {
             Step::WaitUntil(at) => {
                 tokio::select! {
                     changed = session.changed() => if changed.is_err() { return },
+                    () = removal(leadership.as_mut()), if !is_removed => {}
                     () = tokio::time::sleep(at.since(now)) => {}
                 }
             }
@@ -216,6 +227,22 @@ fn assigned_role(told: &SessionState) -> Option<Role> {
         NodeRole::Worker => Role::Worker,
         NodeRole::Manager => Role::Manager,
     })
+}
+
+/// Whether users want the node to be a manager, as its session says. While it is being demoted its role is still one.
+fn shall_manage(told: &SessionState) -> bool {
+    let node = told.manager.as_ref().and(told.node.as_ref());
+    node.is_some_and(|node| node.spec.role == NodeRole::Manager)
+}
+
+/// Waits until the manager, if there is one, is removed from the group.
+async fn removal(leadership: Option<&mut watch::Receiver<Leadership>>) {
+    if let Some(leadership) = leadership
+        && leadership.wait_for(|now| now.is_removed).await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 /// Other managers that can be asked, the likeliest first.
@@ -284,6 +311,7 @@ mod tests {
             certified,
             assigned,
             runs_manager,
+            is_expelled: false,
             renew_at: NOW + Duration::from_secs(1_000),
         }
     }
@@ -326,6 +354,15 @@ mod tests {
         ];
         let no_manager = Step::Do(Need::NoManager);
         assert_eq!(steps, [Step::Do(Need::Role), no_manager, no_manager]);
+    }
+
+    #[test]
+    fn a_manager_that_was_expelled_begins_anew() {
+        let mut facts = facts(Role::Manager, Some(Role::Manager), true);
+        facts.is_expelled = true;
+        assert_eq!(step(&facts), Step::Do(Need::NoManager));
+        (facts.runs_manager, facts.is_expelled) = (false, false);
+        assert_eq!(step(&facts), Step::Do(Need::Manager));
     }
 
     #[test]
