@@ -27,6 +27,10 @@ pub trait IdSource {
 
 impl dyn IdSource + '_ {
     /// Returns a fresh id of the wanted kind.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "an iterator has one kind of items, and an end"
+    )]
     pub fn next<T: ObjectId>(&mut self) -> T {
         T::from_bits(self.next_bits())
     }
