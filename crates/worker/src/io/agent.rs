@@ -12,7 +12,7 @@ use tokio::{
 
 use super::{
     dial::dial,
-    foreman::{Command, Foreman, Outbox},
+    foreman::{Command, Foreman, Inherited, Outbox},
     ledger::{Ledger, LedgerError},
     plane::Plane,
     session::{Desk, Peer, SessionError, hold},
@@ -114,8 +114,10 @@ impl Agent {
             outbox,
             version_holder,
             readable_holder,
-            assignments,
-            remembered.view,
+            Inherited {
+                assignments,
+                view: remembered.view,
+            },
         );
         let (state_holder, state) = watch::channel(SessionState::default());
         let mut tasks = JoinSet::new();

@@ -100,6 +100,12 @@ struct Leaving {
     done: oneshot::Sender<()>,
 }
 
+/// What an earlier agent was told last.
+pub(super) struct Inherited {
+    pub(super) assignments: Assignments,
+    pub(super) view: Option<NetworkView>,
+}
+
 impl Foreman {
     /// A foreman for remembered assignments, which it takes up once the remembered view has been tried.
     pub(super) fn new(
@@ -109,9 +115,9 @@ impl Foreman {
         outbox: Arc<Outbox>,
         version: watch::Sender<String>,
         readable: watch::Sender<Readable>,
-        assignments: Assignments,
-        view: Option<NetworkView>,
+        inherited: Inherited,
     ) -> Self {
+        let Inherited { assignments, view } = inherited;
         let (observer, observed) = mpsc::channel(OBSERVATIONS_MAX);
         let touched = Touched {
             updated: assignments.tasks().keys().cloned().collect(),
