@@ -1,6 +1,6 @@
 //! What the API needs from the cluster: its members, its objects, and this node's place in it.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use async_trait::async_trait;
 use shoal_api::{
@@ -247,6 +247,23 @@ pub trait ClusterBackend: Send + Sync + 'static {
 
     /// Tasks.
     async fn tasks(&self, selection: TaskSelection) -> ApiResult<Vec<Task>>;
+    /// Those of them that no update of their service has to replace. `docker service update` waits until they run.
+    ///
+    /// By itself this is those of the service's spec version; override it where an update may leave tasks as they are.
+    async fn up_to_date_tasks(&self, selection: TaskSelection) -> ApiResult<Vec<Task>> {
+        let mut tasks = self.tasks(selection).await?;
+        let services = self.services().await?;
+        let versions: BTreeMap<_, _> = services
+            .iter()
+            .map(|service| (&service.id, service.spec_version))
+            .collect();
+        tasks.retain(|task| {
+            versions
+                .get(&task.service)
+                .is_none_or(|version| *version == task.spec_version)
+        });
+        Ok(tasks)
+    }
     /// Output of tasks, wherever they run.
     async fn task_logs(
         &self,

@@ -82,11 +82,15 @@ async fn list(api: &Api, query: &Query) -> ApiResult<Reply> {
                 .push(nodes::find(&known, wanted)?.node.id.clone());
         }
     }
-    if by_service.is_empty() && (up_to_date || !filters.values("label").is_empty()) {
+    if by_service.is_empty() && !filters.values("label").is_empty() {
         let all = api.cluster.services().await?;
         services = all.into_iter().map(|s| (s.id.clone(), s)).collect();
     }
-    let mut tasks = api.cluster.tasks(selection).await?;
+    let mut tasks = if up_to_date {
+        api.cluster.up_to_date_tasks(selection).await?
+    } else {
+        api.cluster.tasks(selection).await?
+    };
     tasks.retain(|task| {
         let service = services.get(&task.service);
         let labelled = filters.values("label").iter().all(|wanted| {
@@ -98,7 +102,6 @@ async fn list(api: &Api, query: &Query) -> ApiResult<Reply> {
             && filters.prefix("name", &task.name())
             && filters.exact("runtime", "container")
             && (desired.is_empty() || desired.contains(&task.desired_state))
-            && (!up_to_date || service.is_none_or(|s| s.spec_version == task.spec_version))
     });
     let networks = networks(api).await?;
     let rows: Vec<Value> = tasks

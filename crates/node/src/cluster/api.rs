@@ -17,7 +17,9 @@ use shoal_docker_api::backend::{
     ManagerView, NodeView, RemoteManager, Rotations, SwarmInfo, SwarmInit, SwarmJoin, SwarmView,
     TaskLogLine, TaskSelection,
 };
-use shoal_manager::{Intent, Manager, Refusal, Spec, State, WriteError};
+use shoal_manager::{
+    Intent, Manager, Refusal, Spec, State, WriteError, core::orchestrator::is_dirty,
+};
 
 use super::{ClusterError, ClusterNode, Init, Place};
 use crate::network::chain;
@@ -130,6 +132,31 @@ fn is_being_left(state: &State, network: &NetworkId) -> bool {
 
 fn unlike(kind: &str, key: &ObjectKey) -> ApiError {
     ApiError::internal(format!("a {kind} was made as {key:?}"))
+}
+
+/// The tasks of a selection that are wanted.
+fn selected(
+    state: &State,
+    selection: &TaskSelection,
+    is_wanted: impl Fn(&Task) -> bool,
+) -> Vec<Task> {
+    let is_selected = |task: &&Arc<Task>| {
+        let node = task.node.as_ref();
+        (selection.services.is_empty() || selection.services.contains(&task.service))
+            && (selection.nodes.is_empty()
+                || node.is_some_and(|node| selection.nodes.contains(node)))
+            && is_wanted(task)
+    };
+    let owned = |task: &Arc<Task>| task.as_ref().clone();
+    // A progress bar asks for one service's tasks again and again: the index serves it.
+    match selection.services.as_slice() {
+        [service] => state
+            .tasks_of_service(service)
+            .filter(is_selected)
+            .map(owned)
+            .collect(),
+        _ => state.tasks().filter(is_selected).map(owned).collect(),
+    }
 }
 
 #[async_trait]
@@ -326,27 +353,17 @@ impl ClusterBackend for ClusterNode {
     }
 
     async fn tasks(&self, selection: TaskSelection) -> ApiResult<Vec<Task>> {
+        Ok(selected(&self.latest().await?, &selection, |_| true))
+    }
+
+    async fn up_to_date_tasks(&self, selection: TaskSelection) -> ApiResult<Vec<Task>> {
         let state = self.latest().await?;
-        let wanted = |task: &&Arc<Task>| {
-            let node = task.node.as_ref();
-            (selection.services.is_empty() || selection.services.contains(&task.service))
-                && (selection.nodes.is_empty()
-                    || node.is_some_and(|node| selection.nodes.contains(node)))
-        };
-        // A progress bar asks for one service's tasks again and again: the index serves it.
-        let tasks: Vec<Task> = match selection.services.as_slice() {
-            [service] => state
-                .tasks_of_service(service)
-                .filter(wanted)
-                .map(|task| task.as_ref().clone())
-                .collect(),
-            _ => state
-                .tasks()
-                .filter(wanted)
-                .map(|task| task.as_ref().clone())
-                .collect(),
-        };
-        Ok(tasks)
+        Ok(selected(&state, &selection, |task| {
+            let node = task.node.as_ref().and_then(|node| state.node(node));
+            state
+                .service(&task.service)
+                .is_none_or(|service| !is_dirty(service, task, node.map(Arc::as_ref)))
+        }))
     }
 
     async fn task_logs(
