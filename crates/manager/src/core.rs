@@ -16,4 +16,4 @@ pub mod validate;
 #[cfg(test)]
 pub(crate) mod fixture;
 #[cfg(test)]
-mod world;
+pub(crate) mod world;

@@ -117,7 +117,7 @@ impl From<Rejected> for Refusal {
     /// What a user is told when the state had moved on between the check and the log.
     fn from(rejected: Rejected) -> Self {
         match rejected {
-            Rejected::Stale { .. } => Self::out_of_sequence(),
+            Rejected::Stale { .. } | Rejected::SpecGone { .. } => Self::out_of_sequence(),
             Rejected::Taken {
                 claim: Claim::Name(kind, name),
                 ..

@@ -22,7 +22,7 @@ use assignments::{Place, Stream, Touched};
 use super::{control_loop::Acknowledged, manager::Desk, raft::ProposeError, store::Notice};
 use crate::core::{
     dispatch::{Liveness, NetworkSlices, Verdict, Views, merge_reports, node_seen, node_verdict},
-    state::{Event, Rejected, State},
+    state::{Event, State},
 };
 
 /// RPCs that may wait for the dispatcher.
@@ -459,7 +459,7 @@ impl Dispatcher<'_> {
                 // Judged anew with the next round, where what is known is no news.
                 (Observed::Seen(_) | Observed::Condemned(_), Ok(())) => {}
                 (observed, Err(ProposeError::Rejected(rejected))) => {
-                    let is_stale = matches!(rejected, Rejected::Stale { .. });
+                    let is_stale = rejected.is_stale();
                     if !is_stale {
                         tracing::error!(%rejected, "an observation breaks the rules of the state");
                     }

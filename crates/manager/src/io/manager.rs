@@ -54,7 +54,7 @@ use crate::core::{
     consensus::{Member, MemberChange, Members},
     control::{Intent, decide},
     reconcile::Ctx,
-    state::{Rejected, State},
+    state::State,
     validate::Refusal,
 };
 
@@ -528,7 +528,7 @@ impl Desk {
             };
             match self.store.propose(&decision.batch).await {
                 Ok(_) => return Ok(self.store.object(&decision.key)),
-                Err(ProposeError::Rejected(rejected @ Rejected::Stale { .. })) => {
+                Err(ProposeError::Rejected(rejected)) if rejected.is_stale() => {
                     refused = rejected.into()
                 }
                 Err(ProposeError::Rejected(rejected)) => return Err(Refusal::from(rejected).into()),

@@ -1,6 +1,9 @@
 //! The replicated state on this manager: applied by consensus, read by everyone, changed by proposing.
 
-use std::sync::{Arc, RwLock};
+use std::{
+    cell::RefCell,
+    sync::{Arc, RwLock},
+};
 
 use shoal_api::{
     object::{Batch, Change, Expect, Object, ObjectKey},
@@ -146,12 +149,19 @@ impl StateMachine for Replica {
     fn apply(&mut self, index: LogIndex, data: &[u8]) -> Result<(), Rejected> {
         let mut state = self.state();
         let known = state.clone();
+        let gone = RefCell::new(None);
         let batch = decode_batch_with(data, &|service, version| {
-            known.task_spec(service, version).cloned()
+            let spec = known.task_spec(service, version).cloned();
+            if spec.is_none() {
+                gone.replace(Some((service.clone(), version)));
+            }
+            spec
         });
-        let result = match &batch {
-            Ok(batch) => state.apply(index, batch),
-            Err(error) => Err(Rejected::Reference(format!(
+        let result = match (&batch, gone.take()) {
+            (Ok(batch), _) => state.apply(index, batch),
+            // The proposer left the spec out because it had it; an entry in between took away all who used it.
+            (Err(_), Some((service, version))) => Err(Rejected::SpecGone { service, version }),
+            (Err(error), None) => Err(Rejected::Reference(format!(
                 "a batch that cannot be read: {error}"
             ))),
         };
@@ -277,5 +287,71 @@ impl Store {
     /// The object of a key, as last applied here.
     pub fn object(&self, key: &ObjectKey) -> Option<Object> {
         self.state().object(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_api::{Actor, TaskState};
+
+    use super::*;
+    use crate::core::{control, fixture::service, world::World};
+
+    fn replica(state: State) -> Replica {
+        let replica = Replica::default();
+        replica.shared.replace(state, None);
+        replica
+    }
+
+    #[test]
+    fn a_report_on_a_service_that_is_gone_is_refused_alike_everywhere() {
+        let mut world = World::new(&["n1"]);
+        let id = world.create(service("web", 1));
+        world.settle();
+        let before = world.state.clone();
+        let mut task = before
+            .tasks_of_service(&id)
+            .next()
+            .unwrap()
+            .as_ref()
+            .clone();
+        task.status.state = TaskState::Failed;
+        let report = Batch {
+            actor: Actor::Agent,
+            at: world.now,
+            changes: vec![Change::Put {
+                expect: Expect::Version(task.meta.version),
+                object: Box::new(Object::Task(task)),
+            }],
+        };
+        let report = encode_batch_lean(&report, &|service, version| {
+            before.task_spec(service, version).cloned()
+        });
+        world
+            .user(|state, cx| control::remove_service(state, cx, &id))
+            .unwrap();
+        world.settle();
+        assert_eq!(world.state.tasks_of_service(&id).count(), 0);
+
+        let mut old_hand = replica(world.state.clone());
+        let mut newcomer = Replica::default();
+        newcomer.restore(&old_hand.snapshot()).unwrap();
+        let index = world.state.index() + 1;
+        let refused = old_hand.apply(index, &report).unwrap_err();
+        assert!(
+            refused.is_stale()
+                && matches!(&refused, Rejected::SpecGone { service, .. } if *service == id)
+        );
+        assert_eq!(newcomer.apply(index, &report), Err(refused));
+        assert!(old_hand.state().is_same(&newcomer.state()));
+        assert_eq!(old_hand.state().snapshot(), world.state.snapshot());
+        // Who has the spec yet takes the same bytes.
+        assert_eq!(replica(before.clone()).apply(index, &report), Ok(()));
+    }
+
+    #[test]
+    fn bytes_that_are_no_batch_are_refused() {
+        let refused = Replica::default().apply(1, &[0xff; 9]).unwrap_err();
+        assert!(matches!(refused, Rejected::Reference(_)), "{refused}");
     }
 }

@@ -316,8 +316,10 @@ mod tests {
         (entry.term, entry.index) = (7, 8);
         (entry.data, entry.context) = (Bytes::from(vec![9; 300]), Bytes::from_static(b"c"));
         message.set_entries(vec![entry, Entry::default()].into());
-        let mut snapshot = Snapshot::default();
-        snapshot.data = Bytes::from_static(b"state");
+        let mut snapshot = Snapshot {
+            data: Bytes::from_static(b"state"),
+            ..Snapshot::default()
+        };
         snapshot.mut_metadata().index = 5;
         snapshot.mut_metadata().mut_conf_state().voters = vec![1, 2, 300];
         message.set_snapshot(snapshot);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use shoal_api::{
-    Actor,
+    Actor, ServiceId,
     object::{Cluster, Config, Network, Node, ObjectKey, Secret, Service, Task},
 };
 
@@ -96,6 +96,14 @@ pub enum Rejected {
         /// The version that it has.
         found: Option<LogIndex>,
     },
+    /// The batch leaves out a task spec that the state had when it was computed, and has no more.
+    #[error("update out of sequence")]
+    SpecGone {
+        /// The service that had it.
+        service: ServiceId,
+        /// The version of the service's spec.
+        version: u64,
+    },
     /// The actor does not own what it tried to change.
     #[error("{actor:?} may not change {field} of {key:?}")]
     NotOwner {
@@ -125,4 +133,11 @@ pub enum Rejected {
         /// The rule.
         rule: &'static str,
     },
+}
+
+impl Rejected {
+    /// Whether the batch was computed from an older state, so that the same may succeed if computed again.
+    pub fn is_stale(&self) -> bool {
+        matches!(self, Self::Stale { .. } | Self::SpecGone { .. })
+    }
 }

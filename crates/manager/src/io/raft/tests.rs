@@ -43,7 +43,9 @@ impl StateMachine for Journal {
 
 /// Everyone's mailbox, and the pairs between which nothing passes.
 #[derive(Clone, Default)]
-struct Net(Arc<Mutex<(BTreeMap<RaftId, Mailbox>, BTreeSet<RaftId>)>>);
+struct Net(Arc<Mutex<Links>>);
+
+type Links = (BTreeMap<RaftId, Mailbox>, BTreeSet<RaftId>);
 
 impl Net {
     fn cut(&self, id: RaftId) {
