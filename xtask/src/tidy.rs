@@ -83,6 +83,8 @@ fn check_rust(file: &str, text: &str, problems: &mut Vec<String>) {
         let code = line.split("//").next().unwrap_or(line);
         let mut problem = |what: String| problems.push(format!("{file}:{}: {what}", number + 1));
         if core {
+            // What the compiler knows of its target is no reading of the environment.
+            let code = code.replace("std::env::consts", "");
             for word in forbidden_in_core
                 .iter()
                 .filter(|word| code.contains(**word))
