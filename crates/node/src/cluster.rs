@@ -253,7 +253,7 @@ impl ClusterNode {
         let listen = address::listen(&place.listen)?;
         let towards = managers.first().map(String::as_str);
         let advertise = address::advertise(&place.advertise, listen, towards)?;
-        let data_path = address::data_path(&place.data_path)?.unwrap_or(advertise.ip());
+        let data_path = address::data_path(&place.data_path)?.unwrap_or_else(|| advertise.ip());
         Ok(Membership {
             listen,
             advertise,

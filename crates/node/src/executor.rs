@@ -371,8 +371,8 @@ fn started(container: &ContainerInspect, task: &Task) -> Started {
         let in_force = container
             .network
             .ports
-            .iter()
-            .flat_map(|(_, published)| published)
+            .values()
+            .flatten()
             .find(|published| {
                 published.container_port == wanted.target
                     && same_protocol(published.protocol, wanted.protocol)

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use clap::Args;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::{
     image::registry_auth,
@@ -424,6 +424,8 @@ impl Update {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+
+    use serde_json::json;
 
     use super::*;
 

@@ -130,7 +130,10 @@ fn one(field: &'static str, text: &str, port: u16) -> Result<SocketAddr, Address
         None => (text, port),
     };
     let found = addresses(|interface, _| interface == name);
-    let ip = found.iter().find(|(_, ip)| ip.is_ipv4()).or(found.first());
+    let ip = found
+        .iter()
+        .find(|(_, ip)| ip.is_ipv4())
+        .or_else(|| found.first());
     ip.map(|(_, ip)| SocketAddr::new(*ip, port)).ok_or_else(|| {
         AddressError::new(field, text, "expected ADDR[:PORT] or INTERFACE[:PORT], and there is no such interface with an address")
     })

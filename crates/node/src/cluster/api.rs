@@ -190,7 +190,10 @@ impl ClusterBackend for ClusterNode {
             }));
         }
         let no_leader = (!has_leader).then(|| chain(&WriteError::NoLeader));
-        let error = session.refused.or(no_leader).or(active.seat.trouble());
+        let error = session
+            .refused
+            .or(no_leader)
+            .or_else(|| active.seat.trouble());
         SwarmInfo {
             state: LocalNodeState::Active,
             node_id: Some(active.seat.identity().peer().node_id.clone()),
@@ -231,12 +234,12 @@ impl ClusterBackend for ClusterNode {
             data_path: request.data_path_addr,
             availability: request.availability,
         };
-        let joined = ClusterNode::join(self, place, request.remote_addrs, &request.token).await;
+        let joined = Self::join(self, place, request.remote_addrs, &request.token).await;
         joined.map_err(cluster_error)
     }
 
     async fn swarm_leave(&self, force: bool) -> ApiResult<()> {
-        ClusterNode::leave(self, force).await.map_err(cluster_error)
+        Self::leave(self, force).await.map_err(cluster_error)
     }
 
     async fn swarm_inspect(&self) -> ApiResult<SwarmView> {
