@@ -425,11 +425,13 @@ fn resources(limits: &Resources, around: &Surroundings) -> LinuxResources {
         any = true;
         if around.swap_limit {
             // As much swap again as memory, unless said otherwise.
-            memory = memory.swap(
-                limits
-                    .memory_swap_bytes
-                    .unwrap_or_else(|| bytes(limit.saturating_mul(2))),
-            );
+            let sum = limits
+                .memory_swap_bytes
+                .unwrap_or_else(|| bytes(limit.saturating_mul(2)));
+            // No swap at all is a difference of nothing, which libcgroups takes for no limit on version 2. One byte
+            // is no page, so the kernel makes nothing of it, on either version.
+            let no_swap = sum == bytes(limit);
+            memory = memory.swap(if no_swap { sum.saturating_add(1) } else { sum });
         }
     }
     if let Some(reservation) = limits.memory_reservation_bytes {

@@ -103,6 +103,22 @@ fn limits_become_cgroup_settings() {
 }
 
 #[test]
+fn no_swap_is_a_byte_and_not_nothing() {
+    check(
+        |wish| {
+            wish.host.resources.memory_bytes = Some(64 << 20);
+            wish.host.resources.memory_swap_bytes = Some(64 << 20);
+        },
+        |spec| of(spec, "/linux/resources/memory"),
+        expect![[r#"
+            {
+              "limit": 67108864,
+              "swap": 67108865
+            }"#]],
+    );
+}
+
+#[test]
 fn no_new_privileges_is_left_out_when_off() {
     check(
         |_| {},
