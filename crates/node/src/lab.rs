@@ -631,6 +631,8 @@ impl Lab {
             // must be gone first.
             if Self::all().is_empty() {
                 host::forget_places();
+                // Fails where a user keeps something else there.
+                let _ = fs::remove_dir(Self::root());
             }
             return Ok(());
         }
