@@ -1,6 +1,6 @@
 //! `shoal stack`: services of a compose file, deployed and removed together.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, Subcommand};
@@ -16,10 +16,9 @@ use crate::{
     progress::service::converge,
 };
 
-/// Pause between attempts to remove a network whose last task is still leaving; nothing announces that moment.
-const NETWORK_RETRY: Duration = Duration::from_millis(100);
-/// Attempts before the daemon's refusal is final: a minute.
-const NETWORK_ATTEMPTS: u32 = 600;
+/// Attempts before the daemon's refusal is final. It holds each one for up to 15 s while tasks are leaving the network,
+/// and refuses at once when they stay.
+const NETWORK_ATTEMPTS: u32 = 4;
 
 /// Manage stacks
 #[derive(Subcommand)]
@@ -565,10 +564,7 @@ async fn remove_network(id: &str, detach: bool, client: &Client) -> Result<()> {
             Err(error)
                 if format!("{error:#}").contains("in use")
                     && !detach
-                    && attempts < NETWORK_ATTEMPTS =>
-            {
-                tokio::time::sleep(NETWORK_RETRY).await;
-            }
+                    && attempts < NETWORK_ATTEMPTS => {}
             result => return result,
         }
     }

@@ -120,14 +120,17 @@ impl ClusterNode {
     }
 }
 
-/// Whether a network is in use only by tasks that have been told to stop.
+/// Whether a network is in use only by tasks that have been told to stop, or will be since their service is gone.
 fn is_being_left(state: &State, network: &NetworkId) -> bool {
     let on_it = |task: &&Arc<Task>| {
         let attached = task.networks.iter().any(|at| at.network == *network);
         attached && !task.status.state.is_terminal()
     };
     let mut users = state.tasks().filter(on_it).peekable();
-    users.peek().is_some() && users.all(|task| task.desired_state > TaskState::Running)
+    users.peek().is_some()
+        && users.all(|task| {
+            task.desired_state > TaskState::Running || state.service(&task.service).is_none()
+        })
 }
 
 fn unlike(kind: &str, key: &ObjectKey) -> ApiError {
