@@ -53,7 +53,8 @@ async fn an_end_while_the_daemon_was_away_is_known_afterwards() {
     let other = Host::bare().await;
     let upper = inspect.graph.upper.clone();
     host.engine = other.engine.clone();
-    std::fs::write(format!("/proc/{}/root/tmp/go", inspect.state.pid), "").expect("go");
+    let inside = std::path::PathBuf::from(format!("/proc/{}/root", inspect.state.pid));
+    std::fs::write(inside.join("tmp/go"), "").expect("go");
     let record = upper.with_file_name("exit.json");
     while !record.exists() {
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
