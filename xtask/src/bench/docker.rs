@@ -1,0 +1,177 @@
+//! Docker (Debian's `docker.io`) as a peer: on a lab host of its own beside ours, so that both have their own network
+//! namespace, disk folder and process tree.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context, Result};
+use shoal_tests::images::{Image, Layer, save};
+
+use super::{Bench, tell, until};
+use crate::shell;
+
+const LAB: &str = "bench";
+/// What both sides run.
+pub(super) const IMAGE: &str = "bench.local/busybox:1";
+/// Debian's client of the same version as its daemon; another one on PATH would not be a fair peer.
+const DOCKER: &str = "/usr/bin/docker";
+const SOCKET: &str = "unix:///run/shoal/docker.sock";
+/// Our host and docker's, by address.
+pub(super) const OURS: &str = "198.18.0.11";
+/// See [`OURS`].
+pub(super) const THEIRS: &str = "198.18.0.12";
+
+/// A lab of two hosts: ours is `n1`, docker's daemon runs on `n2`; both hold [`IMAGE`]. Gone when dropped.
+pub(super) struct Sides<'a> {
+    bench: &'a Bench,
+    dockerd: Option<Child>,
+}
+
+impl Drop for Sides<'_> {
+    fn drop(&mut self) {
+        if let Some(mut dockerd) = self.dockerd.take() {
+            let _ = dockerd.kill();
+            let _ = dockerd.wait();
+        }
+        let _ = self.bench.machine(&["lab", "down", "--name", LAB]);
+    }
+}
+
+impl Bench {
+    /// Runs shoal on this machine.
+    pub(super) fn machine(&self, words: &[&str]) -> Result<String> {
+        shell::read(
+            self.shoal.to_str().context("a path that is not UTF-8")?,
+            words,
+        )
+    }
+}
+
+impl<'a> Sides<'a> {
+    /// Brings both sides up.
+    pub(super) fn up(bench: &'a Bench) -> Result<Self> {
+        if bench
+            .machine(&["lab", "ls", "-q"])?
+            .lines()
+            .any(|name| name == LAB)
+        {
+            bench.machine(&["lab", "down", "--name", LAB])?;
+        }
+        let words = [
+            "lab",
+            "up",
+            "--name",
+            LAB,
+            "--nodes",
+            "2",
+            "--subnet",
+            "198.18.0.0/24",
+        ];
+        bench.machine(&words)?;
+        let mut sides = Self {
+            bench,
+            dockerd: None,
+        };
+        sides.start_dockerd()?;
+        let folder = shell::target().join("bench");
+        let archive = busybox(&folder)?;
+        sides.ours(&["load", "-q", "-i", &archive.to_string_lossy()])?;
+        sides.theirs(&["load", "-q", "-i", &archive.to_string_lossy()])?;
+        fs::remove_dir_all(&folder)?;
+        Ok(sides)
+    }
+
+    /// Runs a command on a lab host.
+    pub(super) fn on(&self, host: &str, words: &[&str]) -> Result<String> {
+        let mut all = vec!["lab", "exec", "--name", LAB, host, "--"];
+        all.extend(words);
+        self.bench.machine(&all)
+    }
+
+    /// Runs our client against our daemon.
+    pub(super) fn ours(&self, words: &[&str]) -> Result<String> {
+        self.on("n1", &[&["shoal"], words].concat())
+    }
+
+    /// Runs docker's client against docker's daemon.
+    pub(super) fn theirs(&self, words: &[&str]) -> Result<String> {
+        self.on("n2", &[&[DOCKER, "-H", SOCKET], words].concat())
+    }
+
+    fn start_dockerd(&mut self) -> Result<()> {
+        let words = [
+            "lab", "exec", "--name", LAB, "n2", "--", "dockerd", "-H", SOCKET,
+        ];
+        let files = [
+            "--data-root",
+            "/var/lib/shoal/docker",
+            "--exec-root",
+            "/run/shoal/docker",
+        ];
+        let pid = [
+            "--pidfile",
+            "/run/shoal/docker.pid",
+            "--userland-proxy=false",
+        ];
+        let child = Command::new(&self.bench.shoal)
+            .args(words)
+            .args(files)
+            .args(pid)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        self.dockerd = Some(child);
+        until("docker's daemon", || Ok(self.theirs(&["version"]).is_ok()))
+    }
+
+    /// Times one thing on both sides, in turn.
+    pub(super) fn pair(
+        &self,
+        name: &str,
+        rounds: usize,
+        act: impl Fn(&dyn Fn(&[&str]) -> Result<String>) -> Result<()>,
+    ) -> Result<()> {
+        let ours = |words: &[&str]| self.ours(words);
+        let theirs = |words: &[&str]| self.theirs(words);
+        act(&ours)?;
+        act(&theirs)?;
+        let mut times = Vec::new();
+        for _ in 0..rounds {
+            let began = Instant::now();
+            act(&ours)?;
+            let ours = began.elapsed();
+            let began = Instant::now();
+            act(&theirs)?;
+            times.push((ours, began.elapsed()));
+        }
+        tell(name, "docker", &times);
+        Ok(())
+    }
+}
+
+/// An image of Debian's static busybox with its commands as links.
+fn busybox(folder: &Path) -> Result<PathBuf> {
+    let root = folder.join("root");
+    fs::create_dir_all(root.join("bin"))?;
+    fs::copy("/bin/busybox", root.join("bin/busybox"))?;
+    for name in ["sh", "true", "sleep"] {
+        std::os::unix::fs::symlink("busybox", root.join("bin").join(name))?;
+    }
+    let layer = Layer::pack(&root, &folder.join("layer.tar"))?;
+    let archive = folder.join("image.tar");
+    save(
+        &[Image {
+            name: IMAGE.to_owned(),
+            layers: vec![&layer],
+            entrypoint: &[],
+        }],
+        folder,
+        &archive,
+    )?;
+    Ok(archive)
+}
