@@ -43,6 +43,8 @@ pub struct Node {
     pub role: NodeRole,
     /// Raft membership, for managers. Writer: dispatcher (membership).
     pub manager: Option<ManagerInfo>,
+    /// When the availability of `spec` last changed. Writer: user.
+    pub availability_since: Timestamp,
 }
 
 /// What a node says of itself.
@@ -137,6 +139,26 @@ pub struct Service {
     pub update_status: Option<UpdateStatus>,
     /// Run number and start of a job. Writer: user (bumped with each update).
     pub job: Option<JobStatus>,
+    /// Number of `spec`, counted from 1 and never used twice. Writer: user; a rollback by itself counts too.
+    pub revision: u64,
+    /// Earlier specs, oldest first, at most [`HISTORY_MAX`]. Writer: as `revision`.
+    pub history: Vec<Revision>,
+}
+
+/// Earlier specs that a service keeps.
+pub const HISTORY_MAX: usize = 10;
+
+/// A spec that a service had.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Revision {
+    /// Its number.
+    pub number: u64,
+    /// The spec.
+    pub spec: Arc<ServiceSpec>,
+    /// Version of its task part.
+    pub spec_version: u64,
+    /// When another one took its place.
+    pub replaced_at: Timestamp,
 }
 
 /// Virtual addresses and ports of a service, as allocated.

@@ -7,8 +7,12 @@ use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+mod host;
+pub mod labels;
+
 pub use crate::network::Protocol;
 use crate::{ConfigId, NetworkId, SecretId};
+pub use host::{Dependency, DependencyCondition, Device, HostOptions, PullPolicy};
 
 /// Labels of an object.
 pub type Labels = BTreeMap<String, String>;
@@ -39,6 +43,12 @@ pub struct ServiceSpec {
     pub rollback: Option<UpdateConfig>,
     /// How the service is reached.
     pub endpoint: EndpointSpec,
+    /// Time that each new task of an update has to run, else it counts as failed; `None` is 10 min, 0 is no limit.
+    pub progress_deadline: Option<Duration>,
+    /// Services that must have come so far before tasks of this one start.
+    pub depends_on: Vec<Dependency>,
+    /// How long to wait for optional ones; `None` is for ever.
+    pub depends_on_timeout: Option<Duration>,
 }
 
 /// How many tasks a service has.
@@ -147,6 +157,8 @@ pub struct ContainerTaskSpec {
     pub oom_score_adj: Option<i64>,
     /// Credentials with which the nodes pull the image.
     pub pull_auth: PullAuth,
+    /// What Swarm's API cannot say.
+    pub host: HostOptions,
 }
 
 /// Registry credentials as the Engine API's `X-Registry-Auth` carries them; empty is none. Never printed.
@@ -337,6 +349,8 @@ pub struct RestartPolicy {
     pub max_attempts: u64,
     /// Window for `max_attempts`; 0 is unbounded.
     pub window: Duration,
+    /// Whether each restart in a row waits twice as long as the one before, from `delay` up to 300 s.
+    pub backoff: bool,
 }
 
 impl Default for RestartPolicy {
@@ -347,6 +361,7 @@ impl Default for RestartPolicy {
             delay: Duration::from_secs(5),
             max_attempts: 0,
             window: Duration::ZERO,
+            backoff: false,
         }
     }
 }

@@ -89,6 +89,7 @@ enums! {
     }
     TaskState { |g| Self::ALL[g.below(Self::ALL.len())] }
     Availability { |_| Self::Active, |_| Self::Pause, |_| Self::Drain }
+    DependencyCondition { |_| Self::Started, |_| Self::Healthy, |_| Self::CompletedSuccessfully }
     EndpointMode { |_| Self::Vip, |_| Self::Dnsrr }
     FailureAction { |_| Self::Pause, |_| Self::Continue, |_| Self::Rollback }
     MountKind { |_| Self::Bind, |_| Self::Volume, |_| Self::Tmpfs }
@@ -96,6 +97,7 @@ enums! {
     NodeState { |_| Self::Unknown, |_| Self::Down, |_| Self::Ready, |_| Self::Disconnected }
     Protocol { |_| Self::Tcp, |_| Self::Udp, |_| Self::Sctp }
     PublishMode { |_| Self::Ingress, |_| Self::Host }
+    PullPolicy { |_| Self::Auto, |_| Self::Always, |_| Self::Missing, |_| Self::Never }
     RestartCondition { |_| Self::None, |_| Self::OnFailure, |_| Self::Any }
     UpdateOrder { |_| Self::StopFirst, |_| Self::StartFirst }
     UpdateState {
@@ -129,13 +131,22 @@ enums! {
 
 structs! {
     Annotations { name, labels }
-    ServiceSpec { annotations, task, mode, update, rollback, endpoint }
+    ServiceSpec {
+        annotations, task, mode, update, rollback, endpoint, progress_deadline, depends_on, depends_on_timeout,
+    }
     TaskSpec { container, resources, restart, placement, networks, log_driver, force_update }
     ContainerTaskSpec {
         image, labels, command, args, hostname, env, dir, user, groups, tty, open_stdin, read_only, init, mounts,
         stop_signal, stop_grace_period, healthcheck, hosts, dns, secrets, configs, sysctls, cap_add, cap_drop,
-        ulimits, oom_score_adj, pull_auth,
+        ulimits, oom_score_adj, pull_auth, host,
     }
+    HostOptions {
+        privileged, devices, device_cgroup_rules, cdi_devices, security_opt, shm_size_bytes, ipc_mode, pid_mode, uts_mode,
+        userns_mode, cgroupns_mode, cgroup_parent, domainname, pull_policy, cpuset_cpus, memory_swap_bytes,
+        memory_swappiness, oom_kill_disable,
+    }
+    Device { host_path, container_path, permissions }
+    Dependency { service, condition, required }
     Mount {
         kind, source, target, read_only, propagation, create_source, no_copy, subpath, labels, driver,
         tmpfs_size_bytes, tmpfs_mode,
@@ -149,7 +160,7 @@ structs! {
     ConfigReference { id, name, target }
     ResourceRequirements { limits, reservations }
     Resources { nano_cpus, memory_bytes, pids, generic }
-    RestartPolicy { condition, delay, max_attempts, window }
+    RestartPolicy { condition, delay, max_attempts, window, backoff }
     Placement { constraints, spread, max_replicas, platforms }
     Platform { os, architecture }
     NetworkAttachmentSpec { target, aliases, addresses, driver_options }
@@ -166,15 +177,16 @@ structs! {
         subnet_size, data_path_port, autolock,
     }
     Meta { version, created_at, updated_at }
-    Node { id, meta, spec, description, status, role, manager }
+    Node { id, meta, spec, description, status, role, manager, availability_since }
     NodeDescription {
         hostname, platform, resources, engine_version, engine_labels, plugins, data_path_addr, trust_root_digest,
     }
     NodeStatus { state, message, addr, since }
     ManagerInfo { raft_id, addr }
     Service {
-        id, meta, spec, spec_version, previous_spec, previous_spec_version, endpoint, update_status, job,
+        id, meta, spec, spec_version, previous_spec, previous_spec_version, endpoint, update_status, job, revision, history,
     }
+    Revision { number, spec, spec_version, replaced_at }
     ServiceEndpoint { spec, ports, virtual_ips }
     VirtualIp { network, addr }
     UpdateStatus { state, started_at, completed_at, message }

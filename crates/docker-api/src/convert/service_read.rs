@@ -5,8 +5,8 @@ use shoal_api::{
     object::Network,
     spec::{
         Annotations, ConfigReference, ContainerTaskSpec, DnsConfig, Driver, EndpointMode,
-        EndpointSpec, FailureAction, FileTarget, GenericResource, HealthConfig, Mount, MountKind,
-        NetworkAttachmentSpec, NetworkTarget, Placement, Platform, PortConfig, Protocol,
+        EndpointSpec, FailureAction, FileTarget, GenericResource, HealthConfig, HostOptions, Mount,
+        MountKind, NetworkAttachmentSpec, NetworkTarget, Placement, Platform, PortConfig, Protocol,
         PublishMode, PullAuth, ResourceRequirements, Resources, RestartCondition, RestartPolicy,
         SecretReference, ServiceMode, ServiceSpec, TaskSpec, Ulimit, UpdateConfig, UpdateOrder,
     },
@@ -35,15 +35,19 @@ pub(crate) fn read_service(body: &[u8], networks: &[Network]) -> ApiResult<Servi
     if task.networks.is_empty() {
         task.networks = outer;
     }
-    let spec = ServiceSpec {
+    let mut spec = ServiceSpec {
         annotations,
         task,
         mode: read_mode(f.object_or_empty("Mode")?)?,
         update: f.object("UpdateConfig")?.map(read_update).transpose()?,
         rollback: f.object("RollbackConfig")?.map(read_update).transpose()?,
         endpoint: read_endpoint(f.object_or_empty("EndpointSpec")?)?,
+        ..ServiceSpec::default()
     };
     f.finish()?;
+    // What docker's API has no field for.
+    spec.apply_labels()
+        .map_err(|error| ApiError::invalid(error.to_string()))?;
     Ok(spec)
 }
 
@@ -204,6 +208,7 @@ fn read_restart(mut f: Fields) -> ApiResult<RestartPolicy> {
         delay: f.nanos("Delay")?.unwrap_or(default.delay),
         max_attempts: f.get("MaxAttempts")?,
         window: f.nanos("Window")?.unwrap_or_default(),
+        ..default
     };
     f.finish()?;
     Ok(policy)
@@ -400,6 +405,8 @@ fn read_container(mut f: Fields) -> ApiResult<ContainerTaskSpec> {
         oom_score_adj: f.take("OomScoreAdj")?.filter(|adjust| *adjust != 0),
         // Travels in a header.
         pull_auth: PullAuth::default(),
+        // Comes from labels.
+        host: HostOptions::default(),
     };
     dns.finish()?;
     match f.text("Isolation")?.as_deref() {

@@ -71,12 +71,14 @@ pub enum Intent {
         /// The spec.
         spec: Spec,
     },
-    /// Give a service its previous spec.
+    /// Give a service an earlier spec.
     Rollback {
         /// The service.
         key: ObjectKey,
         /// The version that the user has read.
         version: LogIndex,
+        /// Number of the revision; `None` is the previous spec.
+        to: Option<u64>,
     },
     /// Delete an object.
     Remove {
@@ -127,7 +129,8 @@ pub fn decide(state: &super::state::State, cx: &mut Ctx<'_>, intent: Intent) -> 
         Intent::Rollback {
             key: ObjectKey::Service(id),
             version,
-        } => rollback_service(state, cx, &id, version),
+            to,
+        } => rollback_service(state, cx, &id, version, to),
         Intent::Rollback { key, .. } => {
             Err(Refusal::invalid(format!("{key:?} cannot be rolled back")))
         }

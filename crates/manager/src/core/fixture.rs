@@ -57,6 +57,7 @@ pub(crate) fn node(name: &str) -> Node {
         },
         role: NodeRole::Worker,
         manager: None,
+        availability_since: Timestamp::default(),
     }
 }
 

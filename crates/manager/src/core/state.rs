@@ -7,6 +7,7 @@
 mod apply;
 mod change;
 mod claim;
+mod history;
 mod ownership;
 mod references;
 mod table;
@@ -27,6 +28,7 @@ use shoal_api::{
 
 pub use change::{Delta, Event, LogIndex, Rejected};
 pub use claim::{Claim, Kind, overlap};
+pub(crate) use history::supersede;
 pub use references::{User, in_use};
 pub use table::Table;
 

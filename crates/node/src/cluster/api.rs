@@ -342,7 +342,11 @@ impl ClusterBackend for ClusterNode {
     ) -> ApiResult<Vec<String>> {
         let key = ObjectKey::Service(id.clone());
         let intent = if rollback {
-            Intent::Rollback { key, version }
+            Intent::Rollback {
+                key,
+                version,
+                to: None,
+            }
         } else {
             Intent::Update {
                 key,

@@ -6,8 +6,8 @@ use crate::{
     object::{
         Batch, Change, Cluster, Config, ContainerStatus, Expect, JobStatus, ManagerInfo, Meta,
         Network, NetworkAllocation, Node, NodeDescription, NodeState, NodeStatus, Object,
-        ObjectKey, Secret, Service, ServiceEndpoint, Task, TaskAttachment, TaskStatus, UpdateState,
-        UpdateStatus, VirtualIp,
+        ObjectKey, Revision, Secret, Service, ServiceEndpoint, Task, TaskAttachment, TaskStatus,
+        UpdateState, UpdateStatus, VirtualIp,
     },
     wire,
 };
@@ -24,15 +24,16 @@ enums! {
 
 messages! {
     Meta { version, created_at, updated_at }
-    Node { id, meta, spec, description, status, role, manager }
+    Node { id, meta, spec, description, status, role, manager, availability_since }
     NodeDescription {
         hostname, platform, resources, engine_version, engine_labels, plugins, data_path_addr, trust_root_digest,
     }
     NodeStatus { state, message, addr, since }
     ManagerInfo { raft_id, addr }
     Service {
-        id, meta, spec, spec_version, previous_spec, previous_spec_version, endpoint, update_status, job,
+        id, meta, spec, spec_version, previous_spec, previous_spec_version, endpoint, update_status, job, revision, history,
     }
+    Revision { number, spec, spec_version, replaced_at }
     ServiceEndpoint { spec, ports, virtual_ips }
     VirtualIp { network, addr }
     UpdateStatus { state, started_at, completed_at, message }

@@ -5,37 +5,48 @@ use crate::{
     network::Subnet,
     spec::{
         Annotations, Availability, ClusterSpec, ConfigReference, ConfigSpec, ContainerTaskSpec,
-        DnsConfig, Driver, EndpointMode, EndpointSpec, FailureAction, FileTarget, GenericResource,
-        HealthConfig, IpamConfig, Mount, MountKind, NetworkAttachmentSpec, NetworkSpec,
-        NetworkTarget, NodeRole, NodeSpec, Placement, Platform, PortConfig, Protocol, PublishMode,
-        PullAuth, ResourceRequirements, Resources, RestartCondition, RestartPolicy,
-        SecretReference, SecretSpec, ServiceMode, ServiceSpec, TaskSpec, Ulimit, UpdateConfig,
-        UpdateOrder,
+        Dependency, DependencyCondition, Device, DnsConfig, Driver, EndpointMode, EndpointSpec,
+        FailureAction, FileTarget, GenericResource, HealthConfig, HostOptions, IpamConfig, Mount,
+        MountKind, NetworkAttachmentSpec, NetworkSpec, NetworkTarget, NodeRole, NodeSpec,
+        Placement, Platform, PortConfig, Protocol, PublishMode, PullAuth, PullPolicy,
+        ResourceRequirements, Resources, RestartCondition, RestartPolicy, SecretReference,
+        SecretSpec, ServiceMode, ServiceSpec, TaskSpec, Ulimit, UpdateConfig, UpdateOrder,
     },
     wire,
 };
 
 enums! {
     Availability { Active, Pause, Drain }
+    DependencyCondition { Started, Healthy, CompletedSuccessfully }
     EndpointMode { Vip, Dnsrr }
     FailureAction { Pause, Continue, Rollback }
     MountKind { Bind, Volume, Tmpfs }
     NodeRole { Worker, Manager }
     Protocol { Tcp, Udp, Sctp }
     PublishMode { Ingress, Host }
+    PullPolicy { Auto, Always, Missing, Never }
     RestartCondition { None, OnFailure, Any }
     UpdateOrder { StopFirst, StartFirst }
 }
 
 messages! {
     Annotations { name, labels }
-    ServiceSpec { annotations, task, mode, update, rollback, endpoint }
+    ServiceSpec {
+        annotations, task, mode, update, rollback, endpoint, progress_deadline, depends_on, depends_on_timeout,
+    }
     TaskSpec { container, resources, restart, placement, networks, log_driver, force_update }
     ContainerTaskSpec {
         image, labels, command, args, hostname, env, dir, user, groups, tty, open_stdin, read_only, init, mounts,
         stop_signal, stop_grace_period, healthcheck, hosts, dns, secrets, configs, sysctls, cap_add, cap_drop, ulimits,
-        oom_score_adj, pull_auth,
+        oom_score_adj, pull_auth, host,
     }
+    HostOptions {
+        privileged, devices, device_cgroup_rules, cdi_devices, security_opt, shm_size_bytes, ipc_mode, pid_mode, uts_mode,
+        userns_mode, cgroupns_mode, cgroup_parent, domainname, pull_policy, cpuset_cpus, memory_swap_bytes,
+        memory_swappiness, oom_kill_disable,
+    }
+    Device { host_path, container_path, permissions }
+    Dependency { service, condition, required }
     Mount {
         kind, source, target, read_only, propagation, create_source, no_copy, subpath, labels, driver,
         tmpfs_size_bytes, tmpfs_mode,
@@ -49,7 +60,7 @@ messages! {
     ConfigReference { id, name, target }
     ResourceRequirements { limits, reservations }
     Resources { nano_cpus, memory_bytes, pids, generic }
-    RestartPolicy { condition, delay, max_attempts, window }
+    RestartPolicy { condition, delay, max_attempts, window, backoff }
     Placement { constraints, spread, max_replicas, platforms }
     Platform { os, architecture }
     NetworkAttachmentSpec { target, aliases, addresses, driver_options }

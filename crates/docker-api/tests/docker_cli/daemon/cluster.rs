@@ -151,6 +151,7 @@ impl ClusterBackend for MemoryCluster {
             node: Node {
                 id: id.clone(),
                 meta,
+                availability_since: meta.created_at,
                 spec: NodeSpec {
                     role: NodeRole::Manager,
                     ..NodeSpec::default()
@@ -305,6 +306,8 @@ impl ClusterBackend for MemoryCluster {
             previous_spec_version: 0,
             update_status: None,
             job: None,
+            revision: 1,
+            history: Vec::new(),
         });
         state.converge(&id);
         Ok(CreatedService {

@@ -85,6 +85,7 @@ pub fn bootstrap(cx: &mut Ctx<'_>, new: Bootstrap) -> Result<Batch, Refusal> {
             raft_id: FIRST_RAFT_ID,
             addr: new.manager_addr,
         }),
+        availability_since: cx.now,
     };
     let ingress = Network {
         id: cx.ids.next(),

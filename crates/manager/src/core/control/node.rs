@@ -60,6 +60,9 @@ pub fn update_node(
     }
     same_version(&old.meta, version)?;
     let mut node = old.as_ref().clone();
+    if node.spec.availability != spec.availability {
+        node.availability_since = cx.now;
+    }
     node.spec = spec;
     Ok(update(cx, Object::Node(node)))
 }

@@ -11,7 +11,7 @@ use shoal_api::{
 use super::{Outcome, create, remove, same_version, unborn, update};
 use crate::core::{
     reconcile::Ctx,
-    state::{Kind, LogIndex, State},
+    state::{Kind, LogIndex, State, supersede},
     validate::{self, Refusal, RefusalKind},
 };
 
@@ -39,6 +39,8 @@ pub fn create_service(state: &State, cx: &mut Ctx<'_>, spec: ServiceSpec) -> Out
         endpoint: None,
         update_status: None,
         job,
+        revision: 1,
+        history: Vec::new(),
     };
     Ok(create(cx, Object::Service(service)))
 }
@@ -74,38 +76,42 @@ pub fn update_service(
     let mut service = old.as_ref().clone();
     service.previous_spec = Some(old.spec.clone());
     service.previous_spec_version = old.spec_version;
-    if spec.task != old.spec.task || spec.endpoint != old.spec.endpoint {
+    let spec_version = if spec.task != old.spec.task || spec.endpoint != old.spec.endpoint {
         // The version that is replaced is newer than every spec version before, so it names the new spec uniquely.
-        service.spec_version = old.meta.version;
-    }
-    service.spec = Arc::new(spec);
+        old.meta.version
+    } else {
+        old.spec_version
+    };
+    supersede(&mut service, Arc::new(spec), spec_version, cx.now);
     // An update in flight ends here; the new one starts from whatever is there.
     service.update_status = None;
     next_run(&mut service, cx);
     Ok(update(cx, Object::Service(service)))
 }
 
-/// Gives a service the spec that it had before the last update; doing it twice changes nothing.
+/// Gives a service the spec that it had before the last update (doing it twice changes nothing), or with `to` the one of
+/// that revision.
 ///
 /// # Errors
-/// There is no spec before; `update out of sequence`; a port that another service has by now.
+/// There is no such spec; `update out of sequence`; a port that another service has by now.
 pub fn rollback_service(
     state: &State,
     cx: &mut Ctx<'_>,
     id: &ServiceId,
     version: LogIndex,
+    to: Option<u64>,
 ) -> Outcome {
     let old = state
         .service(id)
         .ok_or_else(|| Refusal::not_found("service", id))?;
     same_version(&old.meta, version)?;
-    let previous = old.previous_spec.as_ref().ok_or_else(|| {
-        Refusal::precondition(format!("service {id} does not have a previous spec"))
-    })?;
-    validate::service(state, Some(id), previous)?;
+    let (spec, spec_version) = match to {
+        None => earlier(old)?,
+        Some(number) => revision(old, number)?,
+    };
+    validate::service(state, Some(id), &spec)?;
     let mut service = old.as_ref().clone();
-    service.spec = previous.clone();
-    service.spec_version = old.previous_spec_version;
+    supersede(&mut service, spec, spec_version, cx.now);
     service.previous_spec = Some(old.spec.clone());
     service.previous_spec_version = old.spec_version;
     service.update_status = Some(UpdateStatus {
@@ -116,6 +122,35 @@ pub fn rollback_service(
     });
     next_run(&mut service, cx);
     Ok(update(cx, Object::Service(service)))
+}
+
+fn earlier(service: &Service) -> Result<(Arc<ServiceSpec>, u64), Refusal> {
+    let previous = service.previous_spec.clone().ok_or_else(|| {
+        let id = &service.id;
+        Refusal::precondition(format!("service {id} does not have a previous spec"))
+    })?;
+    Ok((previous, service.previous_spec_version))
+}
+
+fn revision(service: &Service, number: u64) -> Result<(Arc<ServiceSpec>, u64), Refusal> {
+    let mut history = service.history.iter();
+    if let Some(found) = history.find(|revision| revision.number == number) {
+        return Ok((found.spec.clone(), found.spec_version));
+    }
+    let name = &service.spec.annotations.name;
+    let known: Vec<_> = service
+        .history
+        .iter()
+        .map(|r| r.number.to_string())
+        .collect();
+    Err(Refusal::precondition(if number == service.revision {
+        format!("service {name} is at revision {number} already")
+    } else if known.is_empty() {
+        format!("service {name} has no revision {number}: it has had no other spec")
+    } else {
+        let known = known.join(", ");
+        format!("service {name} has no revision {number}: expected one of {known}")
+    }))
 }
 
 /// Removes a service; its tasks follow.

@@ -245,7 +245,7 @@ fn a_rollback_needs_something_to_go_back_to() {
     let id = world.create(service("web", 1));
     let version = world.service(&id).meta.version;
     let refusal = world
-        .user(|state, cx| rollback_service(state, cx, &id, version))
+        .user(|state, cx| rollback_service(state, cx, &id, version, None))
         .unwrap_err();
     assert_eq!(
         refusal.text,

@@ -12,6 +12,7 @@ use shoal_api::{
 };
 
 use super::fleet::{Birth, Entry, Fleet, SlotKey};
+use crate::core::state::supersede;
 
 /// Replaces slots of an older spec, as many at a time as the update configuration allows, and keeps `update_status`.
 ///
@@ -242,20 +243,18 @@ fn fail(fleet: &mut Fleet<'_, '_>, task: &TaskId, action: FailureAction, rolls_b
             None,
         ),
         Some(previous) => {
-            let service: &Service = fleet.service;
-            fleet.changed_service = Some(Service {
-                spec: previous,
-                spec_version: service.previous_spec_version,
-                previous_spec: None,
-                previous_spec_version: 0,
-                update_status: Some(UpdateStatus {
-                    state: UpdateState::RollbackStarted,
-                    started_at: fleet.now,
-                    completed_at: None,
-                    message: format!("update rolled back {because}"),
-                }),
-                ..service.clone()
+            let mut service = fleet.service.as_ref().clone();
+            let version = service.previous_spec_version;
+            supersede(&mut service, previous, version, fleet.now);
+            service.previous_spec = None;
+            service.previous_spec_version = 0;
+            service.update_status = Some(UpdateStatus {
+                state: UpdateState::RollbackStarted,
+                started_at: fleet.now,
+                completed_at: None,
+                message: format!("update rolled back {because}"),
             });
+            fleet.changed_service = Some(service);
         }
     }
 }

@@ -9,7 +9,7 @@ use shoal_api::{
     },
 };
 
-use super::Rejected;
+use super::{Rejected, history};
 
 /// A field, or an action, that the actor does not own.
 type Foreign = &'static str;
@@ -76,6 +76,7 @@ fn node(actor: Actor, old: &Node, new: &Node) -> Result<(), Foreign> {
         status: [Dispatcher],
         role: [Dispatcher],
         manager: [Dispatcher],
+        availability_since: [User],
     })
 }
 
@@ -98,13 +99,14 @@ fn service(actor: Actor, old: &Service, new: &Service) -> Result<(), Foreign> {
         endpoint: [Allocator],
         update_status: [Orchestrator, User],
         job: [User],
+        revision: [User],
+        history: [User],
     })
 }
 
 /// Whether this is an automatic rollback: the one case in which a spec changes without its user.
 fn is_rollback(old: &Service, new: &Service) -> bool {
-    old.previous_spec.as_ref() == Some(&new.spec)
-        && new.spec_version == old.previous_spec_version
+    history::is_previous_restored(old, new)
         && new.previous_spec.is_none()
         && new.endpoint == old.endpoint
         && new.job == old.job

@@ -178,7 +178,7 @@ impl Story {
                     // There may be nothing to go back to.
                     let _ = self
                         .world
-                        .user(|state, cx| control::rollback_service(state, cx, &id, version));
+                        .user(|state, cx| control::rollback_service(state, cx, &id, version, None));
                 }
             }
             Step::Remove { service } => {

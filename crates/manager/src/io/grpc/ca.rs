@@ -168,6 +168,7 @@ fn birth(
         },
         role,
         manager: None,
+        availability_since: now,
     };
     let change = Change::Put {
         object: Box::new(Object::Node(node)),

@@ -92,12 +92,14 @@ impl From<&Intent> for WriteRequest {
                 version: *version,
                 spec: Some(spec.into()),
                 rollback: false,
+                revision: None,
             }),
-            Intent::Rollback { key, version } => Op::Update(Update {
+            Intent::Rollback { key, version, to } => Op::Update(Update {
                 key: wire_key(key),
                 version: *version,
                 spec: None,
                 rollback: true,
+                revision: *to,
             }),
             Intent::Remove { key, force } => Op::Remove(Remove {
                 key: wire_key(key),
@@ -127,16 +129,19 @@ impl TryFrom<WriteRequest> for Intent {
                 key,
                 version,
                 rollback: true,
+                revision,
                 ..
             }) => Self::Rollback {
                 key: read_key(key)?,
                 version,
+                to: revision,
             },
             Op::Update(Update {
                 key,
                 version,
                 spec,
                 rollback: false,
+                ..
             }) => Self::Update {
                 key: read_key(key)?,
                 version,

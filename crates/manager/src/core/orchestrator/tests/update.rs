@@ -293,7 +293,7 @@ fn a_rollback_on_request_restores_the_spec_and_a_second_one_undoes_it() {
     for expected in ["demo:1", "demo:2"] {
         let version = world.service(&id).meta.version;
         world
-            .user(|state, cx| control::rollback_service(state, cx, &id, version))
+            .user(|state, cx| control::rollback_service(state, cx, &id, version, None))
             .unwrap();
         assert_eq!(
             update_status(&world, &id),
