@@ -1,12 +1,17 @@
 //! Consensus as values: who is a member, what may change about that, and how its records are written down.
 //!
-//! Raft itself is `raft-rs`, which is pure already; `io::raft` drives it. Here is what that driver must decide.
+//! Raft itself is `raft-rs`; [`node`] makes one machine of it and of everything that is decided around it. `io::raft`
+//! drives that machine with a thread, files and a network, the simulator with none of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_api::NodeId;
 
+mod log;
+pub mod node;
+pub mod record;
 pub mod roles;
+mod tracing_drain;
 pub mod wire;
 
 use wire::{Malformed, Reader, Writer};

@@ -1,7 +1,7 @@
 //! Consensus among managers: `raft-rs` on a durable log, driven by one thread.
 //!
 //! [`Raft`] is the handle: it proposes, waits for reads to be safe, and changes the membership. Behind it one thread
-//! owns the `RawNode`, the log and the state machine (`node`), so that nothing needs a lock and all proposals that wait
+//! drives the machine of [`crate::core::consensus::node`] and owns the log (`node`), so that nothing needs a lock and all proposals that wait
 //! together become one append and one sync.
 
 use std::{sync::Arc, time::Duration};
@@ -10,46 +10,25 @@ use bytes::Bytes;
 use raft::eraftpb::Message;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::core::{
-    consensus::{LogIndex, Member, Members, RaftId, RemovalRefused},
-    state::Rejected,
-};
+pub use crate::core::consensus::node::{Leadership, ProposeError, RemoveError, StateMachine};
+use crate::core::consensus::{LogIndex, Member, Members, RaftId, node::BeginError};
 
 pub mod disk;
-mod log;
 pub mod membership;
 mod node;
 pub mod seal;
 pub mod snapshot;
-mod tracing_drain;
+pub mod storage;
 pub mod transport;
 pub mod wal;
 
 use disk::Disk;
-use node::{Input, Node};
+use node::{Driver, Input};
 use seal::{DataKey, Owner};
 use wal::WalError;
 
 /// How much may wait for the node's thread. Beyond it proposals wait and messages are dropped, as Raft allows.
 const INBOX_INPUTS_MAX: usize = 4096;
-
-/// What the log's entries are applied to. Lives on the node's thread.
-pub trait StateMachine: Send + 'static {
-    /// Applies one committed entry. Every manager gets the same entries in the same order, and must decide alike.
-    ///
-    /// # Errors
-    /// Why the entry changes nothing.
-    fn apply(&mut self, index: LogIndex, data: &[u8]) -> Result<(), Rejected>;
-
-    /// Writes the whole state as it is after the last applied entry.
-    fn snapshot(&self) -> Vec<u8>;
-
-    /// Replaces the whole state.
-    ///
-    /// # Errors
-    /// Why the snapshot cannot be read. The process ends: it must not go on with half a state.
-    fn restore(&mut self, snapshot: &[u8]) -> Result<(), String>;
-}
 
 /// Carries messages to other managers.
 pub trait Transport: Send + 'static {
@@ -131,62 +110,12 @@ pub enum StartError {
     /// `Bootstrap` or `Join` where there is a log, or `Restart` where there is none.
     #[error("cannot start consensus: {0}")]
     Unexpected(&'static str),
-    /// The state in the snapshot cannot be read.
-    #[error("cannot restore the replicated state: {0}")]
-    Restore(String),
-    /// The library refused the configuration.
-    #[error("cannot start consensus")]
-    Raft(#[from] raft::Error),
+    /// What is on disk cannot be begun with.
+    #[error(transparent)]
+    Begin(#[from] BeginError),
     /// No thread.
     #[error("cannot start the consensus thread")]
     Thread(#[from] std::io::Error),
-}
-
-/// What became of a proposal.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ProposeError {
-    /// This manager does not lead; nothing was changed.
-    #[error("this manager is not the leader")]
-    NotLeader {
-        /// Who does, if it is known.
-        leader: Option<RaftId>,
-    },
-    /// Every manager refused it alike; nothing was changed.
-    #[error("{0}")]
-    Rejected(Rejected),
-    /// Leadership was lost on the way: it may or may not come to pass.
-    #[error("the leader changed before the proposal was decided")]
-    Lost,
-    /// This manager is stopping, or was removed from the group.
-    #[error("this manager is no longer part of the cluster")]
-    Stopped,
-}
-
-/// Why a member was not removed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RemoveError {
-    /// The cluster would stand still.
-    #[error(transparent)]
-    Refused(#[from] RemovalRefused),
-    /// A leader hands over first; see [`Raft::transfer`].
-    #[error("the leader cannot remove itself")]
-    IsLeader,
-    /// It could not be decided.
-    #[error(transparent)]
-    Propose(#[from] ProposeError),
-}
-
-/// Who leads.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Leadership {
-    /// The term, which grows with each election.
-    pub term: u64,
-    /// The leader, if one is known.
-    pub leader: Option<RaftId>,
-    /// Whether it is this manager, and everything that earlier leaders decided is applied here.
-    pub is_leader: bool,
-    /// Whether this manager was removed from the group: its log says so, or another manager.
-    pub is_removed: bool,
 }
 
 /// Handle to a manager's consensus; clones are the same one. It ends when [`Raft::shutdown`] is called.
@@ -247,7 +176,7 @@ impl Raft {
         });
         let (leadership_sender, leadership) = watch::channel(Leadership::default());
         let (members_sender, members) = watch::channel(Arc::default());
-        let node = Node::new(
+        let driver = Driver::new(
             config,
             vault,
             start,
@@ -256,10 +185,10 @@ impl Raft {
             leadership_sender,
             members_sender,
         )?;
-        let raft_id = node.raft_id();
+        let raft_id = driver.raft_id();
         std::thread::Builder::new()
             .name(format!("raft-{raft_id}"))
-            .spawn(move || node.run(inbox))?;
+            .spawn(move || driver.run(inbox))?;
         Ok(Self {
             raft_id,
             inbox: sender,

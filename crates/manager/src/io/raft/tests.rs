@@ -10,7 +10,10 @@ use std::{
 use tempfile::TempDir;
 
 use super::{disk::OsDisk, *};
-use crate::core::consensus::wire::{decode_message, encode_message};
+use crate::core::{
+    consensus::wire::{decode_message, encode_message},
+    state::Rejected,
+};
 
 /// The applied entries in order; "no" is refused.
 #[derive(Clone, Default)]

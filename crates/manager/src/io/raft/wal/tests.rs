@@ -3,6 +3,8 @@ use std::{
     sync::{Mutex, MutexGuard},
 };
 
+use raft::eraftpb::Entry;
+
 use super::*;
 
 /// What a disk was told, in order.

@@ -1,21 +1,21 @@
 //! Handing leadership over: to whom, and how long to wait for it.
 
 use raft::StateRole;
-use tokio::sync::oneshot;
 
-use super::Node;
+use super::{Answer, Caller, Node};
 use crate::core::consensus::RaftId;
 
 /// A handover that somebody waits for.
 pub(super) struct Transfer {
     deadline: u64,
-    replies: Vec<oneshot::Sender<()>>,
+    callers: Vec<Caller>,
 }
 
 impl Node {
-    pub(super) fn start_transfer(&mut self, reply: oneshot::Sender<()>) {
+    /// Hands leadership over, if this manager leads and another one can; answered with [`Answer::Done`] when settled.
+    pub fn transfer(&mut self, caller: Caller) {
         if let Some(transfer) = &mut self.transfer {
-            transfer.replies.push(reply);
+            transfer.callers.push(caller);
             return;
         }
         let heir = self.is_leader().then(|| self.best_heir()).flatten();
@@ -23,13 +23,13 @@ impl Node {
             self.raw.transfer_leader(heir);
         }
         let patience = if heir.is_some() {
-            2 * self.config.election_ticks as u64
+            2 * self.limits.election_ticks as u64
         } else {
             0
         };
         self.transfer = Some(Transfer {
             deadline: self.ticks + patience,
-            replies: vec![reply],
+            callers: vec![caller],
         });
         self.settle_transfer();
     }
@@ -57,13 +57,8 @@ impl Node {
             self.raw.raft.state != StateRole::Leader || self.ticks >= transfer.deadline
         };
         if self.transfer.as_ref().is_some_and(settled) {
-            for reply in self
-                .transfer
-                .take()
-                .map(|transfer| transfer.replies)
-                .unwrap_or_default()
-            {
-                let _ = reply.send(()); // the asker may be gone
+            for caller in self.transfer.take().into_iter().flat_map(|t| t.callers) {
+                self.answer(caller, Answer::Done);
             }
         }
     }

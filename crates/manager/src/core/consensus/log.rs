@@ -7,12 +7,11 @@ use raft::{
     eraftpb::{ConfState, Entry, HardState, Snapshot},
 };
 
-use super::wal::Record;
-use crate::core::consensus::LogIndex;
+use super::{LogIndex, record::Record};
 
 /// Entries behind the last compaction, with the state around them.
 #[derive(Debug)]
-pub(super) struct Log {
+pub(crate) struct Log {
     hard_state: HardState,
     conf_state: ConfState,
     /// Index and term of the entry before the first one held.
@@ -29,7 +28,7 @@ impl Log {
     ///
     /// # Errors
     /// What is missing between the two.
-    pub(super) fn recover(snapshot: Snapshot, records: Vec<Record>) -> Result<Self, &'static str> {
+    pub(crate) fn recover(snapshot: Snapshot, records: Vec<Record>) -> Result<Self, &'static str> {
         let (index, term) = (snapshot.get_metadata().index, snapshot.get_metadata().term);
         let mut hard_state = HardState::default();
         let mut entries: Vec<Entry> = Vec::new();
@@ -82,36 +81,42 @@ impl Log {
         })
     }
 
-    pub(super) fn hard_state(&self) -> &HardState {
+    pub(crate) fn hard_state(&self) -> &HardState {
         &self.hard_state
     }
 
-    pub(super) fn set_hard_state(&mut self, state: HardState) {
+    pub(crate) fn set_hard_state(&mut self, state: HardState) {
         self.hard_state = state;
     }
 
-    pub(super) fn set_commit(&mut self, commit: LogIndex) {
+    pub(crate) fn set_commit(&mut self, commit: LogIndex) {
         self.hard_state.commit = commit;
     }
 
-    pub(super) fn conf_state(&self) -> &ConfState {
+    pub(crate) fn conf_state(&self) -> &ConfState {
         &self.conf_state
     }
 
-    pub(super) fn set_conf_state(&mut self, state: ConfState) {
+    pub(crate) fn set_conf_state(&mut self, state: ConfState) {
         self.conf_state = state;
     }
 
-    pub(super) fn snapshot(&self) -> &Snapshot {
+    pub(crate) fn snapshot(&self) -> &Snapshot {
         &self.snapshot
     }
 
     /// Whether a peer waits for a newer snapshot; asking forgets it.
-    pub(super) fn take_snapshot_wish(&self) -> bool {
+    pub(crate) fn take_snapshot_wish(&self) -> bool {
         self.wants_snapshot.take()
     }
 
-    pub(super) fn append(&mut self, entries: &[Entry]) {
+    /// An entry that is held.
+    pub(crate) fn entry(&self, index: LogIndex) -> Option<&Entry> {
+        let position = index.checked_sub(self.base.0 + 1)?;
+        self.entries.get(usize::try_from(position).ok()?)
+    }
+
+    pub(crate) fn append(&mut self, entries: &[Entry]) {
         let Some(first) = entries.first() else { return };
         let keep = first
             .index
@@ -124,7 +129,7 @@ impl Log {
     }
 
     /// Takes over a leader's snapshot in place of everything.
-    pub(super) fn install(&mut self, snapshot: Snapshot) {
+    pub(crate) fn install(&mut self, snapshot: Snapshot) {
         let metadata = snapshot.get_metadata();
         self.base = (metadata.index, metadata.term);
         self.conf_state = metadata.get_conf_state().clone();
@@ -134,7 +139,7 @@ impl Log {
     }
 
     /// Keeps a snapshot that was made here, and forgets entries up to `compact_to`.
-    pub(super) fn set_snapshot(&mut self, snapshot: Snapshot, compact_to: LogIndex) {
+    pub(crate) fn set_snapshot(&mut self, snapshot: Snapshot, compact_to: LogIndex) {
         self.snapshot = snapshot;
         if compact_to > self.base.0 {
             let count =
