@@ -45,6 +45,10 @@ pub fn answer<'r>(records: &'r Records, networks: &[NetworkId], query: &Query<'_
             }
         } else if let Some(found) = find(zones, name) {
             return found.of_type(query.qtype);
+        } else if let Some(host) = host_of_port(name)
+            && find(zones, host).is_some()
+        {
+            return Answer::NoSuchName;
         }
     }
     if zones().any(|zone| !zone.internal) || networks.is_empty() {
@@ -54,6 +58,13 @@ pub fn answer<'r>(records: &'r Records, networks: &[NetworkId], query: &Query<'_
     } else {
         Answer::NoSuchName
     }
+}
+
+/// The host in the name of a port, `_http._tcp.web` (RFC 2782); `None` if it is not such a name.
+fn host_of_port(name: &[u8]) -> Option<&[u8]> {
+    let (port, rest) = split_label(name)?;
+    let (protocol, host) = split_label(rest)?;
+    (port.starts_with(b"_") && protocol.starts_with(b"_")).then_some(host)
 }
 
 fn find<'r, I: Iterator<Item = &'r Zone>>(zones: impl Fn() -> I, name: &[u8]) -> Option<&'r Sets> {

@@ -194,8 +194,8 @@ fn named_ports_resolve_to_host_and_port() {
             _http._tcp.tasks.web 33: 0 0 8080 demo_web.1.t1.demo_front. 0 0 8080 demo_web.2.t2.demo_front.
             _http._tcp.rr 33: 0 0 8080 rr.1.t4.demo_front. 0 0 8080 rr.2.t5.demo_front.
             _http._tcp.web 1: Empty
-            _http._udp.web 33: Forward
-            _smtp._tcp.web 33: Forward
+            _http._udp.web 33: NoSuchName
+            _smtp._tcp.web 33: NoSuchName
         "#]],
     );
 }
