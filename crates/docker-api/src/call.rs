@@ -70,7 +70,11 @@ impl Call {
                 minor
             }
         };
-        let archive = parts.method == Method::POST && path == ["images", "load"];
+        let segments: Vec<&str> = path.iter().map(String::as_str).collect();
+        let archive = matches!(
+            (&parts.method, segments.as_slice()),
+            (&Method::POST, ["images", "load"]) | (&Method::PUT, ["containers", _, "archive"])
+        );
         let body = if archive {
             Body::Archive(body)
         } else {

@@ -18,6 +18,7 @@ mod resolve;
 mod routes;
 mod server;
 mod streams;
+mod websocket;
 
 pub use backend::{ApiError, ClusterBackend, EngineBackend};
 pub use server::Server;

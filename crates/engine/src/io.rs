@@ -5,9 +5,12 @@ pub mod images;
 pub mod network;
 
 mod cgroup;
+mod devices;
+mod files;
 mod log_watch;
 mod logs;
 mod nursery;
+mod processes;
 mod sealed;
 mod shim_client;
 mod volumes;

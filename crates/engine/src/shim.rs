@@ -11,14 +11,28 @@ pub mod protocol;
 mod copy_tree;
 mod exec;
 mod executor;
+mod init;
 mod jsonlog;
 mod launch;
 mod nursery;
 mod probe;
-mod rootfs;
+pub(crate) mod rootfs;
 mod serve;
+mod stage;
 
 use std::ffi::OsString;
+
+use crate::core::capabilities::CapabilitySet;
+
+/// The capabilities that this process may hand on.
+pub(crate) fn bounding() -> CapabilitySet {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
+    let bits = line.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
+    bits.map_or(CapabilitySet::ALL, |bits| {
+        CapabilitySet(bits & CapabilitySet::ALL.0)
+    })
+}
 
 /// The entry of the nursery. Call it before any thread exists, when `argv[1]` is `shim`.
 ///

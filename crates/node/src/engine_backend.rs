@@ -7,7 +7,11 @@ mod membership;
 mod terminal;
 mod transfers;
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -15,9 +19,9 @@ use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream};
 use shoal_api::{
     Timestamp,
     container::{
-        ContainerFilter, ContainerInspect, ContainerSpec, ContainerSummary, EndpointSpec, Event,
-        EventKind, ExecInspect, ExecSpec, LogLine, LogQuery, ProcessList, Stats, StdStream, Volume,
-        VolumeSpec,
+        ChangeKind, ContainerFilter, ContainerInspect, ContainerSpec, ContainerSummary,
+        EndpointSpec, Event, EventKind, ExecInspect, ExecSpec, LogLine, LogQuery, PathStat,
+        ProcessList, Stats, StdStream, Volume, VolumeSpec,
     },
     image::{
         Distribution, ImageHistory, ImageInspect, ImageRemoved, ImageSummary, ImageUser, Platform,
@@ -27,9 +31,9 @@ use shoal_api::{
 use shoal_docker_api::{
     ApiError, EngineBackend,
     backend::{
-        ApiResult, AttachOptions, Attached, ByteStream, CreatedContainer, DiskUsage, EngineInfo,
-        EngineVersion, ItemStream, LocalNetwork, LocalNetworkSpec, Progress, PruneFilter, Pruned,
-        PrunedImages, WaitCondition, WaitResult,
+        ApiResult, AttachOptions, Attached, ByteStream, ContainerUpdate, CreatedContainer,
+        DiskUsage, EngineInfo, EngineVersion, ExtractOptions, ItemStream, LocalNetwork,
+        LocalNetworkSpec, Progress, PruneFilter, Pruned, PrunedImages, WaitCondition, WaitResult,
     },
 };
 use shoal_engine::{
@@ -321,6 +325,54 @@ impl EngineBackend for EngineApi {
             output: Box::pin(past.chain(now)),
             ..live
         })
+    }
+
+    async fn container_update(
+        &self,
+        name: &str,
+        update: ContainerUpdate,
+    ) -> ApiResult<Vec<String>> {
+        let warnings = self.engine.limit_warnings(&update.resources);
+        self.engine
+            .update(name, &update.resources, update.restart)
+            .await
+            .map_err(errors::engine)?;
+        Ok(warnings)
+    }
+
+    async fn container_path_stat(&self, name: &str, path: &str) -> ApiResult<PathStat> {
+        self.engine
+            .path_stat(name, path)
+            .await
+            .map_err(errors::engine)
+    }
+
+    async fn container_archive(&self, name: &str, path: &str) -> ApiResult<(PathStat, ByteStream)> {
+        let found = self.engine.archive(name, path).await;
+        let (stat, archive) = found.map_err(errors::engine)?;
+        Ok((stat, transfers::pieces(archive)))
+    }
+
+    async fn container_extract(
+        &self,
+        name: &str,
+        path: &str,
+        options: ExtractOptions,
+        archive: ByteStream,
+    ) -> ApiResult<()> {
+        let (keep, own) = (options.no_overwrite_dir_non_dir, options.copy_uid_gid);
+        let archive = transfers::reader(archive);
+        let extracted = self.engine.extract(name, path, keep, own, archive).await;
+        extracted.map_err(errors::engine)
+    }
+
+    async fn container_export(&self, name: &str) -> ApiResult<ByteStream> {
+        let archive = self.engine.export(name).await.map_err(errors::engine)?;
+        Ok(transfers::pieces(archive))
+    }
+
+    async fn container_changes(&self, name: &str) -> ApiResult<Vec<(PathBuf, ChangeKind)>> {
+        self.engine.changes(name).await.map_err(errors::engine)
     }
 
     async fn container_resize(&self, name: &str, rows: u16, columns: u16) -> ApiResult<()> {

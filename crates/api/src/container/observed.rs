@@ -240,6 +240,28 @@ pub struct VolumeSpec {
     pub options: BTreeMap<String, String>,
 }
 
+/// A file of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathStat {
+    /// The last part of its path.
+    pub name: String,
+    /// Bytes.
+    pub size: i64,
+    /// The kernel's `st_mode`.
+    pub mode: u32,
+    pub mtime: Timestamp,
+    /// Where a link leads to, as a path of the container; empty for anything else.
+    pub link_target: String,
+}
+
+/// How a path of a container differs from the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ChangeKind {
+    Modified,
+    Added,
+    Deleted,
+}
+
 /// `docker top`: the processes of a container.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessList {

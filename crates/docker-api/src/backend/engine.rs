@@ -13,8 +13,8 @@ use ipnet::IpNet;
 use shoal_api::{
     Timestamp,
     container::{
-        ContainerFilter, ContainerId, ContainerInspect, ContainerSpec, ContainerStatus,
-        ContainerSummary, EndpointSpec, Event, ExecInspect, ExecSpec, LogLine, LogQuery,
+        ChangeKind, ContainerFilter, ContainerId, ContainerInspect, ContainerSpec, ContainerStatus,
+        ContainerSummary, EndpointSpec, Event, ExecInspect, ExecSpec, LogLine, LogQuery, PathStat,
         ProcessList, Resources, RestartPolicy, Stats, Volume, VolumeSpec,
     },
     image::{
@@ -81,6 +81,15 @@ pub struct ContainerUpdate {
     pub resources: Resources,
     /// Restart policy.
     pub restart: Option<RestartPolicy>,
+}
+
+/// How to unpack an archive into a container.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ExtractOptions {
+    /// Refuse to replace a directory by something else, and the other way round.
+    pub no_overwrite_dir_non_dir: bool,
+    /// Everything becomes the container's user's.
+    pub copy_uid_gid: bool,
 }
 
 /// Which unused things a prune may take.
@@ -367,12 +376,34 @@ pub trait EngineBackend: Send + Sync + 'static {
     ) -> ApiResult<Vec<String>> {
         Err(ApiError::not_implemented("updating a container's limits"))
     }
+    /// What is at a path of it.
+    async fn container_path_stat(&self, _name: &str, _path: &str) -> ApiResult<PathStat> {
+        Err(ApiError::not_implemented("copying files"))
+    }
+    /// What is at a path of it, and that as tar, named by the last part of the path.
+    async fn container_archive(
+        &self,
+        _name: &str,
+        _path: &str,
+    ) -> ApiResult<(PathStat, ByteStream)> {
+        Err(ApiError::not_implemented("copying files"))
+    }
+    /// Unpacks a tar into one of its directories.
+    async fn container_extract(
+        &self,
+        _name: &str,
+        _path: &str,
+        _options: ExtractOptions,
+        _archive: ByteStream,
+    ) -> ApiResult<()> {
+        Err(ApiError::not_implemented("copying files"))
+    }
     /// Its whole file system as tar.
     async fn container_export(&self, _name: &str) -> ApiResult<ByteStream> {
         Err(ApiError::not_implemented("exporting a container"))
     }
-    /// Paths that differ from the image: 0 modified, 1 added, 2 deleted.
-    async fn container_changes(&self, _name: &str) -> ApiResult<Vec<(String, u8)>> {
+    /// Paths that differ from the image.
+    async fn container_changes(&self, _name: &str) -> ApiResult<Vec<(PathBuf, ChangeKind)>> {
         Err(ApiError::not_implemented("listing a container's changes"))
     }
 

@@ -646,3 +646,18 @@ pub(crate) fn stats(id: &str, name: &str, now: &Stats, before: Option<&Stats>) -
         "networks": networks,
     })
 }
+/// The kernel's mode as Go's `fs.FileMode`, which docker's client reads.
+pub(crate) fn go_file_mode(mode: u32) -> u32 {
+    let kind = match mode & 0o170_000 {
+        0o040_000 => 1 << 31,
+        0o120_000 => 1 << 27,
+        0o060_000 => 1 << 26,
+        0o020_000 => 1 << 26 | 1 << 21,
+        0o010_000 => 1 << 25,
+        0o140_000 => 1 << 24,
+        _ => 0,
+    };
+    let special = [(0o4000, 1 << 23), (0o2000, 1 << 22), (0o1000, 1 << 20)];
+    let special = special.iter().filter(|(have, _)| mode & have != 0);
+    special.fold(kind | mode & 0o777, |mode, (_, bit)| mode | bit)
+}

@@ -2,17 +2,20 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use base64::Engine as _;
 use futures_util::{StreamExt, stream};
+use http::HeaderValue;
 use serde_json::json;
 use shoal_api::container::{
-    ContainerFilter, ContainerStatus, ContainerSummary, Port, PortProtocol, Stats,
+    ChangeKind, ContainerFilter, ContainerStatus, ContainerSummary, PathStat, Port, PortProtocol,
+    Stats,
 };
 
 use super::unknown;
 use crate::{
-    backend::{ApiError, ApiResult, AttachOptions, WaitCondition},
+    backend::{ApiError, ApiResult, AttachOptions, ExtractOptions, WaitCondition},
     call::{Call, Query},
-    convert::{container_create, container_show, image::read_platform},
+    convert::{container_create, container_show, image::read_platform, time::instant},
     filters::Filters,
     reply::{self, Reply},
     server::Api,
@@ -113,15 +116,9 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
             }))
         }
         ("POST", [name, "attach"]) => {
-            let options = AttachOptions {
-                stdin: query.flag("stdin"),
-                stdout: query.flag("stdout"),
-                stderr: query.flag("stderr"),
-                logs: query.flag("logs"),
-                stream: query.flag("stream"),
-                detach_keys: query.text("detachKeys").map(str::to_owned),
-            };
-            let attached = engine.container_attach(name, options).await?;
+            let attached = engine
+                .container_attach(name, attach_options(&query))
+                .await?;
             Ok(streams::hijack(api, call.upgrade, call.minor, attached))
         }
         ("POST", [name, "resize"]) => {
@@ -144,17 +141,98 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
                 .container_changes(name)
                 .await?
                 .into_iter()
-                .map(|(path, kind)| json!({"Path": path, "Kind": kind}))
+                .map(|(path, kind)| {
+                    let kind = match kind {
+                        ChangeKind::Modified => 0,
+                        ChangeKind::Added => 1,
+                        ChangeKind::Deleted => 2,
+                    };
+                    json!({"Path": path.to_string_lossy(), "Kind": kind})
+                })
                 .collect();
             Ok(reply::ok(&changes))
         }
-        (_, [_, "archive"]) => Err(ApiError::not_implemented("copying files (docker cp)")),
-        (_, [_, "checkpoints", ..]) => Err(ApiError::not_implemented("checkpoints")),
-        ("GET", [_, "attach", "ws"]) => {
-            Err(ApiError::not_implemented("attaching over a websocket"))
+        ("HEAD", [name, "archive"]) => {
+            let stat = engine
+                .container_path_stat(name, archive_path(&query)?)
+                .await?;
+            Ok(with_stat(reply::done(), &stat))
         }
+        ("GET", [name, "archive"]) => {
+            let path = archive_path(&query)?;
+            let (stat, archive) = engine.container_archive(name, path).await?;
+            Ok(with_stat(
+                reply::stream("application/x-tar", archive),
+                &stat,
+            ))
+        }
+        ("PUT", [name, "archive"]) => {
+            let options = ExtractOptions {
+                no_overwrite_dir_non_dir: query.flag("noOverwriteDirNonDir"),
+                copy_uid_gid: query.flag("copyUIDGID"),
+            };
+            let path = archive_path(&query)?;
+            engine
+                .container_extract(name, path, options, call.stream())
+                .await?;
+            Ok(reply::done())
+        }
+        (_, [_, "checkpoints", ..]) => Err(ApiError::not_implemented("checkpoints")),
+        ("GET", [name, "attach", "ws"]) => websocket(api, call, name).await,
         _ => Err(unknown()),
     }
+}
+
+fn attach_options(query: &Query) -> AttachOptions {
+    AttachOptions {
+        stdin: query.flag("stdin"),
+        stdout: query.flag("stdout"),
+        stderr: query.flag("stderr"),
+        logs: query.flag("logs"),
+        stream: query.flag("stream"),
+        detach_keys: query.text("detachKeys").map(str::to_owned),
+    }
+}
+
+/// Attaches by a websocket, as terminals in browsers do: binary messages, unframed, each way.
+async fn websocket(api: &Api, mut call: Call, name: &str) -> ApiResult<Reply> {
+    let key = call.header("sec-websocket-key").map(str::to_owned);
+    let (Some(key), Some(upgrade)) = (key, call.upgrade.take()) else {
+        return Err(ApiError::invalid(
+            "not a websocket handshake: the headers Upgrade and Sec-WebSocket-Key are needed",
+        ));
+    };
+    let mut options = attach_options(&call.query);
+    // Docker's websocket has all streams that are not named, too.
+    if !(options.stdin || options.stdout || options.stderr) {
+        (options.stdin, options.stdout, options.stderr) = (true, true, true);
+    }
+    let attached = api.engine.container_attach(name, options).await?;
+    Ok(crate::websocket::hijack(api, upgrade, &key, attached))
+}
+
+fn archive_path(query: &Query) -> ApiResult<&str> {
+    query
+        .text("path")
+        .filter(|path| !path.is_empty())
+        .ok_or_else(|| ApiError::invalid("bad parameter: 'path' cannot be empty"))
+}
+
+/// Says what the path is in the header that docker's client reads.
+fn with_stat(mut reply: Reply, stat: &PathStat) -> Reply {
+    let json = json!({
+        "name": stat.name,
+        "size": stat.size,
+        "mode": container_show::go_file_mode(stat.mode),
+        "mtime": instant(stat.mtime),
+        "linkTarget": stat.link_target,
+    });
+    let text = base64::engine::general_purpose::STANDARD.encode(json.to_string());
+    let value = HeaderValue::from_str(&text).expect("base 64 is plain");
+    reply
+        .headers_mut()
+        .insert("X-Docker-Container-Path-Stat", value);
+    reply
 }
 
 async fn create(api: &Api, call: Call) -> ApiResult<Reply> {

@@ -1,9 +1,12 @@
 //! A container's spec made whole: the image's configuration merged in, and what the engine cannot honour refused.
 
+use std::path::{Component, Path};
+
 use shoal_api::container::{ContainerSpec, HealthCheck, MountKind, NetworkMode, Port, Propagation};
 use shoal_api::image::ImageConfig;
 
-use super::oci::overlay_env;
+use super::oci::{self, overlay_env};
+use super::{links, security};
 
 /// A wish the engine does not fulfil. Never passed over in silence.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -14,8 +17,17 @@ pub enum ConfigError {
     Invalid { field: &'static str, value: String },
     #[error("conflicting options: {0}")]
     Conflict(&'static str),
+    /// Docker's own words.
+    #[error("{0}")]
+    Plain(String),
+    #[error(
+        "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time"
+    )]
+    MemoryAboveSwap,
     #[error("minimum memory limit allowed is 6MB")]
     MemoryTooSmall,
+    #[error(transparent)]
+    Security(#[from] security::SecurityError),
 }
 
 /// Least memory a container can be limited to, as in Docker.
@@ -85,53 +97,49 @@ pub fn check(spec: &ContainerSpec) -> Result<(), ConfigError> {
             Ok(())
         }
     };
-    unsupported(host.privileged, "HostConfig.Privileged", "true".into())?;
-    unsupported(host.init == Some(true), "HostConfig.Init", "true".into())?;
-    unsupported(
-        !host.volumes_from.is_empty(),
-        "HostConfig.VolumesFrom",
-        host.volumes_from.join(","),
-    )?;
     let driver = host.volume_driver.clone().unwrap_or_default();
     unsupported(
         !matches!(driver.as_str(), "" | "local"),
         "HostConfig.VolumeDriver",
         driver,
     )?;
-    unsupported(
-        !host.links.is_empty(),
-        "HostConfig.Links",
-        host.links.join(","),
-    )?;
-    let devices: Vec<&str> = host
-        .devices
-        .iter()
-        .map(|device| device.host_path.as_str())
-        .collect();
-    unsupported(!devices.is_empty(), "HostConfig.Devices", devices.join(","))?;
-    let rules = &host.device_cgroup_rules;
-    unsupported(
-        !rules.is_empty(),
-        "HostConfig.DeviceCgroupRules",
-        rules.join(","),
-    )?;
-    unsupported(
-        !host.device_requests.is_empty(),
-        "HostConfig.DeviceRequests",
-        host.device_requests.join(","),
-    )?;
-    unsupported(
-        !host.storage_opt.is_empty(),
-        "HostConfig.StorageOpt",
-        format!("{:?}", host.storage_opt),
-    )?;
-    unsupported(
-        host.cgroup_parent
-            .as_deref()
-            .is_some_and(|parent| !parent.is_empty()),
-        "HostConfig.CgroupParent",
-        host.cgroup_parent.clone().unwrap_or_default(),
-    )?;
+    for link in &host.links {
+        if links::parse(link).is_none() {
+            return Err(ConfigError::Plain(format!("invalid link format: {link}")));
+        }
+    }
+    for device in &host.devices {
+        if !device.container_path.starts_with("/dev/") {
+            return Err(ConfigError::Invalid {
+                field: "HostConfig.Devices.PathInContainer",
+                value: format!("{:?} is not below /dev", device.container_path),
+            });
+        }
+        if !oci::is_access(&device.permissions) {
+            return Err(ConfigError::Plain(format!(
+                "invalid device mode: {}",
+                device.permissions
+            )));
+        }
+    }
+    for rule in &host.device_cgroup_rules {
+        if oci::parse_rule(rule).is_none() {
+            return Err(ConfigError::Plain(format!(
+                "invalid device cgroup rule format: '{rule}'"
+            )));
+        }
+    }
+    if let Some(driver) = host.device_requests.first() {
+        return Err(ConfigError::Plain(format!(
+            "could not select device driver {driver:?} with capabilities: [[gpu]]"
+        )));
+    }
+    if !host.storage_opt.is_empty() {
+        return Err(ConfigError::Plain(
+            "--storage-opt is supported only for overlay over xfs with 'pquota' mount option"
+                .into(),
+        ));
+    }
     let runtime = host.runtime.clone().unwrap_or_default();
     unsupported(
         !matches!(runtime.as_str(), "" | "runc" | "shoal"),
@@ -139,27 +147,7 @@ pub fn check(spec: &ContainerSpec) -> Result<(), ConfigError> {
         runtime,
     )?;
     modes(spec)?;
-    for option in &host.security_opt {
-        let known = [
-            "no-new-privileges",
-            "no-new-privileges:true",
-            "no-new-privileges=true",
-            "no-new-privileges:false",
-            "no-new-privileges=false",
-            "seccomp=unconfined",
-            "seccomp:unconfined",
-            "seccomp=builtin",
-            "apparmor=unconfined",
-            "apparmor:unconfined",
-            "label=disable",
-            "label:disable",
-        ];
-        unsupported(
-            !known.contains(&option.as_str()),
-            "HostConfig.SecurityOpt",
-            option.clone(),
-        )?;
-    }
+    security::parse(&host.security_opt)?;
     let log = host.log.driver.as_deref().unwrap_or_default();
     unsupported(
         !matches!(log, "" | "json-file" | "none"),
@@ -185,20 +173,30 @@ pub fn check(spec: &ContainerSpec) -> Result<(), ConfigError> {
         }
     }
     mounts(spec)?;
+    sysctls(spec)?;
     limits(spec)
 }
 
 fn modes(spec: &ContainerSpec) -> Result<(), ConfigError> {
     let host = &spec.host;
     let mode = |field: &'static str, mode: &Option<String>, known: &[&str]| match mode.as_deref() {
-        Some(mode) if !mode.is_empty() && !known.contains(&mode) => Err(ConfigError::Unsupported {
+        Some(mode) if !mode.is_empty() && !known.contains(&mode) => Err(ConfigError::Invalid {
             field,
             value: mode.to_owned(),
         }),
         _ => Ok(()),
     };
-    mode("HostConfig.PidMode", &host.pid_mode, &["host", "private"])?;
-    mode("HostConfig.IpcMode", &host.ipc_mode, &["private", "host"])?;
+    let own = |mode: &Option<String>| {
+        let other = mode.as_deref()?.strip_prefix("container:");
+        other.filter(|other| !other.is_empty()).map(drop)
+    };
+    if own(&host.pid_mode).is_none() {
+        mode("HostConfig.PidMode", &host.pid_mode, &["host", "private"])?;
+    }
+    if own(&host.ipc_mode).is_none() {
+        let known = ["private", "shareable", "host"];
+        mode("HostConfig.IpcMode", &host.ipc_mode, &known)?;
+    }
     mode("HostConfig.UTSMode", &host.uts_mode, &["host"])?;
     mode("HostConfig.UsernsMode", &host.userns_mode, &["host"])?;
     mode(
@@ -265,11 +263,10 @@ fn mounts(spec: &ContainerSpec) -> Result<(), ConfigError> {
             MountKind::Volume {
                 subpath: Some(subpath),
                 ..
-            } if !subpath.is_empty() => {
-                return Err(ConfigError::Unsupported {
-                    field: "Mounts.VolumeOptions.Subpath",
-                    value: subpath.clone(),
-                });
+            } if !is_local(subpath) => {
+                return Err(ConfigError::Plain(format!(
+                    "invalid mount config for type \"volume\": subpath must be a relative path within the volume: {subpath}"
+                )));
             }
             MountKind::Bind { .. } | MountKind::Volume { .. } | MountKind::Tmpfs { .. } => {}
         }
@@ -289,6 +286,48 @@ fn mounts(spec: &ContainerSpec) -> Result<(), ConfigError> {
     Ok(())
 }
 
+/// Relative, and never above where it begins.
+fn is_local(path: &str) -> bool {
+    let mut depth = 0_i32;
+    Path::new(path).components().all(|part| {
+        match part {
+            Component::Normal(_) => depth += 1,
+            Component::ParentDir => depth -= 1,
+            Component::CurDir => {}
+            Component::RootDir | Component::Prefix(_) => return false,
+        }
+        depth >= 0
+    })
+}
+
+/// Kernel parameters that a namespace of the container's own keeps from the host (runc's list).
+fn sysctls(spec: &ContainerSpec) -> Result<(), ConfigError> {
+    const IPC: &[&str] = &[
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+    ];
+    let host = &spec.host;
+    let ipc = host.ipc_mode.as_deref() != Some("host");
+    let uts = host.uts_mode.as_deref() != Some("host");
+    for name in host.sysctls.keys() {
+        let separate = name.starts_with("net.")
+            || (ipc && (IPC.contains(&name.as_str()) || name.starts_with("fs.mqueue.")))
+            || (uts && name == "kernel.domainname");
+        if !separate {
+            return Err(ConfigError::Plain(format!(
+                "sysctl {name:?} is not in a separate kernel namespace"
+            )));
+        }
+    }
+    Ok(())
+}
+
 fn limits(spec: &ContainerSpec) -> Result<(), ConfigError> {
     let limits = &spec.host.resources;
     let unsupported = |wished: bool, field: &'static str, value: String| {
@@ -298,16 +337,12 @@ fn limits(spec: &ContainerSpec) -> Result<(), ConfigError> {
             Ok(())
         }
     };
-    unsupported(
-        limits.oom_kill_disable,
-        "HostConfig.OomKillDisable",
-        "true".into(),
-    )?;
-    unsupported(
-        limits.memory_swappiness.is_some(),
-        "HostConfig.MemorySwappiness",
-        format!("{:?}", limits.memory_swappiness),
-    )?;
+    if limits.memory_swappiness.is_some_and(|value| value > 100) {
+        return Err(ConfigError::Plain(format!(
+            "invalid value: {}, valid memory swappiness range is 0-100",
+            limits.memory_swappiness.unwrap_or_default()
+        )));
+    }
     unsupported(
         limits.kernel_memory_tcp_bytes.is_some(),
         "HostConfig.KernelMemoryTCP",
@@ -323,16 +358,13 @@ fn limits(spec: &ContainerSpec) -> Result<(), ConfigError> {
         "HostConfig.CpuRealtimeRuntime",
         format!("{:?}", limits.cpu_realtime_runtime_us),
     )?;
-    unsupported(
-        limits.blkio_weight.is_some(),
-        "HostConfig.BlkioWeight",
-        format!("{:?}", limits.blkio_weight),
-    )?;
-    if let Some(field) = limits.blkio_devices.keys().next() {
-        return Err(ConfigError::Unsupported {
-            field: "HostConfig.Blkio",
-            value: field.clone(),
-        });
+    if limits
+        .blkio_weight
+        .is_some_and(|weight| !(10..=1000).contains(&weight))
+    {
+        return Err(ConfigError::Plain(
+            "range of blkio weight is from 10 to 1000".into(),
+        ));
     }
     if limits
         .memory_bytes
@@ -434,12 +466,23 @@ mod tests {
     fn what_cannot_be_honoured_is_refused_by_name() {
         assert_eq!(check(&ContainerSpec::default()), Ok(()));
         refused(
-            |spec| spec.host.privileged = true,
-            expect!["HostConfig.Privileged is not supported yet: true"],
+            |spec| spec.host.pid_mode = Some("odd".into()),
+            expect!["HostConfig.PidMode is invalid: odd"],
         );
         refused(
-            |spec| spec.host.pid_mode = Some("container:x".into()),
-            expect!["HostConfig.PidMode is not supported yet: container:x"],
+            |spec| spec.host.device_cgroup_rules.push("c 1:3".into()),
+            expect!["invalid device cgroup rule format: 'c 1:3'"],
+        );
+        refused(
+            |spec| {
+                let sysctls = &mut spec.host.sysctls;
+                sysctls.insert("vm.swappiness".into(), "1".into());
+            },
+            expect![[r#"sysctl "vm.swappiness" is not in a separate kernel namespace"#]],
+        );
+        refused(
+            |spec| spec.host.resources.blkio_weight = Some(5),
+            expect!["range of blkio weight is from 10 to 1000"],
         );
         refused(
             |spec| spec.host.resources.memory_bytes = Some(1),
@@ -455,8 +498,8 @@ mod tests {
             expect!["HostConfig.LogConfig.Config is not supported yet: compress"],
         );
         refused(
-            |spec| spec.host.security_opt.push("apparmor=mine".into()),
-            expect!["HostConfig.SecurityOpt is not supported yet: apparmor=mine"],
+            |spec| spec.host.security_opt.push("odd=mine".into()),
+            expect![[r#"invalid --security-opt 2: "odd=mine""#]],
         );
     }
 

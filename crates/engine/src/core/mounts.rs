@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use shoal_api::container::{ContainerSpec, MountKind, Propagation};
+use shoal_api::container::{ContainerSpec, MountKind, MountPoint, Propagation};
 
 /// A wished mount, whatever form it was written in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub enum Planned {
         name: Option<String>,
         no_copy: bool,
         labels: BTreeMap<String, String>,
+        /// The part of it that is mounted, instead of all.
+        subpath: Option<PathBuf>,
     },
     Tmpfs {
         options: Vec<String>,
@@ -66,8 +68,12 @@ pub enum MountError {
     VolumeName(String),
 }
 
-/// All mounts a container wants, parents before children. Image volumes give way to anything else at their target.
-pub fn plan(spec: &ContainerSpec) -> Result<Vec<PlannedMount>, MountError> {
+/// All mounts a container wants, parents before children. Image volumes give way to anything else at their target, and
+/// what is `inherited` from other containers to all but them.
+pub fn plan(
+    spec: &ContainerSpec,
+    inherited: &[MountPoint],
+) -> Result<Vec<PlannedMount>, MountError> {
     let mut planned: BTreeMap<PathBuf, PlannedMount> = BTreeMap::new();
     let mut insert = |mount: PlannedMount| {
         let target = mount.target.clone();
@@ -101,6 +107,7 @@ pub fn plan(spec: &ContainerSpec) -> Result<Vec<PlannedMount>, MountError> {
                 name,
                 no_copy,
                 labels,
+                subpath,
                 ..
             } => {
                 if let Some(name) = name {
@@ -110,6 +117,10 @@ pub fn plan(spec: &ContainerSpec) -> Result<Vec<PlannedMount>, MountError> {
                     name: name.clone(),
                     no_copy: *no_copy,
                     labels: labels.clone(),
+                    subpath: subpath
+                        .as_ref()
+                        .filter(|path| !path.is_empty())
+                        .map(PathBuf::from),
                 }
             }
             MountKind::Tmpfs { size, mode } => {
@@ -139,12 +150,37 @@ pub fn plan(spec: &ContainerSpec) -> Result<Vec<PlannedMount>, MountError> {
             mode: options.clone(),
         })?;
     }
+    for mount in inherited {
+        let target = check_target(&mount.destination)?;
+        let what = if mount.kind == "volume" {
+            Planned::Volume {
+                name: Some(mount.name.clone()),
+                no_copy: false,
+                labels: BTreeMap::new(),
+                subpath: None,
+            }
+        } else {
+            Planned::Bind {
+                source: mount.source.clone(),
+                propagation: Propagation::default(),
+                non_recursive: false,
+                create_source: false,
+            }
+        };
+        planned.entry(target.clone()).or_insert(PlannedMount {
+            target,
+            read_only: !mount.rw,
+            what,
+            mode: mount.mode.clone(),
+        });
+    }
     for target in &spec.volumes {
         let target = check_target(target)?;
         let what = Planned::Volume {
             name: None,
             no_copy: false,
             labels: BTreeMap::new(),
+            subpath: None,
         };
         planned.entry(target.clone()).or_insert(PlannedMount {
             target,
@@ -204,6 +240,7 @@ fn parse_bind(text: &str) -> Result<PlannedMount, MountError> {
             name: None,
             no_copy,
             labels: BTreeMap::new(),
+            subpath: None,
         }
     } else {
         check_volume_name(source)?;
@@ -211,6 +248,7 @@ fn parse_bind(text: &str) -> Result<PlannedMount, MountError> {
             name: Some(source.to_owned()),
             no_copy,
             labels: BTreeMap::new(),
+            subpath: None,
         }
     };
     Ok(PlannedMount {
@@ -290,7 +328,7 @@ mod tests {
         let mut spec = ContainerSpec::default();
         spec.host.binds = binds.iter().map(|&bind| bind.to_owned()).collect();
         spec.volumes = ["/image".to_owned()].into();
-        let text = match plan(&spec) {
+        let text = match plan(&spec, &[]) {
             Ok(mounts) => mounts
                 .iter()
                 .map(|mount| {

@@ -1,20 +1,26 @@
 //! The OCI runtime spec of a container: what Docker's defaults and the user's wishes come to.
 
+mod devices;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Capabilities, Linux, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder,
-    LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxMemoryBuilder,
-    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder, LinuxResources,
-    LinuxResourcesBuilder, Mount, MountBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType,
-    Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, User,
+    Capabilities, Linux, LinuxBlockIoBuilder, LinuxBuilder, LinuxCapabilitiesBuilder,
+    LinuxCpuBuilder, LinuxMemoryBuilder, LinuxNamespaceBuilder, LinuxNamespaceType,
+    LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder, LinuxThrottleDevice,
+    LinuxThrottleDeviceBuilder, Mount, MountBuilder, PosixRlimit, PosixRlimitBuilder,
+    PosixRlimitType, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, User,
 };
-use shoal_api::container::{ContainerSpec, Resources, Ulimit};
+use shoal_api::container::{ContainerSpec, HostSpec, Ulimit};
+
+pub use devices::DeviceNode;
+pub(crate) use devices::{is_access, parse_rule};
 
 use super::capabilities::{CapabilitySet, UnknownCapability};
 use super::mounts::ReadyMount;
 use super::seccomp;
+use super::security::{self, Filter, SecurityError};
 
 /// Processes a container may have unless its spec says otherwise: enough for any service, too few for a fork bomb.
 const PIDS_DEFAULT: i64 = 4096;
@@ -49,18 +55,19 @@ pub const READONLY_PATHS: &[&str] = &[
 ];
 
 /// Which network namespace.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Netns {
     /// The host's own.
     Host,
     /// That of the process which starts the container.
+    #[default]
     Inherited,
     /// The one at this path.
     At(PathBuf),
 }
 
 /// What the spec depends on besides the user's wishes.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Surroundings {
     /// Path of the container's cgroup below the root of every hierarchy.
     pub cgroup: PathBuf,
@@ -73,6 +80,29 @@ pub struct Surroundings {
     pub swap_limit: bool,
     /// Processors that exist: per-processor files to be masked.
     pub cpus: u32,
+    /// Namespaces of other containers, at these paths.
+    pub pid_namespace: Option<PathBuf>,
+    pub ipc_namespace: Option<PathBuf>,
+    pub devices: Vec<DeviceNode>,
+    /// Limits of block devices.
+    pub throttles: Vec<Throttle>,
+    /// Version of the kernel.
+    pub kernel: (u32, u32),
+    /// What the engine itself may hand on; absent means everything.
+    pub bounding: Option<CapabilitySet>,
+    /// Variables that links bring.
+    pub link_env: Vec<String>,
+}
+
+/// A limit on one block device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Throttle {
+    /// As the Engine API calls it: `BlkioDeviceReadBps` and so on.
+    pub kind: String,
+    pub major: i64,
+    pub minor: i64,
+    /// Bytes or operations per second.
+    pub rate: u64,
 }
 
 /// The names in an option do not fit.
@@ -82,6 +112,8 @@ pub enum OciError {
     Capability(#[from] UnknownCapability),
     #[error("invalid ulimit type: {0}")]
     Ulimit(String),
+    #[error(transparent)]
+    Security(#[from] SecurityError),
     #[error("no command specified")]
     NoCommand,
 }
@@ -104,7 +136,21 @@ pub fn command(spec: &ContainerSpec) -> Result<Vec<String>, OciError> {
 
 /// Builds the spec of a container whose image configuration is merged in already.
 pub fn spec(spec: &ContainerSpec, around: &Surroundings) -> Result<Spec, OciError> {
-    let capabilities = CapabilitySet::of(&spec.host.cap_add, &spec.host.cap_drop)?;
+    let capabilities = if spec.host.privileged {
+        CapabilitySet::ALL
+    } else {
+        CapabilitySet::of(&spec.host.cap_add, &spec.host.cap_drop)?
+    };
+    let most = around.bounding.unwrap_or(CapabilitySet::ALL);
+    let capabilities = CapabilitySet(capabilities.0 & most.0);
+    let security = security::parse(&spec.host.security_opt)?;
+    let filter = match security.filter {
+        // With all rights a filter would only be in the way.
+        _ if spec.host.privileged => None,
+        Filter::Unconfined => None,
+        Filter::Default => Some(seccomp::default_profile(capabilities)),
+        Filter::Custom(profile) => Some(profile.filter(capabilities, around.kernel)),
+    };
     let mut oci = SpecBuilder::default()
         .version("1.2.0")
         .root(
@@ -116,9 +162,17 @@ pub fn spec(spec: &ContainerSpec, around: &Surroundings) -> Result<Spec, OciErro
         )
         .process(process(spec, around, capabilities)?)
         .mounts(mounts(spec, around))
-        .linux(linux(spec, around, capabilities))
+        .linux(linux(spec, around))
         .build()
         .expect("every required field is given");
+    if let Some(linux) = oci.linux_mut() {
+        linux.set_seccomp(filter);
+    }
+    if let Some(process) = oci.process_mut() {
+        // Left out when off: with an explicit `false` libcontainer sets the filter after the capabilities are gone,
+        // which the kernel refuses.
+        process.set_no_new_privileges(security.no_new_privileges.then_some(true));
+    }
     // The crate's defaults are a host name of its own and empty texts.
     let own = spec.host.uts_mode.as_deref() != Some("host");
     oci.set_hostname(own.then(|| around.hostname.clone()));
@@ -161,38 +215,23 @@ fn process(
         .terminal(spec.tty)
         .user(User::default())
         .args(command(spec)?)
-        .env(environment(spec, &around.hostname))
+        .env(environment(spec, around))
         .cwd(cwd)
         .capabilities(caps)
         .oom_score_adj(spec.host.oom_score_adj)
         .build()
         .expect("every required field is given");
     process.set_rlimits((!rlimits.is_empty()).then_some(rlimits));
-    // Left out when off: with an explicit `false` libcontainer sets the filter after the capabilities are gone, which
-    // the kernel refuses.
-    process.set_no_new_privileges(no_new_privileges(&spec.host.security_opt).then_some(true));
     Ok(process)
 }
 
-fn no_new_privileges(options: &[String]) -> bool {
-    options.iter().any(|option| {
-        matches!(
-            option.as_str(),
-            "no-new-privileges" | "no-new-privileges:true" | "no-new-privileges=true"
-        )
-    })
-}
-
-/// True when the filter was switched off by `seccomp=unconfined`.
-pub fn seccomp_unconfined(options: &[String]) -> bool {
-    options
-        .iter()
-        .any(|option| matches!(option.as_str(), "seccomp=unconfined" | "seccomp:unconfined"))
-}
-
 /// PATH, HOSTNAME and TERM as Docker gives them, and the user's variables over them.
-fn environment(spec: &ContainerSpec, hostname: &str) -> Vec<String> {
-    let mut env = vec![PATH_DEFAULT.to_owned(), format!("HOSTNAME={hostname}")];
+fn environment(spec: &ContainerSpec, around: &Surroundings) -> Vec<String> {
+    let mut env = vec![
+        PATH_DEFAULT.to_owned(),
+        format!("HOSTNAME={}", around.hostname),
+    ];
+    env.extend(around.link_env.iter().cloned());
     if spec.tty {
         env.push("TERM=xterm".to_owned());
     }
@@ -248,6 +287,17 @@ fn rlimit(limit: &Ulimit) -> Result<PosixRlimit, OciError> {
 
 fn mounts(spec: &ContainerSpec, around: &Surroundings) -> Vec<Mount> {
     let shm = format!("size={}", spec.host.shm_size.unwrap_or(SHM_DEFAULT));
+    let (sysfs, cgroup): (&[&str], &[&str]) = if spec.host.privileged {
+        (
+            &["nosuid", "noexec", "nodev", "rw"],
+            &["rw", "nosuid", "noexec", "nodev", "relatime"],
+        )
+    } else {
+        (
+            &["nosuid", "noexec", "nodev", "ro"],
+            &["ro", "nosuid", "noexec", "nodev", "relatime"],
+        )
+    };
     let own: &[(&str, &str, &str, &[&str])] = &[
         ("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
         (
@@ -269,18 +319,8 @@ fn mounts(spec: &ContainerSpec, around: &Surroundings) -> Vec<Mount> {
                 "gid=5",
             ],
         ),
-        (
-            "/sys",
-            "sysfs",
-            "sysfs",
-            &["nosuid", "noexec", "nodev", "ro"],
-        ),
-        (
-            "/sys/fs/cgroup",
-            "cgroup",
-            "cgroup",
-            &["ro", "nosuid", "noexec", "nodev", "relatime"],
-        ),
+        ("/sys", "sysfs", "sysfs", sysfs),
+        ("/sys/fs/cgroup", "cgroup", "cgroup", cgroup),
         (
             "/dev/mqueue",
             "mqueue",
@@ -326,15 +366,15 @@ fn build_mount(target: PathBuf, kind: &str, source: PathBuf, options: Vec<String
     builder.build().expect("every required field is given")
 }
 
-fn linux(spec: &ContainerSpec, around: &Surroundings, capabilities: CapabilitySet) -> Linux {
+fn linux(spec: &ContainerSpec, around: &Surroundings) -> Linux {
     let host = &spec.host;
     let mut namespaces = vec![(LinuxNamespaceType::Mount, None)];
     let private = |mode: &Option<String>| mode.as_deref() != Some("host");
     if private(&host.pid_mode) {
-        namespaces.push((LinuxNamespaceType::Pid, None));
+        namespaces.push((LinuxNamespaceType::Pid, around.pid_namespace.clone()));
     }
     if private(&host.ipc_mode) {
-        namespaces.push((LinuxNamespaceType::Ipc, None));
+        namespaces.push((LinuxNamespaceType::Ipc, around.ipc_namespace.clone()));
     }
     if private(&host.uts_mode) {
         namespaces.push((LinuxNamespaceType::Uts, None));
@@ -353,29 +393,34 @@ fn linux(spec: &ContainerSpec, around: &Surroundings, capabilities: CapabilitySe
         }
         builder.build().expect("every required field is given")
     });
-    let masked = host.masked_paths.clone().unwrap_or_else(|| {
-        let throttle = (0..around.cpus)
-            .map(|cpu| format!("/sys/devices/system/cpu/cpu{cpu}/thermal_throttle"));
-        MASKED_PATHS
-            .iter()
-            .map(|&path| path.to_owned())
-            .chain(throttle)
-            .collect()
-    });
-    let readonly = host.readonly_paths.clone();
+    // With all rights nothing is hidden, unless somebody asks for it.
+    let all = host.privileged.then(Vec::new);
+    let masked = host
+        .masked_paths
+        .clone()
+        .or(all.clone())
+        .unwrap_or_else(|| {
+            let throttle = (0..around.cpus)
+                .map(|cpu| format!("/sys/devices/system/cpu/cpu{cpu}/thermal_throttle"));
+            MASKED_PATHS
+                .iter()
+                .map(|&path| path.to_owned())
+                .chain(throttle)
+                .collect()
+        });
+    let readonly = host.readonly_paths.clone().or(all);
     let readonly =
         readonly.unwrap_or_else(|| READONLY_PATHS.iter().map(|&path| path.to_owned()).collect());
     let mut linux = LinuxBuilder::default()
         .namespaces(namespaces.collect::<Vec<_>>())
         .cgroups_path(around.cgroup.clone())
-        .resources(resources(&host.resources, around))
+        .resources(resources(host, around))
         .masked_paths(masked)
         .readonly_paths(readonly)
         .build()
         .expect("every required field is given");
-    if !seccomp_unconfined(&host.security_opt) {
-        linux.set_seccomp(Some(seccomp::default_profile(capabilities)));
-    }
+    let nodes = devices::nodes(&around.devices);
+    linux.set_devices((!nodes.is_empty()).then_some(nodes));
     let sysctls = sysctls(spec, around);
     linux.set_sysctl((!sysctls.is_empty()).then(|| sysctls.into_iter().collect()));
     linux
@@ -403,8 +448,10 @@ fn sysctls(spec: &ContainerSpec, around: &Surroundings) -> BTreeMap<String, Stri
     sysctls
 }
 
-fn resources(limits: &Resources, around: &Surroundings) -> LinuxResources {
-    let mut builder = LinuxResourcesBuilder::default().devices(device_rules());
+fn resources(host: &HostSpec, around: &Surroundings) -> LinuxResources {
+    let limits = &host.resources;
+    let rules = devices::rules(host, &around.devices);
+    let mut builder = LinuxResourcesBuilder::default().devices(rules);
     let pids = match limits.pids {
         None => Some(PIDS_DEFAULT),
         Some(limit) => Some(if limit > 0 { limit } else { -1 }),
@@ -436,6 +483,14 @@ fn resources(limits: &Resources, around: &Surroundings) -> LinuxResources {
     }
     if let Some(reservation) = limits.memory_reservation_bytes {
         memory = memory.reservation(bytes(reservation));
+        any = true;
+    }
+    if let Some(swappiness) = limits.memory_swappiness {
+        memory = memory.swappiness(swappiness);
+        any = true;
+    }
+    if limits.oom_kill_disable {
+        memory = memory.disable_oom_killer(true);
         any = true;
     }
     if any {
@@ -470,56 +525,31 @@ fn resources(limits: &Resources, around: &Surroundings) -> LinuxResources {
     if any {
         builder = builder.cpu(cpu.build().expect("no field is required"));
     }
-    builder.build().expect("no field is required")
-}
-
-/// Docker's device rules: make any node, use only the harmless ones.
-fn device_rules() -> Vec<LinuxDeviceCgroup> {
-    let rule = |allow: bool,
-                kind: Option<LinuxDeviceType>,
-                major: Option<i64>,
-                minor: Option<i64>,
-                access: &str| {
-        let mut builder = LinuxDeviceCgroupBuilder::default()
-            .allow(allow)
-            .access(access);
-        if let Some(kind) = kind {
-            builder = builder.typ(kind);
+    if limits.blkio_weight.is_some() || !around.throttles.is_empty() {
+        let of = |kind: &str| -> Vec<LinuxThrottleDevice> {
+            let those = around.throttles.iter().filter(|one| one.kind == kind);
+            those
+                .map(|one| {
+                    LinuxThrottleDeviceBuilder::default()
+                        .major(one.major)
+                        .minor(one.minor)
+                        .rate(one.rate)
+                        .build()
+                        .expect("every field is given")
+                })
+                .collect()
+        };
+        let mut block = LinuxBlockIoBuilder::default()
+            .throttle_read_bps_device(of("BlkioDeviceReadBps"))
+            .throttle_write_bps_device(of("BlkioDeviceWriteBps"))
+            .throttle_read_iops_device(of("BlkioDeviceReadIOps"))
+            .throttle_write_iops_device(of("BlkioDeviceWriteIOps"));
+        if let Some(weight) = limits.blkio_weight {
+            block = block.weight(weight);
         }
-        if let Some(major) = major {
-            builder = builder.major(major);
-        }
-        if let Some(minor) = minor {
-            builder = builder.minor(minor);
-        }
-        builder.build().expect("no field is required")
-    };
-    let mut rules = vec![
-        rule(false, Some(LinuxDeviceType::A), None, None, "rwm"),
-        rule(true, Some(LinuxDeviceType::C), None, None, "m"),
-        rule(true, Some(LinuxDeviceType::B), None, None, "m"),
-    ];
-    // null, zero, full, random, urandom, tty, console, ptmx
-    for (major, minor) in [
-        (1, 3),
-        (1, 5),
-        (1, 7),
-        (1, 8),
-        (1, 9),
-        (5, 0),
-        (5, 1),
-        (5, 2),
-    ] {
-        rules.push(rule(
-            true,
-            Some(LinuxDeviceType::C),
-            Some(major),
-            Some(minor),
-            "rwm",
-        ));
+        builder = builder.block_io(block.build().expect("no field is required"));
     }
-    rules.push(rule(true, Some(LinuxDeviceType::C), Some(136), None, "rwm"));
-    rules
+    builder.build().expect("no field is required")
 }
 
 #[cfg(test)]

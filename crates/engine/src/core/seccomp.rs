@@ -4,12 +4,16 @@
 //! Foreign system call tables (32-bit x86, x32) are not part of the filter's architectures, so libseccomp kills a
 //! process that uses them; that also closes the way round the socket rule through `socketcall`.
 
+mod profile;
+
 use std::collections::BTreeSet;
 
 use oci_spec::runtime::{
     Arch, Capability, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder,
     LinuxSeccompBuilder, LinuxSeccompOperator, LinuxSyscall, LinuxSyscallBuilder,
 };
+
+pub use profile::Profile;
 
 use super::capabilities::CapabilitySet;
 
@@ -186,8 +190,17 @@ fn masked(mask: u64, value: u64) -> LinuxSeccompArg {
 }
 
 fn arg(op: LinuxSeccompOperator, value: u64, value_two: Option<u64>) -> LinuxSeccompArg {
+    arg_at(0, op, value, value_two)
+}
+
+fn arg_at(
+    index: usize,
+    op: LinuxSeccompOperator,
+    value: u64,
+    value_two: Option<u64>,
+) -> LinuxSeccompArg {
     let mut builder = LinuxSeccompArgBuilder::default()
-        .index(0_usize)
+        .index(index)
         .value(value)
         .op(op);
     if let Some(value_two) = value_two {

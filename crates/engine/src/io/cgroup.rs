@@ -8,7 +8,11 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use shoal_api::Timestamp;
-use shoal_api::container::{BlkioStats, CpuStats, InterfaceStats, MemoryStats, PidsStats, Stats};
+use shoal_api::container::{
+    BlkioStats, CpuStats, InterfaceStats, MemoryStats, PidsStats, Resources, Stats,
+};
+
+use crate::core::limits;
 
 /// How often a group that still has dying processes in it is tried again, with pauses that double from 5 ms.
 const REMOVE_ATTEMPTS: u32 = 8;
@@ -77,18 +81,22 @@ impl Cgroups {
         }
     }
 
-    /// The group's path below the root of every hierarchy.
-    pub(super) fn path(&self, id: &str) -> PathBuf {
-        Path::new("/").join(&self.parent).join(id)
+    /// The group of a container, below the root of every hierarchy: in `parent`, or in the engine's own.
+    pub(super) fn group(&self, parent: Option<&str>, id: &str) -> PathBuf {
+        let parent = parent
+            .map(|parent| parent.trim_matches('/'))
+            .filter(|parent| !parent.is_empty())
+            .map_or(self.parent.as_path(), Path::new);
+        parent.join(id)
     }
 
     /// The group's directories.
-    pub(super) fn dirs(&self, id: &str) -> Vec<PathBuf> {
-        let relative = self.parent.join(id);
+    pub(super) fn dirs(&self, group: &Path) -> Vec<PathBuf> {
+        let relative = group;
         match &self.mounts {
             Mounts::V1(mounts) => {
                 let mut dirs: Vec<PathBuf> =
-                    mounts.values().map(|mount| mount.join(&relative)).collect();
+                    mounts.values().map(|mount| mount.join(relative)).collect();
                 dirs.sort();
                 dirs.dedup();
                 // The one whose members count comes first.
@@ -101,7 +109,7 @@ impl Cgroups {
                 });
                 dirs
             }
-            Mounts::V2(mount) => vec![mount.join(&relative)],
+            Mounts::V2(mount) => vec![mount.join(relative)],
         }
     }
 
@@ -117,8 +125,8 @@ impl Cgroups {
         }
     }
 
-    fn dir(&self, controller: &str, id: &str) -> Option<PathBuf> {
-        let relative = self.parent.join(id);
+    fn dir(&self, controller: &str, group: &Path) -> Option<PathBuf> {
+        let relative = group;
         match &self.mounts {
             Mounts::V1(mounts) => mounts.get(controller).map(|mount| mount.join(relative)),
             Mounts::V2(mount) => Some(mount.join(relative)),
@@ -126,9 +134,9 @@ impl Cgroups {
     }
 
     /// Stops or continues all processes of a group.
-    pub(super) fn freeze(&self, id: &str, frozen: bool) -> io::Result<()> {
+    pub(super) fn freeze(&self, group: &Path, frozen: bool) -> io::Result<()> {
         let missing = || io::Error::new(io::ErrorKind::NotFound, "no freezer");
-        let dir = self.dir("freezer", id).ok_or_else(missing)?;
+        let dir = self.dir("freezer", group).ok_or_else(missing)?;
         match self.version() {
             1 => std::fs::write(
                 dir.join("freezer.state"),
@@ -138,9 +146,39 @@ impl Cgroups {
         }
     }
 
+    /// Sets limits of a group that exists.
+    pub(super) fn apply(&self, group: &Path, limits: &Resources) -> io::Result<()> {
+        let mut writes = limits::writes(limits, self.version(), self.has_swap_limit());
+        // A limit of memory with swap may never be below that of memory alone, so which one is first depends on
+        // whether they grow or shrink: what is refused is tried once more after the others.
+        let mut refused = Vec::new();
+        for write in writes.drain(..) {
+            let Some(dir) = self.dir(write.controller, group) else {
+                continue;
+            };
+            if std::fs::write(dir.join(write.file), &write.value).is_err() {
+                refused.push((dir, write));
+            }
+        }
+        for (dir, write) in refused {
+            std::fs::write(dir.join(write.file), &write.value)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the kernel has this file for groups of a controller (version 1) or at all (version 2).
+    pub(super) fn offers(&self, controller: &str, file: &str) -> bool {
+        match &self.mounts {
+            Mounts::V1(mounts) => mounts
+                .get(controller)
+                .is_some_and(|mount| mount.join(file).exists()),
+            Mounts::V2(mount) => mount.join(&self.parent).join(file).exists(),
+        }
+    }
+
     /// Ids of all processes of a group.
-    pub(super) fn processes(&self, id: &str) -> Vec<i32> {
-        let Some(dir) = self.dirs(id).into_iter().next() else {
+    pub(super) fn processes(&self, group: &Path) -> Vec<i32> {
+        let Some(dir) = self.dirs(group).into_iter().next() else {
             return Vec::new();
         };
         let text = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
@@ -148,22 +186,22 @@ impl Cgroups {
     }
 
     /// Removes a group, killing what is left in it.
-    pub(super) async fn remove(&self, id: &str) {
+    pub(super) async fn remove(&self, group: &Path) {
         let mut pause = Duration::from_millis(5);
         for attempt in 0..REMOVE_ATTEMPTS {
             let busy: Vec<PathBuf> = self
-                .dirs(id)
+                .dirs(group)
                 .into_iter()
                 .filter(|dir| remove_tree(dir).is_err())
                 .collect();
             if busy.is_empty() {
                 return;
             }
-            for pid in self.processes(id) {
+            for pid in self.processes(group) {
                 let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             }
             if attempt + 1 == REMOVE_ATTEMPTS {
-                tracing::warn!(container.id = id, dirs = ?busy, "cannot remove control groups");
+                tracing::warn!(group = %group.display(), dirs = ?busy, "cannot remove control groups");
             }
             // Version 1 announces nothing when the last process of a group has gone, so there is nothing to wait for
             // but time. Nobody waits for us here.
@@ -173,9 +211,9 @@ impl Cgroups {
     }
 
     /// Use of resources now; what cannot be read is zero.
-    pub(super) fn stats(&self, id: &str, pid: i32) -> Stats {
+    pub(super) fn stats(&self, group: &Path, pid: i32) -> Stats {
         let read = |controller: &str, file: &str| -> String {
-            let dir = self.dir(controller, id).unwrap_or_default();
+            let dir = self.dir(controller, group).unwrap_or_default();
             std::fs::read_to_string(dir.join(file)).unwrap_or_default()
         };
         let mut stats = Stats {

@@ -3,13 +3,16 @@
 mod create;
 mod error;
 mod exec;
+mod files;
 mod health;
+mod joined;
 mod networks;
 mod observe;
 mod prepare;
 mod record;
 mod run;
 mod selftest;
+mod update;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -20,6 +23,7 @@ use shoal_api::container::{ContainerId, Event, EventActor, EventKind, Volume, Vo
 use tokio::sync::broadcast;
 
 pub use error::{EngineError, EngineErrorKind};
+pub use files::ArchiveStream;
 pub use networks::NetworkPlace;
 pub use observe::{EngineCounts, WaitCondition, WaitOutcome};
 pub use run::StopOptions;
@@ -270,6 +274,12 @@ impl Engine {
 
     fn run_dir_of(&self, id: &ContainerId) -> PathBuf {
         self.inner.config.run_dir.join("c").join(id.as_str())
+    }
+
+    /// The control group of a container, below the root of every hierarchy.
+    fn group_of(&self, record: &Record) -> PathBuf {
+        let parent = record.spec.host.cgroup_parent.as_deref();
+        self.inner.cgroups.group(parent, record.id.as_str())
     }
 
     /// Makes a volume, or finds the one of that name.

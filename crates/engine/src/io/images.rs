@@ -10,10 +10,10 @@ mod load;
 mod pull;
 mod push;
 mod registry;
-mod rootdir;
+pub(in crate::io) mod rootdir;
 mod save;
 mod store;
-mod tar_reader;
+pub(in crate::io) mod tar_reader;
 mod unpack;
 
 pub use error::{ImageError, ImageErrorKind};

@@ -133,6 +133,7 @@ fn enter(
         .as_ref()
         .and_then(|process| process.oom_score_adj());
     let _ = std::fs::write("/proc/self/oom_score_adj", adjust.unwrap_or(0).to_string());
+    let bounding = super::bounding();
     let init = pidfd_open(init).map_err(|errno| fail("reach the container", errno))?;
     for dir in &sup.cgroups {
         std::fs::write(dir.join("cgroup.procs"), "0")
@@ -146,7 +147,7 @@ fn enter(
         | CloneFlags::CLONE_NEWCGROUP;
     setns(&init, namespaces).map_err(|errno| fail("enter the container", errno))?;
     // From here on `/` is the container's, and hostile.
-    finish_spec(&mut spec, launch)?;
+    finish_spec(&mut spec, launch, bounding)?;
     match clone_sibling().map_err(|errno| fail("fork in the container", errno))? {
         Some(pid) => {
             super::executor::report_pid(report, pid);
@@ -175,7 +176,11 @@ fn clone_sibling() -> Result<Option<Pid>, Errno> {
 }
 
 /// Turns the container's spec into that of the new process.
-fn finish_spec(spec: &mut Spec, launch: &ExecLaunch) -> Result<(), Failure> {
+fn finish_spec(
+    spec: &mut Spec,
+    launch: &ExecLaunch,
+    bounding: CapabilitySet,
+) -> Result<(), Failure> {
     let mut process = spec
         .process()
         .clone()
@@ -213,7 +218,7 @@ fn finish_spec(spec: &mut Spec, launch: &ExecLaunch) -> Result<(), Failure> {
         process.set_cwd(PathBuf::from(cwd));
     }
     if launch.privileged {
-        let all: Capabilities = CapabilitySet::ALL.iter().collect();
+        let all: Capabilities = bounding.iter().collect();
         let mut caps = process.capabilities().clone().unwrap_or_default();
         caps.set_bounding(Some(all.clone()))
             .set_effective(Some(all.clone()))

@@ -25,6 +25,8 @@ use super::protocol::Failure;
 pub(super) struct Payload {
     /// Takes the reason when the process cannot be run; closed by a successful exec.
     pub report: RawFd,
+    /// Stay process 1 and run the process beside it.
+    pub init: bool,
 }
 
 impl Payload {
@@ -35,8 +37,19 @@ impl Payload {
 
 impl Executor for Payload {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        if self.init
+            && let Err(errno) = super::init::split(self.report)
+        {
+            let failure = Failure::new(format!("cannot fork: {}", describe(errno)));
+            self.fail(&failure);
+            return Err(ExecutorError::Other(failure.message));
+        }
         let failure = become_process(spec);
         self.fail(&failure);
+        if self.init {
+            // A second copy of what libcontainer does next would only confuse it.
+            std::process::exit(failure.exit_code);
+        }
         Err(ExecutorError::Other(failure.message))
     }
 

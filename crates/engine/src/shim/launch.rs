@@ -27,7 +27,7 @@ use super::executor::Payload;
 use super::protocol::{Failure, LAUNCH_NAME, Launch, Supervise};
 use super::rootfs::{self, MERGED, Root};
 use super::serve::Spawned;
-use super::{copy_tree, probe};
+use super::{copy_tree, probe, stage};
 use crate::core::user;
 
 const CONSOLE_SOCKET: &str = "console";
@@ -155,6 +155,7 @@ fn build(sup: &Supervise, ends: Option<Ends>) -> Result<i32, Failure> {
         .map_err(|err| Failure::new(format!("cannot read {LAUNCH_NAME}: {err}")))?;
     let launch: Launch = serde_json::from_slice(&text)
         .map_err(|err| Failure::new(format!("cannot understand {LAUNCH_NAME}: {err}")))?;
+    let fetched = stage::fetch(&launch.staged)?;
     enter_namespaces(launch.loopback_only)?;
 
     let at = |err: io::Error| {
@@ -163,6 +164,8 @@ fn build(sup: &Supervise, ends: Option<Ends>) -> Result<i32, Failure> {
             sup.container_dir.display()
         ))
     };
+    std::env::set_current_dir(&sup.run_dir).map_err(at)?;
+    stage::place(&launch.staged, fetched)?;
     std::env::set_current_dir(&sup.container_dir).map_err(at)?;
     rootfs::mount_overlay(&launch.layers, launch.volatile)?;
     let root = Root::open(sup.container_dir.join(MERGED))?;
@@ -198,7 +201,10 @@ fn run_libcontainer(sup: &Supervise, launch: &Launch, ends: Option<Ends>) -> Res
     builder = if launch.probe {
         builder.with_executor(probe::Probe)
     } else {
-        builder.with_executor(Payload { report: report_in })
+        builder.with_executor(Payload {
+            report: report_in,
+            init: launch.init,
+        })
     };
     if let Some(ends) = ends {
         builder = builder

@@ -22,6 +22,8 @@ pub const KIND_MESSAGE: u8 = 3;
 pub const SOCKET_NAME: &str = "s";
 /// Name of the file in the run directory that tells the shim what to run.
 pub const LAUNCH_NAME: &str = "launch.json";
+/// Name of the directory in the run directory with the sources of mounts that the shim makes ready.
+pub const STAGE_NAME: &str = "stage";
 /// Name of the file in the container's directory that tells how it ended.
 pub const EXIT_NAME: &str = "exit.json";
 
@@ -64,6 +66,12 @@ pub struct Launch {
     pub populate: Vec<Populate>,
     /// Make a network namespace of its own with nothing but loopback in it.
     pub loopback_only: bool,
+    /// Sources of mounts that are made ready below [`STAGE_NAME`], by number.
+    #[serde(default)]
+    pub staged: Vec<Staged>,
+    /// Keep a process 1 that passes signals on and waits for orphans.
+    #[serde(default)]
+    pub init: bool,
     /// Look around instead of running anything: the self-test.
     pub probe: bool,
 }
@@ -75,6 +83,15 @@ pub struct Populate {
     pub target: PathBuf,
     /// The volume's directory on the host.
     pub volume: PathBuf,
+}
+
+/// The source of a mount, below the run directory and in the builder's mount namespace only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Staged {
+    /// A place in a volume.
+    Subpath { volume: PathBuf, path: PathBuf },
+    /// The shared memory of the container whose process 1 this is.
+    Shm { pid: i32 },
 }
 
 /// Where the log goes.

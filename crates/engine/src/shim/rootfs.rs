@@ -22,11 +22,11 @@ use super::protocol::Failure;
 /// Symbolic links followed in one path, as in the kernel.
 const LINKS_MAX: usize = 40;
 /// Where the overlay is mounted, below the container's directory and in the builder's own mount namespace only.
-pub(super) const MERGED: &str = "merged";
+pub(crate) const MERGED: &str = "merged";
 
 /// Mounts the overlay of `layers` (lowest first) and the writable layer on `merged`; the working directory must be the
 /// container's. Gone with the last process of the container, since only its mount namespace has it.
-pub(super) fn mount_overlay(layers: &[PathBuf], volatile: bool) -> Result<(), Failure> {
+pub(crate) fn mount_overlay(layers: &[PathBuf], volatile: bool) -> Result<(), Failure> {
     for dir in ["upper", "work", MERGED] {
         match std::fs::create_dir(dir) {
             Ok(()) if dir == "upper" => {
@@ -80,7 +80,7 @@ pub(super) fn mount_overlay(layers: &[PathBuf], volatile: bool) -> Result<(), Fa
 }
 
 /// The root filesystem by descriptor.
-pub(super) struct Root {
+pub(crate) struct Root {
     fd: OwnedFd,
     /// Absolute path, for libcontainer.
     pub path: PathBuf,
@@ -95,7 +95,7 @@ enum Found {
 
 impl Root {
     /// Opens the directory at `path`, trusted to be what it says.
-    pub(super) fn open(path: PathBuf) -> Result<Self, Failure> {
+    pub(crate) fn open(path: PathBuf) -> Result<Self, Failure> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let fd = open(&path, flags, Mode::empty()).map_err(|errno| {
             Failure::new(format!("cannot open {}: {}", path.display(), errno.desc()))
@@ -126,7 +126,7 @@ impl Root {
 
     /// Resolves `path` inside this root, following its links inside this root only. Parts that do not exist are kept
     /// as written. The result starts with `/` and holds no link.
-    pub(super) fn resolve(&self, path: &Path) -> Result<PathBuf, Failure> {
+    pub(crate) fn resolve(&self, path: &Path) -> Result<PathBuf, Failure> {
         let fail = |errno: Errno| {
             Failure::new(format!(
                 "cannot resolve {} in the container: {}",
@@ -163,7 +163,7 @@ impl Root {
     }
 
     /// Makes sure that something of the right kind is at `path`, which [`Self::resolve`] returned.
-    pub(super) fn ensure(&self, path: &Path, directory: bool) -> Result<(), Failure> {
+    pub(crate) fn ensure(&self, path: &Path, directory: bool) -> Result<(), Failure> {
         let relative = path.strip_prefix("/").unwrap_or(path);
         let fail = |errno: Errno| {
             Failure::new(format!(

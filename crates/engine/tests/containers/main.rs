@@ -3,9 +3,11 @@
 #![allow(clippy::print_stderr)]
 
 mod adoption;
+mod files;
 mod host;
 mod life;
 mod networks;
+mod options;
 mod streams;
 mod trouble;
 mod walls;

@@ -172,7 +172,7 @@ async fn limits_reach_the_control_groups() {
 }
 
 /// Names, kinds, times and contents of everything below a directory.
-fn census(dir: &Path) -> BTreeMap<String, String> {
+pub(crate) fn census(dir: &Path) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     let mut todo = vec![dir.to_owned()];
     while let Some(path) = todo.pop() {

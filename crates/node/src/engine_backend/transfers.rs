@@ -63,6 +63,13 @@ impl Running {
     }
 }
 
+/// An archive that is being made, for the client.
+pub(super) fn pieces(
+    archive: impl futures_util::Stream<Item = std::io::Result<Bytes>> + Send + 'static,
+) -> ByteStream {
+    Box::pin(archive.map(|piece| piece.map_err(|error| internal(&error))))
+}
+
 /// Runs `work`, which writes an archive, and passes its bytes on.
 pub(super) async fn archive<F>(work: impl FnOnce(DuplexStream) -> F) -> ApiResult<ByteStream>
 where

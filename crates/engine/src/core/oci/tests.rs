@@ -10,6 +10,7 @@ fn around() -> Surroundings {
         mounts: Vec::new(),
         swap_limit: true,
         cpus: 1,
+        ..Surroundings::default()
     }
 }
 

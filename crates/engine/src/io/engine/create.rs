@@ -12,7 +12,7 @@ use shoal_api::container::{
 use super::record::{Entry, Record};
 use super::{Engine, EngineError};
 use crate::core::mounts::{Planned, PlannedMount};
-use crate::core::{config, mounts, names, oci, signals};
+use crate::core::{config, links, mounts, names, oci, signals};
 use crate::io::images::{ImageErrorKind, ImageRecord};
 use crate::io::volumes::random_bytes;
 
@@ -34,8 +34,9 @@ impl Engine {
         spec: ContainerSpec,
         image: &ImageRecord,
     ) -> Result<ContainerId, EngineError> {
-        let spec = self.complete(config::merge(spec, &image.config))?;
+        let mut spec = self.complete(config::merge(spec, &image.config))?;
         config::check(&spec)?;
+        self.discard_unsupported(&mut spec.host.resources);
         oci::command(&spec)?;
         crate::core::capabilities::CapabilitySet::of(&spec.host.cap_add, &spec.host.cap_drop)
             .map_err(oci::OciError::from)?;
@@ -46,7 +47,8 @@ impl Engine {
         {
             return Err(EngineError::Invalid(format!("invalid signal: {signal}")));
         }
-        let planned = mounts::plan(&spec)?;
+        let inherited = self.inherit(&spec)?;
+        let planned = mounts::plan(&spec, &inherited)?;
         check_sources(&planned)?;
 
         let bytes = random_bytes();
@@ -54,7 +56,7 @@ impl Engine {
         let random = u64::from_le_bytes(bytes[..8].try_into().expect("eight of 32 bytes"));
         let name = self.reserve_name(&id, spec.name.as_deref(), random)?;
         let dir = self.dir_of(&id);
-        let made = self.make(id.clone(), name.clone(), spec, image, planned);
+        let made = self.make(id.clone(), name.clone(), spec, image, (planned, inherited));
         match made {
             Ok(record) => {
                 let entry = Entry::new(record, dir, self.run_dir_of(&id));
@@ -78,6 +80,23 @@ impl Engine {
             let other = self.find(other)?;
             spec.host.network_mode = NetworkMode::Container(other.id.to_string());
         }
+        // By id, which stays when names change.
+        for mode in [&mut spec.host.pid_mode, &mut spec.host.ipc_mode] {
+            if let Some(other) = mode
+                .as_deref()
+                .and_then(|mode| mode.strip_prefix("container:"))
+            {
+                let other = self.find(other)?;
+                *mode = Some(format!("container:{}", other.id));
+            }
+        }
+        for link in &spec.host.links {
+            if let Some((name, _)) = links::parse(link) {
+                self.find(name).map_err(|err| {
+                    EngineError::Invalid(format!("could not get container for {name}: {err}"))
+                })?;
+            }
+        }
         Ok(spec)
     }
 
@@ -87,7 +106,7 @@ impl Engine {
         name: String,
         spec: ContainerSpec,
         image: &ImageRecord,
-        planned: Vec<PlannedMount>,
+        (planned, inherited): (Vec<PlannedMount>, Vec<MountPoint>),
     ) -> Result<Record, EngineError> {
         super::make_private(&self.dir_of(&id))?;
         let (mounts, anonymous_volumes) = self.make_mounts(&id, planned)?;
@@ -109,6 +128,7 @@ impl Engine {
             layers: image.layers.clone(),
             hostname,
             mounts,
+            inherited,
             anonymous_volumes,
             state: ContainerState::default(),
             network: NetworkSettings::default(),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use crate::core::config::ConfigError;
 use crate::core::mounts::MountError;
 use crate::core::oci::OciError;
+use crate::io::files::FilesError;
 use crate::io::images::ImageError;
 use crate::io::network::NetworkError;
 use crate::shim::protocol::Failure;
@@ -45,6 +46,8 @@ pub enum EngineError {
     NotModified(String),
     #[error("remove {name}: volume is in use - [{users}]")]
     VolumeInUse { name: String, users: String },
+    #[error("error gathering device information while adding custom device {path:?}: {why}")]
+    Device { path: String, why: String },
     #[error("{0}")]
     Conflict(String),
     #[error("{0}")]
@@ -55,6 +58,8 @@ pub enum EngineError {
     Mount(#[from] MountError),
     #[error(transparent)]
     Oci(#[from] OciError),
+    #[error(transparent)]
+    Files(#[from] FilesError),
     #[error(transparent)]
     Image(#[from] ImageError),
     #[error("failed to set up container networking: {0}")]
@@ -119,6 +124,17 @@ impl EngineError {
                 126 | 127 => EngineErrorKind::Invalid,
                 _ => EngineErrorKind::Internal,
             },
+            Self::Files(err) => match err {
+                FilesError::NotFound { .. } => EngineErrorKind::NotFound,
+                FilesError::View(_) => EngineErrorKind::Internal,
+                FilesError::NotDirectory
+                | FilesError::ReadOnlyRoot
+                | FilesError::ReadOnlyVolume
+                | FilesError::DirectoryInTheWay { .. }
+                | FilesError::FileInTheWay { .. }
+                | FilesError::Archive(_)
+                | FilesError::Kernel { .. } => EngineErrorKind::Invalid,
+            },
             Self::Image(err) => match err.kind() {
                 ImageErrorKind::NotFound => EngineErrorKind::NotFound,
                 ImageErrorKind::Conflict => EngineErrorKind::Conflict,
@@ -127,6 +143,8 @@ impl EngineError {
                     EngineErrorKind::Internal
                 }
             },
+            // Docker finds it out at the start, too, where it is no fault of the request's form.
+            Self::Device { .. } => EngineErrorKind::Internal,
             Self::NotModified(_) => EngineErrorKind::NotModified,
             Self::Network(NetworkError::Failed(_))
             | Self::SelfTest(_)

@@ -203,7 +203,7 @@ impl Engine {
         Ok(self
             .inner
             .cgroups
-            .stats(entry.id.as_str(), record.state.pid))
+            .stats(&self.group_of(&record), record.state.pid))
     }
 
     /// The processes of a container as `ps` shows them, with `arguments` or `-ef`.
@@ -212,6 +212,14 @@ impl Engine {
         if !entry.record().state.status.is_up() {
             return Err(EngineError::NotRunning(entry.id.to_string()));
         }
+        if let Some(layout) = crate::core::processes::parse(arguments) {
+            let pids = self
+                .inner
+                .cgroups
+                .processes(&self.group_of(&entry.record()));
+            return Ok(crate::io::processes::table(&layout, &pids));
+        }
+        // Anything else is for the host's own `ps` to know.
         let arguments = if arguments.trim().is_empty() {
             "-ef"
         } else {
@@ -226,7 +234,10 @@ impl Engine {
             let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
             return Err(EngineError::Invalid(format!("ps: {said}")));
         }
-        let pids = self.inner.cgroups.processes(entry.id.as_str());
+        let pids = self
+            .inner
+            .cgroups
+            .processes(&self.group_of(&entry.record()));
         let text = String::from_utf8_lossy(&output.stdout);
         let mut rows = text.lines().map(|line| {
             line.split_whitespace()

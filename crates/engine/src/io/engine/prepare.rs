@@ -3,15 +3,19 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use shoal_api::container::NetworkMode;
+use shoal_api::container::{HostSpec, NetworkMode};
 
+use super::joined::Links;
 use super::record::{Entry, Record};
 use super::{Engine, EngineError};
 use crate::core::mounts::{self, Planned, ReadyMount};
-use crate::core::oci::{self, Netns, Surroundings};
+use crate::core::oci::{self, DeviceNode, Netns, Surroundings, Throttle};
 use crate::core::{config, etc};
+use crate::io::devices;
 use crate::io::network::{NetworkReady, NetworkRequest};
-use crate::shim::protocol::{LAUNCH_NAME, Launch, LogFile, Populate, Supervise};
+use crate::shim::protocol::{
+    LAUNCH_NAME, Launch, LogFile, Populate, STAGE_NAME, Staged, Supervise,
+};
 
 /// The network a container starts in.
 pub(super) struct Network {
@@ -95,16 +99,48 @@ impl Engine {
         network: &Network,
     ) -> Result<Supervise, EngineError> {
         super::make_private(&entry.run_dir)?;
-        let mounts = self.ready_mounts(entry, record, network)?;
+        let links = self.links(record)?;
+        let host = &record.spec.host;
+        let mut staged = Vec::new();
+        let mut mounts = self.ready_mounts(entry, record, network, &links, &mut staged)?;
+        let pid_namespace = self.joined_namespace(host.pid_mode.as_deref(), "pid")?;
+        let ipc_namespace = self.joined_namespace(host.ipc_mode.as_deref(), "ipc")?;
+        let shm = Path::new("/dev/shm");
+        let own_shm = mounts.iter().any(|mount| mount.target == shm);
+        let shared = match &ipc_namespace {
+            Some((_, pid)) => {
+                staged.push(Staged::Shm { pid: *pid });
+                Some(stage_path(entry, staged.len()))
+            }
+            None if host.ipc_mode.as_deref() == Some("host") && shm.exists() => {
+                Some(shm.to_owned())
+            }
+            None => None,
+        };
+        if let Some(source) = shared.filter(|_| !own_shm) {
+            mounts.push(ReadyMount {
+                target: shm.to_owned(),
+                kind: "bind",
+                source,
+                options: mounts::bind_options(false, Default::default(), false),
+            });
+        }
         let populate = populate(record)?;
         let around = Surroundings {
-            cgroup: self.inner.cgroups.path(entry.id.as_str()),
+            cgroup: Path::new("/").join(self.group_of(record)),
             netns: network.netns.clone(),
             hostname: record.hostname.clone(),
             mounts,
             swap_limit: self.inner.cgroups.has_swap_limit(),
             cpus: std::thread::available_parallelism()
                 .map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(1)),
+            pid_namespace: pid_namespace.map(|(path, _)| path),
+            ipc_namespace: ipc_namespace.map(|(path, _)| path),
+            devices: devices_of(host)?,
+            throttles: throttles(host)?,
+            kernel: kernel_version(),
+            bounding: Some(crate::shim::bounding()),
+            link_env: links.env,
         };
         let spec = &record.spec;
         let launch = Launch {
@@ -116,6 +152,8 @@ impl Engine {
             volatile: spec.host.auto_remove,
             populate,
             loopback_only: network.loopback_only,
+            staged,
+            init: spec.host.init == Some(true),
             probe: false,
         };
         write_launch(&entry.run_dir, &launch)?;
@@ -129,7 +167,7 @@ impl Engine {
             open_stdin: spec.open_stdin,
             stdin_once: spec.stdin_once,
             log: log_file(entry, record),
-            cgroups: self.inner.cgroups.dirs(entry.id.as_str()),
+            cgroups: self.inner.cgroups.dirs(&self.group_of(record)),
         })
     }
 
@@ -138,15 +176,17 @@ impl Engine {
         entry: &Entry,
         record: &Record,
         network: &Network,
+        links: &Links,
+        staged: &mut Vec<Staged>,
     ) -> Result<Vec<ReadyMount>, EngineError> {
-        let planned = mounts::plan(&record.spec)?;
+        let planned = mounts::plan(&record.spec, &record.inherited)?;
         let mut ready = Vec::with_capacity(planned.len() + 3);
         let taken = |target: &str| {
             planned
                 .iter()
                 .any(|mount| mount.target == Path::new(target))
         };
-        let files = etc_files(record, network)?;
+        let files = etc_files(record, network, links)?;
         for (name, text) in files {
             let path = entry.dir.join(name);
             let target = format!("/etc/{name}");
@@ -178,6 +218,20 @@ impl Engine {
                     source,
                     mounts::bind_options(planned.read_only, propagation, non_recursive),
                 ),
+                Planned::Volume {
+                    subpath: Some(path),
+                    ..
+                } => {
+                    staged.push(Staged::Subpath {
+                        volume: point.source.clone(),
+                        path,
+                    });
+                    (
+                        "bind",
+                        stage_path(entry, staged.len()),
+                        mounts::bind_options(planned.read_only, Default::default(), false),
+                    )
+                }
                 Planned::Volume { .. } => (
                     "bind",
                     point.source.clone(),
@@ -201,16 +255,72 @@ impl Engine {
     }
 }
 
+/// Where the shim puts the source of a mount that was staged as the `count`th.
+fn stage_path(entry: &Entry, count: usize) -> PathBuf {
+    entry.run_dir.join(STAGE_NAME).join((count - 1).to_string())
+}
+
+fn devices_of(host: &HostSpec) -> Result<Vec<DeviceNode>, EngineError> {
+    let mut found = if host.privileged {
+        devices::all()
+    } else {
+        Vec::new()
+    };
+    for wish in &host.devices {
+        let wished = devices::wished(wish)?;
+        found.retain(|have| wished.iter().all(|new| new.path != have.path));
+        found.extend(wished);
+    }
+    Ok(found)
+}
+
+fn throttles(host: &HostSpec) -> Result<Vec<Throttle>, EngineError> {
+    let mut found = Vec::new();
+    for (kind, wishes) in &host.resources.blkio_devices {
+        for wish in wishes {
+            let invalid = || EngineError::Invalid(format!("no such block device: {wish}"));
+            let (path, rate) = wish.rsplit_once(':').ok_or_else(invalid)?;
+            let (major, minor) = devices::block_numbers(path).ok_or_else(invalid)?;
+            found.push(Throttle {
+                kind: kind.clone(),
+                major,
+                minor,
+                rate: rate.parse().map_err(|_| invalid())?,
+            });
+        }
+    }
+    Ok(found)
+}
+
+/// Major and minor number.
+fn kernel_version() -> (u32, u32) {
+    let release =
+        nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned());
+    let release = release.unwrap_or_default();
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|digits| digits.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
 /// Volumes that are still empty get what the image has at their place.
 fn populate(record: &Record) -> Result<Vec<Populate>, EngineError> {
-    let planned = mounts::plan(&record.spec)?;
+    let planned = mounts::plan(&record.spec, &record.inherited)?;
     let fresh =
         |dir: &Path| std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none());
     Ok(planned
         .into_iter()
         .zip(&record.mounts)
         .filter(|(mount, point)| {
-            matches!(mount.what, Planned::Volume { no_copy: false, .. }) && fresh(&point.source)
+            let whole = matches!(
+                mount.what,
+                Planned::Volume {
+                    no_copy: false,
+                    subpath: None,
+                    ..
+                }
+            );
+            whole && fresh(&point.source)
         })
         .map(|(mount, point)| Populate {
             target: mount.target,
@@ -228,6 +338,7 @@ pub(super) fn write_launch(run_dir: &Path, launch: &Launch) -> Result<(), Engine
 fn etc_files(
     record: &Record,
     network: &Network,
+    links: &Links,
 ) -> Result<[(&'static str, String); 3], EngineError> {
     let spec = &record.spec;
     let ready = &network.ready;
@@ -251,6 +362,7 @@ fn etc_files(
         Netns::Inherited | Netns::At(_) => etc::hosts(&ready.hosts),
     };
     etc::push_hosts(&mut hosts, &extra);
+    etc::push_hosts(&mut hosts, &links.hosts);
     // The network decides who is asked; on a network with a resolver of its own that one knows about `--dns`.
     let servers = if ready.nameservers.is_empty() {
         &spec.host.dns

@@ -30,6 +30,9 @@ pub(super) struct Record {
     pub layers: Vec<PathBuf>,
     pub hostname: String,
     pub mounts: Vec<MountPoint>,
+    /// Mounts of other containers that it has too (`--volumes-from`).
+    #[serde(default)]
+    pub inherited: Vec<MountPoint>,
     /// Volumes made for this container alone.
     pub anonymous_volumes: Vec<String>,
     pub state: ContainerState,
@@ -94,7 +97,7 @@ pub(super) struct Entry {
     pub dir: PathBuf,
     pub run_dir: PathBuf,
     /// Held by whoever starts, removes or writes down the end of it; never while waiting for an end.
-    pub op: tokio::sync::Mutex<()>,
+    pub op: Arc<tokio::sync::Mutex<()>>,
     record: watch::Sender<Arc<Record>>,
     live: Mutex<Live>,
 }
@@ -107,7 +110,7 @@ impl Entry {
             id,
             dir,
             run_dir,
-            op: tokio::sync::Mutex::new(()),
+            op: Arc::default(),
             record,
             live: Mutex::default(),
         })

@@ -263,7 +263,10 @@ impl Engine {
 
     /// Removes the control groups and the run directory of a run that is over.
     async fn clear_run(&self, entry: &Entry) {
-        self.inner.cgroups.remove(entry.id.as_str()).await;
+        self.inner
+            .cgroups
+            .remove(&self.group_of(&entry.record()))
+            .await;
         let _ = std::fs::remove_dir_all(&entry.run_dir);
     }
 
@@ -318,7 +321,7 @@ impl Engine {
         if record.state.status == ContainerStatus::Paused {
             self.inner
                 .cgroups
-                .freeze(entry.id.as_str(), false)
+                .freeze(&self.group_of(&entry.record()), false)
                 .map_err(EngineError::io("thaw", "the control group"))?;
         }
         self.tell(&record, "kill", &[("signal", number.to_string())]);
@@ -377,7 +380,10 @@ impl Engine {
         // It may end by itself this very moment, which is as good.
         let _ = self.signal(entry, signal).await;
         if record.state.status == ContainerStatus::Paused {
-            let _ = self.inner.cgroups.freeze(entry.id.as_str(), false);
+            let _ = self
+                .inner
+                .cgroups
+                .freeze(&self.group_of(&entry.record()), false);
         }
         self.tell(&record, "kill", &[("signal", signal.to_string())]);
         let ended = watch.wait_for(|now| now.ends != record.ends || now.removed);
@@ -411,7 +417,10 @@ impl Engine {
         }
         let _ = self.signal(entry, SIGKILL).await;
         if entry.record().state.status == ContainerStatus::Paused {
-            let _ = self.inner.cgroups.freeze(entry.id.as_str(), false);
+            let _ = self
+                .inner
+                .cgroups
+                .freeze(&self.group_of(&entry.record()), false);
         }
         let _ = watch.wait_for(|now| now.ends != ends || now.removed).await;
         Ok(())
@@ -458,7 +467,7 @@ impl Engine {
         }
         self.inner
             .cgroups
-            .freeze(entry.id.as_str(), paused)
+            .freeze(&self.group_of(&entry.record()), paused)
             .map_err(EngineError::io("freeze", "the control group"))?;
         let (status, action) = if paused {
             (ContainerStatus::Paused, "pause")

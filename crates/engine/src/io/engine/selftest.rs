@@ -23,7 +23,10 @@ impl Engine {
         let dir = self.inner.config.run_dir.join("probe");
         let run_dir = self.run_dir_of(&id);
         let outcome = self.probe_host(&id, &dir, &run_dir).await;
-        self.inner.cgroups.remove(id.as_str()).await;
+        self.inner
+            .cgroups
+            .remove(&self.inner.cgroups.group(None, id.as_str()))
+            .await;
         let _ = std::fs::remove_dir_all(&run_dir);
         let _ = std::fs::remove_dir_all(&dir);
         judge(&outcome?, CapabilitySet::docker_default().0)
@@ -43,12 +46,10 @@ impl Engine {
             ..ContainerSpec::default()
         };
         let around = Surroundings {
-            cgroup: self.inner.cgroups.path(id.as_str()),
+            cgroup: std::path::Path::new("/").join(self.inner.cgroups.group(None, id.as_str())),
             netns: Netns::Inherited,
             hostname: "probe".into(),
-            mounts: Vec::new(),
-            swap_limit: false,
-            cpus: 0,
+            ..Surroundings::default()
         };
         let launch = Launch {
             spec: oci::spec(&spec, &around).map_err(|err| err.to_string())?,
@@ -58,6 +59,8 @@ impl Engine {
             volatile: true,
             populate: Vec::new(),
             loopback_only: true,
+            staged: Vec::new(),
+            init: false,
             probe: true,
         };
         write_launch(run_dir, &launch).map_err(|err| err.report())?;
@@ -71,7 +74,10 @@ impl Engine {
             open_stdin: false,
             stdin_once: false,
             log: None,
-            cgroups: self.inner.cgroups.dirs(id.as_str()),
+            cgroups: self
+                .inner
+                .cgroups
+                .dirs(&self.inner.cgroups.group(None, id.as_str())),
         };
         let control = self.inner.nursery.launch(&supervise).map_err(text)?;
         control.set_nonblocking(true).map_err(text)?;

@@ -34,7 +34,7 @@ use nix::{
 
 /// What is there under a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Found {
+pub(in crate::io) enum Found {
     Nothing,
     Directory,
     /// A character device 0/0, overlayfs's mark for "hidden".
@@ -43,7 +43,7 @@ pub(super) enum Found {
 }
 
 /// The root of such a tree.
-pub(super) struct RootDir {
+pub(in crate::io) struct RootDir {
     root: Rc<OwnedFd>,
     /// The parent found last: archives list the files of a directory one after the other.
     last: Option<(PathBuf, Rc<OwnedFd>)>,
@@ -51,7 +51,7 @@ pub(super) struct RootDir {
 
 impl RootDir {
     /// Opens the existing directory `path`, which is ours, as a root.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
+    pub(in crate::io) fn open(path: &Path) -> io::Result<Self> {
         Ok(Self {
             root: Rc::new(open_directory(path)?),
             last: None,
@@ -59,7 +59,7 @@ impl RootDir {
     }
 
     /// The directory at `path`; it and what leads to it is made if missing.
-    pub(super) fn directory(&mut self, path: &Path) -> io::Result<Rc<OwnedFd>> {
+    pub(in crate::io) fn directory(&mut self, path: &Path) -> io::Result<Rc<OwnedFd>> {
         let Some(name) = path.file_name() else {
             return Ok(Rc::clone(&self.root));
         };
@@ -89,7 +89,7 @@ impl RootDir {
     }
 
     /// The existing directory at `path`.
-    pub(super) fn existing(&self, path: &Path) -> io::Result<Rc<OwnedFd>> {
+    pub(in crate::io) fn existing(&self, path: &Path) -> io::Result<Rc<OwnedFd>> {
         if path.as_os_str().is_empty() {
             return Ok(Rc::clone(&self.root));
         }
@@ -108,13 +108,13 @@ impl RootDir {
     }
 
     /// Forgets where directories were, after one was replaced.
-    pub(super) fn forget(&mut self) {
+    pub(in crate::io) fn forget(&mut self) {
         self.last = None;
     }
 }
 
 /// What `name` is in `parent`.
-pub(super) fn look(parent: &OwnedFd, name: &OsStr) -> io::Result<Found> {
+pub(in crate::io) fn look(parent: &OwnedFd, name: &OsStr) -> io::Result<Found> {
     let stat: FileStat = match fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
         Err(Errno::ENOENT) => return Ok(Found::Nothing),
         stat => stat?,
@@ -128,7 +128,7 @@ pub(super) fn look(parent: &OwnedFd, name: &OsStr) -> io::Result<Found> {
 }
 
 /// Makes a new regular file; fails if the name is taken.
-pub(super) fn create_file(parent: &OwnedFd, name: &OsStr) -> io::Result<File> {
+pub(in crate::io) fn create_file(parent: &OwnedFd, name: &OsStr) -> io::Result<File> {
     let flags =
         OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     Ok(File::from(openat(
@@ -139,16 +139,20 @@ pub(super) fn create_file(parent: &OwnedFd, name: &OsStr) -> io::Result<File> {
     )?))
 }
 
-pub(super) fn create_directory(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
+pub(in crate::io) fn create_directory(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
     Ok(mkdirat(parent, name, Mode::from_bits_truncate(0o755))?)
 }
 
-pub(super) fn create_symlink(parent: &OwnedFd, name: &OsStr, target: &OsStr) -> io::Result<()> {
+pub(in crate::io) fn create_symlink(
+    parent: &OwnedFd,
+    name: &OsStr,
+    target: &OsStr,
+) -> io::Result<()> {
     Ok(symlinkat(target, parent, name)?)
 }
 
 /// Makes a device or FIFO.
-pub(super) fn create_node(
+pub(in crate::io) fn create_node(
     parent: &OwnedFd,
     name: &OsStr,
     kind: SFlag,
@@ -164,14 +168,17 @@ pub(super) fn create_node(
 }
 
 /// Gives an existing file another name; a link is linked to, not followed.
-pub(super) fn create_hard_link(from: (&OwnedFd, &OsStr), to: (&OwnedFd, &OsStr)) -> io::Result<()> {
+pub(in crate::io) fn create_hard_link(
+    from: (&OwnedFd, &OsStr),
+    to: (&OwnedFd, &OsStr),
+) -> io::Result<()> {
     Ok(linkat(from.0, from.1, to.0, to.1, AtFlags::empty())?)
 }
 
 /// Removes `name` with all it contains. Follows nothing.
 ///
 /// Subdirectories are first moved up beside it: a tree may be deeper than any stack, or table of open files.
-pub(super) fn remove_tree(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
+pub(in crate::io) fn remove_tree(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
     let mut waiting = vec![name.to_owned()];
     let mut moved: u64 = 0;
     while let Some(next) = waiting.pop() {
@@ -209,7 +216,7 @@ pub(super) fn remove_tree(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
 }
 
 /// Moves `name` out of the way, under a new name in `trash`.
-pub(super) fn discard(
+pub(in crate::io) fn discard(
     parent: &OwnedFd,
     name: &OsStr,
     trash: &OwnedFd,
@@ -219,12 +226,17 @@ pub(super) fn discard(
 }
 
 /// Opens a directory of ours.
-pub(super) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+pub(in crate::io) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     Ok(openat(nix::fcntl::AT_FDCWD, path, flags, Mode::empty())?)
 }
 
-pub(super) fn set_owner(parent: &OwnedFd, name: &OsStr, uid: u32, gid: u32) -> io::Result<()> {
+pub(in crate::io) fn set_owner(
+    parent: &OwnedFd,
+    name: &OsStr,
+    uid: u32,
+    gid: u32,
+) -> io::Result<()> {
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     Ok(fchownat(
         parent,
@@ -236,7 +248,7 @@ pub(super) fn set_owner(parent: &OwnedFd, name: &OsStr, uid: u32, gid: u32) -> i
 }
 
 /// Not for symbolic links, which have no mode and would be followed.
-pub(super) fn set_mode(parent: &OwnedFd, name: &OsStr, mode: u32) -> io::Result<()> {
+pub(in crate::io) fn set_mode(parent: &OwnedFd, name: &OsStr, mode: u32) -> io::Result<()> {
     Ok(fchmodat(
         parent,
         name,
@@ -246,7 +258,7 @@ pub(super) fn set_mode(parent: &OwnedFd, name: &OsStr, mode: u32) -> io::Result<
 }
 
 /// Sets the time of last change, which stands for the last access too.
-pub(super) fn set_time(
+pub(in crate::io) fn set_time(
     parent: &OwnedFd,
     name: &OsStr,
     (seconds, nanos): (i64, u32),
@@ -262,7 +274,12 @@ pub(super) fn set_time(
 }
 
 /// Sets an extended attribute; a link gets it itself.
-pub(super) fn set_xattr(parent: &OwnedFd, name: &OsStr, key: &str, value: &[u8]) -> io::Result<()> {
+pub(in crate::io) fn set_xattr(
+    parent: &OwnedFd,
+    name: &OsStr,
+    key: &str,
+    value: &[u8],
+) -> io::Result<()> {
     // There is no *at call for attributes before Linux 6.13; the descriptor's entry in /proc is as exact.
     let mut path = format!("/proc/self/fd/{}/", parent.as_raw_fd()).into_bytes();
     path.extend_from_slice(name.as_bytes());

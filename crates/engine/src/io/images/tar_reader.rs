@@ -6,7 +6,7 @@ use super::ImageError;
 use crate::core::images::{Assembler, BLOCK, InvalidTar, Member, Step};
 
 /// Reads an archive front to back, without seeking.
-pub(super) struct TarReader<R> {
+pub(in crate::io) struct TarReader<R> {
     inner: R,
     assembler: Assembler,
     /// Bytes of the current member not read yet, and the zeros that fill its last block.
@@ -15,7 +15,7 @@ pub(super) struct TarReader<R> {
 }
 
 impl<R: Read> TarReader<R> {
-    pub(super) fn new(inner: R) -> Self {
+    pub(in crate::io) fn new(inner: R) -> Self {
         Self {
             inner,
             assembler: Assembler::default(),
@@ -25,7 +25,7 @@ impl<R: Read> TarReader<R> {
     }
 
     /// Skips what is left of the current member and returns the next one, `None` at the end.
-    pub(super) fn next_member(&mut self) -> Result<Option<Member>, ImageError> {
+    pub(in crate::io) fn next_member(&mut self) -> Result<Option<Member>, ImageError> {
         loop {
             self.skip(self.left + self.padding)?;
             (self.left, self.padding) = (0, 0);
@@ -59,7 +59,7 @@ impl<R: Read> TarReader<R> {
     }
 
     /// Reads to the end of the stream, past the end of the archive.
-    pub(super) fn drain(mut self) -> Result<(), ImageError> {
+    pub(in crate::io) fn drain(mut self) -> Result<(), ImageError> {
         io::copy(&mut self.inner, &mut io::sink())
             .map_err(ImageError::doing("read the archive"))?;
         Ok(())
