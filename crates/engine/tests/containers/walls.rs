@@ -107,12 +107,12 @@ async fn options_take_effect() {
     assert_eq!(text, "100\nnemo\nsea\n");
     let refused = {
         let mut spec = sh("true");
-        spec.host.privileged = true;
+        spec.host.runtime = Some("other".into());
         host.engine.create(spec).await.expect_err("not supported")
     };
     assert_eq!(
         refused.to_string(),
-        "HostConfig.Privileged is not supported yet: true"
+        "HostConfig.Runtime is not supported yet: other"
     );
 }
 
