@@ -210,6 +210,17 @@ impl Cgroups {
         }
     }
 
+    /// Removes groups of our own parent without processes, for whose names `gone` holds.
+    pub(super) fn sweep(&self, gone: impl Fn(&str) -> bool) {
+        for dir in self.dirs(&self.parent) {
+            for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+                if entry.file_name().to_str().is_some_and(&gone) {
+                    let _ = remove_tree(&entry.path());
+                }
+            }
+        }
+    }
+
     /// Use of resources now; what cannot be read is zero.
     pub(super) fn stats(&self, group: &Path, pid: i32) -> Stats {
         let read = |controller: &str, file: &str| -> String {

@@ -137,6 +137,7 @@ impl Engine {
         }
         let _ = engine.inner.self_test.set(verdict);
         engine.readopt().await;
+        engine.sweep();
         Ok(engine)
     }
 
@@ -148,6 +149,12 @@ impl Engine {
             let dir = entry.path();
             let record = match Record::load(&dir) {
                 Ok(record) => record,
+                // A creation that an end of the daemon cut short: nobody was told of it.
+                Err(err) if err.kind() == std::io::ErrorKind::NotFound => {
+                    tracing::info!(path = %dir.display(), "removing half a container");
+                    let _ = std::fs::rename(&dir, self.trash_dir().join(entry.file_name()));
+                    continue;
+                }
                 Err(err) => {
                     tracing::error!(path = %dir.display(), error = %err, "passing over a container with an unreadable record");
                     continue;
@@ -174,6 +181,24 @@ impl Engine {
                 }
             }
         });
+    }
+
+    /// Removes control groups and run directories of containers that do not run, which an earlier daemon left.
+    fn sweep(&self) {
+        let up: BTreeSet<String> = self
+            .entries()
+            .iter()
+            .filter(|entry| entry.live(|live| live.shim.is_some()))
+            .map(|entry| entry.id.to_string())
+            .collect();
+        let gone = |name: &str| name.parse::<ContainerId>().is_ok() && !up.contains(name);
+        self.inner.cgroups.sweep(gone);
+        let runs = std::fs::read_dir(self.inner.config.run_dir.join("c"));
+        for run in runs.into_iter().flatten().flatten() {
+            if run.file_name().to_str().is_some_and(gone) {
+                let _ = std::fs::remove_dir_all(run.path());
+            }
+        }
     }
 
     fn trash_dir(&self) -> PathBuf {

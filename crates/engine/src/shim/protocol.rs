@@ -12,6 +12,10 @@ use serde::{Deserialize, Serialize};
 use shoal_api::Timestamp;
 use shoal_api::container::StdStream;
 
+/// The version of this protocol. Both sides pass over members that they do not know, and take those that are missing
+/// for their defaults, so that a newer daemon takes over the shims of an older one; the number is for what that alone
+/// cannot express.
+pub const VERSION: u32 = 2;
 /// Longest payload either side accepts. Both sides send stream data in far smaller pieces.
 pub const FRAME_MAX: usize = 1 << 20;
 /// Bytes before the payload.
@@ -173,6 +177,15 @@ pub enum Reply {
         pid: i32,
         started_at: Timestamp,
         exit: Option<Exit>,
+        /// Version of this protocol that the shim speaks; one that does not say so speaks the first.
+        #[serde(default)]
+        version: u32,
+        /// Execs that run.
+        #[serde(default)]
+        execs: Vec<String>,
+        /// Execs that ended while no daemon listened, the latest of them.
+        #[serde(default)]
+        ended_execs: Vec<(String, Exit)>,
     },
     /// Process 1 ended, or with `exec` that process.
     Exited {

@@ -19,7 +19,7 @@ use shoal_api::container::StdStream;
 use super::jsonlog::Logger;
 use super::protocol::{
     EXIT_NAME, Exit, ExitRecord, FRAME_HEADER, Failure, KIND_MESSAGE, Reply, Request, Streams,
-    Supervise, parse_header, push_frame, push_message, stream_of,
+    Supervise, VERSION, parse_header, push_frame, push_message, stream_of,
 };
 use super::{exec, launch};
 
@@ -28,6 +28,8 @@ const CLIENT_BEHIND_MAX: usize = 1 << 20;
 /// Standard input taken from clients ahead of the container.
 const STDIN_AHEAD_MAX: usize = 64 << 10;
 const READ_SIZE: usize = 32 << 10;
+/// Ends of execs remembered for a daemon that is away.
+const ENDED_EXECS_MAX: usize = 256;
 
 /// A process just started, with our ends of its streams.
 pub(super) struct Spawned {
@@ -76,6 +78,8 @@ struct Shim {
     /// Input that came before the container was started, and whether it ended already.
     early_stdin: Vec<u8>,
     early_stdin_ends: bool,
+    /// Ends of execs that no daemon has heard of.
+    ended_execs: Vec<(String, Exit)>,
 }
 
 /// Supervises one container; returns the exit code of the shim.
@@ -98,6 +102,7 @@ pub(super) fn run(sup: Supervise, listener: UnixListener, control: UnixStream) -
         exit: None,
         early_stdin: Vec::new(),
         early_stdin_ends: false,
+        ended_execs: Vec::new(),
     };
     let mut buffer = vec![0; READ_SIZE];
     loop {
@@ -274,6 +279,9 @@ impl Shim {
                 pid: self.pid,
                 started_at: self.started_at,
                 exit: self.exit,
+                version: VERSION,
+                execs: self.processes.keys().flatten().cloned().collect(),
+                ended_execs: std::mem::take(&mut self.ended_execs),
             },
             Request::Kill { exec, signal } => done(self.kill(&exec, signal)),
             Request::Resize { exec, rows, cols } => done(self.resize(&exec, rows, cols)),
@@ -540,7 +548,9 @@ impl Shim {
             exec: key.clone(),
             exit,
         };
+        let mut heard = false;
         for client in &mut self.clients {
+            heard |= client.attached.is_none();
             match &client.attached {
                 Some((attached, _)) if attached == key => {
                     push_message(&mut client.output, &reply);
@@ -549,6 +559,12 @@ impl Shim {
                 Some(_) => {}
                 None => push_message(&mut client.output, &reply),
             }
+        }
+        if let (Some(id), false) = (key, heard) {
+            if self.ended_execs.len() >= ENDED_EXECS_MAX {
+                self.ended_execs.remove(0);
+            }
+            self.ended_execs.push((id.clone(), exit));
         }
     }
 }

@@ -76,3 +76,73 @@ async fn an_end_while_the_daemon_was_away_is_known_afterwards() {
         .await
         .expect("remove");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn execs_go_on_and_are_known_afterwards() {
+    let mut host = Host::new().await;
+    let id = host.start(sh("echo up; sleep 1000")).await;
+    host.wait_for_output(&id, "up").await;
+    let exec = |command: &str| shoal_api::container::ExecSpec {
+        cmd: vec!["/bin/sh".into(), "-c".into(), command.into()],
+        ..Default::default()
+    };
+    let over = host
+        .engine
+        .exec_create(id.as_str(), exec("exit 4"))
+        .expect("exec create");
+    drop(host.engine.exec_start(&over).await.expect("exec start"));
+    let running = host
+        .engine
+        .exec_create(
+            id.as_str(),
+            exec("while [ ! -e /tmp/go ]; do sleep 0.02; done; exit 5"),
+        )
+        .expect("exec create");
+    drop(host.engine.exec_start(&running).await.expect("exec start"));
+    let ended = |host: &Host, exec: &str| {
+        let exec = host.engine.exec_inspect(exec).expect("exec inspect");
+        (exec.running, exec.exit_code)
+    };
+    while ended(&host, &over).1.is_none() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    host.reopen().await;
+    assert_eq!(ended(&host, &over), (false, Some(4)));
+    assert_eq!(ended(&host, &running), (true, None));
+    assert_eq!(host.exec(&id, &["touch", "/tmp/go"]).await.0, 0);
+    while ended(&host, &running).0 {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    assert_eq!(ended(&host, &running), (false, Some(5)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_dead_daemon_left_half_done_is_swept() {
+    let mut host = Host::new().await;
+    let kept = host.engine.create(sh("true")).await.expect("create");
+    let containers = host.root.join("lib/containers");
+    // Killed between the directory and the record.
+    let half = containers.join("e".repeat(64));
+    std::fs::create_dir(&half).expect("directory");
+    std::fs::write(half.join("container.json.new"), "{").expect("file");
+    // Killed between the end of a container and the removal of its group and run directory.
+    let run = host.root.join("run/c").join("d".repeat(64));
+    std::fs::create_dir(&run).expect("directory");
+    let groups = std::path::Path::new("/sys/fs/cgroup");
+    let mounts = std::fs::read_dir(groups).expect("cgroups").flatten();
+    let mounts = mounts.map(|entry| entry.path());
+    for mount in mounts.chain([groups.to_owned()]) {
+        if mount.join(&host.cgroup).is_dir() {
+            std::fs::create_dir(mount.join(&host.cgroup).join("d".repeat(64))).expect("group");
+        }
+    }
+    host.reopen().await;
+    assert!(!half.exists() && !run.exists());
+    assert!(host.cgroups().is_empty(), "{:?}", host.cgroups());
+    let left: Vec<_> = std::fs::read_dir(&containers)
+        .expect("containers")
+        .flatten()
+        .map(|entry| entry.file_name().into_string().expect("text"))
+        .collect();
+    assert_eq!(left, [kept.to_string()]);
+}

@@ -211,3 +211,80 @@ async fn hundreds_may_follow_one_log() {
     let (all, _) = tokio::join!(following, host.exec(&id, &["touch", "/tmp/go"]));
     assert!(all.iter().all(|text| text == "up\nlast\n"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_hundred_lives_leave_nothing() {
+    let host = Host::new().await;
+    let lives: usize = std::env::var("SHOAL_LIVES")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(500);
+    let open = || {
+        std::fs::read_dir("/proc/self/fd")
+            .expect("descriptors")
+            .count()
+    };
+    let entries = |dir: &str| {
+        let dir = std::fs::read_dir(host.root.join(dir));
+        dir.into_iter().flatten().count()
+    };
+    // The first lives make what stays: the nursery, directories.
+    for _ in 0..4 {
+        assert_eq!(host.sh("true").await.0, 0);
+    }
+    let before = open();
+    let one = |number: usize| {
+        let host = &host;
+        async move {
+            let mut spec = sh("echo alive; exit 3");
+            spec.host.binds = vec!["/anonymous".into()];
+            spec.host.auto_remove = number.is_multiple_of(2);
+            let id = host.engine.create(spec).await.expect("create");
+            let gone = host
+                .engine
+                .wait(
+                    id.as_str(),
+                    shoal_engine::io::engine::WaitCondition::NextExit,
+                )
+                .expect("wait");
+            host.engine.start(id.as_str()).await.expect("start");
+            assert_eq!(gone.await.exit_code, 3);
+            if !number.is_multiple_of(2) {
+                host.engine
+                    .remove(id.as_str(), false, true)
+                    .await
+                    .expect("remove");
+            }
+        }
+    };
+    for number in (0..lives).step_by(4) {
+        tokio::join!(
+            one(number),
+            one(number + 1),
+            one(number + 2),
+            one(number + 3)
+        );
+    }
+    host.cgroups_gone().await;
+    for _ in 0..500 {
+        if entries("lib/trash") == 0 && entries("run/c") == 0 && entries("lib/volumes") == 0 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    for dir in [
+        "lib/trash",
+        "lib/containers",
+        "lib/volumes",
+        "run/c",
+        "run/netns",
+    ] {
+        assert_eq!(entries(dir), 0, "{dir}");
+    }
+    assert!(host.mounts().is_empty());
+    assert!(
+        open() <= before + 2,
+        "{} descriptors, {before} before",
+        open()
+    );
+}

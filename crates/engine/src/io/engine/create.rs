@@ -290,7 +290,7 @@ impl Engine {
         entry: &Arc<Entry>,
         volumes: bool,
     ) -> Result<(), EngineError> {
-        entry.update(|record| record.state.status = ContainerStatus::Removing);
+        entry.change(|record| record.state.status = ContainerStatus::Removing);
         // Aside at once; how long the disk takes to forget the files is nobody's concern.
         let trash = self.trash_dir().join(entry.id.as_str());
         if let Err(err) = std::fs::rename(&entry.dir, &trash) {

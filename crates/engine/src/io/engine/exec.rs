@@ -14,6 +14,10 @@ use crate::shim::protocol::{ExecLaunch, Exit, Reply, Request, Streams};
 
 /// Execs remembered per container; older ones that have ended are forgotten.
 const EXECS_MAX: usize = 256;
+/// Where they are written down, in the run directory.
+const EXECS_NAME: &str = "execs.json";
+/// What Docker says of an end that nobody saw.
+const EXIT_UNKNOWN: i32 = 255;
 
 impl Engine {
     /// Attaches to the streams of process 1. A container that does not run yet is attached to when it starts, and
@@ -165,6 +169,7 @@ impl Engine {
             Ok(connection) => {
                 let pid = connection.pid;
                 entry.live(|live| live.execs.get_mut(id).map(|exec| exec.pid = pid));
+                save_execs(&entry);
                 self.tell(&entry.record(), &action, &[("execID", id.to_owned())]);
                 let (engine, ended, id) = (self.clone(), entry.clone(), id.to_owned());
                 let on_end = move |exit| engine.on_exec_end(&ended, &id, exit);
@@ -242,11 +247,33 @@ impl Engine {
             _ => false,
         });
         if news {
+            save_execs(entry);
             let attributes = [
                 ("execID", id.to_owned()),
                 ("exitCode", exit.code.to_string()),
             ];
             self.tell(&entry.record(), "exec_die", &attributes);
+        }
+    }
+
+    /// Takes over the execs of a container that outlived the daemon: `running` is what its shim still has, `ended` what
+    /// ended meanwhile.
+    pub(super) fn adopt_execs(&self, entry: &Entry, running: &[String], ended: &[(String, Exit)]) {
+        let json = std::fs::read(entry.run_dir.join(EXECS_NAME)).unwrap_or_default();
+        let execs: Vec<ExecInspect> = serde_json::from_slice(&json).unwrap_or_default();
+        for mut exec in execs {
+            let id = exec.id.clone();
+            let over = exec.exit_code.is_some();
+            let exit = ended.iter().find(|(ended, _)| *ended == id);
+            if !over && exit.is_none() && !running.contains(&id) {
+                // A shim of an older version does not tell.
+                exec.running = false;
+                exec.exit_code = Some(EXIT_UNKNOWN);
+            }
+            entry.live(|live| live.execs.insert(id.clone(), exec));
+            if let Some((_, exit)) = exit {
+                self.on_exec_end(entry, &id, *exit);
+            }
         }
     }
 
@@ -270,6 +297,22 @@ impl Engine {
                 },
             );
         }
+    }
+}
+
+/// Writes down which execs there are, for the next daemon. What the disk refuses only it will miss.
+fn save_execs(entry: &Entry) {
+    let execs: Vec<ExecInspect> = entry.live(|live| {
+        let known = live.execs.values();
+        known.filter(|exec| exec.pid != 0).cloned().collect()
+    });
+    let new = entry.run_dir.join(format!("{EXECS_NAME}.new"));
+    let saved = serde_json::to_vec(&execs)
+        .map_err(std::io::Error::from)
+        .and_then(|json| std::fs::write(&new, json))
+        .and_then(|()| std::fs::rename(&new, entry.run_dir.join(EXECS_NAME)));
+    if let Err(err) = saved {
+        tracing::debug!(container.id = %entry.id, error = %err, "cannot write down the execs");
     }
 }
 

@@ -40,7 +40,7 @@ impl Engine {
         if record.removed {
             return Err(EngineError::NoSuchContainer(name.to_owned()).into());
         }
-        let place = deed(NetworkPlace {
+        let before = NetworkPlace {
             id: record.id.clone(),
             name: record.name.clone(),
             hostname: record.hostname.clone(),
@@ -48,8 +48,11 @@ impl Engine {
             mode: record.spec.host.network_mode.clone(),
             endpoints: record.spec.endpoints.clone(),
             settings: record.network.clone(),
-        });
-        let place = place.await?;
+        };
+        let place = deed(before.clone()).await?;
+        if place == before {
+            return Ok(());
+        }
         entry.update(|record| {
             record.spec.host.network_mode = place.mode;
             record.spec.endpoints = place.endpoints;

@@ -91,14 +91,35 @@ impl Engine {
         )
     }
 
-    /// Writes the files and the launch description; returns what the shim itself must know. Blocks.
+    /// Makes the run directory; returns what the shim itself must know. Blocks.
+    pub(super) fn supervise_of(
+        &self,
+        entry: &Entry,
+        record: &Record,
+    ) -> Result<Supervise, EngineError> {
+        super::make_private(&entry.run_dir)?;
+        let spec = &record.spec;
+        Ok(Supervise {
+            id: entry.id.to_string(),
+            start: record.start,
+            container_dir: entry.dir.clone(),
+            run_dir: entry.run_dir.clone(),
+            tty: spec.tty,
+            console_size: None,
+            open_stdin: spec.open_stdin,
+            stdin_once: spec.stdin_once,
+            log: log_file(entry, record),
+            cgroups: self.inner.cgroups.dirs(&self.group_of(record)),
+        })
+    }
+
+    /// Writes the files and the launch description. Blocks.
     pub(super) fn prepare(
         &self,
         entry: &Entry,
         record: &Record,
         network: &Network,
-    ) -> Result<Supervise, EngineError> {
-        super::make_private(&entry.run_dir)?;
+    ) -> Result<(), EngineError> {
         let links = self.links(record)?;
         let host = &record.spec.host;
         let mut staged = Vec::new();
@@ -156,19 +177,7 @@ impl Engine {
             init: spec.host.init == Some(true),
             probe: false,
         };
-        write_launch(&entry.run_dir, &launch)?;
-        Ok(Supervise {
-            id: entry.id.to_string(),
-            start: record.start,
-            container_dir: entry.dir.clone(),
-            run_dir: entry.run_dir.clone(),
-            tty: spec.tty,
-            console_size: None,
-            open_stdin: spec.open_stdin,
-            stdin_once: spec.stdin_once,
-            log: log_file(entry, record),
-            cgroups: self.inner.cgroups.dirs(&self.group_of(record)),
-        })
+        write_launch(&entry.run_dir, &launch)
     }
 
     fn ready_mounts(

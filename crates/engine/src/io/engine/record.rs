@@ -137,6 +137,12 @@ impl Entry {
         });
     }
 
+    /// Changes the record without writing it down: something that will be follows.
+    pub(super) fn change(&self, change: impl FnOnce(&mut Record)) {
+        self.record
+            .send_modify(|record| change(Arc::make_mut(record)));
+    }
+
     pub(super) fn live<T>(&self, with: impl FnOnce(&mut Live) -> T) -> T {
         with(&mut self.live.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -51,7 +51,8 @@ impl Engine {
             }
             ContainerStatus::Created | ContainerStatus::Exited | ContainerStatus::Restarting => {}
         }
-        entry.update(|record| {
+        // Written down together with the start.
+        entry.change(|record| {
             record.stopped_by_user = false;
             record.failures = 0;
             record.restart_count = 0;
@@ -105,20 +106,22 @@ impl Engine {
         entry: &Arc<Entry>,
         record: &Arc<Record>,
     ) -> Result<(ShimHandle, mpsc::UnboundedReceiver<ShimEvent>), EngineError> {
-        let network = self.set_up_network(entry, record).await?;
+        let failed = |err| EngineError::Shim(io::Error::other(err));
+        // The shim is forked while the network is made: neither has to know of the other. It ends by itself when its
+        // connection closes before it was told to start.
+        let (engine, entry2, record2) = (self.clone(), entry.clone(), record.clone());
+        let forked = tokio::task::spawn_blocking(move || {
+            let supervise = engine.supervise_of(&entry2, &record2)?;
+            let nursery = &engine.inner.nursery;
+            nursery.launch(&supervise).map_err(EngineError::Shim)
+        });
+        let (network, control) = tokio::join!(self.set_up_network(entry, record), forked);
+        let (network, control) = (network?, control.map_err(failed)??);
         let settings = network.ready.settings.clone();
         let (engine, entry2, record2) = (self.clone(), entry.clone(), record.clone());
-        let control = tokio::task::spawn_blocking(move || {
-            let supervise = engine.prepare(&entry2, &record2, &network)?;
-            engine
-                .inner
-                .nursery
-                .launch(&supervise)
-                .map_err(EngineError::Shim)
-        });
-        let control = control
-            .await
-            .map_err(|err| EngineError::Shim(io::Error::other(err)))??;
+        let prepared =
+            tokio::task::spawn_blocking(move || engine.prepare(&entry2, &record2, &network));
+        prepared.await.map_err(failed)??;
         control.set_nonblocking(true).map_err(EngineError::Shim)?;
         let (shim, events) =
             ShimHandle::new(UnixStream::from_std(control).map_err(EngineError::Shim)?);
@@ -205,6 +208,8 @@ impl Engine {
         }
         entry.live(|live| live.shim = None);
         self.end_execs(entry, exit.at);
+        let (engine, group) = (self.clone(), self.group_of(&record));
+        let emptied = tokio::spawn(async move { engine.inner.cgroups.remove(&group).await });
         // Before anybody hears of the end: addresses and ports are free for the next one.
         self.release_network(entry, &record).await;
         let ran_for = exit.at.since(record.state.started_at);
@@ -245,13 +250,17 @@ impl Engine {
                 ("execDuration", duration),
             ],
         );
-        self.clear_run(entry).await;
+        if next.is_none() && record.spec.host.auto_remove {
+            // Its group goes by itself; nobody will ever want the same one.
+            if let Err(err) = self.remove_ended(entry, true).await {
+                tracing::error!(container.id = %entry.id, error = err.report(), "cannot remove a container that asked for it");
+            }
+            return;
+        }
+        let _ = emptied.await;
+        let _ = std::fs::remove_dir_all(&entry.run_dir);
         if let Some((delay, _)) = next {
             self.restart_later(entry, delay);
-        } else if record.spec.host.auto_remove
-            && let Err(err) = self.remove_ended(entry, true).await
-        {
-            tracing::error!(container.id = %entry.id, error = err.report(), "cannot remove a container that asked for it");
         }
     }
 
@@ -497,6 +506,11 @@ impl Engine {
                     entry.update(|record| record.state.status = ContainerStatus::Restarting);
                     self.restart_later(&entry, Duration::ZERO);
                 }
+                // The last daemon had no time for it.
+                ContainerStatus::Exited if record.spec.host.auto_remove => {
+                    let _op = entry.op.lock().await;
+                    let _ = self.remove_ended(&entry, true).await;
+                }
                 ContainerStatus::Created | ContainerStatus::Exited | ContainerStatus::Dead => {}
             }
         }
@@ -508,10 +522,15 @@ impl Engine {
                 shim,
                 events,
                 Reply::State {
-                    start, exit: None, ..
+                    start,
+                    exit: None,
+                    execs,
+                    ended_execs,
+                    ..
                 },
             )) if start == record.start => {
                 tracing::info!(container.id = %entry.id, "took over a running container");
+                self.adopt_execs(entry, &execs, &ended_execs);
                 entry.live(|live| live.shim = Some(shim));
                 tokio::spawn(self.clone().supervise(entry.clone(), record.start, events));
                 self.watch_health(entry, false);
