@@ -1,5 +1,6 @@
 //! Certificates made, presented, checked and kept.
 
+pub mod api_tls;
 pub mod bootstrap;
 pub mod files;
 pub mod issuer;

@@ -12,6 +12,7 @@ pub use crate::core::{
     token::{JoinToken, TokenError, admitted_role},
 };
 pub use io::{
+    api_tls::{ApiClientTls, ApiServerTls, KeyFiles},
     bootstrap::fetch_root,
     files::IdentityFiles,
     issuer::{NODE_CERTIFICATE_VALIDITY, NodeKey, RootCa, RootCertificate, Subject},
