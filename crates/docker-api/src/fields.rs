@@ -3,6 +3,9 @@
 //! Docker's own server ignores what it does not know. For a spec that is the wrong kind of lenient: the user asked for
 //! something and would not get it. Here whoever reads an object takes the members it can honour, and [`Fields::finish`]
 //! refuses the rest unless it is zero as Go means it (`null`, `false`, `0`, `""`, empty).
+//!
+//! Members of the body itself that do not begin with a capital letter are no specification: the Engine API has none such
+//! there, and client libraries pass their own options along with it (dockerode `name`, `version`).
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -189,7 +192,14 @@ impl Fields {
 
     /// Refuses what was not taken.
     pub(crate) fn finish(self) -> ApiResult<()> {
-        match self.members.iter().find(|(_, value)| !is_zero(value)) {
+        let of_the_api = |name: &str| {
+            !self.path.is_empty() || !name.starts_with(|first: char| first.is_ascii_lowercase())
+        };
+        let left = self.members.iter();
+        match left
+            .clone()
+            .find(|(name, value)| of_the_api(name) && !is_zero(value))
+        {
             None => Ok(()),
             Some((name, _)) => Err(ApiError::invalid(format!(
                 "{} is not supported",
@@ -240,6 +250,16 @@ mod tests {
             ApiError::invalid("Outer.Strange is not supported")
         );
         body.finish().unwrap();
+    }
+
+    #[test]
+    fn options_of_client_libraries_are_no_specification() {
+        read(r#"{"name":"a","version":3,"Zero":0}"#)
+            .finish()
+            .unwrap();
+        assert!(read(r#"{"Name":"a"}"#).finish().is_err());
+        let mut body = read(r#"{"Outer":{"name":"a"}}"#);
+        assert!(body.object("Outer").unwrap().unwrap().finish().is_err());
     }
 
     #[test]

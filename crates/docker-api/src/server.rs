@@ -2,7 +2,8 @@
 
 use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
-use http::{HeaderValue, header};
+use futures_util::future::{BoxFuture, ready};
+use http::{HeaderValue, Method, header};
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use shoal_api::Timestamp;
@@ -23,6 +24,36 @@ use crate::{
 
 /// Time that running requests get when the server stops.
 const STOP_GRACE: Duration = Duration::from_secs(2);
+
+/// Connections of one listener at most: each may hold a stream of a container open, and all share the daemon's files.
+const CONNECTIONS_MAX: usize = 4096;
+/// Time for a caller's TLS handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Bytes both ways.
+pub trait Transport: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Transport for T {}
+
+/// A connection, whatever carries it.
+pub type Connection = Box<dyn Transport>;
+/// A caller who still has to shake hands.
+pub type Accepted = BoxFuture<'static, io::Result<Connection>>;
+
+/// Where callers come from.
+pub trait Listener: Send + Sync + 'static {
+    /// The next caller.
+    fn accept(&self) -> BoxFuture<'_, io::Result<Accepted>>;
+}
+
+impl Listener for UnixListener {
+    fn accept(&self) -> BoxFuture<'_, io::Result<Accepted>> {
+        Box::pin(async {
+            let (stream, _) = Self::accept(self).await?;
+            let accepted: Accepted = Box::pin(ready(Ok(Box::new(stream) as Connection)));
+            Ok(accepted)
+        })
+    }
+}
 
 /// What every request needs.
 #[derive(Clone)]
@@ -86,15 +117,15 @@ impl Server {
     ///
     /// # Errors
     /// When accepting fails although no connection of ours could be closed to make room.
-    pub async fn serve(&self, listener: UnixListener, stop: CancellationToken) -> io::Result<()> {
+    pub async fn serve(&self, listener: impl Listener, stop: CancellationToken) -> io::Result<()> {
         let mut connections = JoinSet::new();
         let outcome = loop {
             tokio::select! {
                 () = stop.cancelled() => break Ok(()),
                 Some(_) = connections.join_next(), if !connections.is_empty() => {}
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => {
-                        connections.spawn(self.clone().serve_connection(stream, stop.clone()));
+                accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
+                    Ok(accepted) => {
+                        connections.spawn(self.clone().welcome(accepted, stop.clone()));
                     }
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept a connection");
@@ -117,6 +148,14 @@ impl Server {
         }
         connections.shutdown().await;
         outcome
+    }
+
+    async fn welcome(self, accepted: Accepted, stop: CancellationToken) {
+        match tokio::time::timeout(HANDSHAKE_TIMEOUT, accepted).await {
+            Ok(Ok(connection)) => self.serve_connection(connection, stop).await,
+            Ok(Err(error)) => tracing::info!(%error, "a caller was turned away"),
+            Err(_) => tracing::info!("a caller did not shake hands in time"),
+        }
     }
 
     /// Serves one connection, of whatever kind, until it ends or `stop`.
@@ -152,7 +191,15 @@ impl Server {
 async fn answer(api: &Api, request: Request<Incoming>) -> Reply {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let outcome = match Call::new(request).await {
-        Ok(call) => routes::answer(api, call).await,
+        Ok(call) if matches!(call.method, Method::GET | Method::HEAD) => {
+            routes::answer(api, call).await
+        }
+        // What was begun is done to its end, even if the caller hangs up meanwhile.
+        Ok(call) => {
+            let api = api.clone();
+            let done = tokio::spawn(async move { routes::answer(&api, call).await }).await;
+            done.unwrap_or_else(|error| Err(ApiError::internal(error.to_string())))
+        }
         Err(error) => Err(error),
     };
     let mut reply = outcome.unwrap_or_else(|error| {

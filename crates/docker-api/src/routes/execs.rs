@@ -49,8 +49,8 @@ pub(super) async fn create(api: &Api, call: Call, container: &str) -> ApiResult<
             .take::<(u16, u16)>("ConsoleSize")?
             .filter(|size| *size != (0, 0)),
     };
-    // Whether the client will wait is said again at the start.
-    f.ignore(&["Detach"]);
+    // Whether the client will wait is said again at the start; Docker's SDK for Python names the container here too.
+    f.ignore(&["Detach", "Container"]);
     f.finish()?;
     if spec.cmd.is_empty() {
         return Err(ApiError::invalid("No exec command specified"));
