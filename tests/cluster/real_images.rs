@@ -86,7 +86,7 @@ fn make_images(registry: &str, folder: &Path) -> Result<std::path::PathBuf> {
 
 #[test]
 fn a_stack_of_debian_images_is_pulled_by_digest_and_answers() -> Result<()> {
-    let registry_addr = format!("{MACHINE}:5000");
+    let registry_addr = format!("{}:5000", *MACHINE);
     let lab = TestLab::up_with(
         3,
         1,
@@ -185,7 +185,7 @@ fn a_stack_of_debian_images_is_pulled_by_digest_and_answers() -> Result<()> {
         let mut seen = BTreeSet::new();
         wait(&format!("every app to answer through {host}"), || {
             let body = get(&lab.addr(host), 8080, "/")?;
-            if !body.contains(&format!("client={MACHINE}")) {
+            if !body.contains(&format!("client={}", *MACHINE)) {
                 return Ok(Err(body));
             }
             seen.extend(body.split_whitespace().nth(1).map(str::to_owned));

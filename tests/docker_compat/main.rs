@@ -1,6 +1,7 @@
 //! Docker's own client, unmodified, against our socket.
 
 mod containers;
+mod sdk;
 mod services;
 
 use std::process::{Command, Stdio};

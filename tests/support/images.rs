@@ -3,6 +3,7 @@
 use std::{
     fs,
     net::{SocketAddr, TcpStream},
+    os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -160,9 +161,11 @@ pub fn save(images: &[Image<'_>], folder: &Path, to: &Path) -> Result<()> {
             "created": "2020-01-01T00:00:00Z",
             "config": {
                 "Entrypoint": image.entrypoint,
+                "Cmd": if image.entrypoint.is_empty() { json!(["sh"]) } else { json!(null) },
                 "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
             },
             "rootfs": { "type": "layers", "diff_ids": diff_ids },
+            "history": diff_ids.iter().map(|id| json!({ "created_by": format!("add {id}") })).collect::<Vec<_>>(),
         });
         let config_name = format!("config{number}.json");
         fs::write(pack.join(&config_name), config.to_string())?;
@@ -186,6 +189,41 @@ pub fn save(images: &[Image<'_>], folder: &Path, to: &Path) -> Result<()> {
         .arg(".")
         .output()?;
     text(&packed).map(drop)
+}
+
+/// An archive, as `docker save` writes it, of the image `busybox:test`: Debian's static busybox under all its names.
+pub fn busybox(folder: &Path) -> Result<PathBuf> {
+    let root = folder.join("busybox");
+    for sub in [
+        "bin", "dev", "etc", "proc", "root", "srv", "sys", "tmp", "var",
+    ] {
+        fs::create_dir_all(root.join(sub))?;
+    }
+    fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777))?;
+    let program = ["/bin/busybox", "/usr/bin/busybox"]
+        .into_iter()
+        .find(|path| Path::new(path).exists())
+        .context("busybox-static is not installed")?;
+    fs::copy(program, root.join("bin/busybox"))?;
+    for name in text(&Command::new(program).arg("--list").output()?)?.lines() {
+        if name != "busybox" {
+            symlink("busybox", root.join("bin").join(name))?;
+        }
+    }
+    fs::write(
+        root.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+    )?;
+    fs::write(root.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n")?;
+    let layer = Layer::pack(&root, &folder.join("busybox-layer.tar"))?;
+    let archive = folder.join("busybox.tar");
+    let image = Image {
+        name: "busybox:test".to_owned(),
+        layers: vec![&layer],
+        entrypoint: &[],
+    };
+    save(&[image], folder, &archive)?;
+    Ok(archive)
 }
 
 /// A Debian root file system with these packages, without what a container never reads.

@@ -1,12 +1,12 @@
 //! One lab per test, taken down at its end, also when the test fails.
 
 use std::{
-    fs,
+    env, fs,
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
     path::PathBuf,
     process::{Command, Output, Stdio},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{LazyLock, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -17,10 +17,17 @@ use crate::wait;
 /// Two cores carry one lab at a time; more would only make each other slow.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// Underlay of the tests' labs, a range for benchmarks (RFC 2544), other than those that labs take by themselves.
-const SUBNET: &str = "198.18.1.0/24";
-/// The machine's own address on it.
-pub const MACHINE: &str = "198.18.1.1";
+/// Name of the tests' lab. `SHOAL_TEST_LAB` and `SHOAL_TEST_NET` let several runs share a machine.
+static NAME: LazyLock<String> =
+    LazyLock::new(|| env::var("SHOAL_TEST_LAB").unwrap_or_else(|_| "test".to_owned()));
+
+/// The first three numbers of the underlay of the tests' labs, of a range for benchmarks (RFC 2544), other than those
+/// that labs take by themselves.
+static NET: LazyLock<String> =
+    LazyLock::new(|| env::var("SHOAL_TEST_NET").unwrap_or_else(|_| "198.18.1".to_owned()));
+
+/// The machine's own address on the underlay.
+pub static MACHINE: LazyLock<String> = LazyLock::new(|| format!("{}.1", *NET));
 
 /// A lab that is up.
 pub struct TestLab {
@@ -31,7 +38,7 @@ pub struct TestLab {
 
 /// The program under test, from `SHOAL_BIN`, which `cargo xtask test` sets.
 pub fn program() -> PathBuf {
-    let said = std::env::var_os("SHOAL_BIN").map(PathBuf::from);
+    let said = env::var_os("SHOAL_BIN").map(PathBuf::from);
     said.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/debug/shoal"))
 }
 
@@ -55,7 +62,7 @@ impl TestLab {
     pub fn up_with(nodes: usize, managers: usize, more: &[&str]) -> Result<Self> {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let lab = Self {
-            name: "test",
+            name: NAME.as_str(),
             program: program(),
             _turn: turn,
         };
@@ -68,7 +75,8 @@ impl TestLab {
             lab.shoal(&["lab", "down", "--name", lab.name])?;
         }
         let (nodes, managers) = (nodes.to_string(), managers.to_string());
-        let mut words = vec!["lab", "up", "--name", lab.name, "--subnet", SUBNET];
+        let subnet = format!("{}.0/24", *NET);
+        let mut words = vec!["lab", "up", "--name", lab.name, "--subnet", subnet.as_str()];
         words.extend(["--nodes", nodes.as_str(), "--managers", managers.as_str()]);
         words.extend(more);
         lab.shoal(&words)?;
@@ -128,10 +136,15 @@ impl TestLab {
         )
     }
 
+    /// Folder of a host's files on the machine: `run` is /run/shoal there, `lib` is /var/lib/shoal.
+    pub fn folder(&self, host: &str) -> PathBuf {
+        PathBuf::from(format!("/var/lib/shoal-lab/{}/{host}", self.name))
+    }
+
     /// Address of a host: n1 is .11.
     pub fn addr(&self, host: &str) -> String {
         let number: u8 = host[1..].parse().expect("hosts are n1, n2, …");
-        format!("198.18.1.{}", 10 + number)
+        format!("{}.{}", *NET, 10 + number)
     }
 
     /// Waits until a service has so many tasks that run, and returns their ids with their hosts.
@@ -172,7 +185,7 @@ impl TestLab {
 
 impl Drop for TestLab {
     fn drop(&mut self) {
-        if std::thread::panicking() || std::env::var_os("SHOAL_TEST_LOGS").is_some() {
+        if std::thread::panicking() || env::var_os("SHOAL_TEST_LOGS").is_some() {
             for host in 1..=5 {
                 let log = format!("/var/lib/shoal-lab/{}/n{host}/daemon.log", self.name);
                 if let Ok(text) = fs::read_to_string(&log) {

@@ -16,15 +16,21 @@ pub(crate) const BUILD: &[&str] = &[
 ];
 /// To run the daemon and the lab.
 pub(crate) const RUN: &[&str] = &["iproute2", "nftables"];
-/// To test: a static shell, a registry with accounts, a way to make images of Debian packages.
+/// To test: a static shell, a registry with accounts, a way to make images of Debian packages, and what docker's SDKs
+/// and old clients run on.
 pub(crate) const TEST: &[&str] = &[
     "apache2-utils",
     "busybox-static",
     "curl",
     "debootstrap",
+    "docker-compose",
     "docker-registry",
     "iputils-ping",
+    "nodejs",
+    "npm",
+    "openssl",
     "python3-minimal",
+    "python3-venv",
 ];
 /// The original to measure against.
 pub(crate) const BENCH: &[&str] = &["busybox-static", "docker.io", "iptables"];
@@ -55,6 +61,10 @@ pub(crate) fn ensure(groups: &[&[&str]]) -> Result<()> {
 }
 
 fn is_there(package: &str) -> bool {
+    // Other packages of node bring npm with them, and do not go together with Debian's.
+    if package == "npm" && shell::read("sh", &["-c", "command -v npm"]).is_ok() {
+        return true;
+    }
     shell::read("dpkg-query", &["-W", "-f", "${Status}", package])
         .is_ok_and(|status| status.ends_with(" installed"))
 }

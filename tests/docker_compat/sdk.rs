@@ -1,0 +1,179 @@
+//! Clients that others wrote: Docker's SDK for Python, dockerode, docker-compose 1.29.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+use shoal_tests::{
+    images,
+    lab::{TestLab, text},
+    skipped,
+};
+
+/// The versions that the scripts were written for.
+const PYTHON_SDK: &str = "docker==7.2.0";
+const NODE_SDK: &str = "dockerode@5.0.1";
+
+fn scripts() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("docker_compat/scripts")
+}
+
+fn is_on_path(program: &str) -> bool {
+    let found = Command::new(program).arg("--version").output();
+    found.is_ok_and(|said| said.status.success())
+}
+
+/// A folder that is made once and kept below the build's folder, with what `make` puts into it.
+fn kept(name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let whole = folder.join("whole");
+    if !whole.exists() {
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder)?;
+        make(&folder)?;
+        fs::write(whole, "")?;
+    }
+    Ok(folder)
+}
+
+fn quietly(command: &mut Command) -> Result<()> {
+    text(&command.stdin(Stdio::null()).output()?).map(drop)
+}
+
+/// Runs a script against a host, and fails with all that it said if it does.
+fn run(mut command: Command, lab: &TestLab) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let archive = images::busybox(folder.path())?;
+    let output = command
+        .env("DOCKER_HOST", lab.docker_host("n1"))
+        .arg(archive)
+        .arg(lab.addr("n1"))
+        .stdin(Stdio::null())
+        .output()?;
+    if !output.status.success() {
+        bail!(
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn the_sdk_for_python_works() -> Result<()> {
+    if !is_on_path("python3") {
+        skipped("python3 is not on PATH");
+        return Ok(());
+    }
+    let sdk = kept("sdk-python", |folder| {
+        let made = quietly(Command::new("python3").args(["-m", "venv"]).arg(folder));
+        made.context("python3-venv is not installed")?;
+        let mut pip = Command::new(folder.join("bin/pip"));
+        quietly(pip.args(["install", "--quiet", PYTHON_SDK])).context("pip install")
+    })?;
+    let lab = TestLab::up(1, 0)?;
+    let mut python = Command::new(sdk.join("bin/python"));
+    python.arg(scripts().join("sdk.py"));
+    run(python, &lab)
+}
+
+#[test]
+fn dockerode_works() -> Result<()> {
+    if !is_on_path("node") || !is_on_path("npm") {
+        skipped("node and npm are not on PATH");
+        return Ok(());
+    }
+    let sdk = kept("sdk-node", |folder| {
+        let mut npm = Command::new("npm");
+        npm.args([
+            "install",
+            "--no-audit",
+            "--no-fund",
+            "--ignore-scripts",
+            "--prefix",
+        ]);
+        quietly(npm.arg(folder).arg(NODE_SDK)).context("npm install")
+    })?;
+    let lab = TestLab::up(1, 0)?;
+    let mut node = Command::new("node");
+    node.env("NODE_PATH", sdk.join("node_modules"));
+    node.arg(scripts().join("sdk.js"));
+    run(node, &lab)
+}
+
+#[test]
+fn docker_compose_of_old_works() -> Result<()> {
+    if !is_on_path("docker-compose") {
+        skipped("docker-compose is not on PATH");
+        return Ok(());
+    }
+    let lab = TestLab::up(1, 0)?;
+    let folder = tempfile::tempdir()?;
+    let archive = images::busybox(folder.path())?;
+    let archive = archive.to_str().context("a path that is not UTF-8")?;
+    let socket = lab.docker_host("n1");
+    lab.shoal(&["-H", &socket, "load", "-q", "-i", archive])?;
+    let compose = |words: &[&str]| {
+        let mut compose = Command::new("docker-compose");
+        compose
+            .env("DOCKER_HOST", &socket)
+            .args(["--no-ansi", "-p", "old", "-f"])
+            .arg(scripts().join("compose.yml"))
+            .args(words)
+            .stdin(Stdio::null());
+        let output = compose.output()?;
+        anyhow::Ok((
+            output.status.code().unwrap_or(-1),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        ))
+    };
+    let done = |words: &[&str]| {
+        let (code, out, err) = compose(words)?;
+        if code != 0 {
+            bail!(
+                "docker-compose {}: exit code {code}\n{err}",
+                words.join(" ")
+            );
+        }
+        anyhow::Ok(out)
+    };
+    done(&["up", "-d"])?;
+    let listed = done(&["ps"])?;
+    assert!(
+        listed.contains("old_web_1") && listed.contains("0.0.0.0:18081->80/tcp"),
+        "{listed}"
+    );
+    assert!(done(&["logs", "client"])?.contains("started"));
+    assert_eq!(
+        done(&["exec", "-T", "client", "sh", "-c", "echo $A"])?,
+        "b\n"
+    );
+    assert_eq!(
+        compose(&["exec", "-T", "client", "sh", "-c", "exit 4"])?.0,
+        4
+    );
+    done(&["exec", "-T", "web", "sh", "-c", "echo hello > /srv/page"])?;
+    let page = done(&["exec", "-T", "client", "wget", "-qO-", "http://web/page"])?;
+    assert_eq!(page, "hello\n");
+    done(&["up", "-d", "--scale", "client=2"])?;
+    assert_eq!(done(&["ps", "-q"])?.lines().count(), 3);
+    assert!(done(&["top"])?.contains("httpd"));
+    assert_eq!(done(&["port", "web", "80"])?, "0.0.0.0:18081\n");
+    done(&["restart", "-t", "1", "client"])?;
+    done(&["stop", "-t", "1"])?;
+    done(&["start"])?;
+    done(&["down", "-v"])?;
+    let left = |words: &[&str]| lab.shoal(&[&["-H", &socket], words].concat());
+    assert_eq!(left(&["ps", "-aq"])?, "");
+    assert_eq!(left(&["volume", "ls", "-q"])?, "");
+    assert_eq!(
+        left(&["network", "ls", "--format", "{{.Name}}"])?,
+        "bridge\nhost\nnone\n"
+    );
+    Ok(())
+}
