@@ -136,7 +136,7 @@ fn check_layers(file: &str, text: &str, problems: &mut Vec<String>) {
                 "worker",
             ],
         ),
-        ("cli", &["api", "docker-api", "engine", "node"]),
+        ("cli", &["api", "ca", "docker-api", "engine", "node"]),
     ];
     let name = Path::new(file)
         .parent()

@@ -5,8 +5,6 @@
 
 use std::fmt;
 
-use prost::Message;
-
 mod batch;
 mod convert;
 
@@ -26,11 +24,6 @@ pub use generated::*;
 )]
 mod generated {
     tonic::include_proto!("shoal.v1");
-}
-
-/// Bytes of a service's spec in a message.
-pub fn service_spec_bytes(spec: &crate::spec::ServiceSpec) -> usize {
-    ServiceSpec::from(spec).encoded_len()
 }
 
 impl fmt::Debug for SecretSpec {

@@ -17,7 +17,11 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use serde_json::{Map, Value};
-use tokio::net::{TcpStream, UnixStream};
+use shoal_ca::ApiClientTls;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
+    net::{TcpStream, UnixStream},
+};
 
 /// Where the daemon listens when nothing else is said.
 pub(crate) const DEFAULT_HOST: &str = "unix:///run/shoal/shoal.sock";
@@ -67,6 +71,7 @@ pub(crate) struct Target {
     text: String,
     separator: char,
     registry_auth: Option<String>,
+    registry_config: Option<String>,
 }
 
 impl Target {
@@ -84,6 +89,7 @@ impl Target {
             text,
             separator: '?',
             registry_auth: None,
+            registry_config: None,
         }
     }
 
@@ -129,6 +135,12 @@ impl Target {
         })
     }
 
+    /// Sends this along as `X-Registry-Config`, the credentials that a build may need.
+    pub(crate) fn registry_config(mut self, config: String) -> Self {
+        self.registry_config = Some(config);
+        self
+    }
+
     /// Sends this along as `X-Registry-Auth`.
     pub(crate) fn registry_auth(mut self, auth: Option<String>) -> Self {
         self.registry_auth = auth;
@@ -152,6 +164,7 @@ fn escape(text: &str) -> String {
 enum Endpoint {
     Unix(PathBuf),
     Tcp(String),
+    Tls(String, ApiClientTls),
 }
 
 /// The daemon.
@@ -161,12 +174,24 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// A client of the daemon at `unix:///path` or `tcp://host:port`.
-    pub(crate) fn new(host: &str) -> Result<Self> {
+    /// A client of the daemon at `unix:///path` or `tcp://host:port`, the latter over TLS if it is given.
+    pub(crate) fn new(host: &str, tls: Option<ApiClientTls>) -> Result<Self> {
         let endpoint = match host.split_once("://") {
             Some(("unix", path)) if !path.is_empty() => Endpoint::Unix(path.into()),
-            Some(("tcp" | "http", addr)) if !addr.is_empty() => {
-                Endpoint::Tcp(addr.trim_end_matches('/').to_owned())
+            Some(("tcp" | "http" | "https", addr)) if !addr.is_empty() => {
+                let addr = addr.trim_end_matches('/');
+                let port = if tls.is_some() { 2376 } else { 2375 };
+                // As docker: what has no port gets the usual one.
+                let bare = addr.rfind(':').is_none_or(|at| addr[at..].contains(']'));
+                let addr = if bare {
+                    format!("{addr}:{port}")
+                } else {
+                    addr.to_owned()
+                };
+                match tls {
+                    Some(tls) => Endpoint::Tls(addr, tls),
+                    None => Endpoint::Tcp(addr),
+                }
             }
             _ => bail!(
                 "unable to parse docker host {host:?}: expected unix:///path or tcp://host:port"
@@ -176,6 +201,33 @@ impl Client {
             endpoint,
             host: host.to_owned(),
         })
+    }
+
+    /// Carries bytes between the daemon and these streams until the daemon is done.
+    pub(crate) async fn relay(
+        &self,
+        input: impl AsyncRead + Unpin,
+        output: impl AsyncWrite + Unpin,
+    ) -> Result<()> {
+        let unreachable = || format!("cannot connect to {}", self.host);
+        match &self.endpoint {
+            Endpoint::Unix(path) => {
+                let stream = UnixStream::connect(path).await.with_context(unreachable)?;
+                relay(stream, input, output).await
+            }
+            Endpoint::Tcp(addr) => {
+                let stream = TcpStream::connect(addr).await.with_context(unreachable)?;
+                relay(stream, input, output).await
+            }
+            Endpoint::Tls(addr, tls) => {
+                let stream = TcpStream::connect(addr).await.with_context(unreachable)?;
+                let name = addr
+                    .rsplit_once(':')
+                    .map_or(addr.as_str(), |(name, _)| name);
+                let stream = tls.connect(name, stream).await.with_context(unreachable)?;
+                relay(stream, input, output).await
+            }
+        }
     }
 
     /// Sends a request and returns the answer if it is a good one.
@@ -201,6 +253,9 @@ impl Client {
             .header(HOST, "shoal");
         if let Some(auth) = target.registry_auth {
             request = request.header("X-Registry-Auth", auth);
+        }
+        if let Some(config) = target.registry_config {
+            request = request.header("X-Registry-Config", config);
         }
         if upgrade {
             request = request.header(CONNECTION, "Upgrade").header(UPGRADE, "tcp");
@@ -241,6 +296,21 @@ impl Client {
                 let stream = TcpStream::connect(addr)
                     .await
                     .map_err(|_| anyhow::anyhow!(unreachable()))?;
+                request_over(TokioIo::new(stream), request).await
+            }
+            Endpoint::Tls(addr, tls) => {
+                let stream = TcpStream::connect(addr)
+                    .await
+                    .map_err(|_| anyhow::anyhow!(unreachable()))?;
+                let name = addr
+                    .rsplit_once(':')
+                    .map_or(addr.as_str(), |(name, _)| name);
+                let stream = tls.connect(name, stream).await.with_context(|| {
+                    format!(
+                        "error during connect to {}: TLS handshake failed",
+                        self.host
+                    )
+                })?;
                 request_over(TokioIo::new(stream), request).await
             }
         }
@@ -295,6 +365,29 @@ impl Client {
             .context("the daemon did not hand over the connection")?;
         Ok(TokioIo::new(stream))
     }
+}
+
+async fn relay(
+    stream: impl AsyncRead + AsyncWrite,
+    mut input: impl AsyncRead + Unpin,
+    mut output: impl AsyncWrite + Unpin,
+) -> Result<()> {
+    let (mut from_daemon, mut to_daemon) = tokio::io::split(stream);
+    let there = async {
+        tokio::io::copy(&mut input, &mut to_daemon).await?;
+        to_daemon.shutdown().await?;
+        // The daemon may still have something to say.
+        std::future::pending::<std::io::Result<()>>().await
+    };
+    let back = async {
+        tokio::io::copy(&mut from_daemon, &mut output).await?;
+        output.flush().await
+    };
+    tokio::select! {
+        done = there => done,
+        done = back => done,
+    }
+    .context("the connection to the daemon broke off")
 }
 
 fn full(bytes: Bytes) -> Body {
@@ -382,8 +475,13 @@ mod tests {
 
     #[test]
     fn a_host_that_is_no_url_is_refused() {
-        assert!(Client::new("/run/shoal.sock").is_err());
-        assert!(Client::new("unix:///run/shoal.sock").is_ok());
-        assert!(Client::new("tcp://127.0.0.1:2375").is_ok());
+        assert!(Client::new("/run/shoal.sock", None).is_err());
+        assert!(Client::new("unix:///run/shoal.sock", None).is_ok());
+        let at = |host: &str| match Client::new(host, None).unwrap().endpoint {
+            Endpoint::Tcp(addr) => addr,
+            _ => unreachable!("TCP"),
+        };
+        assert_eq!(at("tcp://127.0.0.1:99/"), "127.0.0.1:99");
+        assert_eq!(at("tcp://[::1]"), "[::1]:2375");
     }
 }

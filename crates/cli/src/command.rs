@@ -1,15 +1,24 @@
 //! The commands, one file per noun.
 
+mod build;
+mod completion;
 mod container;
 mod container_flags;
+mod container_more;
+mod context;
+mod copy;
 mod daemon;
 mod data;
+mod disk_usage;
 mod exec;
 mod image;
+mod image_more;
 mod inspect;
 mod lab;
+mod login;
 mod network;
 mod node;
+mod prune;
 mod run;
 mod service;
 mod service_flags;
@@ -17,6 +26,7 @@ mod service_logs;
 mod service_parts;
 mod service_update;
 mod stack;
+mod stats;
 mod swarm;
 mod system;
 mod task;
@@ -25,7 +35,7 @@ mod volume;
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 
-use crate::client::{Client, DEFAULT_HOST};
+use crate::{client::Client, config_file, connect::Globals};
 
 pub(crate) use service_parts::words;
 
@@ -39,14 +49,20 @@ Common Commands:
   run         Create and run a new container from an image
   exec        Execute a command in a running container
   ps          List containers
+  build       Build an image from a Dockerfile
   pull        Download an image from a registry
   push        Upload an image to a registry
   images      List images
+  login       Authenticate to a registry
+  logout      Log out from a registry
+  search      Search for images in a registry
   version     Show the version information
   info        Display system-wide information
 
 Management Commands:
+  builder     Manage builds
   container   Manage containers
+  context     Manage contexts
   image       Manage images
   network     Manage networks
   system      Manage the engine
@@ -61,23 +77,38 @@ Cluster Commands:
   swarm       Manage the cluster
 
 Shoal Commands:
+  completion  Generate the autocompletion script for the specified shell
   daemon      Run the daemon of this host
   lab         Make a cluster of several hosts on this machine
 
 Commands:
   attach      Attach to the streams of a running container
+  commit      Create a new image from a container's changes
+  cp          Copy files/folders between a container and the local filesystem
   create      Create a new container
+  diff        Inspect changes to files or directories on a container's filesystem
+  events      Get real time events from the server
+  export      Export a container's filesystem as a tar archive
+  history     Show the history of an image
+  import      Import the contents from a tarball to create a filesystem image
   inspect     Return low-level information on objects
   kill        Kill one or more running containers
   load        Load an image from a tar archive or STDIN
   logs        Fetch the logs of a container
+  pause       Pause all processes within one or more containers
+  port        List port mappings or a specific mapping for the container
+  rename      Rename a container
   restart     Restart one or more containers
   rm          Remove one or more containers
   rmi         Remove one or more images
   save        Save one or more images to a tar archive (streamed to STDOUT by default)
   start       Start one or more stopped containers
+  stats       Display a live stream of container(s) resource usage statistics
   stop        Stop one or more running containers
   tag         Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE
+  top         Display the running processes of a container
+  unpause     Unpause all processes within one or more containers
+  update      Update configuration of one or more containers
   wait        Block until one or more containers stop, then print their exit codes
 
 {options}
@@ -102,15 +133,8 @@ Run 'shoal COMMAND --help' for more information on a command.
 )]
 #[command(help_template = HELP.replace("{options}", "Global Options:\n{options}"), max_term_width = 100)]
 pub(crate) struct Cli {
-    /// Daemon socket to connect to
-    #[arg(
-        short = 'H',
-        long,
-        env = "SHOAL_HOST",
-        hide_env = true,
-        value_name = "host"
-    )]
-    host: Option<String>,
+    #[command(flatten)]
+    globals: Globals,
     /// Print version information and quit
     #[arg(short = 'v', long, action = clap::ArgAction::Version)]
     version: (),
@@ -124,35 +148,54 @@ pub(crate) struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Attach(run::Attach),
+    Build(Box<build::Args>),
+    #[command(subcommand)]
+    Builder(BuilderCommand),
+    Commit(container_more::Commit),
+    Completion(completion::Args),
     #[command(subcommand)]
     Config(data::ConfigCommand),
     #[command(subcommand)]
     Container(container::Command),
+    #[command(subcommand)]
+    Context(context::Command),
+    Cp(copy::Args),
     Create(Box<run::Create>),
-    Daemon(daemon::Args),
+    Daemon(Box<daemon::Args>),
+    Diff(container_more::Diff),
+    Events(system::Events),
     Exec(exec::Args),
+    Export(container_more::Export),
+    History(image_more::History),
     #[command(subcommand)]
     Image(image::Command),
     Images(image::List),
+    Import(image_more::Import),
     Info(system::Info),
     Inspect(inspect::Args),
     Kill(container::Kill),
     #[command(subcommand)]
     Lab(lab::Command),
     Load(image::Load),
+    Login(login::Login),
+    Logout(login::Logout),
     Logs(container::Logs),
     #[command(subcommand)]
     Network(network::Command),
     #[command(subcommand)]
     Node(node::Command),
+    Pause(container_more::Pause),
+    Port(container_more::Port),
     Ps(container::List),
     Pull(image::Pull),
     Push(image::Push),
+    Rename(container_more::Rename),
     Restart(container::Restart),
     Rm(container::Remove),
     Rmi(image::Remove),
     Run(Box<run::Run>),
     Save(image::Save),
+    Search(image_more::Search),
     #[command(subcommand)]
     Secret(data::SecretCommand),
     #[command(subcommand)]
@@ -160,35 +203,45 @@ enum Command {
     #[command(subcommand)]
     Stack(stack::Command),
     Start(run::Start),
+    Stats(stats::Args),
     Stop(container::Stop),
     #[command(subcommand)]
     Swarm(swarm::Command),
     #[command(subcommand)]
     System(system::Command),
     Tag(image::Tag),
+    Top(container_more::Top),
+    Unpause(container_more::Unpause),
+    Update(Box<container_more::Update>),
     Version(system::Version),
     #[command(subcommand)]
     Volume(volume::Command),
     Wait(container::Wait),
 }
 
+/// Manage builds
+#[derive(Subcommand)]
+enum BuilderCommand {
+    Build(Box<build::Args>),
+    Prune(prune::Builds),
+}
+
 /// Runs the command that was given.
 pub(crate) fn run(cli: Cli) -> Result<()> {
-    let host = cli
-        .host
-        .or_else(|| {
-            std::env::var("DOCKER_HOST")
-                .ok()
-                .filter(|host| !host.is_empty())
-        })
-        .unwrap_or_else(|| DEFAULT_HOST.to_owned());
+    if let Some(folder) = &cli.globals.config {
+        config_file::use_folder(folder.clone());
+    }
+    let globals = cli.globals;
     match cli.command {
         // These make their own runtime, or need none.
-        Command::Daemon(args) => return daemon::run(args, cli.debug),
+        Command::Completion(args) => return args.run(),
+        Command::Context(command) => return command.run(&globals),
+        Command::Daemon(args) => return daemon::run(*args, cli.debug, &globals),
         Command::Lab(command) => return lab::run(command),
+        Command::Logout(args) => return args.run(),
         _ => {}
     }
-    let client = Client::new(&host)?;
+    let client = globals.client()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -202,40 +255,63 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
 async fn dispatch(command: Command, client: &Client) -> Result<()> {
     match command {
         Command::Attach(args) => args.run(client).await,
+        Command::Build(args) => args.run(client).await,
+        Command::Builder(BuilderCommand::Build(args)) => args.run(client).await,
+        Command::Builder(BuilderCommand::Prune(args)) => args.run(client).await,
+        Command::Commit(args) => args.run(client).await,
         Command::Config(command) => command.run(client).await,
         Command::Container(command) => command.run(client).await,
+        Command::Cp(args) => args.run(client).await,
         Command::Create(args) => args.run(client).await,
+        Command::Diff(args) => args.run(client).await,
+        Command::Events(args) => args.run(client).await,
         Command::Exec(args) => args.run(client).await,
+        Command::Export(args) => args.run(client).await,
+        Command::History(args) => args.run(client).await,
         Command::Image(command) => command.run(client).await,
         Command::Images(args) => args.run(client).await,
+        Command::Import(args) => args.run(client).await,
         Command::Info(args) => args.run(client).await,
         Command::Inspect(args) => args.run(client).await,
         Command::Kill(args) => args.run(client).await,
         Command::Load(args) => args.run(client).await,
+        Command::Login(args) => args.run(client).await,
         Command::Logs(args) => args.run(client).await,
         Command::Network(command) => command.run(client).await,
         Command::Node(command) => command.run(client).await,
+        Command::Pause(args) => args.run(client).await,
+        Command::Port(args) => args.run(client).await,
         Command::Ps(args) => args.run(client).await,
         Command::Pull(args) => args.run(client).await,
         Command::Push(args) => args.run(client).await,
+        Command::Rename(args) => args.run(client).await,
         Command::Restart(args) => args.run(client).await,
         Command::Rm(args) => args.run(client).await,
         Command::Rmi(args) => args.run(client).await,
         Command::Run(args) => args.run(client).await,
         Command::Save(args) => args.run(client).await,
+        Command::Search(args) => args.run(client).await,
         Command::Secret(command) => command.run(client).await,
         Command::Service(command) => command.run(client).await,
         Command::Stack(command) => command.run(client).await,
         Command::Start(args) => args.run(client).await,
+        Command::Stats(args) => args.run(client).await,
         Command::Stop(args) => args.run(client).await,
         Command::Swarm(command) => command.run(client).await,
         Command::System(command) => command.run(client).await,
         Command::Tag(args) => args.run(client).await,
+        Command::Top(args) => args.run(client).await,
+        Command::Unpause(args) => args.run(client).await,
+        Command::Update(args) => args.run(client).await,
         Command::Version(args) => args.run(client).await,
         Command::Volume(command) => command.run(client).await,
         Command::Wait(args) => args.run(client).await,
-        // Both have returned above.
-        Command::Daemon(_) | Command::Lab(_) => Ok(()),
+        // These have returned above.
+        Command::Completion(_)
+        | Command::Context(_)
+        | Command::Daemon(_)
+        | Command::Lab(_)
+        | Command::Logout(_) => Ok(()),
     }
 }
 

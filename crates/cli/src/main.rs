@@ -3,12 +3,17 @@
 mod client;
 mod command;
 mod compose;
+mod config_file;
+mod connect;
+mod context;
+mod dockerignore;
 mod flags;
 mod human;
 mod image_ref;
 mod json;
 mod output;
 mod progress;
+mod tarball;
 mod template;
 mod terminal;
 mod usage;
@@ -51,6 +56,20 @@ fn main() {
     };
     // Leaves a read of standard input behind that nobody waits for.
     std::process::exit(code)
+}
+
+/// The name by which this program was called, if that is one of its own: it may stand in for docker's client.
+fn program() -> &'static str {
+    let called = std::env::args_os().next();
+    let name = called
+        .as_deref()
+        .map(std::path::Path::new)
+        .and_then(|path| path.file_name());
+    if name.is_some_and(|name| name == "docker") {
+        "docker"
+    } else {
+        "shoal"
+    }
 }
 
 /// The text with the operating system's errors as C and Go write them: no number, no capital.

@@ -163,11 +163,21 @@ fn text(value: Option<&Value>) -> String {
 
 /// Aligns cells as docker does (Go's tabwriter: ten characters at least, three spaces between).
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
+    aligned(rows, 10)
+}
+
+/// Aligns cells as `docker top` does: twenty characters at least.
+pub(crate) fn wide_table(rows: &[Vec<String>]) -> String {
+    aligned(rows, 20)
+}
+
+fn aligned(rows: &[Vec<String>], least: usize) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));
         let widest = cells.map(|cell| cell.chars().count()).max().unwrap_or(0);
-        (widest + 3).max(10)
+        // Go's tabwriter takes its minimum with the padding within it.
+        (widest + 3).max(least)
     };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut out = String::new();

@@ -41,6 +41,7 @@ fn context(error: &clap::Error, kind: ContextKind) -> String {
 
 /// The exit code and the first line.
 fn describe(error: &clap::Error, path: &str) -> (i32, String) {
+    let program = crate::program();
     let argument = context(error, ContextKind::InvalidArg);
     match error.kind() {
         ErrorKind::UnknownArgument if argument.starts_with("--") => {
@@ -59,7 +60,7 @@ fn describe(error: &clap::Error, path: &str) -> (i32, String) {
         }
         ErrorKind::UnknownArgument => (
             1,
-            format!("shoal: '{path}' does not accept the argument {argument:?}"),
+            format!("{program}: '{path}' does not accept the argument {argument:?}"),
         ),
         ErrorKind::InvalidSubcommand => {
             let name = context(error, ContextKind::InvalidSubcommand);
@@ -69,11 +70,14 @@ fn describe(error: &clap::Error, path: &str) -> (i32, String) {
             } else {
                 format!("; did you mean '{hint}'?")
             };
-            (1, format!("shoal: unknown command: {path} {name}{hint}"))
+            (
+                1,
+                format!("{program}: unknown command: {path} {name}{hint}"),
+            )
         }
         ErrorKind::MissingRequiredArgument => (
             1,
-            format!("shoal: '{path}' requires more arguments: {argument}"),
+            format!("{program}: '{path}' requires more arguments: {argument}"),
         ),
         _ => {
             let text = error.to_string();
@@ -86,11 +90,12 @@ fn describe(error: &clap::Error, path: &str) -> (i32, String) {
 /// The command that the words name: path, usage line, and itself.
 fn command_of(words: &[String]) -> (String, String, clap::Command) {
     let mut command = Cli::command();
-    let mut path = "shoal".to_owned();
+    let program = crate::program();
+    let mut path = program.to_owned();
     for word in words.iter().filter(|word| !word.starts_with('-')) {
         let Some(sub) = command.find_subcommand(word).cloned() else {
             // Past the first word that is no command come arguments, or a value of -H.
-            if path != "shoal" { break } else { continue }
+            if path != program { break } else { continue }
         };
         path = format!("{path} {}", sub.get_name());
         command = sub.bin_name(path.clone());

@@ -1,11 +1,6 @@
 //! The daemon from its start to its end.
 
-use std::{
-    fs, io,
-    os::unix::{fs::PermissionsExt, net::UnixDatagram},
-    path::Path,
-    sync::Arc,
-};
+use std::{fs, io, os::unix::net::UnixDatagram, path::Path, sync::Arc};
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
@@ -14,43 +9,55 @@ use shoal_dns::{Dns, DnsConfig, core::resolv_conf::Overrides};
 use shoal_docker_api::Server;
 use shoal_engine::io::{Engine, EngineConfig, images::ImageStore};
 use shoal_overlay::{Plane, PlaneConfig};
-use tokio::{
-    net::UnixListener,
-    signal::unix::{SignalKind, signal},
-};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::{
     bridges::Bridges,
     cluster::ClusterNode,
-    config::DaemonConfig,
+    config::{DaemonConfig, Reloadable},
     engine_backend::EngineApi,
+    listeners::Listeners,
     network::{NodeNetworks, TASK_LABEL, chain},
     plane::ClusterPlane,
 };
 
+/// Changes what is logged while the daemon runs.
+type LogFilter = tracing_subscriber::reload::Handle<EnvFilter, tracing_subscriber::Registry>;
+
 /// Runs a daemon until it is told to stop. Containers go on without it.
 pub fn run(config: DaemonConfig) -> Result<()> {
-    let level = if config.debug {
-        "debug,h2=info,hyper=info,tower=info"
-    } else {
-        "info"
-    };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| log_filter(&config.live()));
+    let (filter, handle) = tracing_subscriber::reload::Layer::new(filter);
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
-        .with_ansi(false)
+        .with_ansi(false);
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(lines)
         .init();
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(config))
+    runtime.block_on(serve(config, handle))
 }
 
-async fn serve(config: DaemonConfig) -> Result<()> {
+/// What is logged with these settings.
+fn log_filter(live: &Reloadable) -> EnvFilter {
+    EnvFilter::new(match (live.debug, live.log_level.as_str()) {
+        (true, _) | (false, "debug" | "trace") => "debug,h2=info,hyper=info,tower=info",
+        (false, "warn") => "warn",
+        (false, "error" | "fatal" | "panic") => "error",
+        (false, _) => "info",
+    })
+}
+
+async fn serve(config: DaemonConfig, logs: LogFilter) -> Result<()> {
     for dir in [&config.data_root, &config.exec_root] {
         fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     }
@@ -97,25 +104,29 @@ async fn serve(config: DaemonConfig) -> Result<()> {
         );
     }
 
-    let listener = listen(&config.socket())?;
-    let api = Server::new(
-        Arc::new(EngineApi::new(engine, networks, &config)),
-        Arc::clone(&cluster) as _,
-    );
+    let listeners = Listeners::bind(&config).await?;
+    let engine_api = Arc::new(EngineApi::new(engine, networks, &config));
+    let api = Server::new(Arc::clone(&engine_api) as _, Arc::clone(&cluster) as _);
     let stop = CancellationToken::new();
     let serving = tokio::spawn({
         let stop = stop.clone();
-        async move { api.serve(listener, stop).await }
+        async move { listeners.serve(&api, &stop).await }
     });
+    if let Some(path) = &config.pidfile {
+        fs::write(path, std::process::id().to_string())
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
     tell_ready();
     tracing::info!(socket = %config.socket().display(), "ready");
 
-    wait_for_end().await?;
+    wait_for_end(&config, &engine_api, &logs).await?;
     tracing::info!("stopping; containers go on");
     stop.cancel();
     cluster.stop().await;
-    serving.await?.context("the API server ended")?;
-    let _ = fs::remove_file(config.socket());
+    serving.await??;
+    if let Some(path) = &config.pidfile {
+        let _ = fs::remove_file(path);
+    }
     Ok(())
 }
 
@@ -200,23 +211,6 @@ fn is_on_cluster_networks(container: &ContainerInspect) -> bool {
         .any(|endpoint| Some(&endpoint.endpoint_id) == label)
 }
 
-fn listen(socket: &Path) -> Result<UnixListener> {
-    match fs::remove_file(socket) {
-        Err(problem) if problem.kind() != io::ErrorKind::NotFound => {
-            return Err(problem).with_context(|| format!("cannot replace {}", socket.display()));
-        }
-        _ => {}
-    }
-    let listener = UnixListener::bind(socket)
-        .with_context(|| format!("cannot listen on {}", socket.display()))?;
-    // The socket is root's power over this host: nobody else's, but for the group that root gives it to.
-    fs::set_permissions(socket, fs::Permissions::from_mode(0o660))?;
-    if let Ok(Some(group)) = nix::unistd::Group::from_name("shoal") {
-        std::os::unix::fs::chown(socket, None, Some(group.gid.as_raw()))?;
-    }
-    Ok(listener)
-}
-
 /// Tells the service manager, by sd_notify(3), that clients may come.
 fn tell_ready() {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
@@ -228,12 +222,35 @@ fn tell_ready() {
     }
 }
 
-async fn wait_for_end() -> Result<()> {
+/// Waits for the signal to end; SIGHUP reads the configuration again.
+async fn wait_for_end(config: &DaemonConfig, api: &EngineApi, logs: &LogFilter) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    let mut hangup = signal(SignalKind::hangup())?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = hangup.recv() => reload(config, api, logs),
+        }
     }
-    Ok(())
+}
+
+fn reload(config: &DaemonConfig, api: &EngineApi, logs: &LogFilter) {
+    let live = match config.reload() {
+        Ok(live) => live,
+        // As docker: a file with a mistake leaves everything as it was.
+        Err(error) => {
+            tracing::error!(%error, "the configuration stays as it was");
+            return;
+        }
+    };
+    // A filter of the environment is the operator's own.
+    if EnvFilter::try_from_default_env().is_err()
+        && let Err(error) = logs.reload(log_filter(&live))
+    {
+        tracing::error!(%error, "cannot change what is logged");
+    }
+    tracing::info!(?live, "took over the configuration");
+    api.tell_reload(&live);
 }

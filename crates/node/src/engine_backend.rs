@@ -153,9 +153,10 @@ fn bytes_below(dir: &Path) -> u64 {
 impl EngineBackend for EngineApi {
     async fn container_create(
         &self,
-        spec: ContainerSpec,
+        mut spec: ContainerSpec,
         platform: Option<Platform>,
     ) -> ApiResult<CreatedContainer> {
+        self.config.fill(&mut spec);
         if let (Some(wanted), Ok(image)) = (&platform, self.images().resolve(&spec.image)) {
             let have = &image.platform;
             if (&wanted.os, &wanted.architecture) != (&have.os, &have.architecture) {
@@ -487,7 +488,7 @@ impl EngineBackend for EngineApi {
         platform: Option<Platform>,
     ) -> ApiResult<ItemStream<Progress>> {
         let (engine, reference) = (self.engine.clone(), reference.to_owned());
-        let insecure = self.config.insecure_registries.clone();
+        let insecure = self.config.live().insecure_registries.clone();
         let platform = platform.as_ref().map(platform_text);
         transfers::with_progress(|reports| async move {
             let pulled = engine.images().pull(
@@ -511,7 +512,7 @@ impl EngineBackend for EngineApi {
         auth: Option<RegistryAuth>,
     ) -> ApiResult<ItemStream<Progress>> {
         let (engine, reference) = (self.engine.clone(), reference.to_owned());
-        let insecure = self.config.insecure_registries.clone();
+        let insecure = self.config.live().insecure_registries.clone();
         transfers::with_progress(|reports| async move {
             let images = engine.images();
             let pushed = images.push(&reference, auth.as_ref(), &insecure, reports);
@@ -566,14 +567,16 @@ impl EngineBackend for EngineApi {
         reference: &str,
         auth: Option<RegistryAuth>,
     ) -> ApiResult<Distribution> {
-        let insecure = &self.config.insecure_registries;
+        let live = self.config.live();
+        let insecure = &live.insecure_registries;
         let images = self.images();
         let found = images.manifest_digest_of_remote(reference, auth.as_ref(), insecure);
         found.await.map_err(errors::image)
     }
 
     async fn registry_login(&self, auth: RegistryAuth) -> ApiResult<()> {
-        let insecure = &self.config.insecure_registries;
+        let live = self.config.live();
+        let insecure = &live.insecure_registries;
         let checked = self.images().check_login(&auth, insecure).await;
         checked.map_err(errors::image)
     }

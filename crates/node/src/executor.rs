@@ -77,8 +77,8 @@ impl Executor for NodeExecutor {
         let memory = tokio::fs::read_to_string("/proc/meminfo").await;
         let memory = memory
             .map_err(|error| ExecError::temporary("cannot read /proc/meminfo").because(error))?;
-        let labels = self
-            .config
+        let live = self.config.live();
+        let labels = live
             .labels
             .iter()
             .map(|label| label.split_once('=').unwrap_or((label, "")));
@@ -188,7 +188,8 @@ impl TaskController {
         }
         let auth = registry_auth(&task.spec.container.pull_auth.0)?;
         let (progress, mut told) = mpsc::channel(PROGRESS_MAX);
-        let insecure = &self.node.config.insecure_registries;
+        let live = self.node.config.live();
+        let insecure = &live.insecure_registries;
         let pull = self
             .node
             .engine
@@ -247,7 +248,9 @@ impl Controller for TaskController {
                 ExecError::new(ExecErrorKind::NotReady, chain(&error))
             }
             _ => ExecError::fatal(chain(&error)),
-        })?;
+        });
+        let mut spec = spec?;
+        self.node.config.fill(&mut spec);
         match self.node.engine.create(spec).await {
             Ok(_) | Err(EngineError::NameTaken { .. }) => Ok(()),
             Err(error) => Err(exec_error("cannot create the container", error)),

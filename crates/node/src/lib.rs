@@ -7,5 +7,6 @@ pub mod daemon;
 pub mod engine_backend;
 pub mod executor;
 pub mod lab;
+mod listeners;
 pub mod network;
 pub mod plane;

@@ -38,12 +38,11 @@ struct Host {
 
 impl Host {
     fn config(&self) -> DaemonConfig {
-        DaemonConfig {
-            data_root: self.dir.path().join("data"),
-            exec_root: self.dir.path().join("exec"),
-            interface_prefix: "sbt".to_owned(),
-            ..DaemonConfig::default()
-        }
+        let mut config = DaemonConfig::default();
+        config.data_root = self.dir.path().join("data");
+        config.exec_root = self.dir.path().join("exec");
+        config.interface_prefix = "sbt".to_owned();
+        config
     }
 
     async fn open(&self) -> Bridges {

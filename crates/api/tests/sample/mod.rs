@@ -211,8 +211,7 @@ structs! {
     NetworkSlice { name, ingress, internal, vni, mtu, subnets, endpoints, services }
     Subnet { range, gateway }
     Endpoint { node, service, addresses, names, serving }
-    ServiceSlice { name, vips, aliases, ports, named_ports }
-    NamedPort { name, protocol, target }
+    ServiceSlice { name, vips, aliases, ports }
     IngressPort { protocol, published, target }
 }
 

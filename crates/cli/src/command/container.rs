@@ -7,7 +7,11 @@ use serde_json::Value;
 use shoal_api::Timestamp;
 use tokio_util::io::StreamReader;
 
-use super::{ListArgs, exec, run};
+use super::{
+    ListArgs,
+    container_more::{Commit, Diff, Export, Pause, Port, Rename, Top, Unpause, Update},
+    copy, exec, prune, run, stats,
+};
 use crate::{
     client::{Client, Payload, Target, chunks},
     flags::quantity,
@@ -24,19 +28,31 @@ const COMMAND_WIDTH: usize = 20;
 #[derive(Subcommand)]
 pub(crate) enum Command {
     Attach(run::Attach),
+    Commit(Commit),
+    Cp(copy::Args),
     Create(Box<run::Create>),
+    Diff(Diff),
     Exec(exec::Args),
+    Export(Export),
     Inspect(Inspect),
     Kill(Kill),
     Logs(Logs),
     #[command(visible_aliases = ["list", "ps"])]
     Ls(List),
+    Pause(Pause),
+    Port(Port),
+    Prune(prune::Containers),
+    Rename(Rename),
     Restart(Restart),
     #[command(visible_alias = "remove")]
     Rm(Remove),
     Run(Box<run::Run>),
     Start(run::Start),
+    Stats(stats::Args),
     Stop(Stop),
+    Top(Top),
+    Unpause(Unpause),
+    Update(Box<Update>),
     Wait(Wait),
 }
 
@@ -184,8 +200,12 @@ impl Command {
     pub(crate) async fn run(self, client: &Client) -> Result<()> {
         match self {
             Self::Attach(args) => args.run(client).await,
+            Self::Commit(args) => args.run(client).await,
+            Self::Cp(args) => args.run(client).await,
             Self::Create(args) => args.run(client).await,
+            Self::Diff(args) => args.run(client).await,
             Self::Exec(args) => args.run(client).await,
+            Self::Export(args) => args.run(client).await,
             Self::Inspect(args) => {
                 output::inspect_each(
                     args.format.as_deref(),
@@ -200,11 +220,19 @@ impl Command {
             Self::Kill(args) => args.run(client).await,
             Self::Logs(args) => args.run(client).await,
             Self::Ls(args) => args.run(client).await,
+            Self::Pause(args) => args.run(client).await,
+            Self::Port(args) => args.run(client).await,
+            Self::Prune(args) => args.run(client).await,
+            Self::Rename(args) => args.run(client).await,
             Self::Restart(args) => args.run(client).await,
             Self::Rm(args) => args.run(client).await,
             Self::Run(args) => args.run(client).await,
             Self::Start(args) => args.run(client).await,
+            Self::Stats(args) => args.run(client).await,
             Self::Stop(args) => args.run(client).await,
+            Self::Top(args) => args.run(client).await,
+            Self::Unpause(args) => args.run(client).await,
+            Self::Update(args) => args.run(client).await,
             Self::Wait(args) => args.run(client).await,
         }
     }
@@ -305,7 +333,7 @@ impl LogArgs {
 }
 
 /// A time as the API takes it, from RFC 3339, seconds of the era, or a duration back from now.
-fn moment(text: &str, now: Timestamp) -> String {
+pub(crate) fn moment(text: &str, now: Timestamp) -> String {
     let at = match (quantity::duration(text), Timestamp::parse_rfc3339(text)) {
         (Ok(back), _) => Timestamp(now.0 - back),
         (_, Some(at)) => at,

@@ -512,7 +512,8 @@ impl Flags {
     }
 }
 
-fn restart(text: &str) -> Result<(&str, i64)> {
+/// Reads a restart policy: its name and how often it may be tried.
+pub(crate) fn restart(text: &str) -> Result<(&str, i64)> {
     let (name, count) = match text.split_once(':') {
         Some((name, count)) => (name, Some(count)),
         None => (text, None),

@@ -1,55 +1,214 @@
 //! `shoal daemon`.
 
-use anyhow::Result;
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use serde_json::{Map, Value, json};
 use shoal_node::config::DaemonConfig;
+
+use crate::{connect::Globals, flags, output};
 
 /// Run the daemon of this host
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  shoal daemon\n  shoal daemon --hostname n1 --label zone=a --insecure-registry 192.0.2.1:5000"
+    after_help = "What is not said by a flag may stand in /etc/shoal/daemon.json, with the keys of docker's file of that name.\nSIGHUP reads it again: debug, log-level, labels, insecure-registries, registry-mirrors and max-concurrent-* take\neffect at once, the rest at the next start.\n\nExamples:\n  shoal daemon\n  shoal daemon --hostname n1 --label zone=a --insecure-registry registry.example:5000\n  shoal daemon -H unix:///run/shoal/shoal.sock -H tcp://0.0.0.0:2376 --tlsverify --tlscacert ca.pem --tlscert cert.pem --tlskey key.pem\n  shoal daemon --validate --config-file daemon.json"
 )]
 pub(crate) struct Args {
+    /// Daemon configuration file
+    #[arg(long, value_name = "string")]
+    config_file: Option<PathBuf>,
+    /// Validate daemon configuration and exit
+    #[arg(long)]
+    validate: bool,
     /// Root directory of persistent state
-    #[arg(long, value_name = "string", default_value = "/var/lib/shoal")]
-    data_root: std::path::PathBuf,
+    #[arg(long, value_name = "string")]
+    data_root: Option<String>,
     /// Root directory of sockets and handles, emptied by a reboot
-    #[arg(long, value_name = "string", default_value = "/run/shoal")]
-    exec_root: std::path::PathBuf,
-    /// Socket to listen on, unix://PATH
-    #[arg(long, value_name = "list")]
-    listen: Vec<String>,
+    #[arg(long, value_name = "string")]
+    exec_root: Option<String>,
+    /// Daemon socket(s) to connect to: unix://PATH, tcp://ADDRESS:PORT
+    #[arg(
+        short = 'H',
+        long = "host",
+        visible_alias = "listen",
+        value_name = "list"
+    )]
+    hosts: Vec<String>,
+    /// Group for the unix socket (default "shoal", if there is one)
+    #[arg(short = 'G', long, value_name = "string")]
+    group: Option<String>,
+    /// Use TLS; implied by --tlsverify
+    #[arg(long)]
+    tls: bool,
+    /// Trust certs signed only by this CA
+    #[arg(long, value_name = "string")]
+    tlscacert: Option<String>,
+    /// Path to TLS certificate file
+    #[arg(long, value_name = "string")]
+    tlscert: Option<String>,
+    /// Path to TLS key file
+    #[arg(long, value_name = "string")]
+    tlskey: Option<String>,
+    /// Use TLS and verify the remote
+    #[arg(long)]
+    tlsverify: bool,
+    /// Set the logging level ("debug"|"info"|"warn"|"error"|"fatal")
+    #[arg(short, long, value_name = "string")]
+    log_level: Option<String>,
+    /// Path to use for daemon PID file
+    #[arg(short, long, value_name = "string")]
+    pidfile: Option<String>,
     /// Parent cgroup of all containers
-    #[arg(long, value_name = "string", default_value = "shoal")]
-    cgroup_parent: String,
+    #[arg(long, value_name = "string")]
+    cgroup_parent: Option<String>,
+    /// Runtime execution options
+    #[arg(long, value_name = "list")]
+    exec_opt: Vec<String>,
     /// Registry to speak to without TLS
     #[arg(long, value_name = "list")]
     insecure_registry: Vec<String>,
+    /// Preferred registry mirror
+    #[arg(long, value_name = "list")]
+    registry_mirror: Vec<String>,
+    /// Set the max concurrent downloads
+    #[arg(long, value_name = "int")]
+    max_concurrent_downloads: Option<u32>,
+    /// Set the max concurrent uploads
+    #[arg(long, value_name = "int")]
+    max_concurrent_uploads: Option<u32>,
     /// Label of this engine, key=value
     #[arg(long, value_name = "list")]
     label: Vec<String>,
+    /// Default driver for container logs
+    #[arg(long, value_name = "string")]
+    log_driver: Option<String>,
+    /// Default log driver options for containers
+    #[arg(long, value_name = "map")]
+    log_opt: Vec<String>,
+    /// Default ulimits for containers
+    #[arg(long, value_name = "ulimit", value_parser = flags::quantity::ulimit)]
+    default_ulimit: Vec<Value>,
+    /// Default shm size for containers
+    #[arg(long, value_name = "bytes")]
+    default_shm_size: Option<String>,
+    /// DNS server to use
+    #[arg(long, value_name = "list")]
+    dns: Vec<String>,
+    /// DNS options to use
+    #[arg(long, value_name = "list")]
+    dns_opt: Vec<String>,
+    /// DNS search domains to use
+    #[arg(long, value_name = "list")]
+    dns_search: Vec<String>,
+    /// Run an init in the container to forward signals and reap processes
+    #[arg(long)]
+    init: bool,
+    /// Set no-new-privileges by default for new containers
+    #[arg(long)]
+    no_new_privileges: bool,
+    /// Keep containers alive when the daemon ends; it is always so
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "bool")]
+    live_restore: Option<bool>,
     /// Name of this host
     #[arg(long, value_name = "string")]
     hostname: Option<String>,
     /// Start of the names of network interfaces and nftables tables
-    #[arg(long, value_name = "string", default_value = "shoal")]
-    interface_prefix: String,
+    #[arg(long, value_name = "string")]
+    interface_prefix: Option<String>,
 }
 
-pub(crate) fn run(args: Args, debug: bool) -> Result<()> {
-    for host in &args.listen {
-        if !host.starts_with("unix:///") {
-            anyhow::bail!("invalid --listen {host:?}: expected unix:///PATH");
+impl Args {
+    /// What was said, by the keys of the configuration file.
+    fn keys(self, debug: bool, globals: &Globals) -> Map<String, Value> {
+        let mut keys = Map::new();
+        let texts = [
+            ("data-root", self.data_root),
+            ("exec-root", self.exec_root),
+            ("group", self.group),
+            ("tlscacert", self.tlscacert),
+            ("tlscert", self.tlscert),
+            ("tlskey", self.tlskey),
+            // Before the command it is the same wish.
+            (
+                "log-level",
+                self.log_level.or_else(|| globals.said_log_level()),
+            ),
+            ("pidfile", self.pidfile),
+            ("cgroup-parent", self.cgroup_parent),
+            ("log-driver", self.log_driver),
+            ("default-shm-size", self.default_shm_size),
+            ("hostname", self.hostname),
+            ("interface-prefix", self.interface_prefix),
+        ];
+        for (key, value) in texts {
+            keys.extend(value.map(|value| (key.to_owned(), value.into())));
         }
+        let lists = [
+            ("hosts", self.hosts),
+            ("exec-opts", self.exec_opt),
+            ("insecure-registries", self.insecure_registry),
+            ("registry-mirrors", self.registry_mirror),
+            ("labels", self.label),
+            ("dns", self.dns),
+            ("dns-opts", self.dns_opt),
+            ("dns-search", self.dns_search),
+        ];
+        for (key, list) in lists {
+            if !list.is_empty() {
+                keys.insert(key.to_owned(), list.into());
+            }
+        }
+        let set = [
+            ("debug", debug),
+            ("tls", self.tls),
+            ("tlsverify", self.tlsverify),
+            ("init", self.init),
+            ("no-new-privileges", self.no_new_privileges),
+        ];
+        for (key, set) in set {
+            if set {
+                keys.insert(key.to_owned(), true.into());
+            }
+        }
+        let numbers = [
+            ("max-concurrent-downloads", self.max_concurrent_downloads),
+            ("max-concurrent-uploads", self.max_concurrent_uploads),
+        ];
+        for (key, number) in numbers {
+            keys.extend(number.map(|number| (key.to_owned(), number.into())));
+        }
+        if let Some(live_restore) = self.live_restore {
+            keys.insert("live-restore".to_owned(), live_restore.into());
+        }
+        if !self.log_opt.is_empty() {
+            keys.insert("log-opts".to_owned(), flags::object(&self.log_opt));
+        }
+        if !self.default_ulimit.is_empty() {
+            let limits = self.default_ulimit.into_iter().map(|limit| {
+                let name = limit["Name"].as_str().unwrap_or_default().to_owned();
+                (name, limit)
+            });
+            keys.insert(
+                "default-ulimits".to_owned(),
+                json!(limits.collect::<Map<_, _>>()),
+            );
+        }
+        keys
     }
-    shoal_node::daemon::run(DaemonConfig {
-        data_root: args.data_root,
-        exec_root: args.exec_root,
-        hosts: args.listen,
-        cgroup_parent: args.cgroup_parent,
-        insecure_registries: args.insecure_registry,
-        labels: args.label,
-        hostname: args.hostname,
-        interface_prefix: args.interface_prefix,
-        debug,
-    })
+}
+
+pub(crate) fn run(args: Args, debug: bool, globals: &Globals) -> Result<()> {
+    if globals.host.is_some() || globals.context.is_some() {
+        bail!("-H and --context before the command are for clients: say `shoal daemon -H …`");
+    }
+    let (path, validate) = (args.config_file.clone(), args.validate);
+    let config = DaemonConfig::load(args.keys(debug, globals), path.as_deref())?;
+    if validate {
+        for warning in &config.warnings {
+            output::note(format!("WARNING: {warning}"));
+        }
+        output::line("configuration OK");
+        return Ok(());
+    }
+    shoal_node::daemon::run(config)
 }

@@ -4,15 +4,20 @@ use std::io::IsTerminal as _;
 
 use anyhow::{Context as _, Result, bail};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE};
+use bytes::Bytes;
 use clap::{Args, Subcommand};
-use futures_util::StreamExt as _;
+use futures_util::{Stream, StreamExt as _};
 use hyper::Method;
-use serde_json::{Value, json};
 use shoal_api::Timestamp;
 use tokio::io::AsyncWriteExt as _;
 use tokio_util::io::ReaderStream;
 
-use super::ListArgs;
+use super::{
+    ListArgs, build,
+    image_more::{History, Import},
+    prune,
+};
+pub(crate) use crate::config_file::registry_auth;
 use crate::{
     client::{Client, Payload, Target, chunks, values},
     human::{ago, short_id, size},
@@ -25,10 +30,14 @@ use crate::{
 /// Manage images
 #[derive(Subcommand)]
 pub(crate) enum Command {
+    Build(Box<build::Args>),
+    History(History),
+    Import(Import),
     Inspect(Inspect),
     Load(Load),
     #[command(visible_alias = "list")]
     Ls(List),
+    Prune(prune::Images),
     Pull(Pull),
     Push(Push),
     #[command(visible_alias = "remove")]
@@ -141,6 +150,9 @@ pub(crate) struct Tag {
 impl Command {
     pub(crate) async fn run(self, client: &Client) -> Result<()> {
         match self {
+            Self::Build(args) => args.run(client).await,
+            Self::History(args) => args.run(client).await,
+            Self::Import(args) => args.run(client).await,
             Self::Inspect(args) => {
                 output::inspect_each(
                     args.format.as_deref(),
@@ -151,6 +163,7 @@ impl Command {
             }
             Self::Load(args) => args.run(client).await,
             Self::Ls(args) => args.run(client).await,
+            Self::Prune(args) => args.run(client).await,
             Self::Pull(args) => args.run(client).await,
             Self::Push(args) => args.run(client).await,
             Self::Rm(args) => args.run(client).await,
@@ -158,28 +171,6 @@ impl Command {
             Self::Tag(args) => args.run(client).await,
         }
     }
-}
-
-/// What docker's configuration file knows about the registry of an image, as `X-Registry-Auth`.
-pub(crate) fn registry_auth(image: &str) -> Option<String> {
-    let folder = match std::env::var_os("DOCKER_CONFIG") {
-        Some(folder) => folder.into(),
-        None => std::path::Path::new(&std::env::var_os("HOME")?).join(".docker"),
-    };
-    let text = std::fs::read(folder.join("config.json")).ok()?;
-    let config: Value = serde_json::from_slice(&text).ok()?;
-    let server = match registry(image) {
-        "docker.io" => "https://index.docker.io/v1/",
-        server => server,
-    };
-    let auth = config["auths"].get(server)?;
-    let decoded = base64::engine::general_purpose::STANDARD
-        .decode(auth["auth"].as_str()?)
-        .ok()?;
-    let decoded = String::from_utf8(decoded).ok()?;
-    let (user, password) = decoded.split_once(':')?;
-    let auth = json!({"username": user, "password": password.trim_end_matches('\0'), "serveraddress": server});
-    Some(URL_SAFE.encode(auth.to_string()))
 }
 
 /// Pulls an image, telling how it goes on `lines`.
@@ -285,28 +276,35 @@ impl Save {
             }
             return Ok(());
         };
-        // Under another name until it is whole, so that a failure leaves no half archive behind.
-        let partial = format!("{path}.partial");
-        let write = async {
-            let mut file = tokio::fs::File::create(&partial)
-                .await
-                .with_context(|| format!("create {partial}"))?;
-            while let Some(chunk) = archive.next().await {
-                file.write_all(&chunk?)
-                    .await
-                    .with_context(|| format!("write {partial}"))?;
-            }
-            file.sync_all()
+        save_to(path, archive).await
+    }
+}
+
+/// Writes an answer to a file; under another name until it is whole, so that a failure leaves no half archive behind.
+pub(crate) async fn save_to(
+    path: &str,
+    mut pieces: impl Stream<Item = Result<Bytes>> + Unpin,
+) -> Result<()> {
+    let partial = format!("{path}.partial");
+    let write = async {
+        let mut file = tokio::fs::File::create(&partial)
+            .await
+            .with_context(|| format!("create {partial}"))?;
+        while let Some(piece) = pieces.next().await {
+            file.write_all(&piece?)
                 .await
                 .with_context(|| format!("write {partial}"))?;
-            std::fs::rename(&partial, path).with_context(|| format!("create {path}"))
-        };
-        let written = write.await;
-        if written.is_err() {
-            let _ = std::fs::remove_file(&partial);
         }
-        written
+        file.sync_all()
+            .await
+            .with_context(|| format!("write {partial}"))?;
+        std::fs::rename(&partial, path).with_context(|| format!("create {path}"))
+    };
+    let written = write.await;
+    if written.is_err() {
+        let _ = std::fs::remove_file(&partial);
     }
+    written
 }
 
 impl Remove {

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
-use super::ListArgs;
+use super::{ListArgs, prune};
 use crate::{
     client::{Client, Payload, Target},
     flags,
@@ -22,6 +22,7 @@ pub(crate) enum Command {
     Inspect(Inspect),
     #[command(visible_alias = "list")]
     Ls(List),
+    Prune(prune::Networks),
     #[command(visible_alias = "remove")]
     Rm(Remove),
 }
@@ -179,6 +180,7 @@ impl Command {
                 .await
             }
             Self::Ls(args) => list(args, client).await,
+            Self::Prune(args) => args.run(client).await,
             Self::Rm(args) => {
                 output::each(&args.networks, async |name: String| {
                     match client.delete(Target::new("/networks/{}", &[&name])).await {

@@ -106,13 +106,18 @@ fn cannot_run(error: anyhow::Error) -> anyhow::Error {
         () if any(&["permission denied", "is a directory", "exec format error"]) => 126,
         () => 125,
     };
-    let message = format!("shoal: {error:#}\n\nRun 'shoal run --help' for more information");
+    let message = explained(&error);
     Exit { code, message }.into()
+}
+
+fn explained(error: &anyhow::Error) -> String {
+    let program = crate::program();
+    format!("{program}: {error:#}\n\nRun '{program} run --help' for more information")
 }
 
 /// Errors before a container exists end with 125.
 fn cannot_create(error: anyhow::Error) -> anyhow::Error {
-    let message = format!("shoal: {error:#}\n\nRun 'shoal run --help' for more information");
+    let message = explained(&error);
     Exit { code: 125, message }.into()
 }
 
@@ -147,12 +152,10 @@ impl Run {
             removed: flags.rm,
         };
         if self.detach && !flags.attach.is_empty() {
-            return Err(cannot_create(anyhow::anyhow!(
-                "conflicting options: cannot specify both --attach and --detach"
-            )));
+            bail!("conflicting options: cannot specify both --attach and --detach");
         }
         if !self.detach {
-            terminal::check_tty(hold.stdin, hold.tty).map_err(cannot_create)?;
+            terminal::check_tty(hold.stdin, hold.tty)?;
         }
         let id = create(flags, &self.image_and_command, Some(hold), client)
             .await

@@ -3,7 +3,9 @@
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
+use shoal_api::Timestamp;
 
+use super::{disk_usage, prune};
 use crate::{
     client::{Client, Target, values},
     human::binary_size,
@@ -14,12 +16,23 @@ use crate::{
 /// Manage the engine
 #[derive(Subcommand)]
 pub(crate) enum Command {
+    Df(disk_usage::Args),
+    #[command(hide = true)]
+    DialStdio(DialStdio),
     Events(Events),
     Info(Info),
+    Prune(prune::System),
 }
+
+/// Proxy the stdio stream to the daemon connection
+#[derive(Args)]
+pub(crate) struct DialStdio;
 
 /// Get real time events from the server
 #[derive(Args)]
+#[command(
+    after_help = "Examples:\n  shoal events --since 10m --filter type=container --filter event=die\n  shoal events --since 1h --until 0s --format '{{.Action}} {{.Actor.ID}}'"
+)]
 pub(crate) struct Events {
     /// Filter output based on conditions provided
     #[arg(short, long, value_name = "key=value", value_parser = super::filter)]
@@ -56,18 +69,25 @@ pub(crate) struct Info {
 impl Command {
     pub(crate) async fn run(self, client: &Client) -> Result<()> {
         match self {
+            Self::Df(args) => args.run(client).await,
+            Self::DialStdio(DialStdio) => {
+                client.relay(tokio::io::stdin(), tokio::io::stdout()).await
+            }
             Self::Events(args) => args.run(client).await,
             Self::Info(args) => args.run(client).await,
+            Self::Prune(args) => args.run(client).await,
         }
     }
 }
 
 impl Events {
-    async fn run(self, client: &Client) -> Result<()> {
+    pub(crate) async fn run(self, client: &Client) -> Result<()> {
         use futures_util::StreamExt as _;
+        let now = Timestamp::now();
+        let moment = |text: Option<&str>, now| text.map(|text| super::container::moment(text, now));
         let target = Target::new("/events", &[])
-            .maybe("since", self.since)
-            .maybe("until", self.until)
+            .maybe("since", moment(self.since.as_deref(), now))
+            .maybe("until", moment(self.until.as_deref(), now))
             .filters(&self.filter)?;
         let template = match self.format.as_deref() {
             Some("json") | None => None,
@@ -96,7 +116,7 @@ fn shown(event: &Value) -> String {
         .collect();
     format!(
         "{} {} {} {} ({})",
-        shoal_api::Timestamp(nanos),
+        Timestamp(nanos),
         text(event, "/Type"),
         text(event, "/Action"),
         text(event, "/Actor/ID"),

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::ListArgs;
+use super::{ListArgs, prune};
 use crate::{
     client::{Client, Target},
     flags,
@@ -20,6 +20,7 @@ pub(crate) enum Command {
     /// List volumes
     #[command(visible_alias = "list")]
     Ls(ListArgs),
+    Prune(prune::Volumes),
     #[command(visible_alias = "remove")]
     Rm(Remove),
 }
@@ -89,6 +90,7 @@ impl Command {
                 .await
             }
             Self::Ls(args) => list(args, client).await,
+            Self::Prune(args) => args.run(client).await,
             Self::Rm(args) => {
                 output::each(&args.volumes, async |name: String| {
                     let target = Target::new("/volumes/{}", &[&name]);

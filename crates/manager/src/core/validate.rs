@@ -2,10 +2,7 @@
 //!
 //! Texts are SwarmKit's (`manager/controlapi`, `api/validation`) where it has one, since clients match on them.
 
-mod container;
 mod data;
-mod depends;
-mod image;
 mod network;
 mod service;
 

@@ -8,17 +8,22 @@ use std::{
 };
 
 use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags, sys::statfs::statfs};
-use shoal_api::id::{IdSource, RandomIds};
+use shoal_api::{
+    container::EventKind,
+    id::{IdSource, RandomIds},
+};
 use shoal_docker_api::{
     ApiError,
     backend::{ApiResult, EngineInfo},
 };
 
 use super::EngineApi;
+use crate::{config::Reloadable, listeners};
 
 impl EngineApi {
     /// What `docker info` tells.
     pub(super) fn describe(&self) -> ApiResult<EngineInfo> {
+        let live = self.config.live();
         let counts = self.engine.counts();
         let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         let (operating_system, os_version) = operating_system();
@@ -57,20 +62,59 @@ impl EngineApi {
             network_drivers: ["bridge", "host", "null", "overlay"]
                 .map(str::to_owned)
                 .into(),
-            labels: self.config.labels.clone(),
-            insecure_registries: self.config.insecure_registries.iter().cloned().collect(),
+            labels: live.labels.clone(),
+            insecure_registries: live.insecure_registries.iter().cloned().collect(),
             http_proxy: proxy("HTTP_PROXY"),
             https_proxy: proxy("HTTPS_PROXY"),
             no_proxy: proxy("NO_PROXY"),
-            debug: self.config.debug,
+            debug: live.debug,
             warnings: failure
                 .map(|reason| format!("WARNING: no container can run on this host: {reason}"))
                 .into_iter()
+                .chain(listeners::warnings(&self.config))
                 .collect(),
             default_address: default_address(&self.config.interface_prefix),
         })
     }
 }
+
+impl EngineApi {
+    /// Tells listeners that the configuration was read again, as docker does: with all that may have changed.
+    pub(crate) fn tell_reload(&self, live: &Reloadable) {
+        let list = |items: &[String]| serde_json::json!(items).to_string();
+        let number = |count: Option<u32>, usual: u32| count.unwrap_or(usual).to_string();
+        let attributes = [
+            ("name", self.config.hostname()),
+            ("debug", live.debug.to_string()),
+            ("labels", list(&live.labels)),
+            ("insecure-registries", list(&live.insecure_registries)),
+            ("registry-mirrors", list(&live.registry_mirrors)),
+            ("live-restore", "true".to_owned()),
+            (
+                "max-concurrent-downloads",
+                number(live.max_concurrent_downloads, DOWNLOADS_USUAL),
+            ),
+            (
+                "max-concurrent-uploads",
+                number(live.max_concurrent_uploads, UPLOADS_USUAL),
+            ),
+        ];
+        let attributes = attributes
+            .map(|(key, value)| (key.to_owned(), value))
+            .into();
+        // Without an id there is nobody that the event could be about.
+        match engine_id(&self.config.data_root) {
+            Ok(id) => self
+                .engine
+                .publish(EventKind::Daemon, "reload", &id, attributes),
+            Err(error) => tracing::warn!(%error, "cannot read the engine's id"),
+        }
+    }
+}
+
+/// Layers that docker downloads and uploads at the same time unless it is told otherwise.
+const DOWNLOADS_USUAL: u32 = 3;
+const UPLOADS_USUAL: u32 = 5;
 
 /// Release of the kernel.
 pub(super) fn kernel_version() -> String {

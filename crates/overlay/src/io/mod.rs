@@ -6,5 +6,4 @@ pub mod kernel;
 pub mod netns;
 pub mod observe;
 pub mod plane;
-pub mod resolver;
 pub mod socket;

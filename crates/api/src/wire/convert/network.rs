@@ -2,7 +2,7 @@
 
 use super::{DecodeError, Field, bridge, messages};
 use crate::{
-    network::{Endpoint, IngressPort, NamedPort, NetworkSlice, NetworkView, Peer, ServiceSlice},
+    network::{Endpoint, IngressPort, NetworkSlice, NetworkView, Peer, ServiceSlice},
     wire,
 };
 
@@ -11,7 +11,6 @@ messages! {
     Peer { underlay, hostname }
     NetworkSlice { name, ingress, internal, vni, mtu, subnets, endpoints, services }
     Endpoint { node, service, addresses, names, serving }
-    ServiceSlice { name, vips, aliases, ports, named_ports }
-    NamedPort { name, protocol, target }
+    ServiceSlice { name, vips, aliases, ports }
     IngressPort { protocol, published, target }
 }

@@ -8,9 +8,7 @@ use std::{
 
 use shoal_api::{
     NetworkId, NodeId, ServiceId, TaskState,
-    network::{
-        Endpoint, IngressPort, NamedPort, NetworkSlice, NetworkView, Peer, ServiceSlice, VXLAN_PORT,
-    },
+    network::{Endpoint, IngressPort, NetworkSlice, NetworkView, Peer, ServiceSlice, VXLAN_PORT},
     object::{Network, Node, NodeState, ObjectKey, Service, Task},
     spec::{NetworkTarget, PublishMode},
 };
@@ -182,9 +180,8 @@ fn service_slice(network: &Network, service: &Service) -> ServiceSlice {
     let vips = vips
         .filter(|vip| vip.network == network.id)
         .map(|vip| vip.addr.addr());
-    let ports = || service.endpoint.iter().flat_map(|endpoint| &endpoint.ports);
-    let named = ports().filter(|port| !network.spec.ingress && !port.name.is_empty());
-    let ports = ports().filter(|port| {
+    let ports = service.endpoint.iter().flat_map(|endpoint| &endpoint.ports);
+    let ports = ports.filter(|port| {
         network.spec.ingress && port.mode == PublishMode::Ingress && port.published != 0
     });
     ServiceSlice {
@@ -195,13 +192,6 @@ fn service_slice(network: &Network, service: &Service) -> ServiceSlice {
             .map(|port| IngressPort {
                 protocol: port.protocol,
                 published: port.published,
-                target: port.target,
-            })
-            .collect(),
-        named_ports: named
-            .map(|port| NamedPort {
-                name: port.name.clone(),
-                protocol: port.protocol,
                 target: port.target,
             })
             .collect(),

@@ -1,6 +1,5 @@
 //! Stories of services, told by the tasks that are meant to run.
 
-mod depends;
 mod everywhere;
 mod restart;
 mod update;
