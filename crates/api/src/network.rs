@@ -99,6 +99,19 @@ pub struct ServiceSlice {
     pub aliases: Vec<String>,
     /// Ports published through the ingress mesh. Only filled in the ingress network.
     pub ports: Vec<IngressPort>,
+    /// Ports that have a name, which DNS tells as SRV records. Empty in the ingress network.
+    pub named_ports: Vec<NamedPort>,
+}
+
+/// A port of a service that can be asked for by name: `_http._tcp.web` (RFC 2782).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct NamedPort {
+    /// Its name without the underscore.
+    pub name: String,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Port in the task.
+    pub target: u16,
 }
 
 /// A port that every node listens on for a service.

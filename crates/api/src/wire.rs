@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use prost::Message;
+
 mod batch;
 mod convert;
 
@@ -24,6 +26,11 @@ pub use generated::*;
 )]
 mod generated {
     tonic::include_proto!("shoal.v1");
+}
+
+/// Bytes of a service's spec in a message.
+pub fn service_spec_bytes(spec: &crate::spec::ServiceSpec) -> usize {
+    ServiceSpec::from(spec).encoded_len()
 }
 
 impl fmt::Debug for SecretSpec {

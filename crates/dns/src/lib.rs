@@ -25,5 +25,5 @@ pub use crate::{
         records::{Host, Records, Zone},
         resolv_conf::{ContainerResolvConf, Overrides, ResolvConf},
     },
-    io::server::{ClientScope, Dns, DnsConfig, DnsError},
+    io::server::{ClientScope, Dns, DnsConfig, DnsError, Listening},
 };

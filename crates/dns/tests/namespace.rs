@@ -201,7 +201,7 @@ async fn upstream(count: u8) -> SocketAddr {
 async fn own_names_over_udp_and_tcp_and_a_table_swapped_at_once() {
     let (namespace, dns) = (Namespace::new(), Dns::start(&DnsConfig::default()));
     dns.publish(records(&[("web", 1), ("web", 2)]));
-    dns.serve("c1", &namespace.path(), scope(&[]))
+    dns.serve("c1", &namespace.path(), RESOLVER.1, scope(&[]))
         .await
         .expect("served");
 
@@ -221,7 +221,7 @@ async fn own_names_over_udp_and_tcp_and_a_table_swapped_at_once() {
     );
 
     // The same key again: the sockets are made anew, also right after the end of the old ones.
-    dns.serve("c1", &namespace.path(), scope(&[]))
+    dns.serve("c1", &namespace.path(), RESOLVER.1, scope(&[]))
         .await
         .expect("served again");
     assert_eq!(
@@ -239,7 +239,7 @@ async fn own_names_over_udp_and_tcp_and_a_table_swapped_at_once() {
 async fn every_address_of_a_name_comes_first_in_turn() {
     let (namespace, dns) = (Namespace::new(), Dns::start(&DnsConfig::default()));
     dns.publish(records(&[("web", 1), ("web", 2), ("web", 3)]));
-    dns.serve("c1", &namespace.path(), scope(&[]))
+    dns.serve("c1", &namespace.path(), RESOLVER.1, scope(&[]))
         .await
         .expect("served");
     let mut first: BTreeMap<String, u32> = BTreeMap::new();
@@ -259,7 +259,7 @@ async fn long_answers_are_cut_over_udp_and_whole_over_tcp() {
     dns.publish(records(
         &(0..100).map(|last| ("many", last)).collect::<Vec<_>>(),
     ));
-    dns.serve("c1", &namespace.path(), scope(&[]))
+    dns.serve("c1", &namespace.path(), RESOLVER.1, scope(&[]))
         .await
         .expect("served");
 
@@ -281,7 +281,7 @@ async fn what_is_not_ours_is_asked_upstream() {
     let (namespace, dns) = (Namespace::new(), Dns::start(&DnsConfig::default()));
     dns.publish(records(&[("web", 1)]));
     let server = upstream(50).await;
-    dns.serve("c1", &namespace.path(), scope(&[server]))
+    dns.serve("c1", &namespace.path(), RESOLVER.1, scope(&[server]))
         .await
         .expect("served");
 
@@ -329,6 +329,7 @@ async fn what_is_not_ours_is_asked_upstream() {
         .serve(
             "c1",
             &namespace.path(),
+            RESOLVER.1,
             scope(&[silent.local_addr().expect("bound")]),
         )
         .await
@@ -362,6 +363,7 @@ async fn what_is_not_ours_is_asked_upstream() {
     dns.serve(
         "c1",
         &namespace.path(),
+        RESOLVER.1,
         scope(&[silent.local_addr().expect("bound"), server]),
     )
     .await
@@ -385,10 +387,10 @@ async fn nobody_upstream_is_a_failure_and_not_silence() {
     let (namespace, dns) = (Namespace::new(), Dns::start(&config));
     dns.publish(records(&[]));
     let server = upstream(1).await;
-    dns.serve("c1", &namespace.path(), scope(&[]))
+    dns.serve("c1", &namespace.path(), RESOLVER.1, scope(&[]))
         .await
         .expect("served");
-    dns.serve("c2", &Namespace::new().path(), scope(&[]))
+    dns.serve("c2", &Namespace::new().path(), RESOLVER.1, scope(&[]))
         .await
         .expect("another namespace has its own port 53");
     for (upstreams, name) in [
@@ -409,7 +411,7 @@ async fn nobody_upstream_is_a_failure_and_not_silence() {
 async fn rubbish_does_not_disturb_it() {
     let (namespace, dns) = (Namespace::new(), Dns::start(&DnsConfig::default()));
     dns.publish(records(&[("web", 1)]));
-    dns.serve("c1", &namespace.path(), scope(&[]))
+    dns.serve("c1", &namespace.path(), RESOLVER.1, scope(&[]))
         .await
         .expect("served");
     namespace

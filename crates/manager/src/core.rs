@@ -4,6 +4,7 @@ pub mod allocator;
 pub mod audit;
 pub mod consensus;
 pub mod control;
+pub mod depends;
 pub mod dispatch;
 pub mod logs;
 pub mod loops;

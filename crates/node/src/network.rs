@@ -13,9 +13,12 @@ use shoal_api::{
     container::{ContainerId, EndpointInfo, EndpointSpec, NetworkMode, NetworkSettings},
     network::RESOLVER,
 };
-use shoal_dns::{ClientScope, Dns, ResolvConf, core::resolv_conf};
+use shoal_dns::{
+    ClientScope, Dns, DnsError, ResolvConf,
+    core::resolv_conf::{self, DNS_PORT},
+};
 use shoal_engine::io::network::{ContainerNetwork, NetworkError, NetworkReady, NetworkRequest};
-use shoal_overlay::io::netns;
+use shoal_overlay::io::{netns, resolver};
 
 use crate::{
     bridges::{Bridges, BridgesError, Joining},
@@ -126,13 +129,39 @@ impl NodeNetworks {
             networks: networks.collect(),
             upstreams: file.upstreams,
         };
-        let served = self
-            .dns
-            .serve(container.as_str(), netns, scope.clone())
-            .await;
-        served.map_err(|error| NetworkError::Failed(chain(&error)))?;
+        self.open_resolver(container, netns, &scope).await?;
         self.known().scopes.insert(container.clone(), scope);
         Ok(ResolvConf::parse(&file.text))
+    }
+
+    /// Opens a container's resolver at 127.0.0.11:53, behind other ports so that the container can serve port 53 itself.
+    async fn open_resolver(
+        &self,
+        container: &ContainerId,
+        netns: &Path,
+        scope: &ClientScope,
+    ) -> Result<(), NetworkError> {
+        let failed = |error: DnsError| NetworkError::Failed(chain(&error));
+        let serve = |port| {
+            self.dns
+                .serve(container.as_str(), netns, port, scope.clone())
+        };
+        let listening = serve(0).await.map_err(failed)?;
+        let path = netns.to_owned();
+        let redirected = tokio::task::spawn_blocking(move || {
+            resolver::redirect(&path, RESOLVER, DNS_PORT, listening.udp, listening.tcp)
+        });
+        let Err(error) = redirected
+            .await
+            .unwrap_or_else(|panic| Err(std::io::Error::other(panic)))
+        else {
+            return Ok(());
+        };
+        tracing::warn!(
+            container.id = %container, %error,
+            "the kernel cannot lead port 53 elsewhere; the resolver takes it, and this container cannot serve it",
+        );
+        serve(DNS_PORT).await.map_err(failed).map(drop)
     }
 
     /// Puts a running container into one more network of this host; its resolver sees the names there from now on.

@@ -33,6 +33,7 @@ fn network(n: u8) -> NetworkSlice {
             published: 8080,
             target: 80,
         }],
+        named_ports: Vec::new(),
     };
     let endpoints = [("t1", endpoint("h1", 11)), ("t2", endpoint("h2", 12))];
     NetworkSlice {

@@ -211,7 +211,8 @@ structs! {
     NetworkSlice { name, ingress, internal, vni, mtu, subnets, endpoints, services }
     Subnet { range, gateway }
     Endpoint { node, service, addresses, names, serving }
-    ServiceSlice { name, vips, aliases, ports }
+    ServiceSlice { name, vips, aliases, ports, named_ports }
+    NamedPort { name, protocol, target }
     IngressPort { protocol, published, target }
 }
 

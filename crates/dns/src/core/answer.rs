@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use shoal_api::NetworkId;
 
 use super::{
-    records::{Addresses, Records, Zone},
+    records::{Records, Sets, Zone},
     wire::{CLASS_ANY, CLASS_IN, Query, RrSet, qtype},
 };
 
@@ -45,6 +45,10 @@ pub fn answer<'r>(records: &'r Records, networks: &[NetworkId], query: &Query<'_
             }
         } else if let Some(found) = find(zones, name) {
             return found.of_type(query.qtype);
+        } else if let Some(host) = host_of_port(name)
+            && find(zones, host).is_some()
+        {
+            return Answer::NoSuchName;
         }
     }
     if zones().any(|zone| !zone.internal) || networks.is_empty() {
@@ -56,10 +60,14 @@ pub fn answer<'r>(records: &'r Records, networks: &[NetworkId], query: &Query<'_
     }
 }
 
-fn find<'r, I: Iterator<Item = &'r Zone>>(
-    zones: impl Fn() -> I,
-    name: &[u8],
-) -> Option<&'r Addresses> {
+/// The host in the name of a port, `_http._tcp.web` (RFC 2782); `None` if it is not such a name.
+fn host_of_port(name: &[u8]) -> Option<&[u8]> {
+    let (port, rest) = split_label(name)?;
+    let (protocol, host) = split_label(rest)?;
+    (port.starts_with(b"_") && protocol.starts_with(b"_")).then_some(host)
+}
+
+fn find<'r, I: Iterator<Item = &'r Zone>>(zones: impl Fn() -> I, name: &[u8]) -> Option<&'r Sets> {
     if let Some(found) = zones().find_map(|zone| zone.names.get(name)) {
         return Some(found);
     }
@@ -77,14 +85,16 @@ fn find<'r, I: Iterator<Item = &'r Zone>>(
     None
 }
 
-impl Addresses {
+impl Sets {
     fn of_type(&self, kind: u16) -> Answer<'_> {
         let set = match kind {
             qtype::A => &self.v4,
             qtype::AAAA => &self.v6,
             // One of the sets will do (RFC 8482 §4.1).
             qtype::ANY if self.v4.count() > 0 => &self.v4,
-            qtype::ANY => &self.v6,
+            qtype::ANY if self.v6.count() > 0 => &self.v6,
+            qtype::ANY => &self.srv,
+            qtype::SRV => &self.srv,
             _ => return Answer::Empty,
         };
         if set.count() > 0 {

@@ -8,8 +8,8 @@ use std::{
 
 use ipnet::IpNet;
 use shoal_api::{
-    NetworkId,
-    network::{NetworkSlice, NetworkView},
+    NetworkId, ServiceId,
+    network::{NetworkSlice, NetworkView, ServiceSlice},
 };
 
 use super::wire::{Name, RrSet, qtype};
@@ -78,15 +78,16 @@ pub struct Zone {
     /// Name of the network as labels: `web.demo_default` finds `web` in it.
     pub(super) suffix: Box<[u8]>,
     pub(super) subnets: Vec<IpNet>,
-    pub(super) names: BTreeMap<Box<[u8]>, Addresses>,
+    pub(super) names: BTreeMap<Box<[u8]>, Sets>,
     pub(super) reverse: BTreeMap<IpAddr, RrSet>,
 }
 
-/// The encoded addresses of a name. Both sets are empty when nobody serves it just now.
+/// The encoded records of a name. All sets are empty when nobody serves it just now.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Addresses {
+pub(super) struct Sets {
     pub(super) v4: RrSet,
     pub(super) v6: RrSet,
+    pub(super) srv: RrSet,
 }
 
 impl Zone {
@@ -143,6 +144,7 @@ impl Zone {
                 draft.add(&format!("tasks.{name}"), serving.iter().copied());
             }
             draft.add_reverse(&service.name, &service.vips);
+            draft.add_ports(slice, id, service);
         }
         draft.encode(&slice.name, slice.internal, subnets)
     }
@@ -157,6 +159,8 @@ impl Zone {
 #[derive(Default)]
 struct Draft {
     names: BTreeMap<Box<[u8]>, BTreeSet<IpAddr>>,
+    /// Name of a port → data of its SRV records.
+    ports: BTreeMap<Box<[u8]>, BTreeSet<Vec<u8>>>,
     reverse: BTreeMap<IpAddr, String>,
 }
 
@@ -179,12 +183,58 @@ impl Draft {
         }
     }
 
+    /// Adds a service's ports by name: `_http._tcp.web` leads to the service, `_http._tcp.tasks.web` to each task.
+    fn add_ports(&mut self, slice: &NetworkSlice, id: &ServiceId, service: &ServiceSlice) {
+        let tasks = || {
+            let serving = slice.endpoints.values();
+            serving
+                .filter(|endpoint| endpoint.serving && endpoint.service.as_ref() == Some(id))
+                .filter_map(|endpoint| endpoint.names.first())
+        };
+        for port in &service.named_ports {
+            for alias in std::iter::once(&service.name).chain(&service.aliases) {
+                let name = format!("_{}._{}.{alias}", port.name, port.protocol);
+                if service.vips.is_empty() {
+                    self.add_port(&name, port.target, tasks(), &slice.name);
+                } else {
+                    self.add_port(&name, port.target, std::iter::once(alias), &slice.name);
+                }
+                let name = format!("_{}._{}.tasks.{alias}", port.name, port.protocol);
+                self.add_port(&name, port.target, tasks(), &slice.name);
+            }
+        }
+    }
+
+    fn add_port<'n>(
+        &mut self,
+        name: &str,
+        port: u16,
+        hosts: impl Iterator<Item = &'n String>,
+        network: &str,
+    ) {
+        let Some(name) = Name::from_text(name) else {
+            return;
+        };
+        let hosts = hosts.filter_map(|host| Name::from_text(&format!("{host}.{network}")));
+        // Priority and weight 0: all are equal, and the records come in turn anyway (RFC 2782).
+        let data = hosts
+            .map(|host| [&[0; 4], port.to_be_bytes().as_slice(), host.labels(), &[0]].concat());
+        self.ports
+            .entry(name.labels().into())
+            .or_default()
+            .extend(data);
+    }
+
     fn encode(self, network: &str, internal: bool, subnets: Vec<IpNet>) -> Zone {
-        let names = self
+        let mut names: BTreeMap<_, _> = self
             .names
             .into_iter()
-            .map(|(name, addresses)| (name, Addresses::encode(&addresses)))
+            .map(|(name, addresses)| (name, Sets::of(&addresses)))
             .collect();
+        for (name, data) in self.ports {
+            names.entry(name).or_default().srv =
+                RrSet::new(qtype::SRV, TTL_SECONDS, data.iter().map(Vec::as_slice));
+        }
         let reverse = self
             .reverse
             .into_iter()
@@ -212,8 +262,8 @@ impl Draft {
     }
 }
 
-impl Addresses {
-    fn encode(addresses: &BTreeSet<IpAddr>) -> Self {
+impl Sets {
+    fn of(addresses: &BTreeSet<IpAddr>) -> Self {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for address in addresses {
             match address {
@@ -228,6 +278,7 @@ impl Addresses {
                 TTL_SECONDS,
                 v6.iter().map(<[u8; 16]>::as_slice),
             ),
+            srv: RrSet::default(),
         }
     }
 }

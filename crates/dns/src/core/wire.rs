@@ -28,6 +28,8 @@ pub mod qtype {
     pub const PTR: u16 = 12;
     /// IPv6 address.
     pub const AAAA: u16 = 28;
+    /// Host and port of a service (RFC 2782).
+    pub const SRV: u16 = 33;
     /// Whatever there is.
     pub const ANY: u16 = 255;
 }
@@ -226,14 +228,12 @@ impl<'p> Query<'p> {
         let room = limit
             .saturating_sub(self.question_end + if self.edns.is_some() { OPT_BYTES } else { 0 });
         let count = set.count();
-        let fitting = count.min(room.checked_div(set.each).unwrap_or(0));
-        self.write_head(Rcode::NoError, fitting, fitting < count, out);
         let first = (turn as usize).checked_rem(count).unwrap_or(0);
-        let (end, start) = (first * set.each, fitting * set.each);
-        let tail = &set.bytes[end..];
-        let tail = &tail[..tail.len().min(start)];
-        out.extend_from_slice(tail);
-        out.extend_from_slice(&set.bytes[..start - tail.len()]);
+        let fitting = set.fitting(first, room);
+        self.write_head(Rcode::NoError, fitting, fitting < count, out);
+        let to_end = fitting.min(count - first);
+        out.extend_from_slice(set.records(first, to_end));
+        out.extend_from_slice(set.records(0, fitting - to_end));
         self.write_opt(Rcode::NoError, out);
     }
 
@@ -291,19 +291,20 @@ pub fn write_error(packet: &[u8], code: Rcode, out: &mut Vec<u8>) {
     ]);
 }
 
-/// Records of one name and type, encoded, each as long as the others.
+/// Records of one name and type, encoded.
 ///
 /// Their owner is a pointer to the question (RFC 1035 §4.1.4), so the same bytes answer it in every spelling.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RrSet {
     bytes: Box<[u8]>,
-    each: usize,
+    /// Where each record ends in `bytes`.
+    ends: Box<[u32]>,
 }
 
 impl RrSet {
-    /// A set of records of type `kind` with the given data, all of the same length.
+    /// A set of records of type `kind` with the given data, as many as fit into 4 GiB.
     pub fn new<'d>(kind: u16, ttl_seconds: u32, data: impl Iterator<Item = &'d [u8]>) -> Self {
-        let (mut bytes, mut each) = (Vec::new(), 0);
+        let (mut bytes, mut ends) = (Vec::new(), Vec::new());
         for data in data {
             let length =
                 u16::try_from(data.len()).expect("names and addresses are shorter than 64 KiB");
@@ -313,21 +314,43 @@ impl RrSet {
             bytes.extend_from_slice(&ttl_seconds.to_be_bytes());
             bytes.extend_from_slice(&length.to_be_bytes());
             bytes.extend_from_slice(data);
-            each = 12 + data.len();
+            let Ok(end) = u32::try_from(bytes.len()) else {
+                break;
+            };
+            ends.push(end);
         }
-        debug_assert!(
-            each == 0 || bytes.len() % each == 0,
-            "all records of a set are equally long"
-        );
         Self {
             bytes: bytes.into(),
-            each,
+            ends: ends.into(),
         }
     }
 
     /// Number of records.
     pub fn count(&self) -> usize {
-        self.bytes.len().checked_div(self.each).unwrap_or(0)
+        self.ends.len()
+    }
+
+    /// How many records from number `first` on, and then from the beginning, fit into `room` bytes.
+    fn fitting(&self, first: usize, room: usize) -> usize {
+        if self.bytes.len() <= room {
+            return self.count();
+        }
+        let lengths = (first..self.count())
+            .chain(0..first)
+            .scan(0, |sum, record| {
+                *sum += self.records(record, 1).len();
+                Some(*sum)
+            });
+        lengths.take_while(|sum| *sum <= room).count()
+    }
+
+    /// The bytes of `count` records from number `first` on.
+    fn records(&self, first: usize, count: usize) -> &[u8] {
+        let start_of = |record: usize| match record.checked_sub(1) {
+            Some(before) => self.ends[before] as usize,
+            None => 0,
+        };
+        &self.bytes[start_of(first)..start_of(first + count)]
     }
 }
 

@@ -28,7 +28,6 @@ use super::{
 use crate::core::{
     answer::{Answer, answer},
     records::Records,
-    resolv_conf::DNS_PORT,
     wire::{Malformed, Query, Rcode, TCP_BYTES_MAX, UDP_BYTES_MAX, write_error},
 };
 
@@ -69,6 +68,15 @@ pub struct ClientScope {
     pub networks: Vec<NetworkId>,
     /// Servers for what is not ours, reached from the host's namespace.
     pub upstreams: Vec<SocketAddr>,
+}
+
+/// The ports of 127.0.0.11 on which a client's resolver listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listening {
+    /// Over UDP.
+    pub udp: u16,
+    /// Over TCP.
+    pub tcp: u16,
 }
 
 /// Why a client cannot be served.
@@ -153,26 +161,32 @@ impl Dns {
         self.shared.records.store(records);
     }
 
-    /// Serves 127.0.0.11:53, UDP and TCP, in the network namespace at `netns`, until [`Self::stop`].
+    /// Serves 127.0.0.11, UDP and TCP, in the network namespace at `netns`, until [`Self::stop`].
     ///
-    /// A client that is served already is stopped first. Needs `CAP_SYS_ADMIN` to enter the namespace.
+    /// It listens on `port`; 0 lets the kernel choose one for each protocol. Returns what it listens on. A client that
+    /// is served already is stopped first. Needs `CAP_SYS_ADMIN` to enter the namespace.
     pub async fn serve(
         &self,
         client: &str,
         netns: &Path,
+        port: u16,
         scope: ClientScope,
-    ) -> Result<(), DnsError> {
+    ) -> Result<Listening, DnsError> {
         self.stop(client).await;
         let failed = |source| DnsError::Open {
             client: client.to_owned(),
             netns: netns.to_owned(),
             source,
         };
-        let sockets = namespace::open(netns.to_owned(), SocketAddrV4::new(RESOLVER, DNS_PORT))
+        let sockets = namespace::open(netns.to_owned(), SocketAddrV4::new(RESOLVER, port))
             .await
             .map_err(failed)?;
         let udp = UdpSocket::from_std(sockets.udp).map_err(failed)?;
         let tcp = TcpListener::from_std(sockets.tcp).map_err(failed)?;
+        let listening = Listening {
+            udp: udp.local_addr().map_err(failed)?.port(),
+            tcp: tcp.local_addr().map_err(failed)?.port(),
+        };
         let scope = Arc::new(ArcSwap::from_pointee(Scope::from(scope)));
         let desk = Desk {
             shared: Arc::clone(&self.shared),
@@ -190,7 +204,7 @@ impl Dns {
             tasks,
         };
         self.lock().insert(client.to_owned(), served);
-        Ok(())
+        Ok(listening)
     }
 
     /// Changes what a served client sees. Returns whether there is such a client.

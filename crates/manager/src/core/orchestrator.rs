@@ -17,9 +17,10 @@ mod update;
 #[cfg(test)]
 mod tests;
 
-use shoal_api::{Actor, ServiceId, TaskState, spec::ServiceMode};
+use shoal_api::{Actor, ServiceId, TaskState, object::Service, spec::ServiceMode};
 
 use super::{
+    depends::names_service,
     reconcile::{Ctx, Plan, Reconciler},
     state::{Event, State},
 };
@@ -42,8 +43,25 @@ impl Reconciler for Orchestrator {
 
     fn affected(&self, state: &State, event: &Event) -> Vec<ServiceId> {
         match event {
-            Event::Service(delta) => vec![delta.any().id.clone()],
-            Event::Task(delta) => vec![delta.any().service.clone()],
+            Event::Service(delta) => {
+                let service = delta.any();
+                let mut keys = dependents(state, service);
+                keys.push(service.id.clone());
+                keys
+            }
+            Event::Task(delta) => {
+                let id = &delta.any().service;
+                let mut keys = match state.service(id) {
+                    Some(service)
+                        if delta.changed(|task| (task.status.state, task.desired_state)) =>
+                    {
+                        dependents(state, service)
+                    }
+                    _ => Vec::new(),
+                };
+                keys.push(id.clone());
+                keys
+            }
             Event::Node(delta) => {
                 let facts = |node: &shoal_api::object::Node| {
                     let description = (node.description.clone(), node.status.addr);
@@ -96,6 +114,15 @@ impl Reconciler for Orchestrator {
         }
         fleet.into_plan()
     }
+}
+
+/// The services that wait for one.
+fn dependents(state: &State, service: &Service) -> Vec<ServiceId> {
+    let dependents = state.dependents();
+    dependents
+        .filter(|dependent| names_service(&dependent.spec, service))
+        .map(|dependent| dependent.id.clone())
+        .collect()
 }
 
 /// The tasks of a service that is gone go too.

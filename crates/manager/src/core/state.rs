@@ -50,6 +50,8 @@ pub struct State {
     tasks_by_node: Table<(NodeId, TaskId), ()>,
     /// Tasks in the states New and Pending, which wait for the allocator and the scheduler.
     waiting: Table<(TaskState, TaskId), ()>,
+    /// Services that wait for others.
+    dependents: Table<ServiceId, ()>,
     /// What tasks run, by service and spec version, with the number of objects that refer to it.
     specs: Table<(ServiceId, u64), (Arc<TaskSpec>, u64)>,
 }
@@ -88,6 +90,12 @@ impl State {
     /// All services by id.
     pub fn services(&self) -> impl DoubleEndedIterator<Item = &Arc<Service>> {
         self.services.values()
+    }
+
+    /// The services that wait for others before their tasks start.
+    pub fn dependents(&self) -> impl Iterator<Item = &Arc<Service>> {
+        let ids = self.dependents.keys();
+        ids.filter_map(|id| self.services.get(id))
     }
 
     /// A task.
@@ -283,6 +291,7 @@ impl State {
                 .eq(other.tasks_by_service.iter())
             && self.tasks_by_node.iter().eq(other.tasks_by_node.iter())
             && self.waiting.iter().eq(other.waiting.iter())
+            && self.dependents.iter().eq(other.dependents.iter())
             && self.specs.iter().eq(other.specs.iter())
     }
 

@@ -2,7 +2,10 @@
 //!
 //! Texts are SwarmKit's (`manager/controlapi`, `api/validation`) where it has one, since clients match on them.
 
+mod container;
 mod data;
+mod depends;
+mod image;
 mod network;
 mod service;
 

@@ -34,6 +34,8 @@ pub(crate) enum Behaviour {
     Exits(Duration, i64),
     /// Prepares for ever.
     Hangs,
+    /// Starts and does not become healthy.
+    Starts,
 }
 
 pub(crate) struct World {
@@ -364,7 +366,7 @@ impl World {
                 _ => S::Ready,
             },
             S::Ready if desired >= S::Running => S::Starting,
-            S::Starting => S::Running,
+            S::Starting if self.behaviour(task) != Behaviour::Starts => S::Running,
             S::Running if self.exit_at(task).is_some_and(|at| at <= self.now) => {
                 match self.behaviour(task) {
                     Behaviour::Exits(_, 0) => S::Complete,

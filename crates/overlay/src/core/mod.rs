@@ -12,6 +12,7 @@ pub mod netlink;
 pub mod nft;
 pub mod nft_wire;
 pub mod observed;
+pub mod resolver;
 pub mod rtnl_wire;
 pub mod ruleset;
 pub mod state;

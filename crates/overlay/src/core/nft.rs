@@ -149,6 +149,15 @@ pub enum Expr {
         /// Register.
         to: u32,
     },
+    /// Writes two bytes of the transport header, and what that changes in the header's checksum.
+    SetPort {
+        /// Bytes from the start of the header.
+        offset: u32,
+        /// Register.
+        from: u32,
+        /// Where the checksum is.
+        checksum: u32,
+    },
     /// Ends the rule unless the register equals the bytes.
     Is(u32, Vec<u8>),
     /// Ends the rule if the register equals the bytes.

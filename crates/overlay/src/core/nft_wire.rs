@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::{
     netlink::{Message, attribute, attributes, flags, text},
-    nft::{Chain, Element, Expr, Outline, Part, SetData, SetKind, Table},
+    nft::{Base, Chain, Element, Expr, Outline, Part, SetData, SetKind, Table},
     state::Family,
 };
 
@@ -380,6 +380,19 @@ fn expression(list: Message, family: Family, expr: &Expr) -> Message {
                 .be32(2, *base as u32)
                 .be32(3, *offset)
                 .be32(4, *len)
+        }),
+        Expr::SetPort {
+            offset,
+            from,
+            checksum,
+        } => named("payload", &|m| {
+            // The checksum is that of the Internet protocols (RFC 1071): kind 1.
+            m.be32(5, reg(from))
+                .be32(2, Base::Transport as u32)
+                .be32(3, *offset)
+                .be32(4, 2)
+                .be32(6, 1)
+                .be32(7, *checksum)
         }),
         Expr::Is(register, bytes) => named("cmp", &compare(0, register, bytes)),
         Expr::IsNot(register, bytes) => named("cmp", &compare(1, register, bytes)),

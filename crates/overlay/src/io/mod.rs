@@ -6,4 +6,5 @@ pub mod kernel;
 pub mod netns;
 pub mod observe;
 pub mod plane;
+pub mod resolver;
 pub mod socket;

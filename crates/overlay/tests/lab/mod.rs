@@ -44,6 +44,7 @@ pub fn view() -> NetworkView {
                 published: 8080,
                 target: 80,
             }],
+            named_ports: Vec::new(),
         };
         BTreeMap::from([(id("web"), service)])
     };

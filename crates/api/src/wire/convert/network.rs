@@ -2,7 +2,7 @@
 
 use super::{DecodeError, Field, bridge, messages};
 use crate::{
-    network::{Endpoint, IngressPort, NetworkSlice, NetworkView, Peer, ServiceSlice},
+    network::{Endpoint, IngressPort, NamedPort, NetworkSlice, NetworkView, Peer, ServiceSlice},
     wire,
 };
 
@@ -11,6 +11,7 @@ messages! {
     Peer { underlay, hostname }
     NetworkSlice { name, ingress, internal, vni, mtu, subnets, endpoints, services }
     Endpoint { node, service, addresses, names, serving }
-    ServiceSlice { name, vips, aliases, ports }
+    ServiceSlice { name, vips, aliases, ports, named_ports }
+    NamedPort { name, protocol, target }
     IngressPort { protocol, published, target }
 }

@@ -1,7 +1,9 @@
 use std::collections::BTreeMap;
 
 use expect_test::{Expect, expect};
-use shoal_api::network::{Endpoint, NetworkSlice, NetworkView, ServiceSlice, Subnet};
+use shoal_api::network::{
+    Endpoint, NamedPort, NetworkSlice, NetworkView, Protocol, ServiceSlice, Subnet,
+};
 
 use super::*;
 use crate::core::{
@@ -31,6 +33,11 @@ fn service(name: &str, vips: &[&str], aliases: &[&str]) -> ServiceSlice {
             .collect(),
         aliases: aliases.iter().map(|name| (*name).to_owned()).collect(),
         ports: Vec::new(),
+        named_ports: vec![NamedPort {
+            name: "http".to_owned(),
+            protocol: Protocol::Tcp,
+            target: 8080,
+        }],
     }
 }
 
@@ -166,6 +173,32 @@ fn check(networks: &[&str], questions: &[(&str, u16)], expected: &Expect) {
 const A: u16 = qtype::A;
 const AAAA: u16 = qtype::AAAA;
 const PTR: u16 = qtype::PTR;
+const SRV: u16 = qtype::SRV;
+
+#[test]
+fn named_ports_resolve_to_host_and_port() {
+    check(
+        &["front"],
+        &[
+            ("_http._tcp.demo_web", SRV),
+            ("_HTTP._TCP.web.demo_front", SRV),
+            ("_http._tcp.tasks.web", SRV),
+            ("_http._tcp.rr", SRV),
+            ("_http._tcp.web", A),
+            ("_http._udp.web", SRV),
+            ("_smtp._tcp.web", SRV),
+        ],
+        &expect![[r#"
+            _http._tcp.demo_web 33: 0 0 8080 demo_web.demo_front.
+            _HTTP._TCP.web.demo_front 33: 0 0 8080 web.demo_front.
+            _http._tcp.tasks.web 33: 0 0 8080 demo_web.1.t1.demo_front. 0 0 8080 demo_web.2.t2.demo_front.
+            _http._tcp.rr 33: 0 0 8080 rr.1.t4.demo_front. 0 0 8080 rr.2.t5.demo_front.
+            _http._tcp.web 1: Empty
+            _http._udp.web 33: NoSuchName
+            _smtp._tcp.web 33: NoSuchName
+        "#]],
+    );
+}
 
 #[test]
 fn services_resolve_to_their_vip_or_else_to_their_tasks() {

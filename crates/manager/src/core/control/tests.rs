@@ -1,12 +1,15 @@
 //! What users are told when the answer is no, and what is written when it is yes.
 
+mod services;
+
 use shoal_api::{
     ServiceId,
     object::ObjectKey,
     spec::{
-        Annotations, Availability, ConfigSpec, EndpointMode, FileTarget, IpamConfig, Mount,
-        NetworkSpec, NodeRole, PortConfig, PublishMode, SecretReference, SecretSpec, ServiceMode,
-        ServiceSpec,
+        Annotations, Availability, ConfigReference, ConfigSpec, Dependency, EndpointMode,
+        FileTarget, HealthConfig, IpamConfig, Mount, MountKind, NetworkAttachmentSpec, NetworkSpec,
+        NetworkTarget, NodeRole, PortConfig, PublishMode, SecretReference, SecretSpec, ServiceMode,
+        ServiceSpec, UpdateConfig, UpdateOrder,
     },
 };
 
@@ -105,6 +108,89 @@ fn a_service_that_makes_no_sense_is_refused_in_swarm_s_words() {
     check("constraint expected one operator from ==, !=", &|spec| {
         spec.task.placement.constraints = vec!["node.role=manager".into()];
     });
+    check(
+        "ContainerSpec: \"demo:1!\" is not a valid repository/tag",
+        &|spec| {
+            spec.task.container.image = "demo:1!".into();
+        },
+    );
+    check(
+        "key 'node.rolex' is unknown: expected node.id, node.hostname, node.ip, node.role, node.platform.os, \
+         node.platform.arch, node.labels.<key> or engine.labels.<key>",
+        &|spec| spec.task.placement.constraints = vec!["node.rolex==manager".into()],
+    );
+    check(
+        "invalid placement preference 'node.role': expected node.labels.<key> or engine.labels.<key>",
+        &|spec| spec.task.placement.spread = vec!["node.role".into()],
+    );
+    check(
+        "invalid memory reservation 8388608: more than the limit 4194304",
+        &|spec| {
+            spec.task.resources.limits.memory_bytes = 4 << 20;
+            spec.task.resources.reservations.memory_bytes = 8 << 20;
+        },
+    );
+    check(
+        "invalid cpu reservation 2: more than the limit 1",
+        &|spec| {
+            spec.task.resources.limits.nano_cpus = 1_000_000_000;
+            spec.task.resources.reservations.nano_cpus = 2_000_000_000;
+        },
+    );
+    check(
+        "invalid bind mount source, must be an absolute path: data",
+        &|spec| {
+            let kind = MountKind::Bind;
+            let source = "data".into();
+            spec.task.container.mounts = vec![Mount {
+                kind,
+                source,
+                ..mount("/data")
+            }];
+        },
+    );
+    check(
+        "TaskSpec: update-maxfailureratio cannot be less than 0 or bigger than 1",
+        &|spec| {
+            spec.update = Some(UpdateConfig {
+                max_failure_ratio: 1.5,
+                ..UpdateConfig::default()
+            });
+        },
+    );
+    check(
+        "job-mode services cannot have update options set",
+        &|spec| {
+            spec.mode = ServiceMode::GlobalJob;
+            spec.update = Some(UpdateConfig::default());
+        },
+    );
+    check(
+        "ContainerSpec: unknown type \"curl\" in HealthConfig: expected NONE, CMD or CMD-SHELL",
+        &|spec| {
+            let test = vec!["curl".into()];
+            spec.task.container.healthcheck = Some(HealthConfig {
+                test,
+                ..HealthConfig::default()
+            });
+        },
+    );
+    check("invalid hostname format: -web", &|spec| {
+        spec.task.container.hostname = "-web".into();
+    });
+    check(
+        "invalid host entry 'db 10.0.0.1': expected an address and at least one name",
+        &|spec| spec.task.container.hosts = vec!["db 10.0.0.1".into()],
+    );
+    check(
+        "depends_on: dependency cycle detected: new -> new",
+        &|spec| {
+            spec.depends_on = vec![Dependency {
+                service: "new".into(),
+                ..Dependency::default()
+            }];
+        },
+    );
     check(
         "EndpointSpec: port published with ingress mode can't be used with dnsrr mode",
         &|spec| {

@@ -8,7 +8,9 @@ use std::{
 
 use shoal_api::{
     NetworkId, NodeId, ServiceId, TaskState,
-    network::{Endpoint, IngressPort, NetworkSlice, NetworkView, Peer, ServiceSlice, VXLAN_PORT},
+    network::{
+        Endpoint, IngressPort, NamedPort, NetworkSlice, NetworkView, Peer, ServiceSlice, VXLAN_PORT,
+    },
     object::{Network, Node, NodeState, ObjectKey, Service, Task},
     spec::{NetworkTarget, PublishMode},
 };
@@ -180,8 +182,9 @@ fn service_slice(network: &Network, service: &Service) -> ServiceSlice {
     let vips = vips
         .filter(|vip| vip.network == network.id)
         .map(|vip| vip.addr.addr());
-    let ports = service.endpoint.iter().flat_map(|endpoint| &endpoint.ports);
-    let ports = ports.filter(|port| {
+    let ports = || service.endpoint.iter().flat_map(|endpoint| &endpoint.ports);
+    let named = ports().filter(|port| !network.spec.ingress && !port.name.is_empty());
+    let ports = ports().filter(|port| {
         network.spec.ingress && port.mode == PublishMode::Ingress && port.published != 0
     });
     ServiceSlice {
@@ -192,6 +195,13 @@ fn service_slice(network: &Network, service: &Service) -> ServiceSlice {
             .map(|port| IngressPort {
                 protocol: port.protocol,
                 published: port.published,
+                target: port.target,
+            })
+            .collect(),
+        named_ports: named
+            .map(|port| NamedPort {
+                name: port.name.clone(),
+                protocol: port.protocol,
                 target: port.target,
             })
             .collect(),

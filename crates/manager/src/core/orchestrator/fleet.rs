@@ -11,6 +11,7 @@ use shoal_api::{
 use super::TASKS_PER_PLAN_MAX;
 use crate::core::{
     allocator::publishes_ingress,
+    depends::{Gate, gate},
     reconcile::{Ctx, Plan},
     scheduler::constraint::node_fits,
     state::State,
@@ -88,6 +89,8 @@ pub(super) struct Fleet<'a, 'c> {
     pub(super) slots: BTreeMap<SlotKey, Vec<Entry>>,
     /// The service as the plan changes it, if it does.
     pub(super) changed_service: Option<Service>,
+    /// What must be so before tasks start.
+    pub(super) gate: Gate,
     cx: &'a mut Ctx<'c>,
     plan: Plan,
     created: usize,
@@ -120,6 +123,7 @@ impl<'a, 'c> Fleet<'a, 'c> {
             now,
             slots,
             changed_service: None,
+            gate: gate(state, service, now),
             cx,
             plan: Plan::default(),
             created: 0,
@@ -156,7 +160,11 @@ impl<'a, 'c> Fleet<'a, 'c> {
                 .cloned()
                 .unwrap_or_else(|| Arc::new(service.spec.task.clone())),
             service_name: service.spec.annotations.name.as_str().into(),
-            desired_state: birth.desired,
+            desired_state: if self.gate.is_open() {
+                birth.desired
+            } else {
+                TaskState::Ready
+            },
             status: TaskStatus {
                 state: TaskState::New,
                 at: self.now,
@@ -205,6 +213,9 @@ impl<'a, 'c> Fleet<'a, 'c> {
     /// Finishes what has begun in each slot: old tasks end once their replacement runs, prepared tasks are let go once
     /// the old ones are over and their delay has passed, and tasks that never reached a node end where they stand.
     pub(super) fn settle(&mut self) {
+        if let Some(until) = self.gate.until {
+            self.wake(until);
+        }
         let mut slots = std::mem::take(&mut self.slots);
         for slot in slots.values_mut() {
             self.settle_slot(slot);
@@ -232,7 +243,14 @@ impl<'a, 'c> Fleet<'a, 'c> {
         let next = slot
             .iter()
             .rposition(|entry| entry.task.desired_state == TaskState::Ready);
-        if let Some(next) = next.filter(|next| current <= 1 || slot[*next].dirty) {
+        if let Some(next) = next.filter(|_| !self.gate.is_open()) {
+            let (state, reason) = (slot[next].task.status.state, self.gate.reason());
+            if (TaskState::Assigned..=TaskState::Ready).contains(&state)
+                && slot[next].task.status.err != reason
+            {
+                slot[next].change().status.err = reason;
+            }
+        } else if let Some(next) = next.filter(|next| current <= 1 || slot[*next].dirty) {
             match self.start_at(&slot[next].task, slot) {
                 Some(at) if at <= self.now => slot[next].desire(TaskState::Running),
                 Some(at) => self.wake(at),

@@ -1,5 +1,6 @@
 //! Stories of services, told by the tasks that are meant to run.
 
+mod depends;
 mod everywhere;
 mod restart;
 mod update;

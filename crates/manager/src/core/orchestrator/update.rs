@@ -26,6 +26,10 @@ pub(super) fn reconcile(fleet: &mut Fleet<'_, '_>, slots: &[SlotKey]) {
     ) {
         return;
     }
+    // The old tasks serve until the new ones may start.
+    if !fleet.gate.is_open() {
+        return;
+    }
     let rolls_back = state == Some(UpdateState::RollbackStarted);
     let in_flight = rolls_back || state == Some(UpdateState::Updating);
     let spec = &fleet.service.spec;

@@ -223,6 +223,15 @@ impl State {
                         self.release_spec(&old.id, version);
                     }
                 }
+                match &new {
+                    Some(new) if !new.spec.depends_on.is_empty() => {
+                        self.dependents.insert(new.id.clone(), ());
+                    }
+                    _ => {
+                        let id = old.as_ref().or(new.as_ref()).map(|service| &service.id);
+                        id.and_then(|id| self.dependents.remove(id));
+                    }
+                }
                 replace!(services, Service, old, new)
             }
             ObjectKey::Task(_) => {

@@ -6,7 +6,11 @@ use shoal_api::{
     Timestamp,
     object::{HISTORY_MAX, Revision, Service},
     spec::ServiceSpec,
+    wire,
 };
+
+/// Bytes of a service's history at most: all of it travels with every change of the service.
+const HISTORY_BYTES_MAX: usize = 512 * 1024;
 
 /// Puts another spec in the place of a service's; the one in force becomes history.
 pub(crate) fn supersede(
@@ -22,7 +26,13 @@ pub(crate) fn supersede(
         spec_version: service.spec_version,
         replaced_at: at,
     });
-    let excess = service.history.len().saturating_sub(HISTORY_MAX);
+    let mut bytes = 0;
+    let kept = service.history.iter().rev().take(HISTORY_MAX);
+    let kept = kept.take_while(|revision| {
+        bytes += wire::service_spec_bytes(&revision.spec);
+        bytes <= HISTORY_BYTES_MAX
+    });
+    let excess = service.history.len() - kept.count();
     service.history.drain(..excess);
     service.spec_version = spec_version;
     service.revision += 1;

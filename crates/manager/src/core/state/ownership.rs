@@ -120,7 +120,7 @@ fn task(actor: Actor, old: &Task, new: &Task) -> Result<(), Foreign> {
     if old.status != new.status {
         let (from, to) = (old.status.state, new.status.state);
         let may = if from == to {
-            speaks_for(actor, from)
+            speaks_for(actor, from) || explains_gate(actor, old, new)
         } else {
             may_move(actor, Some(from), Some(to))
         };
@@ -151,6 +151,16 @@ fn task(actor: Actor, old: &Task, new: &Task) -> Result<(), Foreign> {
         job_iteration: [],
         drained: [Dispatcher],
     })
+}
+
+/// Whether this is an orchestrator that says why a prepared task is not let go yet.
+fn explains_gate(actor: Actor, old: &Task, new: &Task) -> bool {
+    let mut explained = old.status.clone();
+    explained.err.clone_from(&new.status.err);
+    actor == Actor::Orchestrator
+        && (TaskState::Assigned..=TaskState::Ready).contains(&old.status.state)
+        && new.desired_state == TaskState::Ready
+        && explained == new.status
 }
 
 /// Whether `actor` may say more about a task that stays in a state, for instance why it waits there.

@@ -5,17 +5,21 @@ use std::collections::BTreeSet;
 use shoal_api::{
     ServiceId,
     spec::{
-        ContainerTaskSpec, EndpointMode, EndpointSpec, FailureAction, FileTarget, NetworkTarget,
-        PortConfig, PublishMode, Resources, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig,
-        UpdateOrder,
+        EndpointMode, EndpointSpec, FailureAction, NetworkTarget, PortConfig, PublishMode,
+        Resources, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
+        labels::ALLOW_PRIVILEGED,
     },
+    wire,
 };
 
-use super::{Refusal, RefusalKind};
+use super::{Refusal, RefusalKind, container::container, depends::dependencies};
 use crate::core::{
-    scheduler::constraint::{NodeAttribute, parse_all},
+    scheduler::constraint::{NodeAttribute, node_fits, parse_all},
     state::State,
 };
+
+/// Bytes of a spec on the wire at most.
+const SPEC_BYTES_MAX: usize = 256 * 1024;
 
 /// Smallest CPU reservation or limit, in billionths (SwarmKit's `validateResources`).
 const NANO_CPUS_MIN: u64 = 1_000_000;
@@ -36,8 +40,11 @@ pub fn service(state: &State, id: Option<&ServiceId>, spec: &ServiceSpec) -> Res
         }
     }
     endpoint(&spec.endpoint)?;
-    host_ports_can_be_replaced(spec)?;
+    size(spec)?;
+    host_ports_can_be_replaced(state, spec)?;
     references(state, &spec.task)?;
+    dependencies(state, spec)?;
+    privileges(state, spec)?;
     service_ports(state, id, &spec.endpoint)
 }
 
@@ -45,13 +52,18 @@ fn task(task: &TaskSpec) -> Result<(), Refusal> {
     container(&task.container)?;
     resources(&task.resources.limits)?;
     resources(&task.resources.reservations)?;
-    let (limit, reserved) = (
-        task.resources.limits.memory_bytes,
-        task.resources.reservations.memory_bytes,
-    );
-    if limit != 0 && reserved > limit {
+    let (limits, reserved) = (&task.resources.limits, &task.resources.reservations);
+    if limits.memory_bytes != 0 && reserved.memory_bytes > limits.memory_bytes {
         return Err(Refusal::invalid(format!(
-            "invalid memory reservation {reserved}: more than the limit {limit}"
+            "invalid memory reservation {}: more than the limit {}",
+            reserved.memory_bytes, limits.memory_bytes
+        )));
+    }
+    if limits.nano_cpus != 0 && reserved.nano_cpus > limits.nano_cpus {
+        return Err(Refusal::invalid(format!(
+            "invalid cpu reservation {}: more than the limit {}",
+            reserved.nano_cpus as f64 / 1e9,
+            limits.nano_cpus as f64 / 1e9
         )));
     }
     parse_all(&task.placement).map_err(|error| Refusal::invalid(error.to_string()))?;
@@ -64,86 +76,6 @@ fn task(task: &TaskSpec) -> Result<(), Refusal> {
                 "invalid placement preference '{spread}': expected node.labels.<key> or engine.labels.<key>"
             )));
         }
-    }
-    Ok(())
-}
-
-fn container(container: &ContainerTaskSpec) -> Result<(), Refusal> {
-    if container.image.is_empty() {
-        return Err(Refusal::invalid(
-            "ContainerSpec: image reference must be provided",
-        ));
-    }
-    let mut targets = BTreeSet::new();
-    for mount in &container.mounts {
-        if !mount.target.starts_with('/') {
-            return Err(Refusal::invalid(format!(
-                "invalid mount target, must be an absolute path: {}",
-                mount.target
-            )));
-        }
-        let normal = mount.target.trim_end_matches('/');
-        if !targets.insert(normal) {
-            return Err(Refusal::invalid(format!(
-                "ContainerSpec: duplicate mount point: {}",
-                mount.target
-            )));
-        }
-    }
-    for variable in &container.env {
-        if variable.is_empty() || variable.starts_with('=') {
-            return Err(Refusal::invalid(format!(
-                "invalid environment variable: {variable}"
-            )));
-        }
-    }
-    if let Some(adjustment) = container.oom_score_adj
-        && !(-1000..=1000).contains(&adjustment)
-    {
-        return Err(Refusal::invalid(format!(
-            "invalid oom-score-adj {adjustment}: expected -1000 to 1000"
-        )));
-    }
-    let secrets = container
-        .secrets
-        .iter()
-        .map(|s| (s.name.as_str(), &s.target));
-    targets_differ("secret", "/run/secrets/", secrets)?;
-    let configs = container
-        .configs
-        .iter()
-        .map(|c| (c.name.as_str(), &c.target));
-    targets_differ("config", "/", configs)
-}
-
-fn targets_differ<'a>(
-    kind: &str,
-    base: &str,
-    references: impl Iterator<Item = (&'a str, &'a FileTarget)>,
-) -> Result<(), Refusal> {
-    let mut seen: Vec<(String, &str)> = Vec::new();
-    for (name, target) in references {
-        if name.is_empty() || target.name.is_empty() {
-            return Err(Refusal::invalid(format!("malformed {kind} reference")));
-        }
-        let path = if target.name.starts_with('/') {
-            target.name.clone()
-        } else {
-            format!("{base}{}", target.name)
-        };
-        if path.split('/').any(|part| part == "..") {
-            return Err(Refusal::invalid(format!(
-                "malformed {kind} reference: invalid target '{}'",
-                target.name
-            )));
-        }
-        if let Some((_, other)) = seen.iter().find(|(taken, _)| *taken == path) {
-            return Err(Refusal::invalid(format!(
-                "{kind} references '{other}' and '{name}' have a conflicting target: '{}'",
-                target.name
-            )));
-        }
-        seen.push((path, name));
     }
     Ok(())
 }
@@ -228,22 +160,61 @@ fn endpoint(endpoint: &EndpointSpec) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// A spec is kept in memory by every manager, many times over with its history.
+fn size(spec: &ServiceSpec) -> Result<(), Refusal> {
+    let bytes = wire::service_spec_bytes(spec);
+    if bytes > SPEC_BYTES_MAX {
+        return Err(Refusal::invalid(format!(
+            "the service spec has {bytes} bytes: at most {SPEC_BYTES_MAX}; large files belong into configs"
+        )));
+    }
+    Ok(())
+}
+
+/// Whether the cluster's policy allows what a service may do to its hosts.
+fn privileges(state: &State, spec: &ServiceSpec) -> Result<(), Refusal> {
+    let labels = state
+        .cluster()
+        .map(|cluster| &cluster.spec.annotations.labels);
+    let policy = labels.and_then(|labels| labels.get(ALLOW_PRIVILEGED));
+    if spec.task.container.host.privileged && policy.is_some_and(|policy| policy == "false") {
+        return Err(Refusal::precondition(format!(
+            "privileged services are not allowed in this cluster: its label {ALLOW_PRIVILEGED} is false"
+        )));
+    }
+    Ok(())
+}
+
 /// A new task that waits for the old one's host port, which waits for the new task, would wait for ever.
-fn host_ports_can_be_replaced(spec: &ServiceSpec) -> Result<(), Refusal> {
+fn host_ports_can_be_replaced(state: &State, spec: &ServiceSpec) -> Result<(), Refusal> {
     let fixed = |port: &PortConfig| port.mode == PublishMode::Host && port.published != 0;
     let start_first =
         |config: &Option<UpdateConfig>| config.is_some_and(|c| c.order == UpdateOrder::StartFirst);
-    let one_place = spec.mode == ServiceMode::Global;
-    if one_place
-        && spec.endpoint.ports.iter().any(fixed)
-        && (start_first(&spec.update) || start_first(&spec.rollback))
+    if !spec.endpoint.ports.iter().any(fixed)
+        || !(start_first(&spec.update) || start_first(&spec.rollback))
     {
-        return Err(Refusal::invalid(
-            "EndpointSpec: a port published in host mode can't be used with the update order start-first in a global \
-             service: both tasks would need it on the same node",
-        ));
+        return Ok(());
     }
-    Ok(())
+    const CLASH: &str = "EndpointSpec: a port published in host mode can't be used with the update order start-first";
+    match spec.mode {
+        ServiceMode::Global => Err(Refusal::invalid(format!(
+            "{CLASH} in a global service: both tasks would need it on the same node"
+        ))),
+        ServiceMode::Replicated { replicas } => {
+            let fitting = state.nodes();
+            let fitting = fitting.filter(|node| node_fits(&spec.task.placement, node));
+            let nodes = fitting.count() as u64;
+            // With no node at all the service waits for one, whatever the order.
+            if nodes > 0 && replicas >= nodes {
+                return Err(Refusal::invalid(format!(
+                    "{CLASH} by {replicas} replicas on {nodes} nodes: no node would be left for a new task beside the \
+                     old ones"
+                )));
+            }
+            Ok(())
+        }
+        ServiceMode::ReplicatedJob { .. } | ServiceMode::GlobalJob => Ok(()),
+    }
 }
 
 fn references(state: &State, task: &TaskSpec) -> Result<(), Refusal> {

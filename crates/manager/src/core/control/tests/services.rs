@@ -1,0 +1,195 @@
+//! Services against the rest of the state: what they name, their hosts, their circles, their history.
+
+use super::*;
+
+#[test]
+fn what_a_service_names_must_exist() {
+    let mut world = World::new(&["n1"]);
+    let config = refused(&mut world, |spec| {
+        let reference = |name: &str| ConfigReference {
+            id: "gone".parse().unwrap(),
+            name: name.into(),
+            target: FileTarget {
+                name: name.into(),
+                ..FileTarget::default()
+            },
+        };
+        spec.task.container.configs = vec![reference("a"), reference("b")];
+    });
+    assert_eq!(
+        config,
+        "rpc error: code = InvalidArgument desc = configs not found: a, b"
+    );
+    let network = refused(&mut world, |spec| {
+        spec.task.networks = vec![NetworkAttachmentSpec {
+            target: NetworkTarget::Cluster("gone".parse().unwrap()),
+            aliases: Vec::new(),
+            addresses: Vec::new(),
+            driver_options: Default::default(),
+        }];
+    });
+    assert_eq!(
+        network,
+        "rpc error: code = NotFound desc = network gone not found"
+    );
+}
+
+#[test]
+fn start_first_with_a_host_port_needs_a_free_node() {
+    let mut world = World::new(&["n1", "n2", "n3"]);
+    let start_first = |replicas: Option<u64>, constraint: &str| {
+        let mut spec = service("new", replicas.unwrap_or(0));
+        if replicas.is_none() {
+            spec.mode = ServiceMode::Global;
+        }
+        spec.endpoint.ports = vec![publish(80, PublishMode::Host)];
+        spec.task.placement.constraints = vec![constraint.into()];
+        spec.update = Some(UpdateConfig {
+            order: UpdateOrder::StartFirst,
+            ..UpdateConfig::default()
+        });
+        spec
+    };
+    let mut decide = |replicas, constraint| {
+        let spec = start_first(replicas, constraint);
+        let state = world.state.clone();
+        create_service(&state, &mut world.cx(), spec).map_err(|refusal| refusal.text)
+    };
+    let clash = "EndpointSpec: a port published in host mode can't be used with the update order start-first";
+    for (replicas, constraint, why) in [
+        (
+            Some(3),
+            "node.id!=x",
+            "by 3 replicas on 3 nodes: no node would be left for a new task beside the old ones",
+        ),
+        (
+            Some(1),
+            "node.id==n1",
+            "by 1 replicas on 1 nodes: no node would be left for a new task beside the old ones",
+        ),
+        (
+            None,
+            "node.id!=x",
+            "in a global service: both tasks would need it on the same node",
+        ),
+    ] {
+        assert_eq!(
+            decide(replicas, constraint).unwrap_err(),
+            format!("{clash} {why}")
+        );
+    }
+    for (replicas, constraint) in [(2, "node.id!=x"), (3, "node.id==x")] {
+        assert!(
+            decide(Some(replicas), constraint).is_ok(),
+            "{replicas} {constraint}"
+        );
+    }
+}
+
+#[test]
+fn a_circle_of_dependencies_is_refused_when_it_closes() {
+    let mut world = World::new(&["n1"]);
+    let depends = |name: &str, on: &str, stack: Option<&str>| {
+        let mut spec = service(name, 1);
+        if let Some(stack) = stack {
+            let label = "com.docker.stack.namespace".to_owned();
+            spec.annotations.labels.insert(label, stack.to_owned());
+        }
+        spec.depends_on = vec![Dependency {
+            service: on.into(),
+            ..Dependency::default()
+        }];
+        spec
+    };
+    world.create(depends("s_a", "b", Some("s")));
+    world.create(depends("s_b", "s_c", None));
+    // Another stack's c is not meant.
+    world.create(depends("t_c", "s_a", None));
+    let refusal = world.user(|state, cx| create_service(state, cx, depends("s_c", "a", Some("s"))));
+    assert_eq!(
+        refusal.unwrap_err().text,
+        "depends_on: dependency cycle detected: s_c -> s_a -> s_b -> s_c"
+    );
+    let never = world.user(|state, cx| {
+        let mut spec = depends("web", "t_c", None);
+        spec.depends_on[0].condition = shoal_api::spec::DependencyCondition::CompletedSuccessfully;
+        create_service(state, cx, spec)
+    });
+    assert!(
+        never
+            .unwrap_err()
+            .text
+            .starts_with("depends_on: service t_c never completes")
+    );
+}
+
+#[test]
+fn a_cluster_may_refuse_privileged_services() {
+    let mut world = World::new(&["n1"]);
+    let privileged = |name: &str| {
+        let mut spec = service(name, 1);
+        spec.task.container.host.privileged = true;
+        spec
+    };
+    world.create(privileged("a"));
+    let cluster = world.state.cluster().unwrap().clone();
+    let mut spec = cluster.spec.clone();
+    let label = shoal_api::spec::labels::ALLOW_PRIVILEGED.to_owned();
+    spec.annotations.labels.insert(label, "false".to_owned());
+    world
+        .user(|state, cx| update_cluster(state, cx, cluster.meta.version, spec))
+        .unwrap();
+    let refusal = world.user(|state, cx| create_service(state, cx, privileged("b")));
+    assert_eq!(
+        refusal.unwrap_err().text,
+        "privileged services are not allowed in this cluster: its label shoal.allow-privileged is false"
+    );
+}
+
+#[test]
+fn a_service_goes_back_to_any_of_ten_earlier_specs() {
+    let mut world = World::new(&["n1"]);
+    let id = world.create(service("web", 1));
+    let image = |world: &World| world.service(&id).spec.task.container.image.clone();
+    for version in 2..=13 {
+        world.update(&id, |spec| {
+            spec.task.container.image = format!("demo:{version}")
+        });
+    }
+    let known: Vec<_> = world
+        .service(&id)
+        .history
+        .iter()
+        .map(|r| r.number)
+        .collect();
+    assert_eq!(known, (3..=12).collect::<Vec<_>>());
+    let back = |world: &mut World, to| {
+        let version = world.service(&id).meta.version;
+        let decided = world.user(|state, cx| rollback_service(state, cx, &id, version, Some(to)));
+        decided.map_err(|refusal| refusal.text)
+    };
+    assert_eq!(
+        back(&mut world, 2).unwrap_err(),
+        "service web has no revision 2: expected one of 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
+    );
+    assert_eq!(
+        back(&mut world, 13).unwrap_err(),
+        "service web is at revision 13 already"
+    );
+    back(&mut world, 3).unwrap();
+    assert_eq!(
+        (image(&world).as_str(), world.service(&id).revision),
+        ("demo:3", 14)
+    );
+    world.settle();
+    // What was in force is one revision like the others now, and also what a plain rollback leads to.
+    let version = world.service(&id).meta.version;
+    world
+        .user(|state, cx| rollback_service(state, cx, &id, version, None))
+        .unwrap();
+    assert_eq!(image(&world), "demo:13");
+    back(&mut world, 14).unwrap();
+    assert_eq!(image(&world), "demo:3");
+    world.settle();
+    assert_eq!(world.running(&id), 1);
+}
