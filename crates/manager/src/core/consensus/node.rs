@@ -5,6 +5,7 @@
 //! left. What waits for a disk is decided here and nowhere else: nothing is told to a peer or a caller that depends on
 //! what is not yet durable.
 
+mod batch;
 mod places;
 mod transfer;
 mod values;
@@ -24,7 +25,7 @@ pub use self::values::{
     Answer, BeginError, Caller, Effect, Kept, Leadership, Limits, Persist, ProposeError,
     RemoveError, StateMachine,
 };
-use self::{places::MembershipQueue, transfer::Transfer};
+use self::{batch::batches, places::MembershipQueue, transfer::Transfer};
 use super::{
     LogIndex, MemberChange, Members, RaftId,
     log::Log,
@@ -34,7 +35,7 @@ use super::{
 };
 
 /// Bytes of entries in one message. Snapshots are cut by the transport.
-const MESSAGE_BYTES_MAX: u64 = 1 << 20;
+const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// Messages on the way to one peer. As SwarmKit's `MaxInflightMsgs`.
 const INFLIGHT_MESSAGES_MAX: usize = 256;
 /// Bytes proposed and not yet committed; beyond it proposals are refused until the quorum keeps up.
@@ -120,12 +121,14 @@ impl Node {
             election_tick: limits.election_ticks,
             heartbeat_tick: 1,
             applied,
-            max_size_per_msg: MESSAGE_BYTES_MAX,
+            max_size_per_msg: MESSAGE_BYTES_MAX as u64,
             max_inflight_msgs: INFLIGHT_MESSAGES_MAX,
             max_uncommitted_size: UNCOMMITTED_BYTES_MAX,
             check_quorum: true,
             pre_vote: true,
-            batch_append: true,
+            // The library's own batching puts entries behind an empty append of another place, and the follower then
+            // acknowledges entries that it does not have; see `batches`.
+            batch_append: false,
             ..Config::default()
         };
         let raw = RawNode::new(&settings, log, &tracing_drain::logger(raft_id))?;
@@ -229,6 +232,17 @@ impl Node {
         let raft = &self.raw.raft;
         if message.to != raft.id || self.members.was_removed(message.from) {
             return;
+        }
+        // Admitted, but nothing has reached us since, and meanwhile somebody leads who was admitted after us: we have no
+        // address to answer to. Nothing was promised to anyone yet, so being admitted anew is safe.
+        if self.applied == 0 && self.members.get(message.from).is_none() {
+            tracing::warn!(
+                raft.id = raft.id,
+                raft.from = message.from,
+                "unknown leader; joining again"
+            );
+            self.is_expelled = true;
+            return self.watch_leadership();
         }
         // The library panics on a commit index beyond the log. A leader that says so has lost its mind, or we our log.
         let beyond = message.get_msg_type() == MessageType::MsgHeartbeat
@@ -369,7 +383,8 @@ impl Node {
     }
 
     fn send(&mut self, messages: Vec<Message>) {
-        self.effects.extend(messages.into_iter().map(Effect::Send));
+        self.effects
+            .extend(batches(messages).into_iter().map(Effect::Send));
     }
 
     fn tell_members(&mut self) {

@@ -64,17 +64,9 @@ impl Node {
             let leader = self.leader();
             return self.fail(caller, ProposeError::NotLeader { leader });
         }
-        match self.members.id_of(&member.node_id) {
-            Some(id) if id == self.raft_id() => {
-                let reason = Rejected::Reference("the leader is a member already".to_owned());
-                return self.fail(caller, ProposeError::Rejected(reason));
-            }
-            // It asks because it has no log (any more); under its old id it could break promises that it forgot.
-            Some(old) => self.membership.waiting.push_back(Request::Remove {
-                raft_id: old,
-                caller: None,
-            }),
-            None => {}
+        if self.members.id_of(&member.node_id) == Some(self.raft_id()) {
+            let reason = Rejected::Reference("the leader is a member already".to_owned());
+            return self.fail(caller, ProposeError::Rejected(reason));
         }
         self.membership
             .waiting
@@ -162,6 +154,7 @@ impl Node {
             }
         }
         while let Some(request) = self.membership.waiting.pop_front() {
+            let request = self.first_of(request);
             let Some(change) = self.change_for(&request) else {
                 continue;
             };
@@ -175,6 +168,21 @@ impl Node {
                 }
                 Err(refused) => self.refuse(&request, refused),
             }
+        }
+    }
+
+    /// A node asks to be admitted because it has no log (any more); under its old id it could break promises that it
+    /// forgot. So that one goes first. Judged when it is the request's turn: it may have been asked twice.
+    fn first_of(&mut self, request: Request) -> Request {
+        let old = match &request {
+            Request::Admit { member, .. } => self.members.id_of(&member.node_id),
+            Request::Remove { .. } | Request::Promote { .. } => None,
+        };
+        let Some(raft_id) = old else { return request };
+        self.membership.waiting.push_front(request);
+        Request::Remove {
+            raft_id,
+            caller: None,
         }
     }
 
