@@ -5,6 +5,7 @@ mod bench;
 mod demo;
 mod packages;
 mod shell;
+mod sim;
 mod test;
 mod tidy;
 
@@ -14,7 +15,9 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
   demo [--keep]     a cluster of three hosts on this machine, from image to routing mesh; needs root
-  test [RUNG …]     all tests, or only those of some rungs: tidy unit net cluster compat; needs root
+  test [RUNG …]     all tests, or only those of some rungs: tidy unit sim net cluster compat; needs root
+  sim [--seeds N] [--seed S] [--trace]
+                    many simulated clusters, or one with its story
   tidy              the house rules that a program can check
   bench [PAIR …]    ratios against docker in the same run: run service; needs root
 
@@ -27,6 +30,7 @@ fn main() -> ExitCode {
         ["demo"] => demo::run(false),
         ["demo", "--keep"] => demo::run(true),
         ["test", rungs @ ..] => test::run(rungs),
+        ["sim", words @ ..] => sim::run(words),
         ["tidy"] => tidy::run(),
         ["bench", pairs @ ..] => bench::run(pairs),
         _ => {

@@ -9,10 +9,12 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{packages, shell, tidy};
+use crate::{packages, shell, sim, tidy};
 
 /// The rungs of the ladder in the order in which they are cheap.
-const RUNGS: [&str; 5] = ["tidy", "unit", "net", "cluster", "compat"];
+const RUNGS: [&str; 6] = ["tidy", "unit", "sim", "net", "cluster", "compat"];
+/// Simulated clusters in the rung of that name.
+const SEEDS: &str = "500";
 
 /// What the rungs so far have shown.
 #[derive(Default)]
@@ -41,6 +43,7 @@ pub(crate) fn run(rungs: &[&str]) -> Result<()> {
         let done = match rung {
             "tidy" => tidy::run(),
             "unit" => cargo_test(&["--workspace", "--lib", "--bins"], &mut tally),
+            "sim" => sim::run(&["--seeds", SEEDS]),
             "net" => cargo_test(
                 &["--workspace", "--exclude", "shoal-tests", "--test", "*"],
                 &mut tally,

@@ -8,6 +8,7 @@ pub mod id;
 pub mod image;
 pub mod network;
 pub mod object;
+pub mod planted;
 pub mod spec;
 pub mod task_state;
 pub mod time;

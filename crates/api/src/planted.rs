@@ -1,0 +1,91 @@
+//! Bugs that are planted on purpose, so that the simulator can be asked whether it would find them.
+//!
+//! Without the feature `planted-bugs` nothing of this exists at run time: [`planted`] is constantly false. With it, a
+//! thread says by [`plant`] which one of them it wants to live with.
+
+/// Declares the bugs with the crime that each one is.
+macro_rules! bugs {
+    ($($name:ident: $area:literal, $crime:literal;)*) => {
+        /// A mistake that somebody could have made.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        #[allow(missing_docs, reason = "what each one is, `Bug::crime` says")]
+        pub enum Bug { $($name),* }
+
+        impl Bug {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$name),*];
+
+            /// The part of the program in which it is.
+            pub const fn area(self) -> &'static str {
+                match self { $(Self::$name => $area),* }
+            }
+
+            /// What it does.
+            pub const fn crime(self) -> &'static str {
+                match self { $(Self::$name => $crime),* }
+            }
+        }
+    };
+}
+
+bugs! {
+    WalNoSync: "log", "a record is not synced";
+    WalForgetsVote: "log", "a record does not hold the vote";
+    WalForgetsTerm: "log", "a record that holds no entries is not written";
+    WalDropsLast: "log", "the last record is dropped at the start";
+    WalSegmentUnnamed: "log", "the name of a new segment is not synced";
+    WalReleasesAll: "log", "all closed segments are removed after a snapshot";
+    WalTornTailKept: "log", "what a torn write left is not wiped";
+    SnapshotNoSync: "log", "a snapshot is not synced";
+    SnapshotCutFirst: "log", "the log is cut before the snapshot is durable";
+    LogKeepsConflict: "log", "entries of an older term survive those that replace them";
+    SendBeforePersist: "consensus", "promises are sent before they are durable";
+    AckOnAppend: "consensus", "a write is acknowledged when it is appended";
+    ReadWithoutBarrier: "consensus", "a read is answered without asking the quorum";
+    ReadAheadOfApply: "consensus", "a read is answered before it is applied";
+    TicketOfAnyone: "consensus", "an entry of another leader answers our caller";
+    RaftIdReused: "consensus", "the id of a removed member is given out again";
+    RejoinKeepsId: "consensus", "a manager without its log gets its old id back";
+    AppliesTwice: "consensus", "an entry at the end of a snapshot is applied again";
+    SnapshotLosesTasks: "state", "a snapshot leaves out tasks that are not assigned";
+    VersionUnchecked: "state", "a batch made on an old version is applied";
+    SlotTwice: "orchestrator", "a slot that waits for its restart is filled at once as well";
+    ScaleDownForgets: "orchestrator", "scaling down leaves one task";
+    StopFirstOverlaps: "orchestrator", "a replacement starts before its predecessor has stopped";
+    RestartNever: "orchestrator", "a failed task is not replaced";
+    ReaperSleeps: "orchestrator", "tasks of removed services stay";
+    SchedulerDrained: "scheduler", "a drained node gets tasks";
+    SchedulerOvercommits: "scheduler", "reservations of memory are not counted";
+    LivenessBlind: "dispatcher", "a silent node is never given up";
+    SecretsToAll: "dispatcher", "every node gets every secret";
+    SecretsStay: "dispatcher", "a node keeps the secrets of tasks that are gone";
+    DrainImpatient: "dispatcher", "a task is stopped before its name is gone";
+    ViewServesAll: "dispatcher", "tasks that do not run are in names and load balancers";
+    AgentIgnoresRemoval: "agent", "a task that is no longer named goes on running";
+    AgentLosesReports: "agent", "reports on their way when a session ends are forgotten";
+    AgentStopsLate: "agent", "a task is told to be stopped while it runs";
+}
+
+#[cfg(feature = "planted-bugs")]
+thread_local! {
+    static ACTIVE: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
+}
+
+/// Chooses the bug that this thread lives with.
+#[cfg(feature = "planted-bugs")]
+pub fn plant(bug: Option<Bug>) {
+    ACTIVE.set(bug);
+}
+
+/// Whether this thread lives with a bug.
+#[cfg(feature = "planted-bugs")]
+pub fn planted(bug: Bug) -> bool {
+    ACTIVE.get() == Some(bug)
+}
+
+/// Whether this thread lives with a bug: it does not.
+#[cfg(not(feature = "planted-bugs"))]
+#[inline(always)]
+pub const fn planted(_: Bug) -> bool {
+    false
+}

@@ -1,0 +1,579 @@
+//! A manager's process: the real consensus machine with its log on a simulated disk, and while it leads everything else.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+use raft::eraftpb::Message;
+use shoal_api::{
+    ClusterId, NodeId, TaskId,
+    object::{Batch, ObjectKey, TaskStatus},
+    wire::encode_batch_lean,
+};
+use shoal_manager::{
+    Intent,
+    core::{
+        consensus::{
+            LogIndex, Member, Members, RaftId,
+            node::{Answer, Caller, Effect, Leadership, Limits, Node, ProposeError, StateMachine},
+            wire::{decode_message, encode_message},
+        },
+        control::decide,
+        reconcile::Ctx,
+        state::{Rejected, State},
+        validate::Refusal,
+    },
+    io::{
+        raft::{
+            Start, Vault,
+            seal::{DataKey, Owner},
+            storage::Storage,
+        },
+        store::Replica,
+    },
+};
+
+use crate::{
+    disk::SimDisk,
+    env::{Clock, Env, Event, HostId, MS},
+    leader::Reign,
+    oracle::SharedOracle,
+    user::{Op, Reply, Want},
+};
+
+/// Length of a tick; an election takes ten to twenty of them.
+pub const TICK: u64 = 100 * MS;
+const ELECTION_TICKS: usize = 10;
+/// Small segments and few entries between snapshots, so that both happen often.
+const SEGMENT_BYTES: u64 = 16 << 10;
+/// How often a write is decided anew because the state has moved on, as in the product.
+const DECISIONS_MAX: u32 = 8;
+/// Rest after a reign that ended, as in the product.
+const REIGN_PAUSE: u64 = 100 * MS;
+
+/// The process has ended.
+#[derive(Debug)]
+pub struct Died;
+
+/// Which process acts.
+#[derive(Debug, Clone, Copy)]
+pub struct Me {
+    /// Its host.
+    pub host: HostId,
+    /// Which start of its programs.
+    pub life: u64,
+    /// Its clock.
+    pub clock: Clock,
+}
+
+/// Where a host's manager listens.
+pub fn address_of(host: HostId) -> String {
+    format!("10.0.0.{}:2377", host + 1)
+}
+
+/// The host that listens there.
+pub fn host_of(address: &str) -> Option<HostId> {
+    let last = address.strip_prefix("10.0.0.")?.strip_suffix(":2377")?;
+    last.parse::<HostId>().ok()?.checked_sub(1)
+}
+
+/// The identity of a host's node.
+pub fn node_of(host: HostId) -> NodeId {
+    format!("node{}", host + 1)
+        .parse()
+        .expect("letters and digits")
+}
+
+/// What the consensus thread is told.
+#[derive(Debug)]
+pub enum Input {
+    /// A tick.
+    Tick,
+    /// A message.
+    Message(Box<Message>),
+    /// Data for the log.
+    Propose(Vec<u8>, Caller),
+    /// A barrier.
+    Read(Caller),
+    /// A new member.
+    Admit(Member, Caller),
+    /// A member that must go.
+    Remove(RaftId, Caller),
+    /// Another one shall lead.
+    Transfer(Caller),
+    /// A peer does not answer.
+    Unreachable(RaftId),
+    /// What became of a snapshot.
+    Snapshot(RaftId, bool),
+}
+
+/// Whom an answer is owed to.
+#[derive(Debug)]
+pub enum Owed {
+    /// A control loop of this reign.
+    Loop(u64, &'static str),
+    /// The dispatcher of this reign.
+    Observed(u64, Observed),
+    /// The keeper of roles of this reign.
+    Roles(u64),
+    /// A user's write: what it is about, and how often it was decided.
+    Write(Box<Op>, ObjectKey, u32),
+    /// A user's read.
+    Read(Box<Op>),
+    /// A host that wants to take part, and the number of its request.
+    Admit((HostId, u64)),
+}
+
+/// What the dispatcher wants to write down.
+#[derive(Debug, Clone)]
+pub enum Observed {
+    /// A node opened a session.
+    Seen(NodeId),
+    /// A node is silent.
+    Condemned(NodeId),
+    /// Reports of a node: connection, and what it said.
+    Reports(NodeId, Vec<(u64, Vec<(TaskId, TaskStatus)>)>),
+}
+
+/// The replica, with somebody who looks over its shoulder.
+struct Watched {
+    replica: Replica,
+    oracle: SharedOracle,
+    host: HostId,
+}
+
+impl StateMachine for Watched {
+    fn apply(&mut self, index: LogIndex, data: &[u8]) -> Result<(), Rejected> {
+        let before = self.replica.state();
+        let result = self.replica.apply(index, data);
+        let after = self.replica.state();
+        let mut oracle = self.oracle.lock();
+        oracle.applied(self.host, index, data, &result, &before, &after);
+        result
+    }
+
+    fn snapshot(&self) -> Vec<u8> {
+        self.replica.snapshot()
+    }
+
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), String> {
+        self.replica.restore(snapshot)?;
+        let state = self.replica.state();
+        self.oracle.lock().restored(self.host, &state);
+        Ok(())
+    }
+}
+
+/// A manager that runs.
+pub struct Manager {
+    /// Its consensus.
+    pub node: Node,
+    storage: Storage,
+    /// The state that it applies to.
+    pub replica: Replica,
+    disk: SimDisk,
+    inbox: VecDeque<Input>,
+    is_disk_busy: bool,
+    owed: BTreeMap<Caller, Owed>,
+    next_caller: Caller,
+    /// The members that it knows of.
+    pub members: Arc<Members>,
+    /// Who leads, as it knows.
+    pub leadership: Leadership,
+    /// What it does while it leads.
+    pub reign: Option<Reign>,
+    reigns_after: u64,
+}
+
+impl Manager {
+    /// Starts, on what the disk holds or as `start` says.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub fn start(me: Me, disk: &SimDisk, start: Start, env: &mut Env) -> Result<Self, String> {
+        let cluster: ClusterId = "cluster".parse().expect("letters");
+        let vault = Vault {
+            disk: Arc::new(disk.clone()),
+            key: DataKey::new([me.host as u8 + 1; 32]),
+            owner: Owner::new(&cluster, &node_of(me.host)),
+        };
+        let (storage, kept) =
+            Storage::open(vault, start, SEGMENT_BYTES).map_err(|error| error.to_string())?;
+        env.oracle.lock().check_kept(me.host, &kept);
+        let replica = Replica::default();
+        let watched = Watched {
+            replica: replica.clone(),
+            oracle: env.oracle.clone(),
+            host: me.host,
+        };
+        let limits = Limits {
+            election_ticks: ELECTION_TICKS,
+            snapshot_entries: env.faults.snapshot_entries,
+            snapshot_bytes: 1 << 20,
+            kept_entries: env.faults.snapshot_entries / 4,
+        };
+        let incarnation = env.rng.next_u64();
+        let node = Node::new(limits, kept, Box::new(watched), incarnation)
+            .map_err(|error| error.to_string())?;
+        disk.pass();
+        let members = Arc::new(node.members().clone());
+        let first = env.rng.range(0, TICK);
+        let Me { host, life, .. } = me;
+        env.after(first, Event::Tick { host, life });
+        Ok(Self {
+            node,
+            storage,
+            replica,
+            disk: disk.clone(),
+            inbox: VecDeque::new(),
+            is_disk_busy: false,
+            owed: BTreeMap::new(),
+            next_caller: 0,
+            members,
+            leadership: Leadership::default(),
+            reign: None,
+            reigns_after: 0,
+        })
+    }
+
+    /// Puts something into the consensus thread's inbox.
+    pub fn put(&mut self, input: Input) {
+        // After a stall one tick is due, not many.
+        let is_spare =
+            matches!(input, Input::Tick) && self.inbox.iter().any(|i| matches!(i, Input::Tick));
+        if !is_spare {
+            self.inbox.push_back(input);
+        }
+    }
+
+    /// A message from a peer.
+    pub fn receive(&mut self, raft_id: RaftId, bytes: &[u8]) {
+        if raft_id == self.node.raft_id()
+            && let Ok(message) = decode_message(bytes)
+        {
+            self.put(Input::Message(Box::new(message)));
+        }
+    }
+
+    /// Remembers whom an answer is owed to.
+    pub fn owe(&mut self, owed: Owed) -> Caller {
+        self.next_caller += 1;
+        self.owed.insert(self.next_caller, owed);
+        self.next_caller
+    }
+
+    /// Proposes a batch.
+    pub fn propose(&mut self, batch: &Batch, owed: Owed) -> Caller {
+        let state = self.replica.state();
+        let data = encode_batch_lean(batch, &|service, version| {
+            state.task_spec(service, version).cloned()
+        });
+        let caller = self.owe(owed);
+        self.put(Input::Propose(data, caller));
+        caller
+    }
+
+    /// The disk is done.
+    pub fn on_disk_done(&mut self) {
+        self.is_disk_busy = false;
+        self.disk.pass();
+        self.node.on_persisted();
+    }
+
+    /// Works until there is nothing left to do at this moment.
+    ///
+    /// # Errors
+    /// The process ended on the way.
+    pub fn work(&mut self, me: Me, env: &mut Env) -> Result<(), Died> {
+        loop {
+            self.consent(me, env)?;
+            self.lead(me, env);
+            if self.inbox.is_empty() || self.is_disk_busy {
+                return Ok(());
+            }
+        }
+    }
+
+    fn consent(&mut self, me: Me, env: &mut Env) -> Result<(), Died> {
+        while !self.is_disk_busy {
+            while let Some(input) = self.inbox.pop_front() {
+                env.tell(|| summary(&input));
+                self.handle(input);
+            }
+            let effects = self.node.poll();
+            if effects.is_empty() {
+                break;
+            }
+            for effect in effects {
+                self.carry_out(effect, me, env)?;
+            }
+            env.oracle.lock().look_at(me.host, &self.node);
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, input: Input) {
+        match input {
+            Input::Tick => self.node.tick(),
+            Input::Message(message) => self.node.step(*message),
+            Input::Propose(data, caller) => self.node.propose(&data.into(), caller),
+            Input::Read(caller) => self.node.read(caller),
+            Input::Admit(member, caller) => self.node.admit(member, caller),
+            Input::Remove(raft_id, caller) => self.node.remove(raft_id, caller),
+            Input::Transfer(caller) => self.node.transfer(caller),
+            Input::Unreachable(peer) => self.node.report_unreachable(peer),
+            Input::Snapshot(peer, arrived) => self.node.report_snapshot(peer, arrived),
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect, me: Me, env: &mut Env) -> Result<(), Died> {
+        match effect {
+            Effect::Send(message) => self.send(&message, me, env),
+            Effect::Members(members) => {
+                for (id, member) in members.iter() {
+                    env.oracle.lock().member(id, &member.node_id);
+                }
+                self.members = members;
+            }
+            Effect::Answer(caller, answer) => {
+                if let Some(owed) = self.owed.remove(&caller) {
+                    self.answered(caller, owed, answer, me, env);
+                }
+            }
+            Effect::Leadership(now) => {
+                env.tell(|| format!("host {} {now:?}", me.host));
+                self.leadership = now;
+            }
+            Effect::Persist(persist) => {
+                let is_vote = persist
+                    .record
+                    .as_ref()
+                    .is_some_and(|r| r.entries.is_empty());
+                if self.storage.persist(&persist).is_err() {
+                    return Err(Died); // what is on disk is unknown: the product ends itself here
+                }
+                let (crash, delay) = env
+                    .faults
+                    .persisting(&mut env.rng, is_vote, persist.cuts_log);
+                if crash {
+                    return Err(Died);
+                }
+                if delay == 0 {
+                    self.disk.pass();
+                    self.node.on_persisted();
+                } else {
+                    self.is_disk_busy = true;
+                    let Me { host, life, .. } = me;
+                    env.after(delay, Event::DiskDone { host, life });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, message: &Message, me: Me, env: &mut Env) {
+        env.oracle.lock().promised(me.host, message);
+        let Some(member) = self.members.get(message.to) else {
+            return;
+        };
+        let Some(to) = host_of(&member.address) else {
+            return;
+        };
+        let arrives = env.send_raft(me.host, to, message.to, encode_message(message));
+        let Me { host, life, .. } = me;
+        let (peer, delay) = (message.to, env.rng.range(MS, 200 * MS));
+        if message.snapshot.is_some() {
+            let arrived = arrives;
+            env.after(
+                delay,
+                Event::SnapshotSent {
+                    host,
+                    life,
+                    peer,
+                    arrived,
+                },
+            );
+        } else if !arrives && env.rng.chance(300_000) {
+            env.after(delay, Event::Unreachable { host, life, peer });
+        }
+    }
+
+    /// Begins, does and ends what only a leader does.
+    fn lead(&mut self, me: Me, env: &mut Env) {
+        let Leadership {
+            is_leader, term, ..
+        } = self.leadership;
+        if let Some(reign) = &self.reign
+            && (!is_leader || reign.term != term)
+        {
+            self.end_reign(me, env);
+        }
+        if is_leader && self.reign.is_none() {
+            if env.now < self.reigns_after {
+                let Me { host, life, .. } = me;
+                env.after(self.reigns_after - env.now, Event::Lead { host, life });
+                return;
+            }
+            env.tell(|| format!("host {} leads term {term}", me.host));
+            self.reign = Some(Reign::begin(term, &self.replica, me, env));
+        }
+        if let Some(mut reign) = self.reign.take() {
+            reign.work(self, me, env);
+            self.reign = Some(reign);
+        }
+    }
+
+    /// Ends the reign: its sessions are closed.
+    pub fn end_reign(&mut self, me: Me, env: &mut Env) {
+        if let Some(reign) = self.reign.take() {
+            reign.end(me, env);
+            self.reigns_after = env.now + REIGN_PAUSE;
+        }
+    }
+
+    fn answered(&mut self, caller: Caller, owed: Owed, answer: Answer, me: Me, env: &mut Env) {
+        match owed {
+            Owed::Loop(term, name) => {
+                if let Some(reign) = self.reign.as_mut().filter(|reign| reign.term == term)
+                    && !reign.planned(caller, name, &answer)
+                {
+                    self.end_reign(me, env);
+                }
+            }
+            Owed::Observed(term, observed) => {
+                if let Some(mut reign) = self.reign.take() {
+                    let goes_on =
+                        reign.term != term || reign.written(caller, observed, &answer, me, env);
+                    self.reign = Some(reign);
+                    if !goes_on {
+                        self.end_reign(me, env);
+                    }
+                }
+            }
+            Owed::Roles(term) => {
+                if let Some(reign) = self.reign.as_mut().filter(|reign| reign.term == term)
+                    && !reign.roles_done(caller, &answer, env.now)
+                {
+                    self.end_reign(me, env);
+                }
+            }
+            Owed::Write(op, key, decisions) => self.written(*op, key, decisions, answer, me, env),
+            Owed::Read(op) => {
+                let reply = match answer {
+                    Answer::At(_) => Reply::Read(self.replica.state()),
+                    _ => Reply::NoLeader,
+                };
+                op.reply(reply, me.host, env);
+            }
+            Owed::Admit((host, ask)) => {
+                let answer = match answer {
+                    Answer::Admitted(id) => Some((id, self.members.as_ref().clone())),
+                    _ => None,
+                };
+                env.send(me.host, host, Event::Admitted { host, ask, answer });
+            }
+        }
+    }
+
+    /// A host wants to take part.
+    pub fn on_admit(&mut self, (host, ask): (HostId, u64), me: Me, env: &mut Env) {
+        if !self.leadership.is_leader {
+            let answer = None;
+            return env.send(me.host, host, Event::Admitted { host, ask, answer });
+        }
+        let member = Member {
+            node_id: node_of(host),
+            address: address_of(host),
+        };
+        let caller = self.owe(Owed::Admit((host, ask)));
+        self.put(Input::Admit(member, caller));
+    }
+
+    /// A user's request; a follower hands it on.
+    pub fn on_request(&mut self, mut op: Op, me: Me, env: &mut Env) {
+        env.tell(|| format!("host {} hears {op:?}", me.host));
+        match &op.want {
+            Want::Read(_) => {
+                let caller = self.owe(Owed::Read(Box::new(op)));
+                self.put(Input::Read(caller));
+            }
+            Want::Write(_) if self.leadership.is_leader => self.decide(op, 0, me, env),
+            Want::Write(_) => {
+                let leader = self
+                    .leadership
+                    .leader
+                    .filter(|id| *id != self.node.raft_id());
+                let leader = leader.and_then(|id| host_of(&self.members.get(id)?.address));
+                match leader {
+                    Some(to) if !op.is_forwarded => {
+                        op.is_forwarded = true;
+                        env.send(me.host, to, Event::Request { to, op });
+                    }
+                    _ => op.reply(Reply::NoLeader, me.host, env),
+                }
+            }
+        }
+    }
+
+    fn decide(&mut self, op: Op, decisions: u32, me: Me, env: &mut Env) {
+        let Want::Write(intent) = &op.want else {
+            return;
+        };
+        let state = self.replica.state();
+        let mut ids = env.rng.fork();
+        let mut cx = Ctx {
+            now: me.clock.read(env.now),
+            ids: &mut ids,
+        };
+        match decide(&state, &mut cx, Intent::clone(intent)) {
+            Ok(decision) => {
+                let key = decision.key.clone();
+                self.propose(&decision.batch, Owed::Write(Box::new(op), key, decisions));
+            }
+            Err(refusal) => op.reply(Reply::Refused(refusal.to_string()), me.host, env),
+        }
+    }
+
+    fn written(
+        &mut self,
+        op: Op,
+        key: ObjectKey,
+        decisions: u32,
+        answer: Answer,
+        me: Me,
+        env: &mut Env,
+    ) {
+        let reply = match answer {
+            Answer::At(index) => Reply::Written { index, key },
+            Answer::Failed(ProposeError::Rejected(rejected)) => {
+                if rejected.is_stale() && decisions + 1 < DECISIONS_MAX {
+                    return self.decide(op, decisions + 1, me, env);
+                }
+                Reply::Refused(Refusal::from(rejected).to_string())
+            }
+            Answer::Failed(ProposeError::NotLeader { .. }) => Reply::NoLeader,
+            _ => Reply::Unknown,
+        };
+        op.reply(reply, me.host, env);
+    }
+
+    /// The state as this manager has it.
+    pub fn state(&self) -> State {
+        self.replica.state()
+    }
+}
+
+/// A line about a message, for whoever reads what happens.
+fn summary(input: &Input) -> String {
+    let Input::Message(m) = input else {
+        return format!("{input:?}").chars().take(60).collect();
+    };
+    let entries: Vec<(u64, u64)> = m.entries.iter().map(|e| (e.index, e.term)).collect();
+    let (kind, from, to) = (m.get_msg_type(), m.from, m.to);
+    let (term, index, log_term, commit) = (m.term, m.index, m.log_term, m.commit);
+    let reject = m.reject;
+    format!(
+        "{kind:?} {from}>{to} term {term} after {index}/{log_term} commit {commit} {entries:?} {reject}"
+    )
+}

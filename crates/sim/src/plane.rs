@@ -1,0 +1,38 @@
+//! What a node's kernel would be told of a network view.
+
+use shoal_api::network::NetworkView;
+use shoal_overlay::core::{
+    desired::{DesiredError, Params, desired},
+    observed::Facts,
+};
+
+use crate::{
+    env::{Env, HostId},
+    manager::node_of,
+};
+
+/// Computes the kernel state of a view: there must be one, always the same, with every endpoint of this node in it.
+///
+/// With `must_carry` the node must be part of the networks.
+pub fn check(host: HostId, view: &NetworkView, must_carry: bool, env: &mut Env) {
+    let params = Params {
+        prefix: "sh".to_owned(),
+        gwbridge: "shgw".to_owned(),
+        gwbridge_subnet: "172.31.0.0/16".parse().expect("a subnet"),
+    };
+    let facts = Facts {
+        underlay_mtu: 1_500,
+        ..Facts::default()
+    };
+    let me = node_of(host);
+    match (
+        desired(view, &me, &facts, &params),
+        desired(view, &me, &facts, &params),
+    ) {
+        (Ok(first), Ok(second)) if first == second => {}
+        (Ok(_), Ok(_)) => env.blame(format!("view {} has two kernel states", view.version)),
+        // The first view of a node's first session is sent while its address is being written down.
+        (Err(DesiredError::NotAPeer { .. }), _) if !must_carry => {}
+        (Err(error), _) | (_, Err(error)) => env.blame(format!("host {host}: {error}")),
+    }
+}

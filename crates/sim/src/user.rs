@@ -1,0 +1,361 @@
+//! Users: each wants one thing after the other, of any manager, and remembers what it was told.
+
+use shoal_api::{
+    NetworkId, SecretId,
+    object::{Object, ObjectKey},
+    spec::{
+        Annotations, Availability, FailureAction, NetworkAttachmentSpec, NetworkSpec,
+        NetworkTarget, NodeRole, PortConfig, PublishMode, SecretReference, SecretSpec, ServiceMode,
+        ServiceSpec, UpdateConfig, UpdateOrder,
+    },
+};
+use shoal_manager::{Intent, Spec, core::state::State};
+
+use crate::{
+    env::{Env, Event, HostId, MS, SECOND},
+    rng::Rng,
+};
+
+/// Where users are: no host, so that no partition cuts them off.
+pub const USERS: HostId = usize::MAX;
+/// How long a user waits for an answer.
+pub const PATIENCE: u64 = 15 * SECOND;
+
+/// What a user wants.
+#[derive(Debug, Clone)]
+pub enum Want {
+    /// To see everything.
+    Read(()),
+    /// To change something.
+    Write(Box<Intent>),
+}
+
+/// A request on its way.
+#[derive(Debug, Clone)]
+pub struct Op {
+    /// Its number.
+    pub id: u64,
+    /// What is wanted.
+    pub want: Want,
+    /// Whether a follower has handed it on.
+    pub is_forwarded: bool,
+}
+
+/// What becomes of a request.
+#[derive(Debug, Clone)]
+pub enum Reply {
+    /// Done, by the entry at this index.
+    Written {
+        /// The index.
+        index: u64,
+        /// The object.
+        key: ObjectKey,
+    },
+    /// Everything, as it is.
+    Read(State),
+    /// Not done, because.
+    Refused(String),
+    /// Not done: try elsewhere.
+    NoLeader,
+    /// Nobody knows.
+    Unknown,
+}
+
+impl Op {
+    /// Sends the answer.
+    pub fn reply(self, reply: Reply, from: HostId, env: &mut Env) {
+        let op = self.id;
+        env.send(from, USERS, Event::Reply { op, reply });
+    }
+}
+
+/// A user.
+#[derive(Debug, Default)]
+pub struct User {
+    /// What it last saw.
+    pub seen: State,
+    /// Its request, and up to which index everything was known to be done before it was made.
+    pub pending: Option<(Op, u64)>,
+    /// How many things it has made.
+    pub made: u64,
+}
+
+impl User {
+    /// Thinks of something to want.
+    pub fn think(&mut self, number: usize, env: &mut Env) -> Want {
+        let mut rng = env.rng.fork();
+        let has_roles = env.faults.roles;
+        let write = |intent| Want::Write(Box::new(intent));
+        for _ in 0..8 {
+            let services: Vec<_> = self.seen.services().cloned().collect();
+            let want = match rng.index(100) {
+                0..20 => return Want::Read(()),
+                20..35 if services.len() < 6 => {
+                    self.made += 1;
+                    let spec = self.service(&format!("s{number}x{}", self.made), &mut rng);
+                    Intent::Create(Spec::Service(Box::new(spec)))
+                }
+                35..65 if !services.is_empty() => {
+                    let service = rng.pick(&services);
+                    let mut spec = service.spec.as_ref().clone();
+                    self.change(&mut spec, &mut rng);
+                    Intent::Update {
+                        key: ObjectKey::Service(service.id.clone()),
+                        version: service.meta.version,
+                        spec: Spec::Service(Box::new(spec)),
+                    }
+                }
+                65..70 if !services.is_empty() => {
+                    let service = rng.pick(&services);
+                    Intent::Rollback {
+                        key: ObjectKey::Service(service.id.clone()),
+                        version: service.meta.version,
+                        to: None,
+                    }
+                }
+                70..76 if !services.is_empty() => Intent::Remove {
+                    key: ObjectKey::Service(rng.pick(&services).id.clone()),
+                    force: false,
+                },
+                76..82 if self.seen.networks().count() < 4 => {
+                    self.made += 1;
+                    Intent::Create(Spec::Network(network(&format!("n{number}x{}", self.made))))
+                }
+                82..84 => {
+                    let networks: Vec<_> =
+                        self.seen.networks().filter(|n| !n.spec.ingress).collect();
+                    if networks.is_empty() {
+                        continue;
+                    }
+                    Intent::Remove {
+                        key: ObjectKey::Network(rng.pick(&networks).id.clone()),
+                        force: false,
+                    }
+                }
+                84..88 if self.seen.secrets().count() < 5 => {
+                    self.made += 1;
+                    let name = format!("k{number}x{}", self.made);
+                    Intent::Create(Spec::Secret(SecretSpec {
+                        annotations: named(&name),
+                        data: name.into_bytes(),
+                    }))
+                }
+                88..90 => {
+                    let secrets: Vec<_> = self.seen.secrets().collect();
+                    if secrets.is_empty() {
+                        continue;
+                    }
+                    Intent::Remove {
+                        key: ObjectKey::Secret(rng.pick(&secrets).id.clone()),
+                        force: false,
+                    }
+                }
+                90..100 => {
+                    let nodes: Vec<_> = self.seen.nodes().cloned().collect();
+                    if nodes.is_empty() {
+                        continue;
+                    }
+                    let node = rng.pick(&nodes);
+                    let mut spec = node.spec.clone();
+                    if has_roles && rng.chance(400_000) {
+                        spec.role = *rng.pick(&[NodeRole::Manager, NodeRole::Worker]);
+                    } else {
+                        spec.availability = *rng.pick(&[
+                            Availability::Active,
+                            Availability::Active,
+                            Availability::Pause,
+                            Availability::Drain,
+                        ]);
+                    }
+                    Intent::Update {
+                        key: ObjectKey::Node(node.id.clone()),
+                        version: node.meta.version,
+                        spec: Spec::Node(spec),
+                    }
+                }
+                _ => continue,
+            };
+            return write(want);
+        }
+        Want::Read(())
+    }
+
+    fn service(&self, name: &str, rng: &mut Rng) -> ServiceSpec {
+        let mut spec = ServiceSpec {
+            annotations: named(name),
+            mode: if rng.chance(200_000) {
+                ServiceMode::Global
+            } else {
+                let replicas = rng.range(0, 5);
+                ServiceMode::Replicated { replicas }
+            },
+            ..ServiceSpec::default()
+        };
+        "demo:1".clone_into(&mut spec.task.container.image);
+        spec.task.restart.delay = std::time::Duration::from_millis(*rng.pick(&[0, 500, 2_000]));
+        let order = if rng.chance(300_000) && spec.mode != ServiceMode::Global {
+            UpdateOrder::StartFirst
+        } else {
+            UpdateOrder::StopFirst
+        };
+        let config = UpdateConfig {
+            parallelism: rng.range(0, 3),
+            monitor: std::time::Duration::from_secs(1),
+            failure_action: *rng.pick(&[
+                FailureAction::Continue,
+                FailureAction::Continue,
+                FailureAction::Rollback,
+            ]),
+            order,
+            ..UpdateConfig::default()
+        };
+        spec.update = Some(config);
+        spec.rollback = Some(UpdateConfig {
+            failure_action: FailureAction::Continue,
+            ..config
+        });
+        self.attach(&mut spec, rng);
+        spec
+    }
+
+    fn attach(&self, spec: &mut ServiceSpec, rng: &mut Rng) {
+        let networks: Vec<NetworkId> = self
+            .seen
+            .networks()
+            .filter(|network| !network.spec.ingress)
+            .map(|network| network.id.clone())
+            .collect();
+        spec.task.networks.clear();
+        for network in networks {
+            if rng.chance(500_000) {
+                spec.task.networks.push(NetworkAttachmentSpec {
+                    target: NetworkTarget::Cluster(network),
+                    aliases: Vec::new(),
+                    addresses: Vec::new(),
+                    driver_options: Default::default(),
+                });
+            }
+        }
+        let secrets: Vec<(SecretId, String)> = self
+            .seen
+            .secrets()
+            .map(|secret| (secret.id.clone(), secret.spec.annotations.name.clone()))
+            .collect();
+        spec.task.container.secrets.clear();
+        for (id, name) in secrets {
+            if rng.chance(400_000) {
+                spec.task.container.secrets.push(SecretReference {
+                    id,
+                    target: shoal_api::spec::FileTarget {
+                        name: name.clone(),
+                        uid: "0".to_owned(),
+                        gid: "0".to_owned(),
+                        mode: 0o444,
+                    },
+                    name,
+                });
+            }
+        }
+        spec.endpoint.ports.clear();
+        if rng.chance(400_000) {
+            let is_global = spec.mode == ServiceMode::Global;
+            spec.endpoint.ports.push(PortConfig {
+                target: 80,
+                published: *rng.pick(&[0, 8080, 8081]),
+                mode: if is_global {
+                    PublishMode::Host
+                } else {
+                    PublishMode::Ingress
+                },
+                ..PortConfig::default()
+            });
+        }
+    }
+
+    fn change(&mut self, spec: &mut ServiceSpec, rng: &mut Rng) {
+        self.made += 1;
+        let number = self.made;
+        match rng.index(8) {
+            0..3 => {
+                if let ServiceMode::Replicated { replicas } = &mut spec.mode {
+                    *replicas = rng.range(0, 7);
+                }
+            }
+            3 => {
+                let kind = *rng.pick(&["demo", "demo", "bad", "exits"]);
+                spec.task.container.image = format!("{kind}:{number}");
+            }
+            4 => self.attach(spec, rng),
+            5 => spec.task.force_update += 1,
+            6 => {
+                spec.task.resources.reservations.memory_bytes =
+                    *rng.pick(&[0, 50_000_000, 400_000_000]);
+            }
+            _ => {
+                spec.task.placement.constraints = rng
+                    .pick(&[vec![], vec!["node.role == worker".to_owned()]])
+                    .clone();
+            }
+        }
+    }
+}
+
+/// The wish that makes a service one that can run: after trouble everything must be as asked for, so that it can be asked
+/// whether it is. `None` if it is one already.
+pub fn mend(object: &Object, made: u64) -> Option<Intent> {
+    match object {
+        Object::Service(service) => {
+            let mut spec = service.spec.as_ref().clone();
+            if !spec.task.container.image.starts_with("demo:") {
+                spec.task.container.image = format!("demo:mended{made}");
+            }
+            spec.task.resources.reservations.memory_bytes = 0;
+            spec.task.placement.constraints.clear();
+            spec.endpoint
+                .ports
+                .retain(|port| port.mode == PublishMode::Ingress);
+            if spec == *service.spec {
+                return None;
+            }
+            Some(Intent::Update {
+                key: ObjectKey::Service(service.id.clone()),
+                version: service.meta.version,
+                spec: Spec::Service(Box::new(spec)),
+            })
+        }
+        Object::Node(node) => {
+            let mut spec = node.spec.clone();
+            spec.availability = Availability::Active;
+            (spec != node.spec).then(|| Intent::Update {
+                key: ObjectKey::Node(node.id.clone()),
+                version: node.meta.version,
+                spec: Spec::Node(spec),
+            })
+        }
+        _ => None,
+    }
+}
+
+/// A network of the default kind.
+pub fn network(name: &str) -> NetworkSpec {
+    let mut spec = NetworkSpec {
+        annotations: named(name),
+        ..NetworkSpec::default()
+    };
+    "overlay".clone_into(&mut spec.driver.name);
+    spec
+}
+
+/// A name without labels.
+pub fn named(name: &str) -> Annotations {
+    Annotations {
+        name: name.to_owned(),
+        ..Annotations::default()
+    }
+}
+
+/// How long a user thinks.
+pub fn thought(env: &mut Env) -> u64 {
+    let most = env.faults.thought;
+    env.rng.range(10 * MS, most)
+}
