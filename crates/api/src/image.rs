@@ -114,12 +114,21 @@ pub struct ImageSummary {
     /// Bytes of all layers, unpacked.
     pub size: u64,
     pub labels: BTreeMap<String, String>,
+    /// What it was built of on this host; absent for images that came from elsewhere.
+    #[serde(default)]
+    pub parent: Option<ImageId>,
+    /// Others were built of it. Without a name it is a step of a build, which lists leave out.
+    #[serde(default)]
+    pub intermediate: bool,
 }
 
 /// Everything `docker image inspect` shows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ImageInspect {
     pub id: ImageId,
+    /// What it was built of on this host.
+    #[serde(default)]
+    pub parent: Option<ImageId>,
     pub repo_tags: Vec<String>,
     pub repo_digests: Vec<String>,
     pub comment: String,
@@ -143,7 +152,7 @@ pub struct ImageInspect {
 /// One row of `docker history`, newest first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageHistory {
-    /// Only the newest row carries the image's id; the others were never images here and print as `<missing>`.
+    /// Rows of steps that were made here carry the id of their image; the others print as `<missing>`.
     pub id: Option<ImageId>,
     pub created: Timestamp,
     pub created_by: String,

@@ -3,6 +3,7 @@
 //! Every other crate speaks in these types. The crate decides nothing and touches nothing; it is also the only
 //! bridge between the domain and the protobuf messages in `proto/` (module `wire`).
 
+pub mod build;
 pub mod container;
 pub mod id;
 pub mod image;

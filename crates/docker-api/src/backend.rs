@@ -51,4 +51,13 @@ pub enum Progress {
     Status(PullProgress),
     /// A line of plain text, with its newline (`Loaded image: …`).
     Line(String),
+    /// The id of an image that a build made.
+    Built(String),
+    /// What was asked for went wrong, with the exit code that the client is to end with.
+    Failed {
+        /// Exit code.
+        code: i32,
+        /// Why.
+        message: String,
+    },
 }

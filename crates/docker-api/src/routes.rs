@@ -1,5 +1,6 @@
 //! Who answers which path: one file per kind of object.
 
+mod build;
 mod configs;
 mod containers;
 mod execs;
@@ -48,13 +49,8 @@ pub(crate) async fn answer(api: &Api, mut call: Call) -> ApiResult<Reply> {
             Err(ApiError::not_found(format!("plugin \"{name}\" not found")))
         }
         ["plugins", ..] => Err(ApiError::not_implemented("installing plugins")),
-        ["build", "prune"] => Ok(reply::ok(
-            &serde_json::json!({"CachesDeleted": null, "SpaceReclaimed": 0}),
-        )),
-        ["build", ..] | ["session"] | ["grpc"] => Err(ApiError::not_implemented("building images")),
-        ["commit"] => Err(ApiError::not_implemented(
-            "making an image of a container (commit)",
-        )),
+        ["build", ..] | ["commit"] => build::answer(api, call, &path).await,
+        ["session"] | ["grpc"] => Err(ApiError::not_implemented("BuildKit")),
         _ => Err(unknown()),
     }
 }

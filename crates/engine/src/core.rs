@@ -1,5 +1,6 @@
 //! Decisions of the engine: pure, without files, clocks or sockets.
 
+pub mod build;
 pub mod capabilities;
 pub mod config;
 pub mod etc;
@@ -17,3 +18,4 @@ pub mod security;
 pub mod selftest;
 pub mod signals;
 pub mod user;
+pub mod volume;

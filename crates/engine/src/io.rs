@@ -1,5 +1,6 @@
 //! Deeds of the engine.
 
+pub mod build;
 pub mod engine;
 pub mod images;
 pub mod network;

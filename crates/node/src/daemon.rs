@@ -7,7 +7,10 @@ use nix::fcntl::{Flock, FlockArg};
 use shoal_api::container::{ContainerFilter, ContainerInspect};
 use shoal_dns::{Dns, DnsConfig, core::resolv_conf::Overrides};
 use shoal_docker_api::Server;
-use shoal_engine::io::{Engine, EngineConfig, images::ImageStore};
+use shoal_engine::io::{
+    Engine, EngineConfig,
+    images::{ImageStore, Registries},
+};
 use shoal_overlay::{Plane, PlaneConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -77,12 +80,14 @@ async fn serve(config: DaemonConfig, logs: LogFilter) -> Result<()> {
     ));
     let root = config.data_root.clone();
     let images = tokio::task::spawn_blocking(move || ImageStore::open(&root)).await?;
+    let images = images.context("cannot open the images of this host")?;
+    images.set_registries(registries(&config.live()));
     let engine = Engine::open(EngineConfig {
         root: config.data_root.clone(),
         run_dir: config.exec_root.clone(),
         cgroup_parent: config.cgroup_parent.clone(),
         shim_exe: std::env::current_exe().context("cannot find this program")?,
-        images: images.context("cannot open the images of this host")?,
+        images,
         network: Arc::clone(&networks) as _,
     });
     let engine = engine.await.context("cannot open the container engine")?;
@@ -236,6 +241,23 @@ async fn wait_for_end(config: &DaemonConfig, api: &EngineApi, logs: &LogFilter) 
     }
 }
 
+/// How registries are spoken to, by the settings in force.
+fn registries(live: &Reloadable) -> Registries {
+    let usual = Registries::default();
+    let count = |wish: Option<u32>, usual: usize| {
+        wish.and_then(|wish| usize::try_from(wish).ok())
+            .filter(|wish| *wish > 0)
+            .unwrap_or(usual)
+    };
+    Registries {
+        insecure: live.insecure_registries.clone(),
+        mirrors: live.registry_mirrors.clone(),
+        downloads_max: count(live.max_concurrent_downloads, usual.downloads_max),
+        uploads_max: count(live.max_concurrent_uploads, usual.uploads_max),
+        ..usual
+    }
+}
+
 fn reload(config: &DaemonConfig, api: &EngineApi, logs: &LogFilter) {
     let live = match config.reload() {
         Ok(live) => live,
@@ -251,6 +273,7 @@ fn reload(config: &DaemonConfig, api: &EngineApi, logs: &LogFilter) {
     {
         tracing::error!(%error, "cannot change what is logged");
     }
+    api.images().set_registries(registries(&live));
     tracing::info!(?live, "took over the configuration");
     api.tell_reload(&live);
 }

@@ -3,6 +3,7 @@
 mod errors;
 mod history;
 mod host;
+mod images;
 mod membership;
 mod terminal;
 mod transfers;
@@ -18,6 +19,7 @@ use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream};
 use shoal_api::{
     Timestamp,
+    build::{BuildOptions, CommitOptions, ImportOptions, SearchResult},
     container::{
         ChangeKind, ContainerFilter, ContainerInspect, ContainerSpec, ContainerSummary,
         EndpointSpec, Event, EventKind, ExecInspect, ExecSpec, LogLine, LogQuery, PathStat,
@@ -71,7 +73,7 @@ impl EngineApi {
         }
     }
 
-    fn images(&self) -> &ImageStore {
+    pub(crate) fn images(&self) -> &ImageStore {
         self.engine.images()
     }
 
@@ -431,9 +433,13 @@ impl EngineBackend for EngineApi {
     }
 
     async fn image_list(&self, all: bool) -> ApiResult<Vec<ImageSummary>> {
-        // Images without a name are the user's too unless a build made them in passing, which no build of ours does.
-        let _ = all;
-        Ok(self.images().list())
+        let mut images = self.images().list();
+        // Images without a name are the user's too, unless they are only steps on the way to others.
+        images.retain(|image| {
+            all || !image.intermediate
+                || !(image.repo_tags.is_empty() && image.repo_digests.is_empty())
+        });
+        Ok(images)
     }
 
     async fn image_inspect(&self, name: &str) -> ApiResult<ImageInspect> {
@@ -448,11 +454,11 @@ impl EngineBackend for EngineApi {
         &self,
         name: &str,
         force: bool,
-        _no_prune: bool,
+        no_prune: bool,
     ) -> ApiResult<Vec<ImageRemoved>> {
         let users = self.image_users().await?;
         let image = self.images().resolve(name).map_err(errors::image)?;
-        let removed = self.images().remove(name, force, users).await;
+        let removed = self.images().remove(name, force, no_prune, users).await;
         let removed = removed.map_err(errors::image)?;
         for what in &removed {
             match what {
@@ -487,23 +493,7 @@ impl EngineBackend for EngineApi {
         auth: Option<RegistryAuth>,
         platform: Option<Platform>,
     ) -> ApiResult<ItemStream<Progress>> {
-        let (engine, reference) = (self.engine.clone(), reference.to_owned());
-        let insecure = self.config.live().insecure_registries.clone();
-        let platform = platform.as_ref().map(platform_text);
-        transfers::with_progress(|reports| async move {
-            let pulled = engine.images().pull(
-                &reference,
-                platform.as_deref(),
-                auth.as_ref(),
-                &insecure,
-                reports,
-            );
-            let pulled = pulled.await.map_err(errors::image)?;
-            let attributes = [("name".to_owned(), pulled.name.clone())].into();
-            engine.publish(EventKind::Image, "pull", &pulled.name, attributes);
-            Ok(Vec::new())
-        })
-        .await
+        self.pull(reference, auth, platform).await
     }
 
     async fn image_push(
@@ -511,35 +501,45 @@ impl EngineBackend for EngineApi {
         reference: &str,
         auth: Option<RegistryAuth>,
     ) -> ApiResult<ItemStream<Progress>> {
-        let (engine, reference) = (self.engine.clone(), reference.to_owned());
-        let insecure = self.config.live().insecure_registries.clone();
-        transfers::with_progress(|reports| async move {
-            let images = engine.images();
-            let pushed = images.push(&reference, auth.as_ref(), &insecure, reports);
-            pushed.await.map_err(errors::image)?;
-            let attributes = [("name".to_owned(), reference.clone())].into();
-            engine.publish(EventKind::Image, "push", &reference, attributes);
-            Ok(Vec::new())
-        })
-        .await
+        self.push(reference, auth).await
     }
 
     async fn image_load(&self, archive: ByteStream) -> ApiResult<ItemStream<Progress>> {
-        let engine = self.engine.clone();
-        transfers::with_progress(|reports| async move {
-            let loaded = engine.images().load(transfers::reader(archive), reports);
-            let loaded = loaded.await.map_err(errors::image)?;
-            let line = |image: &shoal_engine::io::images::LoadedImage| {
-                let (id, attributes) = (image.id.to_string(), Default::default());
-                engine.publish(EventKind::Image, "load", &id, attributes);
-                Progress::Line(match &image.name {
-                    Some(name) => format!("Loaded image: {name}\n"),
-                    None => format!("Loaded image ID: {id}\n"),
-                })
-            };
-            Ok(loaded.iter().map(line).collect())
-        })
-        .await
+        self.load(archive).await
+    }
+
+    async fn image_build(
+        &self,
+        options: BuildOptions,
+        context: ByteStream,
+    ) -> ApiResult<ItemStream<Progress>> {
+        self.build(options, context).await
+    }
+
+    async fn build_prune(&self, filter: PruneFilter) -> ApiResult<Pruned> {
+        self.prune_builds(filter).await
+    }
+
+    async fn image_commit(&self, container: &str, options: CommitOptions) -> ApiResult<String> {
+        self.commit(container, options).await
+    }
+
+    async fn image_import(
+        &self,
+        options: ImportOptions,
+        archive: ByteStream,
+    ) -> ApiResult<ItemStream<Progress>> {
+        self.import(options, archive).await
+    }
+
+    async fn image_search(
+        &self,
+        term: &str,
+        limit: u32,
+        auth: Option<RegistryAuth>,
+    ) -> ApiResult<Vec<SearchResult>> {
+        let found = self.images().search(term, limit, auth.as_ref()).await;
+        found.map_err(errors::image)
     }
 
     async fn image_save(&self, names: Vec<String>) -> ApiResult<ByteStream> {
@@ -567,17 +567,13 @@ impl EngineBackend for EngineApi {
         reference: &str,
         auth: Option<RegistryAuth>,
     ) -> ApiResult<Distribution> {
-        let live = self.config.live();
-        let insecure = &live.insecure_registries;
         let images = self.images();
-        let found = images.manifest_digest_of_remote(reference, auth.as_ref(), insecure);
+        let found = images.manifest_digest_of_remote(reference, auth.as_ref());
         found.await.map_err(errors::image)
     }
 
     async fn registry_login(&self, auth: RegistryAuth) -> ApiResult<()> {
-        let live = self.config.live();
-        let insecure = &live.insecure_registries;
-        let checked = self.images().check_login(&auth, insecure).await;
+        let checked = self.images().check_login(&auth).await;
         checked.map_err(errors::image)
     }
 

@@ -188,13 +188,11 @@ impl TaskController {
         }
         let auth = registry_auth(&task.spec.container.pull_auth.0)?;
         let (progress, mut told) = mpsc::channel(PROGRESS_MAX);
-        let live = self.node.config.live();
-        let insecure = &live.insecure_registries;
         let pull = self
             .node
             .engine
             .images()
-            .pull(image, None, auth.as_ref(), insecure, progress);
+            .pull(image, None, auth.as_ref(), progress);
         let unread = async { while told.recv().await.is_some() {} };
         let (pulled, ()) = tokio::join!(pull, unread);
         pulled.map(drop).map_err(|error| image_error(image, error))

@@ -12,6 +12,7 @@ use futures_util::future::BoxFuture;
 use ipnet::IpNet;
 use shoal_api::{
     Timestamp,
+    build::{BuildOptions, CommitOptions, ImportOptions, SearchResult},
     container::{
         ChangeKind, ContainerFilter, ContainerId, ContainerInspect, ContainerSpec, ContainerStatus,
         ContainerSummary, EndpointSpec, Event, ExecInspect, ExecSpec, LogLine, LogQuery, PathStat,
@@ -453,6 +454,44 @@ pub trait EngineBackend: Send + Sync + 'static {
     /// Writes images as one `docker save` archive.
     async fn image_save(&self, _names: Vec<String>) -> ApiResult<ByteStream> {
         Err(ApiError::not_implemented("saving images"))
+    }
+    /// Builds an image of a context: a tar archive, packed or not. An error before the first item becomes the answer's
+    /// status.
+    async fn image_build(
+        &self,
+        _options: BuildOptions,
+        _context: ByteStream,
+    ) -> ApiResult<ItemStream<Progress>> {
+        Err(ApiError::not_implemented("building images"))
+    }
+    /// Forgets what builds left behind and nothing needs.
+    async fn build_prune(&self, _filter: PruneFilter) -> ApiResult<Pruned> {
+        Ok(Pruned::default())
+    }
+    /// Makes an image of a container; answers its id.
+    async fn image_commit(&self, _container: &str, _options: CommitOptions) -> ApiResult<String> {
+        Err(ApiError::not_implemented(
+            "making an image of a container (commit)",
+        ))
+    }
+    /// Makes an image of a file system's archive.
+    async fn image_import(
+        &self,
+        _options: ImportOptions,
+        _archive: ByteStream,
+    ) -> ApiResult<ItemStream<Progress>> {
+        Err(ApiError::not_implemented(
+            "importing an image from a tar archive",
+        ))
+    }
+    /// Asks a registry which repositories fit a term.
+    async fn image_search(
+        &self,
+        _term: &str,
+        _limit: u32,
+        _auth: Option<RegistryAuth>,
+    ) -> ApiResult<Vec<SearchResult>> {
+        Err(ApiError::not_implemented("searching a registry"))
     }
     /// Removes images that no container uses.
     async fn image_prune(&self, filter: PruneFilter) -> ApiResult<PrunedImages>;

@@ -377,6 +377,17 @@ fn read_ulimit(mut f: Fields) -> ApiResult<Ulimit> {
     Ok(ulimit)
 }
 
+/// Reads limits of processes from a JSON array; empty text is none.
+pub(crate) fn read_ulimits(text: &str) -> ApiResult<Vec<Ulimit>> {
+    if text.is_empty() {
+        return Ok(Vec::new());
+    }
+    let body = format!(r#"{{"Ulimits":{text}}}"#);
+    let mut fields = Fields::body(body.as_bytes())?;
+    let list = fields.objects("Ulimits")?;
+    list.into_iter().map(read_ulimit).collect()
+}
+
 fn read_resources(f: &mut Fields) -> ApiResult<Resources> {
     // -1 and 0 are both "not said" where a kernel default exists.
     let positive =

@@ -6,15 +6,19 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 use serde_json::{Map, Value, json};
-use shoal_api::image::{
-    Distribution, ImageHistory, ImageInspect, ImageRemoved, ImageSummary, Platform, RegistryAuth,
+use shoal_api::{
+    build::SearchResult,
+    image::{
+        Distribution, ImageHistory, ImageInspect, ImageRemoved, ImageSummary, Platform,
+        RegistryAuth,
+    },
 };
 
 use super::{container_create::set, container_show::health_check, time::instant};
 use crate::backend::{ApiError, ApiResult, Progress};
 
 /// Clients write base 64 for URLs, some with padding and some without.
-const AUTH_BASE64: GeneralPurpose = GeneralPurpose::new(
+pub(crate) const AUTH_BASE64: GeneralPurpose = GeneralPurpose::new(
     &URL_SAFE,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
@@ -23,7 +27,7 @@ const AUTH_BASE64: GeneralPurpose = GeneralPurpose::new(
 pub(crate) fn summary(image: &ImageSummary) -> Value {
     json!({
         "Id": image.id.to_string(),
-        "ParentId": "",
+        "ParentId": image.parent.as_ref().map_or_else(String::new, ToString::to_string),
         "RepoTags": image.repo_tags,
         "RepoDigests": image.repo_digests,
         "Created": image.created.seconds(),
@@ -63,7 +67,7 @@ pub(crate) fn inspect(image: &ImageInspect) -> Value {
         "Id": image.id.to_string(),
         "RepoTags": image.repo_tags,
         "RepoDigests": image.repo_digests,
-        "Parent": "",
+        "Parent": image.parent.as_ref().map_or_else(String::new, ToString::to_string),
         "Comment": image.comment,
         "DockerVersion": "",
         "Author": image.author,
@@ -116,6 +120,10 @@ pub(crate) fn removed(step: &ImageRemoved) -> Value {
 pub(crate) fn progress(message: &Progress) -> Value {
     match message {
         Progress::Line(line) => json!({"stream": line}),
+        Progress::Built(id) => json!({"aux": {"ID": id}}),
+        Progress::Failed { code, message } => {
+            json!({"errorDetail": {"code": code, "message": message}, "error": message})
+        }
         Progress::Status(status) => {
             let mut answer = Map::new();
             answer.insert("status".to_owned(), json!(status.status));
@@ -206,6 +214,17 @@ pub(crate) fn read_auth(header: Option<&str>) -> ApiResult<Option<RegistryAuth>>
         && auth.identity_token.is_empty()
         && auth.registry_token.is_empty();
     Ok((!empty).then_some(auth))
+}
+
+/// One repository of `GET /images/search`.
+pub(crate) fn search_result(found: &SearchResult) -> Value {
+    json!({
+        "name": found.name,
+        "description": found.description,
+        "star_count": found.stars,
+        "is_official": found.official,
+        "is_automated": found.automated,
+    })
 }
 
 /// The answer of `GET /distribution/{name}/json`.

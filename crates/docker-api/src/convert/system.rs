@@ -236,9 +236,13 @@ pub(crate) fn disk_usage(usage: &DiskUsage, now: Timestamp) -> Value {
         let id = image.id.to_string();
         usage.containers.iter().filter(|c| c.image_id == id).count()
     };
+    let is_step = |row: &&shoal_api::image::ImageSummary| {
+        row.intermediate && row.repo_tags.is_empty() && row.repo_digests.is_empty()
+    };
     let images: Vec<Value> = usage
         .images
         .iter()
+        .filter(|row| !is_step(row))
         .map(|row| {
             let mut shown = image::summary(row);
             shown["Containers"] = json!(users(row));
@@ -260,11 +264,31 @@ pub(crate) fn disk_usage(usage: &DiskUsage, now: Timestamp) -> Value {
             shown
         })
         .collect();
+    // Steps of builds: images without a name that others were built of, and whose layers those have, too.
+    let cache: Vec<Value> = usage
+        .images
+        .iter()
+        .filter(is_step)
+        .map(|row| {
+            json!({
+                "ID": row.id.hex(),
+                "Parents": row.parent.iter().map(|id| id.hex()).collect::<Vec<_>>(),
+                "Type": "regular",
+                "Description": "step of a build",
+                "InUse": false,
+                "Shared": true,
+                "Size": row.size,
+                "CreatedAt": instant(row.created),
+                "LastUsedAt": null,
+                "UsageCount": 1,
+            })
+        })
+        .collect();
     json!({
         "LayersSize": usage.layers_bytes,
         "Images": images,
         "Containers": containers,
         "Volumes": volumes,
-        "BuildCache": [],
+        "BuildCache": cache,
     })
 }

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use futures_util::StreamExt;
 use serde_json::{Value, json};
-use shoal_api::image::{ImageSummary, RegistryAuth};
+use shoal_api::{
+    build::ImportOptions,
+    image::{ImageSummary, RegistryAuth},
+};
 
 use super::unknown;
 use crate::{
@@ -21,8 +24,11 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
     let method = call.method.clone();
     match (method.as_str(), path) {
         ("GET", ["images", "json"]) => list(api, &query).await,
-        ("GET", ["images", "search"]) => Err(ApiError::not_implemented("searching a registry")),
+        ("GET", ["images", "search"]) => search(api, &call).await,
         ("GET", ["images", "get"]) => save(api, query.all("names")).await,
+        ("POST", ["images", "create"]) if query.text("fromImage").is_none() => {
+            import(api, call).await
+        }
         ("POST", ["images", "create"]) => pull(api, &call).await,
         ("POST", ["images", "load"]) => {
             reply::progress(engine.image_load(call.stream()).await?).await
@@ -76,7 +82,7 @@ fn auth(call: &Call) -> ApiResult<Option<RegistryAuth>> {
 }
 
 /// `name:tag`, or `name@sha256:…` where clients put a digest into the tag.
-fn reference(name: &str, tag: &str) -> String {
+pub(super) fn reference(name: &str, tag: &str) -> String {
     match tag {
         "" => name.to_owned(),
         digest if digest.contains(':') => format!("{name}@{digest}"),
@@ -85,11 +91,7 @@ fn reference(name: &str, tag: &str) -> String {
 }
 
 async fn pull(api: &Api, call: &Call) -> ApiResult<Reply> {
-    let Some(name) = call.query.text("fromImage") else {
-        return Err(ApiError::not_implemented(
-            "importing an image from a tar archive",
-        ));
-    };
+    let name = call.query.text_or_empty("fromImage");
     let reference = reference(name, call.query.text_or_empty("tag"));
     let platform = image::read_platform(call.query.text("platform"))?;
     let messages = api
@@ -97,6 +99,66 @@ async fn pull(api: &Api, call: &Call) -> ApiResult<Reply> {
         .image_pull(&reference, auth(call)?, platform)
         .await?;
     reply::progress(messages).await
+}
+
+async fn import(api: &Api, call: Call) -> ApiResult<Reply> {
+    let query = &call.query;
+    let source = query
+        .text("fromSrc")
+        .ok_or_else(|| ApiError::invalid("one of fromImage and fromSrc is needed"))?;
+    let name = match query.text("repo") {
+        Some(name) => reference(name, query.text_or_empty("tag")),
+        None => String::new(),
+    };
+    let options = ImportOptions {
+        source: if source == "-" { "" } else { source }.to_owned(),
+        name,
+        comment: query.text_or_empty("message").to_owned(),
+        changes: query.all("changes"),
+        platform: image::read_platform(query.text("platform"))?,
+    };
+    let messages = api.engine.image_import(options, call.stream()).await?;
+    reply::progress(messages).await
+}
+
+/// Most and usual number of rows, as in docker.
+const ROWS_MAX: u32 = 100;
+const ROWS: u32 = 25;
+
+async fn search(api: &Api, call: &Call) -> ApiResult<Reply> {
+    let query = &call.query;
+    let term = query
+        .text("term")
+        .ok_or_else(|| ApiError::invalid("the parameter term is missing"))?;
+    let limit = match query.number("limit")? {
+        None | Some(0) => ROWS,
+        Some(limit) if limit <= ROWS_MAX => limit,
+        Some(limit) => {
+            return Err(ApiError::invalid(format!(
+                "limit {limit} is outside the range of [1, {ROWS_MAX}]"
+            )));
+        }
+    };
+    let filters = query
+        .filters()?
+        .only(&["is-automated", "is-official", "stars"])?;
+    let (official, automated) = (filters.flag("is-official")?, filters.flag("is-automated")?);
+    let mut stars = 0;
+    for text in filters.values("stars") {
+        let number: i64 = text
+            .parse()
+            .map_err(|_| ApiError::invalid(format!("invalid filter 'stars={text}'")))?;
+        stars = stars.max(number);
+    }
+    let mut found = api.engine.image_search(term, limit, auth(call)?).await?;
+    found.retain(|row| {
+        official.is_none_or(|wanted| row.official == wanted)
+            && automated.is_none_or(|wanted| row.automated == wanted)
+            && row.stars >= stars
+    });
+    Ok(reply::ok(
+        &found.iter().map(image::search_result).collect::<Vec<_>>(),
+    ))
 }
 
 async fn save(api: &Api, names: Vec<String>) -> ApiResult<Reply> {

@@ -12,7 +12,7 @@ mod reference;
 mod ustar;
 
 pub use archive::{ArchiveItem, ArchiveLayout, OCI_LAYOUT, docker_manifest, oci_index};
-pub use catalog::{Catalog, CatalogError, ImageRow, Layer, RemovePlan};
+pub use catalog::{Built, Catalog, CatalogError, ImageRow, Layer, RemovePlan};
 pub use challenge::Challenge;
 pub use config::{BuildStep, ImageSpec, InvalidConfig, render_config};
 pub use digest::{Digest, InvalidDigest, chain_ids};

@@ -1,5 +1,6 @@
 //! The engine of this host: containers from their creation to their removal.
 
+mod commit;
 mod create;
 mod error;
 mod exec;
@@ -13,6 +14,7 @@ mod record;
 mod run;
 mod selftest;
 mod update;
+mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -136,6 +138,7 @@ impl Engine {
             );
         }
         let _ = engine.inner.self_test.set(verdict);
+        engine.recall_volumes();
         engine.readopt().await;
         engine.sweep();
         Ok(engine)

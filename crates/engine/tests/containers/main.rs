@@ -3,6 +3,7 @@
 #![allow(clippy::print_stderr)]
 
 mod adoption;
+mod build;
 mod files;
 mod host;
 mod life;
@@ -10,4 +11,5 @@ mod networks;
 mod options;
 mod streams;
 mod trouble;
+mod volumes;
 mod walls;

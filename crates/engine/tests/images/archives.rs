@@ -327,7 +327,10 @@ async fn layers_of_every_compression_are_taken_and_bad_images_leave_nothing() {
     assert_eq!(error.kind(), ImageErrorKind::Invalid, "{}", error.report());
     // Waste is swept behind the caller's back; another removal waits for that sweep.
     import(&store, "busy:1").await;
-    store.remove("busy:1", false, Vec::new()).await.unwrap();
+    store
+        .remove("busy:1", false, false, Vec::new())
+        .await
+        .unwrap();
     assert_eq!(names_in(&dir.path().join("images/blobs/sha256")), [""; 0]);
     assert_eq!(names_in(&dir.path().join("layers")), ["incoming"]);
 }

@@ -256,7 +256,7 @@ pub(crate) fn documents(plain: &[u8], layer_digest: &str, layer_size: usize) -> 
 pub(crate) async fn pull_error(store: &ImageStore, name: &str) -> String {
     let (progress, _lines) = listener();
     store
-        .pull(name, None, None, &[], progress)
+        .pull(name, None, None, progress)
         .await
         .unwrap_err()
         .report()

@@ -4,3 +4,4 @@ mod archives;
 mod bench;
 mod travel;
 mod trouble;
+mod ways;

@@ -15,10 +15,7 @@ async fn an_image_travels_through_a_registry() {
     let id = import(&source, &name).await;
     let auth = ann("secret");
     let (progress, lines) = listener();
-    let pushed = source
-        .push(&name, Some(&auth), &[], progress)
-        .await
-        .unwrap();
+    let pushed = source.push(&name, Some(&auth), progress).await.unwrap();
     let said: Vec<_> = lines
         .await
         .unwrap()
@@ -38,10 +35,7 @@ async fn an_image_travels_through_a_registry() {
         &format!("1: digest: {} size: {}", pushed.digest, pushed.size)
     );
     let (progress, lines) = listener();
-    source
-        .push(&name, Some(&auth), &[], progress)
-        .await
-        .unwrap();
+    source.push(&name, Some(&auth), progress).await.unwrap();
     assert!(
         lines
             .await
@@ -54,7 +48,7 @@ async fn an_image_travels_through_a_registry() {
     let (target_dir, target) = store();
     let (progress, lines) = listener();
     let pulled = target
-        .pull(&name, None, Some(&auth), &[], progress)
+        .pull(&name, None, Some(&auth), progress)
         .await
         .unwrap();
     assert_eq!(
@@ -97,7 +91,7 @@ async fn an_image_travels_through_a_registry() {
     let (progress, lines) = listener();
     assert!(
         !target
-            .pull(&name, None, Some(&auth), &[], progress)
+            .pull(&name, None, Some(&auth), progress)
             .await
             .unwrap()
             .newer
@@ -113,14 +107,14 @@ async fn an_image_travels_through_a_registry() {
     let (_other_dir, other) = store();
     let (progress, _lines) = listener();
     other
-        .pull(&by_digest, None, Some(&auth), &[], progress)
+        .pull(&by_digest, None, Some(&auth), progress)
         .await
         .unwrap();
     assert_eq!(other.resolve(&by_digest).unwrap().id.to_string(), id);
     assert!(other.resolve(&name).is_err());
 
     let remote = target
-        .manifest_digest_of_remote(&name, Some(&auth), &[])
+        .manifest_digest_of_remote(&name, Some(&auth))
         .await
         .unwrap();
     assert_eq!(
@@ -128,12 +122,9 @@ async fn an_image_travels_through_a_registry() {
         (pushed.digest, pushed.size, 1)
     );
 
-    target
-        .check_login(&at(&registry, "secret"), &[])
-        .await
-        .unwrap();
+    target.check_login(&at(&registry, "secret")).await.unwrap();
     let error = target
-        .check_login(&at(&registry, "wrong"), &[])
+        .check_login(&at(&registry, "wrong"))
         .await
         .unwrap_err();
     assert_eq!(
@@ -148,7 +139,10 @@ async fn an_image_travels_through_a_registry() {
     drop(target);
     let target = ImageStore::open(target_dir.path()).unwrap();
     assert_eq!(target.resolve(&name).unwrap().id.to_string(), id);
-    let removed = target.remove(&name, false, Vec::new()).await.unwrap();
+    let removed = target
+        .remove(&name, false, false, Vec::new())
+        .await
+        .unwrap();
     assert_eq!(removed.first(), Some(&ImageRemoved::Untagged(name.clone())));
     assert_eq!(
         removed.last(),
@@ -172,7 +166,7 @@ async fn refusals_are_told_in_dockers_words() {
     let fail = async |name: &str, auth: Option<RegistryAuth>| {
         let (progress, _lines) = listener();
         store
-            .pull(name, None, auth.as_ref(), &[], progress)
+            .pull(name, None, auth.as_ref(), progress)
             .await
             .unwrap_err()
     };
@@ -221,9 +215,9 @@ async fn a_registry_on_loopback_may_have_any_certificate() {
     import(&store, &name).await;
     let auth = ann("secret");
     let (progress, _lines) = listener();
-    let pushed = store.push(&name, Some(&auth), &[], progress).await.unwrap();
+    let pushed = store.push(&name, Some(&auth), progress).await.unwrap();
     let remote = store
-        .manifest_digest_of_remote(&name, Some(&auth), &[])
+        .manifest_digest_of_remote(&name, Some(&auth))
         .await
         .unwrap();
     assert_eq!(remote.digest, pushed.digest);
@@ -262,20 +256,17 @@ async fn of_an_index_the_build_for_this_host_is_pulled() {
     let (_dir, store) = store();
     let name = format!("{address}/x");
     let (progress, _lines) = listener();
-    let pulled = store.pull(&name, None, None, &[], progress).await.unwrap();
+    let pulled = store.pull(&name, None, None, progress).await.unwrap();
     assert_eq!((pulled.id.to_string(), &pulled.digest), (id, &index_digest));
     assert_eq!(
         store.resolve(&name).unwrap().repo_digests,
         [format!("{name}@{index_digest}")]
     );
-    let remote = store
-        .manifest_digest_of_remote(&name, None, &[])
-        .await
-        .unwrap();
+    let remote = store.manifest_digest_of_remote(&name, None).await.unwrap();
     assert_eq!((remote.digest, remote.platforms.len()), (index_digest, 3));
     // What is here is for this host only: a wish for another platform goes back to the registry.
     let (progress, _lines) = listener();
-    let error = store.pull(&name, Some("linux/riscv64"), None, &[], progress);
+    let error = store.pull(&name, Some("linux/riscv64"), None, progress);
     assert_eq!(
         error.await.unwrap_err().to_string(),
         "no matching manifest for linux/riscv64 in the manifest list entries"

@@ -155,10 +155,10 @@ async fn two_pulls_of_one_layer_fetch_it_once_and_go_on_after_a_break() {
     let one = {
         let (progress, _lines) = listener();
         let (store, name) = (store.clone(), name.clone());
-        tokio::spawn(async move { store.pull(&name, None, None, &[], progress).await })
+        tokio::spawn(async move { store.pull(&name, None, None, progress).await })
     };
     let (progress, _lines) = listener();
-    let two = store.pull(&name, None, None, &[], progress).await.unwrap();
+    let two = store.pull(&name, None, None, progress).await.unwrap();
     assert_eq!(one.await.unwrap().unwrap().id, two.id);
     assert_eq!(layers.load(Ordering::SeqCst), 2);
 }
@@ -199,7 +199,7 @@ async fn a_dropped_pull_leaves_nothing_and_holds_nobody_up() {
     let first = {
         let (progress, _lines) = listener();
         let (store, name) = (store.clone(), name.clone());
-        tokio::spawn(async move { store.pull(&name, None, None, &[], progress).await })
+        tokio::spawn(async move { store.pull(&name, None, None, progress).await })
     };
     tokio::task::spawn_blocking(move || was_asked.recv().unwrap())
         .await
@@ -207,7 +207,7 @@ async fn a_dropped_pull_leaves_nothing_and_holds_nobody_up() {
     first.abort();
     assert!(first.await.unwrap_err().is_cancelled());
     let (progress, _lines) = listener();
-    store.pull(&name, None, None, &[], progress).await.unwrap();
+    store.pull(&name, None, None, progress).await.unwrap();
     *stalled.0.lock().unwrap() = true;
     stalled.1.notify_all();
     drop(store);
@@ -259,13 +259,13 @@ async fn a_token_is_fetched_where_the_registry_sends_us() {
     let name = format!("{address}/x");
     let (progress, _lines) = listener();
     store
-        .pull(&name, None, Some(&ann("secret")), &[], progress)
+        .pull(&name, None, Some(&ann("secret")), progress)
         .await
         .unwrap();
     assert_eq!(tokens.load(Ordering::SeqCst), 1);
     let (progress, _lines) = listener();
     let error = store
-        .pull(&name, None, Some(&ann("wrong")), &[], progress)
+        .pull(&name, None, Some(&ann("wrong")), progress)
         .await
         .unwrap_err();
     assert!(

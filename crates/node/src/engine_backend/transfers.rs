@@ -22,10 +22,23 @@ pub(super) async fn with_progress<F>(
 where
     F: Future<Output = ApiResult<Vec<Progress>>> + Send + 'static,
 {
+    with_reports(Progress::Status, work).await
+}
+
+/// The same for reports of any kind.
+pub(super) async fn with_reports<R, F>(
+    show: fn(R) -> Progress,
+    work: impl FnOnce(mpsc::Sender<R>) -> F,
+) -> ApiResult<ItemStream<Progress>>
+where
+    R: Send + 'static,
+    F: Future<Output = ApiResult<Vec<Progress>>> + Send + 'static,
+{
     let (reports, receiver) = mpsc::channel(REPORTS_MAX);
     let running = Running {
         work: Some(work(reports).boxed()),
         reports: receiver,
+        show,
         last: VecDeque::new(),
     };
     let items = stream::unfold(running, |mut running| async move {
@@ -35,18 +48,19 @@ where
     first_checked(items).await
 }
 
-struct Running {
+struct Running<R> {
     work: Option<BoxFuture<'static, ApiResult<Vec<Progress>>>>,
-    reports: mpsc::Receiver<PullProgress>,
+    reports: mpsc::Receiver<R>,
+    show: fn(R) -> Progress,
     last: VecDeque<ApiResult<Progress>>,
 }
 
-impl Running {
+impl<R> Running<R> {
     async fn next(&mut self) -> Option<ApiResult<Progress>> {
         if let Some(work) = &mut self.work {
             let ended = tokio::select! {
                 biased;
-                Some(report) = self.reports.recv() => return Some(Ok(Progress::Status(report))),
+                Some(report) = self.reports.recv() => return Some(Ok((self.show)(report))),
                 ended = work => ended,
             };
             self.work = None;
@@ -57,7 +71,7 @@ impl Running {
         }
         // What was reported before the end comes before the end.
         match self.reports.recv().await {
-            Some(report) => Some(Ok(Progress::Status(report))),
+            Some(report) => Some(Ok((self.show)(report))),
             None => self.last.pop_front(),
         }
     }

@@ -91,6 +91,8 @@ fn image() -> ImageSummary {
         created: Timestamp::parse_rfc3339("2020-01-01T00:00:00Z").unwrap(),
         size: 1_234_567,
         labels: BTreeMap::new(),
+        parent: None,
+        intermediate: false,
     }
 }
 
@@ -426,6 +428,7 @@ impl EngineBackend for MemoryEngine {
         }
         let row = image();
         Ok(ImageInspect {
+            parent: None,
             id: row.id,
             repo_tags: row.repo_tags,
             repo_digests: row.repo_digests,

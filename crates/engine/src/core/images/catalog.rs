@@ -31,6 +31,18 @@ pub struct ImageRow {
     /// Lowest first.
     pub layers: Vec<Layer>,
     pub last_tagged: Timestamp,
+    /// How it was made on this host; absent for one that came from elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub built: Option<Built>,
+}
+
+/// The making of an image on this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Built {
+    /// The image it was made of; that one may be gone by now.
+    pub parent: Option<ImageId>,
+    /// Stands for the step and all that it depends on besides the parent; absent if it may not be used again.
+    pub step: Option<Digest>,
 }
 
 /// Images by id, and names to ids. A name is a tag (`repo:tag`) or a digest (`repo@sha256:…`);
@@ -61,6 +73,8 @@ pub struct RemovePlan {
     /// The id of the image the names stood for, and whether it is gone.
     pub image: ImageId,
     pub deleted: bool,
+    /// What it was built of.
+    pub parent: Option<ImageId>,
 }
 
 impl Catalog {
@@ -154,6 +168,7 @@ impl Catalog {
 
     /// All images, newest first.
     pub fn list(&self) -> Vec<ImageSummary> {
+        let parents = self.parents();
         let mut rows: Vec<_> = self
             .images
             .iter()
@@ -166,6 +181,8 @@ impl Catalog {
                     created: row.spec.created,
                     size: row.size(),
                     labels: row.spec.config.labels.clone(),
+                    parent: row.built.as_ref().and_then(|built| built.parent.clone()),
+                    intermediate: parents.contains(id),
                 }
             })
             .collect();
@@ -184,6 +201,7 @@ impl Catalog {
         let (tags, digests) = self.names(id);
         Ok(ImageInspect {
             id: id.clone(),
+            parent: row.built.as_ref().and_then(|built| built.parent.clone()),
             repo_tags: familiar(&tags),
             repo_digests: familiar(&digests),
             comment: row.spec.comment.clone(),
@@ -226,11 +244,11 @@ impl Catalog {
                 tags: Vec::new(),
             })
             .collect();
-        if let Some(newest) = steps.last_mut() {
-            newest.id = Some(id.clone());
-            newest.tags = familiar(&self.names(id).0);
-        }
         steps.reverse();
+        for (step, image) in steps.iter_mut().zip(self.ancestry(id)) {
+            step.id = Some(image.clone());
+            step.tags = familiar(&self.names(image).0);
+        }
         Ok(steps)
     }
 
@@ -258,11 +276,26 @@ impl Catalog {
         force: bool,
         users: &[ImageUser],
     ) -> Result<RemovePlan, CatalogError> {
+        let mut plan = self.remove_one(text, force, users)?;
+        if plan.deleted {
+            self.remove_unneeded(plan.parent.clone(), users, &mut plan.removed);
+        }
+        Ok(plan)
+    }
+
+    /// The same, but leaves the images it was built of, even those without a name (`--no-prune`).
+    pub fn remove_one(
+        &mut self,
+        text: &str,
+        force: bool,
+        users: &[ImageUser],
+    ) -> Result<RemovePlan, CatalogError> {
         let id = self.resolve(text)?.clone();
         let mut next = self.clone();
         let mut plan = RemovePlan {
             removed: Vec::new(),
             image: id.clone(),
+            parent: self.parent(&id).cloned(),
             deleted: false,
         };
         let by_id = is_id_prefix(&id, text);
@@ -300,7 +333,10 @@ impl Catalog {
         }
 
         let referenced = next.references.values().any(|image| *image == id);
-        let blocked = match next.check_users(&id, force, users) {
+        let blocked = match next
+            .check_children(&id)
+            .and_then(|()| next.check_users(&id, force, users))
+        {
             Err(conflict) => Some(conflict),
             Ok(()) if referenced && !force => Some(CatalogError::Conflict(format!(
                 "delete {} (must be forced) - image is referenced in multiple repositories",
@@ -339,9 +375,21 @@ impl Catalog {
         };
         let before = sizes(self);
         let mut removed = Vec::new();
-        for image in self.list() {
-            if which(&image) && !users.iter().any(|user| user.image == image.id) {
+        // Removing an image may leave the one it was built of without use.
+        loop {
+            let mut candidates = self.list();
+            candidates.retain(|image| {
+                !image.intermediate
+                    && which(image)
+                    && !users.iter().any(|user| user.image == image.id)
+            });
+            if candidates.is_empty() {
+                break;
+            }
+            for image in candidates {
+                let parent = self.parent(&image.id).cloned();
                 self.delete(&image.id, &mut removed);
+                self.remove_unneeded(parent, users, &mut removed);
             }
         }
         let after = sizes(self);
@@ -457,5 +505,6 @@ fn short(container: &str) -> &str {
     container.get(..12).unwrap_or(container)
 }
 
+mod lineage;
 #[cfg(test)]
 mod tests;

@@ -48,6 +48,9 @@ pub enum EngineError {
     VolumeInUse { name: String, users: String },
     #[error("error gathering device information while adding custom device {path:?}: {why}")]
     Device { path: String, why: String },
+    /// What a volume's options ask for cannot be mounted; docker's words.
+    #[error("{0}")]
+    VolumeMount(String),
     #[error("{0}")]
     Conflict(String),
     #[error("{0}")]
@@ -148,6 +151,7 @@ impl EngineError {
             Self::NotModified(_) => EngineErrorKind::NotModified,
             Self::Network(NetworkError::Failed(_))
             | Self::SelfTest(_)
+            | Self::VolumeMount(_)
             | Self::Io { .. }
             | Self::Shim(_) => EngineErrorKind::Internal,
         }

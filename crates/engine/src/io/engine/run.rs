@@ -81,6 +81,7 @@ impl Engine {
             }
             Err(err) => {
                 self.release_network(entry, &record).await;
+                self.release_volumes(&record);
                 self.clear_run(entry).await;
                 let exit_code = match &err {
                     EngineError::Start { exit_code, .. } => *exit_code,
@@ -119,8 +120,10 @@ impl Engine {
         let (network, control) = (network?, control.map_err(failed)??);
         let settings = network.ready.settings.clone();
         let (engine, entry2, record2) = (self.clone(), entry.clone(), record.clone());
-        let prepared =
-            tokio::task::spawn_blocking(move || engine.prepare(&entry2, &record2, &network));
+        let prepared = tokio::task::spawn_blocking(move || {
+            engine.mount_volumes(&record2)?;
+            engine.prepare(&entry2, &record2, &network)
+        });
         prepared.await.map_err(failed)??;
         control.set_nonblocking(true).map_err(EngineError::Shim)?;
         let (shim, events) =
@@ -212,6 +215,7 @@ impl Engine {
         let emptied = tokio::spawn(async move { engine.inner.cgroups.remove(&group).await });
         // Before anybody hears of the end: addresses and ports are free for the next one.
         self.release_network(entry, &record).await;
+        self.release_volumes(&record);
         let ran_for = exit.at.since(record.state.started_at);
         let end = restart::End {
             exit_code: exit.code,

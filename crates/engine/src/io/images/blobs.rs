@@ -8,7 +8,7 @@ use std::{
 
 use tempfile::NamedTempFile;
 
-use super::ImageError;
+use super::{ImageError, partial::Partial};
 use crate::core::images::Digest;
 
 /// Packed layers, configurations and manifests, each in a file named by its digest.
@@ -18,6 +18,8 @@ use crate::core::images::Digest;
 pub(super) struct Blobs {
     dir: PathBuf,
     incoming: PathBuf,
+    /// Parts of blobs, which survive a restart.
+    partial: PathBuf,
 }
 
 impl Blobs {
@@ -25,8 +27,9 @@ impl Blobs {
         let blobs = Self {
             dir: images.join("blobs/sha256"),
             incoming: images.join("incoming"),
+            partial: images.join("partial"),
         };
-        for dir in [&blobs.dir, &blobs.incoming] {
+        for dir in [&blobs.dir, &blobs.incoming, &blobs.partial] {
             fs::create_dir_all(dir).map_err(ImageError::io("create", dir))?;
         }
         Ok(blobs)
@@ -44,6 +47,21 @@ impl Blobs {
     pub(super) fn incoming(&self) -> Result<NamedTempFile, ImageError> {
         NamedTempFile::new_in(&self.incoming)
             .map_err(ImageError::io("create a file in", &self.incoming))
+    }
+
+    /// A blob that may have begun to arrive before.
+    pub(super) fn partial(&self, digest: &Digest, size: u64) -> Result<Partial, ImageError> {
+        Partial::open(&self.partial, digest, size)
+    }
+
+    /// Throws away all parts of blobs. Nothing may be on its way.
+    pub(super) fn drop_partials(&self) -> Result<(), ImageError> {
+        let dir = &self.partial;
+        for entry in fs::read_dir(dir).map_err(ImageError::io("list", dir))? {
+            let path = entry.map_err(ImageError::io("list", dir))?.path();
+            fs::remove_file(&path).map_err(ImageError::io("remove", &path))?;
+        }
+        Ok(())
     }
 
     /// Takes over a file whose digest was verified.

@@ -15,6 +15,7 @@ use super::{
     ImageError,
     blobs::Blobs,
     decode::{Hashing, Tee, decoded},
+    partial::Partial,
     rootdir,
     unpack::unpack,
 };
@@ -45,8 +46,30 @@ pub(super) struct Arrived {
     pub(super) blob: Descriptor,
     /// Of the unpacked stream; `None` if it was not unpacked.
     pub(super) diff_id: Option<Digest>,
-    file: Option<NamedTempFile>,
+    file: Option<Copied>,
     unpacked: Option<(Staging, u64)>,
+}
+
+/// Where the packed form is kept until it is known to be right.
+enum Copied {
+    Temporary(NamedTempFile),
+    Partial(Partial),
+}
+
+impl io::Write for Copied {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Temporary(file) => file.write(bytes),
+            Self::Partial(partial) => partial.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Temporary(file) => file.flush(),
+            Self::Partial(partial) => partial.flush(),
+        }
+    }
 }
 
 /// How a layer arrives.
@@ -58,6 +81,8 @@ pub(super) struct Arrival {
     pub(super) diff_id: Option<Digest>,
     /// Keep the packed form, too.
     pub(super) keep_blob: bool,
+    /// What arrived of the packed form before, and is gone on with.
+    pub(super) partial: Option<Partial>,
     pub(super) unpack: bool,
 }
 
@@ -101,13 +126,54 @@ impl Layers {
         source: impl io::Read,
         arrival: Arrival,
     ) -> Result<Arrived, ImageError> {
-        let mut file = arrival.keep_blob.then(|| blobs.incoming()).transpose()?;
-        let tee = Tee {
-            inner: source,
-            copy: file.as_mut(),
+        let mut file = match arrival.partial {
+            Some(partial) => Some(Copied::Partial(partial)),
+            None if arrival.keep_blob => Some(Copied::Temporary(blobs.incoming()?)),
+            None => None,
         };
-        let mut packed = Hashing::new(tee, arrival.blob);
-        let unpacked = match arrival.unpack {
+        let expected = (arrival.blob, arrival.diff_id);
+        let received = match &file {
+            Some(Copied::Partial(partial)) => {
+                let before = partial.reader()?;
+                self.read(before, source, &mut file, expected, arrival.unpack)
+            }
+            _ => self.read(io::empty(), source, &mut file, expected, arrival.unpack),
+        };
+        match received {
+            Ok((blob, diff_id, unpacked)) => Ok(Arrived {
+                blob,
+                diff_id,
+                file,
+                unpacked,
+            }),
+            Err(error) => {
+                // Only what stopped half-way is worth going on with.
+                if let (Some(Copied::Partial(partial)), false) =
+                    (file, matches!(error, ImageError::Interrupted(_)))
+                {
+                    partial.discard();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Reads what arrived before and the rest of it, of which a copy is made.
+    #[allow(clippy::type_complexity)]
+    fn read(
+        &self,
+        before: impl io::Read,
+        rest: impl io::Read,
+        copy: &mut Option<Copied>,
+        (blob, expected): (Option<(Digest, u64)>, Option<Digest>),
+        unpack: bool,
+    ) -> Result<(Descriptor, Option<Digest>, Option<(Staging, u64)>), ImageError> {
+        let tee = Tee {
+            inner: rest,
+            copy: copy.as_mut(),
+        };
+        let mut packed = Hashing::new(before.chain(tee), blob);
+        let unpacked = match unpack {
             true => Some(self.unpack_packed(&mut packed)),
             false => None,
         };
@@ -117,19 +183,14 @@ impl Layers {
         if let Some(unpacked) = unpacked {
             let (found, staging, size);
             (kind, found, staging, size) = unpacked?;
-            if let Some(expected) = arrival.diff_id
+            if let Some(expected) = expected
                 && expected != found
             {
                 return Err(ImageError::Digest { expected, found });
             }
             (diff_id, staged) = (Some(found), Some((staging, size)));
         }
-        Ok(Arrived {
-            blob: Descriptor::new(kind, digest, size),
-            diff_id,
-            file,
-            unpacked: staged,
-        })
+        Ok((Descriptor::new(kind, digest, size), diff_id, staged))
     }
 
     /// Returns media type, diff id, and the unpacked files with their size in bytes.
@@ -145,10 +206,20 @@ impl Layers {
         Ok((kind, diff_id, staging, size))
     }
 
-    fn stage(&self) -> Result<Staging, ImageError> {
+    /// A new directory that the next start removes, unless somebody did before.
+    pub(super) fn new_dir(&self) -> Result<PathBuf, ImageError> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let path = self.incoming.join(number.to_string());
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .map_err(ImageError::io("create", &path))?;
+        Ok(path)
+    }
+
+    fn stage(&self) -> Result<Staging, ImageError> {
         let staging = Staging {
-            path: self.incoming.join(number.to_string()),
+            path: self.new_dir()?,
         };
         let make = |path: &Path, mode| {
             fs::DirBuilder::new()
@@ -156,7 +227,6 @@ impl Layers {
                 .create(path)
                 .map_err(ImageError::io("create", path))
         };
-        make(&staging.path, 0o700)?;
         make(&staging.diff(), 0o755)?;
         make(&staging.trash(), 0o700)?;
         Ok(staging)
@@ -200,8 +270,10 @@ impl Arrived {
         layers: &Layers,
         chain: &Digest,
     ) -> Result<Option<u64>, ImageError> {
-        if let Some(file) = self.file {
-            blobs.keep(file, &self.blob.digest)?;
+        match self.file {
+            Some(Copied::Temporary(file)) => blobs.keep(file, &self.blob.digest)?,
+            Some(Copied::Partial(partial)) => partial.keep(blobs, &self.blob.digest)?,
+            None => {}
         }
         let (Some((staging, size)), Some(diff_id)) = (self.unpacked, self.diff_id) else {
             return Ok(None);

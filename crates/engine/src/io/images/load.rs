@@ -14,7 +14,7 @@ use tokio_util::io::SyncIoBridge;
 
 use super::{
     ImageError, ImageStore,
-    decode::{Hashing, decoded},
+    decode::{Hashing, decoded, opened},
     layers::Arrival,
     store::{DOCUMENT_BYTES_MAX, Inner},
     tar_reader::TarReader,
@@ -115,7 +115,9 @@ struct Original {
 
 impl Spool {
     fn read(inner: &Inner, archive: impl io::Read) -> Result<Self, ImageError> {
-        let (_, plain) = decoded(archive).map_err(ImageError::doing("read the archive"))?;
+        let (_, plain) = opened(archive)
+            .and_then(decoded)
+            .map_err(ImageError::doing("read the archive"))?;
         let mut reader = TarReader::new(plain);
         let mut spool = Self {
             files: BTreeMap::new(),
@@ -442,7 +444,7 @@ fn take_layers(
                 blob: Some((digest.clone(), size)),
                 diff_id: Some(diff_id.clone()),
                 unpack: true,
-                keep_blob: false,
+                ..Arrival::default()
             };
             let source = inner.blobs.open_blob(&digest)?;
             inner

@@ -5,10 +5,10 @@ use shoal_api::image::{Distribution, ImageId, Platform, PullProgress, RegistryAu
 use tokio::sync::mpsc;
 
 use super::{
-    ImageError, ImageErrorKind, ImageStore,
+    ImageError, ImageErrorKind, ImageStore, Registries,
     feed::{Feed, feed},
     layers::Arrival,
-    registry::{Access, Fetched, Registry},
+    registry::{Fetched, Registry},
     store::DOCUMENT_BYTES_MAX,
 };
 use crate::core::images::{
@@ -16,8 +16,6 @@ use crate::core::images::{
     choose_platform, host_platform, parse_document, parse_platform,
 };
 
-/// Layers of one image brought at the same time; docker's `max-concurrent-downloads` is 3.
-const LAYERS_AT_ONCE: usize = 4;
 /// A connection that breaks is taken up again where it broke; after this many times without a byte, no more.
 const BREAKS_MAX: usize = 3;
 /// Between two reports of progress.
@@ -71,25 +69,35 @@ struct Wanted {
     chain: Digest,
 }
 
+impl Wanted {
+    fn arrival(&self, keep_blob: bool, unpack: bool) -> Arrival {
+        Arrival {
+            blob: Some((self.blob.digest.clone(), self.blob.size)),
+            diff_id: Some(self.diff_id.clone()),
+            keep_blob,
+            unpack,
+            partial: None,
+        }
+    }
+}
+
 impl ImageStore {
     /// Pulls `reference` for `platform` (the host's if `None`), telling `progress` what docker would tell.
     ///
-    /// Fetches only what is missing; two pulls of one layer fetch it once. Nothing half done stays behind if it fails
-    /// or is dropped.
+    /// Fetches only what is missing; two pulls of one layer fetch it once. Of one that is dropped or broken off only
+    /// parts of blobs stay, where the next pull goes on.
     pub async fn pull(
         &self,
         reference: &str,
         platform: Option<&str>,
         auth: Option<&RegistryAuth>,
-        insecure: &[String],
         progress: mpsc::Sender<PullProgress>,
     ) -> Result<PulledImage, ImageError> {
         let reference = reference.parse::<Reference>()?.or_latest();
         let wanted = platform_of(platform)?;
         let report = Reporter(progress);
         let familiar = reference.familiar();
-        let registry = Registry::connect(&reference, Access::Pull, auth, insecure).await?;
-        let top = registry.manifest(&reference.selector()).await?;
+        let (registry, top) = Registry::find(&reference, auth, &self.registries()).await?;
         let selector = match reference.digest() {
             Some(_) => familiar.clone(),
             None => reference.selector(),
@@ -201,7 +209,7 @@ impl ImageStore {
             .collect();
         stream::iter(layers)
             .map(|wanted| self.bring(registry, wanted, report))
-            .buffer_unordered(LAYERS_AT_ONCE)
+            .buffer_unordered(self.registries().downloads_max.max(1))
             .try_collect::<()>()
             .await?;
         let descriptor = Descriptor::new(
@@ -260,14 +268,9 @@ impl ImageStore {
             report.say(&id, "Already exists").await;
             return Ok(());
         }
-        let arrival = Arrival {
-            blob: Some((wanted.blob.digest.clone(), wanted.blob.size)),
-            diff_id: Some(wanted.diff_id.clone()),
-            keep_blob: !has_blob,
-            unpack: !has_layer,
-        };
-        let Wanted { blob, chain, .. } = wanted;
         if has_blob {
+            let arrival = wanted.arrival(false, true);
+            let Wanted { blob, chain, .. } = wanted;
             self.blocking(move |inner| {
                 let source = inner.blobs.open_blob(&blob.digest)?;
                 let arrived = inner.layers.receive(&inner.blobs, source, arrival)?;
@@ -275,30 +278,60 @@ impl ImageStore {
             })
             .await?;
         } else {
-            let (feed, source) = feed();
-            let unpacking = self.blocking(move |inner| {
-                let arrived = inner.layers.receive(&inner.blobs, source, arrival)?;
-                arrived.commit(&inner.blobs, &inner.layers, &chain)
-            });
-            let (fed, unpacked) = tokio::join!(download(registry, &blob, feed, report), unpacking);
-            // A transfer that failed interrupts the unpacking: its own reason is the better one.
-            fed?;
-            unpacked?;
+            let goes_on = self.receive(registry, &wanted, !has_layer, report).await;
+            match goes_on {
+                // What an earlier pull left was not what it should be: from the start, then.
+                Err((ImageError::Digest { .. } | ImageError::Size { .. }, before))
+                    if before > 0 =>
+                {
+                    let again = self.receive(registry, &wanted, !has_layer, report).await;
+                    again.map_err(|(error, _)| error)?;
+                }
+                done => done.map_err(|(error, _)| error)?,
+            }
         }
         report.say(&id, "Pull complete").await;
         Ok(())
     }
+
+    /// Downloads a layer, going on where an earlier pull ended, and unpacks it on the way. An error comes with the
+    /// number of bytes that were there before.
+    async fn receive(
+        &self,
+        registry: &Registry,
+        wanted: &Wanted,
+        unpack: bool,
+        report: &Reporter,
+    ) -> Result<(), (ImageError, u64)> {
+        let mut arrival = wanted.arrival(true, unpack);
+        let (digest, size) = (wanted.blob.digest.clone(), wanted.blob.size);
+        let partial = self.blocking(move |inner| inner.blobs.partial(&digest, size));
+        let partial = partial.await.map_err(|error| (error, 0))?;
+        let before = partial.before();
+        arrival.partial = Some(partial);
+        let (feed, source) = feed();
+        let chain = wanted.chain.clone();
+        let unpacking = self.blocking(move |inner| {
+            let arrived = inner.layers.receive(&inner.blobs, source, arrival)?;
+            arrived.commit(&inner.blobs, &inner.layers, &chain)
+        });
+        let fetching = download(registry, &wanted.blob, before, feed, report);
+        let (fed, unpacked) = tokio::join!(fetching, unpacking);
+        // A transfer that failed interrupts the unpacking: its own reason is the better one.
+        fed.and(unpacked.map(drop)).map_err(|error| (error, before))
+    }
 }
 
-/// Feeds a blob to its reader; goes on where a connection broke.
+/// Feeds a blob from byte `from` on to its reader; goes on where a connection broke.
 async fn download(
     registry: &Registry,
     blob: &Descriptor,
+    from: u64,
     feed: Feed,
     report: &Reporter,
 ) -> Result<(), ImageError> {
     let id = blob.digest.short();
-    let (mut done, mut reported, mut breaks) = (0u64, 0u64, 0);
+    let (mut done, mut reported, mut breaks) = (from, from, 0);
     while done < blob.size {
         let (mut response, start) = registry.blob(&blob.digest, done).await?;
         let mut skip = done - start;
@@ -379,11 +412,10 @@ async fn choose(
 pub(super) async fn distribution(
     reference: &str,
     auth: Option<&RegistryAuth>,
-    insecure: &[String],
+    settings: &Registries,
 ) -> Result<Distribution, ImageError> {
     let reference = reference.parse::<Reference>()?.or_latest();
-    let registry = Registry::connect(&reference, Access::Pull, auth, insecure).await?;
-    let top = registry.manifest(&reference.selector()).await?;
+    let (registry, top) = Registry::find(&reference, auth, settings).await?;
     let image = || reference.familiar();
     let document = parse_document(&top.content).map_err(|source| ImageError::Manifest {
         image: image(),

@@ -16,8 +16,6 @@ use super::{
 };
 use crate::core::images::{CatalogError, Digest, Reference};
 
-/// docker's `max-concurrent-uploads` is 5.
-const LAYERS_AT_ONCE: usize = 4;
 const CHUNK_BYTES: usize = 64 << 10;
 
 /// What a push left in the registry.
@@ -36,7 +34,6 @@ impl ImageStore {
         &self,
         reference: &str,
         auth: Option<&RegistryAuth>,
-        insecure: &[String],
         progress: mpsc::Sender<PullProgress>,
     ) -> Result<PushedImage, ImageError> {
         let reference = reference.parse::<Reference>()?.or_latest();
@@ -68,7 +65,8 @@ impl ImageStore {
                 ),
             )
             .await;
-        let registry = Registry::connect(&reference, Access::PullPush, auth, insecure).await?;
+        let registry =
+            Registry::connect(&reference, Access::PullPush, auth, &self.registries()).await?;
 
         for layer in &row.layers {
             report.say(layer.diff_id.short(), "Preparing").await;
@@ -86,7 +84,7 @@ impl ImageStore {
             .collect();
         stream::iter(layers)
             .map(|(digest, size, shown)| self.send_blob(&registry, digest, size, shown, &report))
-            .buffer_unordered(LAYERS_AT_ONCE)
+            .buffer_unordered(self.registries().uploads_max.max(1))
             .try_collect::<()>()
             .await?;
         self.send_blob(

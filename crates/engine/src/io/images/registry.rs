@@ -2,7 +2,7 @@
 
 use std::{
     net::IpAddr,
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -14,12 +14,16 @@ use reqwest::{
 use serde::Deserialize;
 use shoal_api::image::RegistryAuth;
 
-use super::{ImageError, store::DOCUMENT_BYTES_MAX};
+use super::{
+    ImageError, Registries,
+    certificates::{certificates, host_authorities},
+    store::DOCUMENT_BYTES_MAX,
+};
 use crate::core::images::{Challenge, Digest, MediaType, Reference};
 
 /// Bounds on a peer that does not answer; a transfer may take any time as long as bytes come.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+pub(super) const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
 /// An error's body beyond this explains nothing more.
 const COMPLAINT_BYTES_MAX: usize = 64 << 10;
 
@@ -68,38 +72,22 @@ struct Complaint {
 impl Registry {
     /// Finds out how the registry of `reference` is spoken to.
     ///
-    /// Always by https with a certificate that the public authorities vouch for, except for registries on loopback
-    /// addresses and those that `insecure` lists (`host:port`, or networks as `10.0.0.0/8`): these may have any
-    /// certificate, or speak plain http.
+    /// Always by https with a certificate that the public authorities vouch for, or those that the host trusts for this
+    /// registry; except for registries on loopback addresses and those that the settings list as insecure: these may
+    /// have any certificate, or speak plain http.
     pub(super) async fn connect(
         reference: &Reference,
         access: Access,
         auth: Option<&RegistryAuth>,
-        insecure: &[String],
+        settings: &Registries,
     ) -> Result<Self, ImageError> {
         let host = match reference.domain() {
             "docker.io" => "registry-1.docker.io",
             host => host,
         };
-        let lenient = is_loopback(host) || insecure.iter().any(|entry| covers(entry, host));
-        let mut client = Client::builder()
-            .user_agent(concat!("shoal/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(SILENCE_TIMEOUT)
-            .danger_accept_invalid_certs(lenient);
-        if is_loopback(host) {
-            client = client.no_proxy();
-        }
-        if !lenient {
-            for certificate in host_authorities() {
-                client = client.add_root_certificate(certificate.clone());
-            }
-        }
-        let http = client
-            .build()
-            .map_err(|error| unreachable("GET", host, &error))?;
+        let lenient = is_loopback(host) || settings.is_insecure(host);
         let mut registry = Self {
-            http,
+            http: client(host, lenient, settings)?,
             base: format!("https://{host}"),
             reference: reference.clone(),
             access,
@@ -114,6 +102,49 @@ impl Registry {
             done => done?,
         }
         Ok(registry)
+    }
+
+    /// Connects and fetches what the name stands for: for docker's own registry from the first mirror that has it.
+    /// A mirror never gets the user's credentials, and one that fails is no failure.
+    pub(super) async fn find(
+        reference: &Reference,
+        auth: Option<&RegistryAuth>,
+        settings: &Registries,
+    ) -> Result<(Self, Fetched), ImageError> {
+        if reference.domain() == "docker.io" {
+            for mirror in &settings.mirrors {
+                match Self::find_at(mirror, reference, settings).await {
+                    Ok(found) => return Ok(found),
+                    Err(error) => {
+                        tracing::info!(mirror, error = error.report(), "passing over a mirror");
+                    }
+                }
+            }
+        }
+        let registry = Self::connect(reference, Access::Pull, auth, settings).await?;
+        let top = registry.manifest(&reference.selector()).await?;
+        Ok((registry, top))
+    }
+
+    async fn find_at(
+        mirror: &str,
+        reference: &Reference,
+        settings: &Registries,
+    ) -> Result<(Self, Fetched), ImageError> {
+        let base = mirror.trim_end_matches('/');
+        let host = base.split_once("://").map_or(base, |(_, host)| host);
+        let lenient = is_loopback(host) || settings.is_insecure(host);
+        let registry = Self {
+            http: client(host, lenient, settings)?,
+            base: base.to_owned(),
+            reference: reference.clone(),
+            access: Access::Pull,
+            auth: None,
+            authorization: Mutex::new(None),
+        };
+        registry.ping().await?;
+        let top = registry.manifest(&reference.selector()).await?;
+        Ok((registry, top))
     }
 
     /// Asks for the API, and for what it wants to know about us.
@@ -503,10 +534,37 @@ impl Registry {
     }
 }
 
+/// A client for one host.
+fn client(host: &str, lenient: bool, settings: &Registries) -> Result<Client, ImageError> {
+    let mut client = Client::builder()
+        .user_agent(concat!("shoal/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(SILENCE_TIMEOUT)
+        .danger_accept_invalid_certs(lenient);
+    if is_loopback(host) {
+        client = client.no_proxy();
+    }
+    if !lenient {
+        for certificate in host_authorities() {
+            client = client.add_root_certificate(certificate.clone());
+        }
+    }
+    let own = certificates(&settings.certs_dir.join(host))?;
+    for authority in own.authorities {
+        client = client.add_root_certificate(authority);
+    }
+    if let Some(identity) = own.identity {
+        client = client.identity(identity);
+    }
+    client
+        .build()
+        .map_err(|error| unreachable("GET", host, &error))
+}
+
 /// Tries credentials against the registry they are for.
 pub(super) async fn check_login(
     auth: &RegistryAuth,
-    insecure: &[String],
+    settings: &Registries,
 ) -> Result<(), ImageError> {
     let address = auth.server_address.trim_start_matches("https://");
     let host = address.trim_start_matches("http://").split('/').next();
@@ -516,7 +574,7 @@ pub(super) async fn check_login(
         "index.docker.io" | "registry-1.docker.io" => "docker.io/library/login".parse()?,
         host => format!("{host}/login").parse()?,
     };
-    let registry = Registry::connect(&reference, Access::Login, Some(auth), insecure).await?;
+    let registry = Registry::connect(&reference, Access::Login, Some(auth), settings).await?;
     let url = format!("{}/v2/", registry.base);
     let answer = registry
         .send_any("Get", &url, || registry.http.get(&url))
@@ -529,28 +587,8 @@ pub(super) async fn check_login(
     }
 }
 
-/// The authorities that this host trusts besides the public ones, as an administrator added them; read once.
-fn host_authorities() -> &'static [reqwest::Certificate] {
-    static FOUND: OnceLock<Vec<reqwest::Certificate>> = OnceLock::new();
-    let bundles = [
-        "/etc/ssl/certs/ca-certificates.crt",
-        "/etc/pki/tls/certs/ca-bundle.crt",
-    ];
-    FOUND.get_or_init(|| {
-        let bundle = bundles.iter().find_map(|path| std::fs::read(path).ok());
-        let certificates = bundle.map(|pem| reqwest::Certificate::from_pem_bundle(&pem));
-        certificates
-            .transpose()
-            .unwrap_or_else(|error| {
-                tracing::warn!(%error, "cannot read the certificates that this host trusts");
-                None
-            })
-            .unwrap_or_default()
-    })
-}
-
 /// The deepest cause says it best: `Connection refused`, not "error sending request".
-fn unreachable(method: &str, url: &str, error: &reqwest::Error) -> ImageError {
+pub(super) fn unreachable(method: &str, url: &str, error: &reqwest::Error) -> ImageError {
     let mut cause: &dyn std::error::Error = error;
     while let Some(next) = cause.source() {
         cause = next;
@@ -562,7 +600,7 @@ fn unreachable(method: &str, url: &str, error: &reqwest::Error) -> ImageError {
     }
 }
 
-fn basic(auth: &RegistryAuth) -> String {
+pub(super) fn basic(auth: &RegistryAuth) -> String {
     format!(
         "Basic {}",
         BASE64.encode(format!("{}:{}", auth.username, auth.password))
@@ -577,7 +615,7 @@ fn bare_host(host: &str) -> &str {
     }
 }
 
-fn is_loopback(host: &str) -> bool {
+pub(super) fn is_loopback(host: &str) -> bool {
     let bare = bare_host(host);
     bare == "localhost"
         || bare
@@ -586,7 +624,7 @@ fn is_loopback(host: &str) -> bool {
 }
 
 /// Whether an entry of the list of insecure registries means this host.
-fn covers(entry: &str, host: &str) -> bool {
+pub(super) fn covers(entry: &str, host: &str) -> bool {
     if entry == host {
         return true;
     }

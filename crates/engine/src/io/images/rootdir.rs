@@ -52,10 +52,15 @@ pub(in crate::io) struct RootDir {
 impl RootDir {
     /// Opens the existing directory `path`, which is ours, as a root.
     pub(in crate::io) fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self {
-            root: Rc::new(open_directory(path)?),
+        Ok(Self::of(open_directory(path)?))
+    }
+
+    /// Takes a directory as a root.
+    pub(in crate::io) fn of(directory: OwnedFd) -> Self {
+        Self {
+            root: Rc::new(directory),
             last: None,
-        })
+        }
     }
 
     /// The directory at `path`; it and what leads to it is made if missing.
@@ -213,6 +218,30 @@ pub(in crate::io) fn remove_tree(parent: &OwnedFd, name: &OsStr) -> io::Result<(
         unlinkat(parent, next.as_os_str(), UnlinkatFlags::RemoveDir)?;
     }
     Ok(())
+}
+
+/// Removes `name` with all it contains, without moving anything, which a mounted overlay does not let us do. Follows
+/// nothing.
+pub(in crate::io) fn remove_in_place(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
+    match unlinkat(parent, name, UnlinkatFlags::NoRemoveDir) {
+        Err(Errno::EISDIR) => {}
+        Err(Errno::ENOENT) => return Ok(()),
+        done => return Ok(done?),
+    }
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let mut dir = Dir::from_fd(openat(parent, name, flags, Mode::empty())?)?;
+    let mut names: Vec<CString> = Vec::new();
+    for entry in dir.iter() {
+        let inner = entry?.file_name().to_owned();
+        if !matches!(inner.to_bytes(), b"." | b"..") {
+            names.push(inner);
+        }
+    }
+    let dir = openat(parent, name, flags, Mode::empty())?;
+    for inner in names {
+        remove_in_place(&dir, OsStr::from_bytes(inner.to_bytes()))?;
+    }
+    Ok(unlinkat(parent, name, UnlinkatFlags::RemoveDir)?)
 }
 
 /// Moves `name` out of the way, under a new name in `trash`.

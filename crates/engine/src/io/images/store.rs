@@ -15,18 +15,11 @@ use shoal_api::{
     },
 };
 use tempfile::NamedTempFile;
-use tokio::io::AsyncRead;
-use tokio_util::io::SyncIoBridge;
 
-use super::{
-    ImageError,
-    blobs::Blobs,
-    flight::Flights,
-    layers::{Arrival, Layers},
-};
+use super::{ImageError, Registries, blobs::Blobs, flight::Flights, layers::Layers};
 use crate::core::images::{
-    BuildStep, Catalog, Descriptor, Digest, ImageRow, ImageSpec, Layer, MediaType, Reference,
-    chain_ids, host_platform, render_config, render_manifest,
+    Built, Catalog, Descriptor, Digest, ImageRow, ImageSpec, Layer, MediaType, Reference,
+    chain_ids, render_manifest,
 };
 
 /// Manifests and configurations; registries allow 4 MiB.
@@ -41,12 +34,13 @@ pub struct ImageStore {
     pub(super) inner: Arc<Inner>,
 }
 
-pub(super) struct Inner {
+pub(in crate::io) struct Inner {
     root: PathBuf,
     images: PathBuf,
     pub(super) blobs: Blobs,
     pub(super) layers: Layers,
     pub(super) flights: Flights,
+    pub(super) registries: RwLock<Arc<Registries>>,
     catalog: RwLock<Arc<Catalog>>,
     changes: Mutex<Changes>,
     sweeping: Mutex<()>,
@@ -61,7 +55,7 @@ struct Changes {
 }
 
 /// A deed that brings or reads content; nothing is swept while one lasts.
-pub(super) struct Activity(Arc<Inner>);
+pub(in crate::io) struct Activity(Arc<Inner>);
 
 /// An image as a container needs it.
 #[derive(Debug, Clone)]
@@ -97,12 +91,13 @@ impl ImageStore {
                 blobs,
                 layers,
                 flights: Flights::default(),
+                registries: RwLock::default(),
                 catalog: RwLock::new(Arc::new(catalog)),
                 changes: Mutex::default(),
                 sweeping: Mutex::default(),
             }),
         };
-        store.inner.sweep()?;
+        store.inner.sweep_all(false)?;
         Ok(store)
     }
 
@@ -170,16 +165,23 @@ impl ImageStore {
     }
 
     /// Removes a name, and the image with its last one; docker's rules about `force` and about `users`, the
-    /// containers on this host. Returns what is gone.
+    /// containers on this host. Unless `no_prune`, images without a name that it was built of go with it.
+    /// Returns what is gone.
     pub async fn remove(
         &self,
         name: &str,
         force: bool,
+        no_prune: bool,
         users: Vec<ImageUser>,
     ) -> Result<Vec<ImageRemoved>, ImageError> {
         let name = name.to_owned();
         self.blocking(move |inner| {
-            let plan = inner.change(|catalog| Ok(catalog.remove(&name, force, &users)?))?;
+            let plan = inner.change(|catalog| {
+                Ok(match no_prune {
+                    true => catalog.remove_one(&name, force, &users)?,
+                    false => catalog.remove(&name, force, &users)?,
+                })
+            })?;
             if plan.deleted {
                 inner.sweep()?;
             }
@@ -204,33 +206,8 @@ impl ImageStore {
     }
 
     /// `docker login`: tries credentials against the registry they are for.
-    pub async fn check_login(
-        &self,
-        auth: &RegistryAuth,
-        insecure: &[String],
-    ) -> Result<(), ImageError> {
-        super::registry::check_login(auth, insecure).await
-    }
-
-    /// Makes an image of one layer from a tar stream, plain or compressed, like `docker import`.
-    pub async fn import_rootfs(
-        &self,
-        archive: impl AsyncRead + Send + Unpin + 'static,
-        config: ImageConfig,
-        name: Option<&str>,
-    ) -> Result<ImageId, ImageError> {
-        let name = name
-            .map(|name| name.parse().map(Reference::or_latest))
-            .transpose()?;
-        let activity = self.inner.begin();
-        self.blocking(move |inner| {
-            let done = import(inner, SyncIoBridge::new(archive), config, name);
-            if done.is_err() {
-                activity.leaves_waste();
-            }
-            done
-        })
-        .await
+    pub async fn check_login(&self, auth: &RegistryAuth) -> Result<(), ImageError> {
+        super::registry::check_login(auth, &self.registries()).await
     }
 
     /// Asks a registry what a name stands for, without downloading the image.
@@ -238,9 +215,8 @@ impl ImageStore {
         &self,
         reference: &str,
         auth: Option<&RegistryAuth>,
-        insecure: &[String],
     ) -> Result<shoal_api::image::Distribution, ImageError> {
-        super::pull::distribution(reference, auth, insecure).await
+        super::pull::distribution(reference, auth, &self.registries()).await
     }
 
     pub(super) async fn blocking<T: Send + 'static>(
@@ -254,43 +230,6 @@ impl ImageStore {
             Err(_) => Err(ImageError::Interrupted("the image store")),
         }
     }
-}
-
-/// Blocks.
-fn import(
-    inner: &Inner,
-    archive: impl std::io::Read,
-    config: ImageConfig,
-    name: Option<Reference>,
-) -> Result<ImageId, ImageError> {
-    let arrival = Arrival {
-        keep_blob: true,
-        unpack: true,
-        ..Arrival::default()
-    };
-    let arrived = inner.layers.receive(&inner.blobs, archive, arrival)?;
-    let diff_id = arrived.diff_id.clone().expect("unpacking was asked for");
-    let blob = arrived.blob.clone();
-    arrived.commit(&inner.blobs, &inner.layers, &diff_id)?;
-    let now = Timestamp::now();
-    let spec = ImageSpec {
-        platform: host_platform(),
-        created: now,
-        config,
-        diff_ids: vec![diff_id],
-        history: vec![BuildStep {
-            created: now,
-            comment: "Imported from -".to_owned(),
-            ..BuildStep::default()
-        }],
-        ..ImageSpec::default()
-    };
-    inner.install(
-        &render_config(&spec),
-        vec![blob],
-        None,
-        name.into_iter().collect(),
-    )
 }
 
 impl Inner {
@@ -342,6 +281,18 @@ impl Inner {
         manifest: Option<(Descriptor, &[u8])>,
         names: Vec<Reference>,
     ) -> Result<ImageId, ImageError> {
+        self.install_built(config, blobs, manifest, names, None)
+    }
+
+    /// The same for an image that was made here. Blocks.
+    pub(super) fn install_built(
+        &self,
+        config: &[u8],
+        blobs: Vec<Descriptor>,
+        manifest: Option<(Descriptor, &[u8])>,
+        names: Vec<Reference>,
+        built: Option<Built>,
+    ) -> Result<ImageId, ImageError> {
         let digest = self.blobs.put(config)?;
         let id = ImageId::from(&digest);
         let spec = ImageSpec::parse(config).map_err(|source| ImageError::Config {
@@ -389,6 +340,7 @@ impl Inner {
             spec,
             layers,
             last_tagged: now,
+            built,
         };
         let root = File::open(&self.root).map_err(ImageError::io("open", &self.root))?;
         nix::unistd::syncfs(&root)
@@ -403,8 +355,13 @@ impl Inner {
         Ok(id)
     }
 
-    /// Removes blobs and layers that no image needs, now or when the last deed under way has ended. Blocks.
-    fn sweep(&self) -> Result<(), ImageError> {
+    /// Removes blobs, parts of blobs and layers that no image needs, now or when the last deed under way has ended.
+    /// Blocks.
+    pub(super) fn sweep(&self) -> Result<(), ImageError> {
+        self.sweep_all(true)
+    }
+
+    fn sweep_all(&self, partials: bool) -> Result<(), ImageError> {
         let _one_sweep = self.sweeping.lock().unwrap_or_else(PoisonError::into_inner);
         {
             let mut changes = self.changes();
@@ -415,6 +372,9 @@ impl Inner {
             changes.sweep_wanted = false;
             let (blobs, chains) = self.catalog().needed();
             self.blobs.sweep(|digest| blobs.contains(digest))?;
+            if partials {
+                self.blobs.drop_partials()?;
+            }
             self.layers.retire(|chain| chains.contains(chain))?;
         }
         self.layers.empty_incoming(false)

@@ -14,6 +14,7 @@ use nix::{
 
 use super::{
     ImageError,
+    decode::{decoded, opened},
     rootdir::{self, Found, RootDir},
     tar_reader::TarReader,
 };
@@ -26,9 +27,27 @@ const COPY_BYTES: usize = 128 * 1024;
 /// Unpacks `archive`, read to its very end, into the empty directory `into`; `trash` takes what the archive replaces.
 /// Returns the bytes of all files.
 pub(super) fn unpack(archive: impl Read, into: &Path, trash: &Path) -> Result<u64, ImageError> {
+    let root = RootDir::open(into).map_err(ImageError::io("open", into))?;
+    let trash = rootdir::open_directory(trash).map_err(ImageError::io("open", trash))?;
+    run(archive, root, Some(trash))
+}
+
+/// Unpacks `archive`, plain or compressed, into a directory that may hold files already; names of whiteouts mean
+/// nothing there.
+pub(in crate::io) fn extract(archive: impl Read, into: &OwnedFd) -> Result<(), ImageError> {
+    let (_, plain) = opened(archive)
+        .and_then(decoded)
+        .map_err(ImageError::doing("read the archive"))?;
+    let root = into
+        .try_clone()
+        .map_err(ImageError::doing("open a directory"))?;
+    run(plain, RootDir::of(root), None).map(drop)
+}
+
+fn run(archive: impl Read, root: RootDir, trash: Option<OwnedFd>) -> Result<u64, ImageError> {
     let mut unpacker = Unpacker {
-        root: RootDir::open(into).map_err(ImageError::io("open", into))?,
-        trash: rootdir::open_directory(trash).map_err(ImageError::io("open", trash))?,
+        root,
+        trash,
         discarded: 0,
         directory_times: Vec::new(),
         buffer: vec![0; COPY_BYTES],
@@ -51,7 +70,8 @@ pub(super) fn unpack(archive: impl Read, into: &Path, trash: &Path) -> Result<u6
 
 struct Unpacker {
     root: RootDir,
-    trash: OwnedFd,
+    /// Takes what a layer replaces; without it these are plain files, and what is replaced is removed.
+    trash: Option<OwnedFd>,
     discarded: u64,
     /// Set at the end: every file made in a directory changes its time.
     directory_times: Vec<(PathBuf, (i64, u32))>,
@@ -80,7 +100,11 @@ impl Unpacker {
             }
             EntryPath::Root => return Err(failed(io::Error::from(Errno::EISDIR))),
         };
-        match Whiteout::of(name)? {
+        let mark = match self.trash {
+            Some(_) => Whiteout::of(name)?,
+            None => Whiteout::None,
+        };
+        match mark {
             Whiteout::None => self.create(member, parent, name, data).map_err(failed)?,
             Whiteout::Hide(hidden) => self.hide(parent, hidden).map_err(failed)?,
             Whiteout::Opaque => {
@@ -106,7 +130,10 @@ impl Unpacker {
         let is_directory = member.kind == MemberKind::Directory;
         let found = rootdir::look(&directory, name)?;
         if found != Found::Nothing && !(found == Found::Directory && is_directory) {
-            rootdir::discard(&directory, name, &self.trash, self.discarded)?;
+            match &self.trash {
+                Some(trash) => rootdir::discard(&directory, name, trash, self.discarded)?,
+                None => rootdir::remove_in_place(&directory, name)?,
+            }
             self.discarded += 1;
             self.root.forget();
         }

@@ -2,11 +2,11 @@ use super::*;
 
 const NOW: Timestamp = Timestamp(7);
 
-fn id_of(name: &str) -> ImageId {
+pub(super) fn id_of(name: &str) -> ImageId {
     ImageId::from(&Digest::of(name.as_bytes()))
 }
 
-fn row(layers: &[&str]) -> ImageRow {
+pub(super) fn row(layers: &[&str]) -> ImageRow {
     let layer = |name: &&str| Layer {
         diff_id: Digest::of(name.as_bytes()),
         chain_id: Digest::of(name.as_bytes()),
@@ -19,6 +19,7 @@ fn row(layers: &[&str]) -> ImageRow {
         spec: ImageSpec::default(),
         layers: layers.iter().map(layer).collect(),
         last_tagged: NOW,
+        built: None,
     }
 }
 
