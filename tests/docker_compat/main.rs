@@ -1,5 +1,6 @@
 //! Docker's own client, unmodified, against our socket.
 
+mod build;
 mod containers;
 mod sdk;
 mod services;

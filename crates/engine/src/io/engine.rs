@@ -140,6 +140,7 @@ impl Engine {
         let _ = engine.inner.self_test.set(verdict);
         engine.recall_volumes();
         engine.readopt().await;
+        engine.remove_abandoned_steps().await;
         engine.sweep();
         Ok(engine)
     }

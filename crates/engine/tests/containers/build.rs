@@ -334,6 +334,27 @@ async fn a_build_that_nobody_waits_for_ends_with_its_container() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_a_killed_daemon_left_is_removed_at_the_next_start() {
+    let mut host = Host::new().await;
+    let (events, mut told) = mpsc::channel(16);
+    let file = "FROM box\nRUN echo on; sleep 1000";
+    let (engine, files) = (host.engine.clone(), context(&[("Dockerfile", file)]));
+    // As long as this test lives, and so beyond the daemon that is taken for dead.
+    let building =
+        tokio::spawn(async move { engine.build(options(), Cursor::new(files), events).await });
+    while let Some(event) = told.recv().await {
+        if event == BuildEvent::Text("on\n".to_owned()) {
+            break;
+        }
+    }
+    host.reopen().await;
+    assert_eq!(containers(&host).await, 0);
+    let incoming = std::fs::read_dir(host.root.join("lib/layers/incoming")).expect("incoming");
+    assert_eq!(incoming.count(), 0);
+    building.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn copies_take_owners_modes_patterns_and_ignored_files_into_account() {
     let host = Host::new().await;
     let mut archive = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());

@@ -1,7 +1,10 @@
 //! `RUN`: a container that is committed when it has ended.
 
 use shoal_api::{
-    container::{ContainerId, ContainerSpec, HealthCheck, HostSpec, LogConfig, StdStream},
+    container::{
+        ContainerFilter, ContainerId, ContainerSpec, ContainerStatus, HealthCheck, HostSpec,
+        LogConfig, StdStream,
+    },
     image::{ImageId, Platform},
 };
 use tokio_stream::StreamExt;
@@ -15,6 +18,30 @@ use crate::{
     },
     shim::protocol::Streams,
 };
+
+/// Marks the container of a step, for a daemon that finds it after the one that built was killed.
+const STEP_LABEL: &str = "shoal.build.step";
+
+impl Engine {
+    /// Removes containers of builds that ended with an earlier daemon. Those of steps that had failed before are the
+    /// user's to look into.
+    pub(in crate::io) async fn remove_abandoned_steps(&self) {
+        let marked = ContainerFilter {
+            all: true,
+            label: vec![STEP_LABEL.to_owned()],
+            ..ContainerFilter::default()
+        };
+        for container in self.list(&marked).await.unwrap_or_default() {
+            let status = container.state.status;
+            if !status.is_up() && status != ContainerStatus::Created {
+                continue;
+            }
+            if let Err(error) = self.remove(container.id.as_str(), true, true).await {
+                tracing::warn!(container.id = %container.id, error = error.report(), "cannot remove the container of an abandoned build");
+            }
+        }
+    }
+}
 
 impl Builder {
     pub(super) async fn run_command(
@@ -31,6 +58,7 @@ impl Builder {
             entrypoint: Some(Vec::new()),
             cmd: Some(words.clone()),
             env,
+            labels: [(STEP_LABEL.to_owned(), String::new())].into(),
             healthcheck: Some(HealthCheck {
                 test: vec!["NONE".to_owned()],
                 ..HealthCheck::default()
