@@ -73,7 +73,7 @@ impl Loops {
         let mut loops = Self {
             allocator: Dirty::new(Allocator),
             orchestrator: Dirty::new(Orchestrator),
-            scheduler: Dirty::new(Scheduler),
+            scheduler: Dirty::new(Scheduler::default()),
             drain: Dirty::new(Drain::default()),
             orphans: Dirty::new(Orphans),
             reaper: Dirty::new(Reaper),

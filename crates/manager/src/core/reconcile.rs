@@ -70,6 +70,9 @@ pub trait Reconciler {
     type Key: Ord + Clone;
     /// In whose name it changes facts.
     const ACTOR: Actor;
+    /// Takes note of an event before it is asked what it concerns; `state` is the one after it. For what is remembered as
+    /// a matter of speed.
+    fn observe(&self, _state: &State, _event: &Event) {}
     /// The keys that an event concerns.
     fn affected(&self, state: &State, event: &Event) -> Vec<Self::Key>;
     /// All keys that there are, for a leader that has just begun.
@@ -124,6 +127,7 @@ impl<R: Reconciler> Dirty<R> {
     /// Marks what an applied batch concerns; `state` is the one after it.
     pub fn observe(&mut self, state: &State, events: &[Event]) {
         for event in events {
+            self.reconciler.observe(state, event);
             self.dirty.extend(self.reconciler.affected(state, event));
         }
     }

@@ -1,21 +1,22 @@
 //! Which node runs a task.
 //!
-//! A pass looks at all pending tasks at once. What the nodes carry is counted once; tasks of one service and spec version
-//! need the same, so the filters run once per node and group, and each placement afterwards costs one step in an ordered
-//! set. A task that fits nowhere stays pending and says why, in SwarmKit's words.
+//! A pass looks at what waits, service by service. What the nodes carry is kept in a ledger that follows the state; tasks of
+//! one service and spec version need the same, so each placement afterwards costs one step in an ordered set. A task that
+//! fits nowhere stays pending and says why, in SwarmKit's words.
 
 pub mod constraint;
+mod explain;
 mod filter;
-mod nodes;
+mod ledger;
 mod rank;
 
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
 
 use shoal_api::{
-    Actor, ServiceId, TaskState,
+    Actor, TaskState,
     object::{Object, Task},
 };
 
@@ -24,22 +25,35 @@ use super::{
     state::{Event, State},
 };
 
-pub use filter::{Filter, TaskNeeds};
-pub use nodes::NodeInfo;
+pub use explain::{Explanation, NodeVerdict, explain};
 
-use nodes::Nodes;
+use filter::TaskNeeds;
+use ledger::Ledger;
 
-/// Tasks that one plan places at most; the rest follows in the next batch.
+/// Tasks that one plan changes at most; the rest follows in the next batch.
 const TASKS_PER_PLAN_MAX: usize = 2_000;
+/// Tasks of one service that a plan places even if many services wait.
+const TASKS_PER_SERVICE_MIN: usize = 16;
 
 /// Gives pending tasks a node.
-#[derive(Debug, Default, Clone, Copy)]
-pub struct Scheduler;
+#[derive(Debug, Default, Clone)]
+pub struct Scheduler {
+    /// What the nodes carry, as a matter of speed: a function of the state.
+    ledger: RefCell<Option<Ledger>>,
+}
 
 impl Reconciler for Scheduler {
     /// There is one thing to look at: everything that waits.
     type Key = ();
     const ACTOR: Actor = Actor::Scheduler;
+
+    fn observe(&self, state: &State, event: &Event) {
+        let mut ledger = self.ledger.borrow_mut();
+        let followed = ledger.as_mut().map(|ledger| ledger.follow(state, event));
+        if followed == Some(false) {
+            *ledger = None;
+        }
+    }
 
     fn affected(&self, state: &State, event: &Event) -> Vec<()> {
         let concerns = match event {
@@ -76,28 +90,43 @@ impl Reconciler for Scheduler {
 
     fn reconcile(&self, state: &State, (): &(), cx: &mut Ctx<'_>) -> Plan {
         let mut plan = Plan::default();
-        let waiting = state.tasks_waiting(TaskState::Pending);
-        let waiting = waiting.filter(|task| task.desired_state <= TaskState::Complete);
-        let (bound, free): (Vec<_>, Vec<_>) = waiting
-            .take(TASKS_PER_PLAN_MAX)
-            .cloned()
-            .partition(|task| task.node.is_some());
-        if bound.is_empty() && free.is_empty() {
+        if !something_waits(state) {
             return plan;
         }
-        let mut nodes = Nodes::of(state);
-        for task in bound {
-            confirm(&mut nodes, &task, cx, &mut plan);
+        let mut cached = self.ledger.borrow_mut();
+        if !cached.as_ref().is_some_and(|ledger| ledger.is_of(state)) {
+            *cached = None;
         }
-        let mut groups: BTreeMap<(ServiceId, u64), Vec<Arc<Task>>> = BTreeMap::new();
-        for task in free {
-            groups
-                .entry((task.service.clone(), task.spec_version))
-                .or_default()
-                .push(task);
+        let ledger = cached.get_or_insert_with(|| Ledger::of(state));
+        #[cfg(test)]
+        assert_eq!(*ledger, Ledger::of(state), "the ledger follows the state");
+        let services = state.services_waiting(TaskState::Pending);
+        let fair = TASKS_PER_PLAN_MAX / services.len().max(1);
+        let mut placing = Placing {
+            cx,
+            ledger,
+            plan: &mut plan,
+            placed: Vec::new(),
+        };
+        for service in &services {
+            let tasks = state.tasks_of_service_waiting(TaskState::Pending, service);
+            let mut groups: BTreeMap<u64, Vec<&Arc<Task>>> = BTreeMap::new();
+            for task in tasks.filter(|task| task.desired_state <= TaskState::Complete) {
+                groups.entry(task.spec_version).or_default().push(task);
+            }
+            let mut room = fair.max(TASKS_PER_SERVICE_MIN);
+            for tasks in groups.values() {
+                placing.group(tasks, &mut room);
+            }
+            if placing.plan.changes.len() >= TASKS_PER_PLAN_MAX {
+                // Look again at once.
+                placing.plan.wake(placing.cx.now);
+                break;
+            }
         }
-        for tasks in groups.into_values() {
-            place(&mut nodes, &tasks, cx, &mut plan);
+        // The plan may yet be refused; what becomes of it comes back as events.
+        for task in placing.placed {
+            ledger.strike(&task);
         }
         plan
     }
@@ -107,58 +136,82 @@ fn something_waits(state: &State) -> bool {
     state.tasks_waiting(TaskState::Pending).next().is_some()
 }
 
-/// Checks the node that a global service's task was made for.
-fn confirm(nodes: &mut Nodes<'_>, task: &Arc<Task>, cx: &Ctx<'_>, plan: &mut Plan) {
-    let needs = TaskNeeds::of(task);
-    let chosen = task.node.as_ref().and_then(|id| nodes.get(id));
-    let verdict = match chosen {
-        None => Err("no suitable node".to_owned()),
-        Some(node) => filter::first_failing(&needs, node).map_or(Ok(()), |filter| {
-            Err(format!("no suitable node ({})", filter.explain(1)))
-        }),
-    };
-    match verdict {
-        Ok(()) => {
-            nodes.add(task, task.node.as_ref().expect("checked above"));
-            plan.update(assigned(
-                task,
-                "scheduler confirmed task can run on preassigned node",
-                cx,
-            ));
-        }
-        Err(why) => explain(task, &why, cx, plan),
-    }
+/// A plan in the making.
+struct Placing<'a, 'c> {
+    cx: &'a Ctx<'c>,
+    ledger: &'a mut Ledger,
+    plan: &'a mut Plan,
+    /// Tasks that the ledger counts for the rest of the plan.
+    placed: Vec<Task>,
 }
 
-/// Places tasks that need the same.
-fn place(nodes: &mut Nodes<'_>, tasks: &[Arc<Task>], cx: &Ctx<'_>, plan: &mut Plan) {
-    let needs = TaskNeeds::of(&tasks[0]);
-    let mut ranking = rank::Ranking::of(nodes, &needs, cx.now);
-    for task in tasks {
-        match ranking.next(nodes, &needs) {
-            Some(node) => {
-                nodes.add(task, &node);
-                ranking.placed(nodes, &needs, &node);
-                let mut task = task.as_ref().clone();
-                task.node = Some(node);
-                plan.update(assigned(&task, "scheduler assigned task to node", cx));
+impl Placing<'_, '_> {
+    /// Places tasks that need the same, at most `room` of them.
+    fn group(&mut self, tasks: &[&Arc<Task>], room: &mut usize) {
+        let needs = TaskNeeds::of(tasks[0]);
+        let mut ranking = None;
+        let mut nowhere: Option<String> = None;
+        for task in tasks {
+            if *room == 0 {
+                self.plan.wake(self.cx.now);
+                return;
             }
-            None => explain(task, &filter::explain_all(&needs, nodes.iter()), cx, plan),
+            let changes = self.plan.changes.len();
+            if task.node.is_some() {
+                self.confirm(&needs, task);
+            } else if let Some(why) = &nowhere {
+                explain_wait(task, why, self.cx, self.plan);
+            } else {
+                let ranking = ranking
+                    .get_or_insert_with(|| rank::Ranking::of(self.ledger, &needs, self.cx.now));
+                match ranking.next(self.ledger, &needs) {
+                    Some(slot) => {
+                        let mut placed = task.as_ref().clone();
+                        placed.node = Some(self.ledger.info(slot).node.id.clone());
+                        self.assign(placed, "scheduler assigned task to node");
+                        ranking.placed(self.ledger, &needs, slot);
+                    }
+                    None => {
+                        let why = filter::explain_all(&needs, self.ledger);
+                        explain_wait(task, &why, self.cx, self.plan);
+                        nowhere = Some(why);
+                    }
+                }
+            }
+            *room -= self.plan.changes.len() - changes;
         }
     }
-}
 
-fn assigned(task: &Task, message: &str, cx: &Ctx<'_>) -> Object {
-    let mut task = task.clone();
-    task.status.state = TaskState::Assigned;
-    task.status.at = cx.now;
-    message.clone_into(&mut task.status.message);
-    task.status.err.clear();
-    Object::Task(task)
+    /// Checks the node that a global service's task was made for.
+    fn confirm(&mut self, needs: &TaskNeeds, task: &Arc<Task>) {
+        let slot = task.node.as_ref().and_then(|node| self.ledger.slot(node));
+        let why = match slot {
+            None => "no suitable node".to_owned(),
+            Some(slot) => match filter::first_failing(needs, self.ledger, slot) {
+                Some(filter) => format!("no suitable node ({})", filter.explain(1)),
+                None => {
+                    let message = "scheduler confirmed task can run on preassigned node";
+                    self.assign(task.as_ref().clone(), message);
+                    return;
+                }
+            },
+        };
+        explain_wait(task, &why, self.cx, self.plan);
+    }
+
+    fn assign(&mut self, mut task: Task, message: &str) {
+        task.status.state = TaskState::Assigned;
+        task.status.at = self.cx.now;
+        message.clone_into(&mut task.status.message);
+        task.status.err.clear();
+        self.ledger.enter(&task);
+        self.plan.update(Object::Task(task.clone()));
+        self.placed.push(task);
+    }
 }
 
 /// Says why a task waits, unless it says so already.
-fn explain(task: &Task, why: &str, cx: &Ctx<'_>, plan: &mut Plan) {
+fn explain_wait(task: &Task, why: &str, cx: &Ctx<'_>, plan: &mut Plan) {
     if task.status.err != why {
         let mut task = task.clone();
         why.clone_into(&mut task.status.err);

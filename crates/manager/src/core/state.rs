@@ -49,7 +49,7 @@ pub struct State {
     tasks_by_service: Table<(ServiceId, TaskId), ()>,
     tasks_by_node: Table<(NodeId, TaskId), ()>,
     /// Tasks in the states New and Pending, which wait for the allocator and the scheduler.
-    waiting: Table<(TaskState, TaskId), ()>,
+    waiting: Table<(TaskState, ServiceId, TaskId), ()>,
     /// Services that wait for others.
     dependents: Table<ServiceId, ()>,
     /// What tasks run, by service and spec version, with the number of objects that refer to it.
@@ -124,12 +124,43 @@ impl State {
             .map(|((_, task), ())| self.indexed(task))
     }
 
-    /// The tasks in the observed state New or Pending, by id.
+    /// The tasks in the observed state New or Pending, by service and id.
     pub fn tasks_waiting(&self, state: TaskState) -> impl Iterator<Item = &Arc<Task>> {
-        let in_state = self.waiting.iter_from(move |(s, _)| *s < state);
+        let in_state = self.waiting.iter_from(move |(s, ..)| *s < state);
         in_state
-            .take_while(move |((s, _), ())| *s == state)
-            .map(|((_, task), ())| self.indexed(task))
+            .take_while(move |((s, ..), ())| *s == state)
+            .map(|((.., task), ())| self.indexed(task))
+    }
+
+    /// The services with tasks in the observed state New or Pending.
+    pub fn services_waiting(&self, state: TaskState) -> Vec<ServiceId> {
+        let mut services: Vec<ServiceId> = Vec::new();
+        while let Some(next) = self.next_waiting(state, services.last()) {
+            services.push(next);
+        }
+        services
+    }
+
+    fn next_waiting(&self, state: TaskState, after: Option<&ServiceId>) -> Option<ServiceId> {
+        let mut rest = self
+            .waiting
+            .iter_from(|(s, service, _)| (*s, Some(service)) <= (state, after));
+        let ((found, service, _), ()) = rest.next()?;
+        (*found == state).then(|| service.clone())
+    }
+
+    /// The tasks of a service in the observed state New or Pending, by id.
+    pub fn tasks_of_service_waiting(
+        &self,
+        state: TaskState,
+        service: &ServiceId,
+    ) -> impl Iterator<Item = &Arc<Task>> {
+        let waiting = self
+            .waiting
+            .iter_from(move |(s, of, _)| (*s, of) < (state, service));
+        waiting
+            .take_while(move |((s, of, _), ())| *s == state && of == service)
+            .map(|((.., task), ())| self.indexed(task))
     }
 
     /// A network.

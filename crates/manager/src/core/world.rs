@@ -50,7 +50,7 @@ pub(crate) struct World {
     /// Tasks in the order in which they got their stop signal.
     pub(crate) stopped: Vec<TaskId>,
     /// Whether the audit is left out, where there is too much to look at.
-    unaudited: bool,
+    pub(crate) unaudited: bool,
     loops: Loops,
     views: Views,
     index: u64,
@@ -270,7 +270,7 @@ impl World {
         self.settle();
     }
 
-    fn pass(&mut self) -> bool {
+    pub(crate) fn pass(&mut self) -> bool {
         for node in self.heard_nodes() {
             let view = dispatch::network_view(&self.state, &node);
             let sent = self.views.refresh(&view, &node);

@@ -82,6 +82,21 @@ impl NodeAttribute {
     }
 }
 
+impl std::fmt::Display for NodeAttribute {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Id => f.write_str("node.id"),
+            Self::Hostname => f.write_str("node.hostname"),
+            Self::Ip => f.write_str("node.ip"),
+            Self::Role => f.write_str("node.role"),
+            Self::Os => f.write_str("node.platform.os"),
+            Self::Architecture => f.write_str("node.platform.arch"),
+            Self::NodeLabel(key) => write!(f, "node.labels.{key}"),
+            Self::EngineLabel(key) => write!(f, "engine.labels.{key}"),
+        }
+    }
+}
+
 /// One constraint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Constraint {
@@ -139,6 +154,13 @@ impl std::str::FromStr for Constraint {
             equal,
             value: value.to_owned(),
         })
+    }
+}
+
+impl std::fmt::Display for Constraint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let operator = if self.equal { "==" } else { "!=" };
+        write!(f, "{}{operator}{}", self.attribute, self.value)
     }
 }
 

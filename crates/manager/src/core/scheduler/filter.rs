@@ -5,45 +5,59 @@ use std::cmp::Reverse;
 
 use shoal_api::{
     ServiceId,
-    object::{NodeState, Task},
+    object::{NodeState, Service, Task},
     spec::{
-        Availability, MountKind, NetworkTarget, Placement, Platform, Protocol, PublishMode,
-        Resources,
+        Availability, MountKind, NetworkTarget, Placement, Platform, PortConfig, Protocol,
+        PublishMode, Resources, TaskSpec,
     },
 };
 
 use super::{
     constraint::{Constraint, parse_all, platform_fits},
-    nodes::{NodeInfo, units, units_of},
+    ledger::{Ledger, NodeInfo, Slot, units, units_of},
 };
 
 /// What a task needs of a node; the same for all tasks of a service and spec version.
 #[derive(Debug, Clone)]
-pub struct TaskNeeds {
+pub(super) struct TaskNeeds {
     /// Its service.
-    pub service: ServiceId,
+    pub(super) service: ServiceId,
     /// Its spec version.
-    pub spec_version: u64,
+    pub(super) spec_version: u64,
     /// What must be free.
-    pub reservations: Resources,
+    reservations: Resources,
     /// Drivers, `Volume/local`, `Network/overlay`, …
-    pub plugins: Vec<String>,
+    plugins: Vec<String>,
     /// What must hold of the node; `None` when the texts make no sense, which nothing satisfies.
-    pub constraints: Option<Vec<Constraint>>,
+    constraints: Option<Vec<Constraint>>,
     /// Platforms of the image.
-    pub platforms: Vec<Platform>,
+    platforms: Vec<Platform>,
     /// Host-mode ports.
-    pub host_ports: Vec<(Protocol, u16)>,
+    host_ports: Vec<(Protocol, u16)>,
     /// Tasks of the service per node at most; 0 is no limit.
-    pub max_replicas: u64,
+    max_replicas: u64,
     /// Node attributes to spread over.
-    pub spread: Vec<String>,
+    pub(super) spread: Vec<String>,
 }
 
 impl TaskNeeds {
     /// What a task needs.
-    pub fn of(task: &Task) -> Self {
-        let spec = &task.spec;
+    pub(super) fn of(task: &Task) -> Self {
+        let group = (task.service.clone(), task.spec_version);
+        Self::new(group, &task.spec, &task.ports)
+    }
+
+    /// What the next task of a service needs.
+    pub(super) fn of_service(service: &Service) -> Self {
+        let group = (service.id.clone(), service.spec_version);
+        Self::new(group, &service.spec.task, &service.spec.endpoint.ports)
+    }
+
+    fn new(
+        (service, spec_version): (ServiceId, u64),
+        spec: &TaskSpec,
+        ports: &[PortConfig],
+    ) -> Self {
         let Placement {
             spread,
             max_replicas,
@@ -75,13 +89,12 @@ impl TaskNeeds {
         {
             plugins.push(format!("Log/{}", driver.name));
         }
-        let ports = task
-            .ports
+        let ports = ports
             .iter()
             .filter(|port| port.mode == PublishMode::Host && port.published != 0);
         Self {
-            service: task.service.clone(),
-            spec_version: task.spec_version,
+            service,
+            spec_version,
             reservations: spec.resources.reservations.clone(),
             plugins,
             constraints: parse_all(&spec.placement).ok(),
@@ -93,12 +106,21 @@ impl TaskNeeds {
     }
 }
 
+/// A node that may run a task.
+pub(super) struct Candidate<'l> {
+    info: &'l NodeInfo,
+    ledger: &'l Ledger,
+    slot: Slot,
+}
+
 /// One reason for which a node may be unable to run a task.
-pub trait Filter: Sync {
+pub(super) trait Filter: Sync {
     /// Whether the node passes.
-    fn check(&self, task: &TaskNeeds, node: &NodeInfo) -> bool;
+    fn check(&self, task: &TaskNeeds, node: &Candidate<'_>) -> bool;
     /// Says that `nodes` nodes did not pass.
     fn explain(&self, nodes: usize) -> String;
+    /// Says why this node does not pass.
+    fn why(&self, task: &TaskNeeds, node: &Candidate<'_>) -> String;
 }
 
 fn counted(what: &str, nodes: usize) -> String {
@@ -111,9 +133,9 @@ fn counted(what: &str, nodes: usize) -> String {
 
 struct Ready;
 impl Filter for Ready {
-    fn check(&self, _: &TaskNeeds, node: &NodeInfo) -> bool {
-        node.node.status.state == NodeState::Ready
-            && node.node.spec.availability == Availability::Active
+    fn check(&self, _: &TaskNeeds, node: &Candidate<'_>) -> bool {
+        let node = &node.info.node;
+        node.status.state == NodeState::Ready && node.spec.availability == Availability::Active
     }
     fn explain(&self, nodes: usize) -> String {
         if nodes == 1 {
@@ -122,78 +144,154 @@ impl Filter for Ready {
             format!("{nodes} nodes not available for new tasks")
         }
     }
+    fn why(&self, _: &TaskNeeds, node: &Candidate<'_>) -> String {
+        let node = &node.info.node;
+        match node.spec.availability {
+            Availability::Drain => "the node is drained".to_owned(),
+            Availability::Pause => "the node is paused".to_owned(),
+            Availability::Active => format!("the node is {}", node.status.state.as_str()),
+        }
+    }
 }
 
 struct Resource;
-impl Filter for Resource {
-    fn check(&self, task: &TaskNeeds, node: &NodeInfo) -> bool {
+impl Resource {
+    /// What a node has too little of, in words.
+    fn lacking(task: &TaskNeeds, node: &NodeInfo) -> Option<String> {
         let wanted = &task.reservations;
         let have = &node.node.description.resources;
-        i128::from(wanted.nano_cpus) <= node.free_nano_cpus.max(0)
-            && i128::from(wanted.memory_bytes) <= node.free_memory_bytes.max(0)
-            && wanted.generic.iter().all(|(kind, amount)| {
-                let used = node.used_generic.get(kind).copied().unwrap_or(0);
-                used.saturating_add(units(amount)) <= units_of(have, kind)
-            })
+        if u128::from(wanted.nano_cpus) > node.free_nano_cpus() {
+            let cpus = |nano: u128| nano as f64 / 1e9;
+            return Some(format!(
+                "{} CPUs wanted, {} of {} free",
+                cpus(wanted.nano_cpus.into()),
+                cpus(node.free_nano_cpus()),
+                cpus(have.nano_cpus.into())
+            ));
+        }
+        if u128::from(wanted.memory_bytes) > node.free_memory_bytes() {
+            return Some(format!(
+                "{} bytes of memory wanted, {} of {} free",
+                wanted.memory_bytes,
+                node.free_memory_bytes(),
+                have.memory_bytes
+            ));
+        }
+        wanted.generic.iter().find_map(|(kind, amount)| {
+            let (amount, total) = (units(amount), units_of(have, kind));
+            let used = node.used_generic.get(kind).copied().unwrap_or(0);
+            let free = total.saturating_sub(used);
+            (amount > free).then(|| format!("{amount} {kind} wanted, {free} of {total} free"))
+        })
+    }
+}
+impl Filter for Resource {
+    fn check(&self, task: &TaskNeeds, node: &Candidate<'_>) -> bool {
+        Self::lacking(task, node.info).is_none()
     }
     fn explain(&self, nodes: usize) -> String {
         counted("insufficient resources", nodes)
+    }
+    fn why(&self, task: &TaskNeeds, node: &Candidate<'_>) -> String {
+        let lacking = Self::lacking(task, node.info).unwrap_or_default();
+        format!("insufficient resources: {lacking}")
     }
 }
 
 struct Plugin;
 impl Filter for Plugin {
-    fn check(&self, task: &TaskNeeds, node: &NodeInfo) -> bool {
-        task.plugins
-            .iter()
-            .all(|plugin| node.node.description.plugins.contains(plugin))
+    fn check(&self, task: &TaskNeeds, node: &Candidate<'_>) -> bool {
+        let have = &node.info.node.description.plugins;
+        task.plugins.iter().all(|plugin| have.contains(plugin))
     }
     fn explain(&self, nodes: usize) -> String {
         counted("missing plugin", nodes)
+    }
+    fn why(&self, task: &TaskNeeds, node: &Candidate<'_>) -> String {
+        let have = &node.info.node.description.plugins;
+        let missing = task.plugins.iter().filter(|plugin| !have.contains(plugin));
+        let missing: Vec<&str> = missing.map(String::as_str).collect();
+        format!("missing plugin: {}", missing.join(", "))
     }
 }
 
 struct Constraints;
 impl Filter for Constraints {
-    fn check(&self, task: &TaskNeeds, node: &NodeInfo) -> bool {
+    fn check(&self, task: &TaskNeeds, node: &Candidate<'_>) -> bool {
+        let node = &node.info.node;
         let constraints = task.constraints.as_ref();
-        constraints.is_some_and(|all| all.iter().all(|constraint| constraint.matches(&node.node)))
+        constraints.is_some_and(|all| all.iter().all(|constraint| constraint.matches(node)))
     }
     fn explain(&self, nodes: usize) -> String {
         counted("scheduling constraints not satisfied", nodes)
+    }
+    fn why(&self, task: &TaskNeeds, node: &Candidate<'_>) -> String {
+        let node = &node.info.node;
+        let constraints = task.constraints.iter().flatten();
+        let failed = constraints.filter(|constraint| !constraint.matches(node));
+        let failed: Vec<_> = failed.map(ToString::to_string).collect();
+        format!(
+            "scheduling constraints not satisfied: {}",
+            failed.join(", ")
+        )
     }
 }
 
 struct PlatformFilter;
 impl Filter for PlatformFilter {
-    fn check(&self, task: &TaskNeeds, node: &NodeInfo) -> bool {
-        platform_fits(&task.platforms, &node.node)
+    fn check(&self, task: &TaskNeeds, node: &Candidate<'_>) -> bool {
+        platform_fits(&task.platforms, &node.info.node)
     }
     fn explain(&self, nodes: usize) -> String {
         counted("unsupported platform", nodes)
+    }
+    fn why(&self, task: &TaskNeeds, node: &Candidate<'_>) -> String {
+        let name = |p: &Platform| format!("{}/{}", p.os, p.architecture);
+        let wanted: Vec<_> = task.platforms.iter().map(name).collect();
+        let have = name(&node.info.node.description.platform);
+        format!(
+            "unsupported platform: {have}, wanted {}",
+            wanted.join(" or ")
+        )
     }
 }
 
 struct HostPort;
 impl Filter for HostPort {
-    fn check(&self, task: &TaskNeeds, node: &NodeInfo) -> bool {
-        !task
-            .host_ports
-            .iter()
-            .any(|port| node.host_ports.contains(port))
+    fn check(&self, task: &TaskNeeds, node: &Candidate<'_>) -> bool {
+        let taken = &node.info.host_ports;
+        !task.host_ports.iter().any(|port| taken.contains_key(port))
     }
     fn explain(&self, nodes: usize) -> String {
         counted("host-mode port already in use", nodes)
+    }
+    fn why(&self, task: &TaskNeeds, node: &Candidate<'_>) -> String {
+        let taken = &node.info.host_ports;
+        let clashes = task
+            .host_ports
+            .iter()
+            .filter(|port| taken.contains_key(port));
+        let clashes: Vec<_> = clashes
+            .map(|(protocol, port)| format!("{port}/{protocol}"))
+            .collect();
+        format!("host-mode port already in use: {}", clashes.join(", "))
     }
 }
 
 struct MaxReplicas;
 impl Filter for MaxReplicas {
-    fn check(&self, task: &TaskNeeds, node: &NodeInfo) -> bool {
-        task.max_replicas == 0 || node.active_of(&task.service) < task.max_replicas
+    fn check(&self, task: &TaskNeeds, node: &Candidate<'_>) -> bool {
+        task.max_replicas == 0 || node.ledger.tasks_of(&task.service, node.slot) < task.max_replicas
     }
     fn explain(&self, _: usize) -> String {
         "max replicas per node limit exceed".to_owned()
+    }
+    fn why(&self, task: &TaskNeeds, node: &Candidate<'_>) -> String {
+        let have = node.ledger.tasks_of(&task.service, node.slot);
+        format!(
+            "max replicas per node limit exceed: {have} of {}",
+            task.max_replicas
+        )
     }
 }
 
@@ -208,32 +306,49 @@ const FILTERS: [&dyn Filter; 7] = [
     &MaxReplicas,
 ];
 
+fn candidate(ledger: &Ledger, slot: Slot) -> Candidate<'_> {
+    Candidate {
+        info: ledger.info(slot),
+        ledger,
+        slot,
+    }
+}
+
 /// The first filter that a node does not pass.
-pub(super) fn first_failing(task: &TaskNeeds, node: &NodeInfo) -> Option<&'static dyn Filter> {
-    FILTERS.into_iter().find(|filter| !filter.check(task, node))
+pub(super) fn first_failing(
+    task: &TaskNeeds,
+    ledger: &Ledger,
+    slot: Slot,
+) -> Option<&'static dyn Filter> {
+    let node = candidate(ledger, slot);
+    FILTERS
+        .into_iter()
+        .find(|filter| !filter.check(task, &node))
+}
+
+/// Everything that keeps a node from running a task, in words.
+pub(super) fn reasons(task: &TaskNeeds, ledger: &Ledger, slot: Slot) -> Vec<String> {
+    let node = candidate(ledger, slot);
+    let failed = FILTERS.into_iter().filter(|f| !f.check(task, &node));
+    failed.map(|filter| filter.why(task, &node)).collect()
 }
 
 /// Whether a node passes all filters.
-pub(super) fn passes(task: &TaskNeeds, node: &NodeInfo) -> bool {
-    first_failing(task, node).is_none()
+pub(super) fn passes(task: &TaskNeeds, ledger: &Ledger, slot: Slot) -> bool {
+    first_failing(task, ledger, slot).is_none()
 }
 
 /// Says why no node can run a task: each node counts once, the most frequent reason comes first.
-pub(super) fn explain_all<'a>(
-    task: &TaskNeeds,
-    nodes: impl Iterator<Item = &'a NodeInfo>,
-) -> String {
+pub(super) fn explain_all(task: &TaskNeeds, ledger: &Ledger) -> String {
     let mut failed = [0usize; FILTERS.len()];
-    for node in nodes {
-        if let Some(place) = FILTERS.iter().position(|filter| !filter.check(task, node)) {
+    for (slot, _) in ledger.iter() {
+        let node = candidate(ledger, slot);
+        if let Some(place) = FILTERS.iter().position(|filter| !filter.check(task, &node)) {
             failed[place] += 1;
         }
     }
-    let mut reasons: Vec<_> = failed
-        .into_iter()
-        .enumerate()
-        .filter(|(_, nodes)| *nodes > 0)
-        .collect();
+    let failed = failed.into_iter().enumerate();
+    let mut reasons: Vec<_> = failed.filter(|(_, nodes)| *nodes > 0).collect();
     reasons.sort_by_key(|(place, nodes)| (Reverse(*nodes), *place));
     let reasons: Vec<_> = reasons
         .into_iter()

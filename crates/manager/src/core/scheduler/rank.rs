@@ -3,18 +3,22 @@
 //! Branches of the spread preferences first (fewest tasks of the service), then nodes with few recent failures of this
 //! very spec, fewest tasks of the service, fewest tasks at all, and the id so that the choice is the same everywhere.
 //! Order as in SwarmKit's `nodeLess`.
+//!
+//! Without preferences the nodes that have no task of the service come in the order that the ledger keeps for all
+//! services; only those that have some are ordered here. A node that is passed over stays out: while a group is placed
+//! nodes only get fuller.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
-use shoal_api::{NodeId, Timestamp};
+use shoal_api::Timestamp;
 
 use super::{
     constraint::NodeAttribute,
     filter::{TaskNeeds, passes},
-    nodes::{NodeInfo, Nodes},
+    ledger::{Ledger, Slot},
 };
 
 /// Failures from which on a node is avoided. One less than SwarmKit's `maxFailures`: they are counted among the tasks that
@@ -23,127 +27,207 @@ const FAILURES_MIN: usize = 4;
 /// How long a failure counts (SwarmKit's `monitorFailures`).
 const FAILURES_WINDOW: Duration = Duration::from_secs(5 * 60);
 
-/// Failures that count, tasks of the service, tasks, id: less is better.
-type Score = (usize, u64, u64, NodeId);
+/// Failures that count, tasks of the service, tasks, place by id: less is better.
+type Score = (usize, u64, u64, Slot);
 
 /// The nodes that can run tasks of one group, best first.
 pub(super) struct Ranking {
-    attributes: Vec<NodeAttribute>,
-    failures: BTreeMap<NodeId, usize>,
-    /// All candidates, best first as far as preferences leave a choice.
-    order: BTreeSet<Score>,
-    /// The score under which a candidate stands in `order`.
-    scores: BTreeMap<NodeId, Score>,
-    /// With preferences: the values of each candidate, outermost first.
-    branches: BTreeMap<NodeId, Vec<String>>,
-    /// Tasks of the service per branch, by path.
-    branch_tasks: BTreeMap<Vec<String>, u64>,
+    /// Nodes on which this group keeps failing.
+    failing: BTreeMap<Slot, usize>,
+    plan: Plan,
+}
+
+enum Plan {
+    /// No preferences.
+    Flat {
+        /// Where to go on among the nodes without tasks of the service.
+        cursor: (u64, Slot),
+        /// The other nodes that can run one more, best first; made when it is first needed.
+        others: Option<BTreeSet<Score>>,
+    },
+    Tree(Tree),
+}
+
+/// Failures of a group on nodes that count, where there are many.
+pub(super) fn failing(ledger: &Ledger, needs: &TaskNeeds, now: Timestamp) -> BTreeMap<Slot, usize> {
+    let group = (needs.service.clone(), needs.spec_version);
+    let failures = ledger.failures_since(&group, now - FAILURES_WINDOW);
+    failures
+        .filter(|(_, failures)| *failures >= FAILURES_MIN)
+        .collect()
 }
 
 impl Ranking {
-    pub(super) fn of(nodes: &Nodes<'_>, needs: &TaskNeeds, now: Timestamp) -> Self {
-        let attributes: Vec<_> = needs
-            .spread
-            .iter()
-            .filter_map(|key| NodeAttribute::parse(key))
-            .collect();
+    pub(super) fn of(ledger: &Ledger, needs: &TaskNeeds, now: Timestamp) -> Self {
         let mut ranking = Self {
-            attributes,
-            failures: BTreeMap::new(),
-            order: BTreeSet::new(),
-            scores: BTreeMap::new(),
-            branches: BTreeMap::new(),
-            branch_tasks: BTreeMap::new(),
+            failing: failing(ledger, needs, now),
+            plan: Plan::Flat {
+                cursor: (0, 0),
+                others: None,
+            },
         };
-        for node in nodes.iter() {
-            let id = &node.node.id;
-            if !ranking.attributes.is_empty() {
-                // Nodes that cannot take more still make their branch fuller.
-                let path: Vec<_> = ranking
-                    .attributes
-                    .iter()
-                    .map(|attribute| attribute.of(&node.node))
-                    .collect();
-                let tasks = node.active_of(&needs.service);
-                ranking.count_branches(&path, tasks);
-                if passes(needs, node) {
-                    ranking.branches.insert(id.clone(), path);
-                }
-            }
-            if passes(needs, node) {
-                let recent = recent_failures(node, needs, now);
-                if recent >= FAILURES_MIN {
-                    ranking.failures.insert(id.clone(), recent);
-                }
-                ranking.rank(node, needs);
-            }
+        if !needs.spread.is_empty() {
+            ranking.plan = Plan::Tree(Tree::of(ledger, needs, &ranking.failing));
         }
         ranking
     }
 
     /// The best node for the next task.
-    pub(super) fn next(&mut self, nodes: &Nodes<'_>, needs: &TaskNeeds) -> Option<NodeId> {
-        loop {
-            let best = if self.attributes.is_empty() {
-                self.order.first().cloned()
-            } else {
-                self.order
-                    .iter()
-                    .min_by_key(|score| (self.fullness(&score.3), (*score).clone()))
-                    .cloned()
-            }?;
-            // What was placed meanwhile may have filled it up.
-            if nodes.get(&best.3).is_some_and(|node| passes(needs, node)) {
-                return Some(best.3);
+    pub(super) fn next(&mut self, ledger: &Ledger, needs: &TaskNeeds) -> Option<Slot> {
+        let failing = &self.failing;
+        match &mut self.plan {
+            Plan::Tree(tree) => tree.best(),
+            Plan::Flat { cursor, others } => {
+                let mut fresh = ledger.fewest_from(*cursor);
+                let fresh = fresh.find(|(_, slot)| {
+                    !failing.contains_key(slot)
+                        && ledger.tasks_of(&needs.service, *slot) == 0
+                        && passes(needs, ledger, *slot)
+                });
+                match fresh {
+                    Some(place) => {
+                        *cursor = place;
+                        Some(place.1)
+                    }
+                    None => {
+                        *cursor = (u64::MAX, Slot::MAX);
+                        let others =
+                            others.get_or_insert_with(|| busy_nodes(ledger, needs, failing));
+                        others.first().map(|score| score.3)
+                    }
+                }
             }
-            self.order.remove(&best);
         }
     }
 
     /// Takes note of a task that was placed and counted on a node.
-    pub(super) fn placed(&mut self, nodes: &Nodes<'_>, needs: &TaskNeeds, id: &NodeId) {
-        if let Some(path) = self.branches.get(id).cloned() {
-            self.count_branches(&path, 1);
+    pub(super) fn placed(&mut self, ledger: &Ledger, needs: &TaskNeeds, slot: Slot) {
+        let score = score(ledger, needs, &self.failing, slot);
+        let before = (score.0, score.1 - 1, score.2 - 1, slot);
+        let stays = passes(needs, ledger, slot);
+        match &mut self.plan {
+            Plan::Tree(tree) => tree.placed(slot, before, stays.then_some(score)),
+            Plan::Flat { others, .. } => {
+                if let Some(others) = others {
+                    others.remove(&before);
+                    if stays {
+                        others.insert(score);
+                    }
+                }
+            }
         }
-        if let Some(node) = nodes.get(id) {
-            self.rank(node, needs);
-        }
-    }
-
-    fn rank(&mut self, node: &NodeInfo, needs: &TaskNeeds) {
-        let score = self.score(node, needs);
-        if let Some(before) = self.scores.insert(score.3.clone(), score.clone()) {
-            self.order.remove(&before);
-        }
-        self.order.insert(score);
-    }
-
-    fn count_branches(&mut self, path: &[String], tasks: u64) {
-        for depth in 1..=path.len() {
-            *self.branch_tasks.entry(path[..depth].to_vec()).or_default() += tasks;
-        }
-    }
-
-    /// Tasks of the service in the branches of a node, outermost first.
-    fn fullness(&self, id: &NodeId) -> Vec<u64> {
-        let path = self.branches.get(id).map_or(&[][..], Vec::as_slice);
-        (1..=path.len())
-            .map(|depth| self.branch_tasks.get(&path[..depth]).copied().unwrap_or(0))
-            .collect()
-    }
-
-    fn score(&self, node: &NodeInfo, needs: &TaskNeeds) -> Score {
-        let id = node.node.id.clone();
-        let failures = self.failures.get(&id).copied().unwrap_or(0);
-        (failures, node.active_of(&needs.service), node.active, id)
     }
 }
 
-fn recent_failures(node: &NodeInfo, needs: &TaskNeeds, now: Timestamp) -> usize {
-    let key = (needs.service.clone(), needs.spec_version);
-    let failures = node.failures.get(&key).map_or(&[][..], Vec::as_slice);
-    failures
-        .iter()
-        .filter(|at| **at > now - FAILURES_WINDOW)
-        .count()
+/// The nodes that have tasks of the service or keep failing, as far as they can run one more.
+fn busy_nodes(
+    ledger: &Ledger,
+    needs: &TaskNeeds,
+    failing: &BTreeMap<Slot, usize>,
+) -> BTreeSet<Score> {
+    let with_tasks = ledger.nodes_of(&needs.service).map(|(slot, _)| slot);
+    let slots: BTreeSet<Slot> = with_tasks.chain(failing.keys().copied()).collect();
+    let passing = slots
+        .into_iter()
+        .filter(|slot| passes(needs, ledger, *slot));
+    passing
+        .map(|slot| score(ledger, needs, failing, slot))
+        .collect()
+}
+
+fn score(ledger: &Ledger, needs: &TaskNeeds, failing: &BTreeMap<Slot, usize>, slot: Slot) -> Score {
+    let failures = failing.get(&slot).copied().unwrap_or(0);
+    let tasks = ledger.tasks_of(&needs.service, slot);
+    (failures, tasks, ledger.info(slot).active, slot)
+}
+
+/// The nodes by the values of their preferred attributes, outermost first.
+struct Tree {
+    leaves: Vec<Leaf>,
+    /// The leaf of each node.
+    homes: Vec<u32>,
+    /// Tasks of the service in each branch, at any depth.
+    tasks: Vec<u64>,
+}
+
+/// The nodes with the same values.
+struct Leaf {
+    /// Its branches, outermost first, as places in [`Tree::tasks`].
+    branches: Vec<usize>,
+    /// Those that can run one more task, best first.
+    nodes: BTreeSet<Score>,
+}
+
+impl Tree {
+    fn of(ledger: &Ledger, needs: &TaskNeeds, failing: &BTreeMap<Slot, usize>) -> Self {
+        let attributes = needs.spread.iter();
+        let attributes: Vec<_> = attributes
+            .filter_map(|key| NodeAttribute::parse(key))
+            .collect();
+        let mut tree = Self {
+            leaves: Vec::new(),
+            homes: Vec::new(),
+            tasks: Vec::new(),
+        };
+        let mut branches: BTreeMap<Vec<String>, usize> = BTreeMap::new();
+        let mut homes: BTreeMap<Vec<String>, u32> = BTreeMap::new();
+        for (slot, info) in ledger.iter() {
+            let values = attributes.iter();
+            let path: Vec<String> = values.map(|attribute| attribute.of(&info.node)).collect();
+            let home = *homes.entry(path.clone()).or_insert_with(|| {
+                let prefixes = (1..=path.len()).map(|depth| path[..depth].to_vec());
+                let branches = prefixes.map(|prefix| {
+                    *branches.entry(prefix).or_insert_with(|| {
+                        tree.tasks.push(0);
+                        tree.tasks.len() - 1
+                    })
+                });
+                let branches = branches.collect();
+                tree.leaves.push(Leaf {
+                    branches,
+                    nodes: BTreeSet::new(),
+                });
+                u32::try_from(tree.leaves.len() - 1).expect("as many as nodes")
+            });
+            tree.homes.push(home);
+            let leaf = &mut tree.leaves[home as usize];
+            if passes(needs, ledger, slot) {
+                leaf.nodes.insert(score(ledger, needs, failing, slot));
+            }
+        }
+        // Nodes that cannot take more still make their branch fuller.
+        for (slot, tasks) in ledger.nodes_of(&needs.service) {
+            tree.fill(slot, tasks);
+        }
+        tree
+    }
+
+    fn fill(&mut self, slot: Slot, tasks: u64) {
+        let home = self.homes[slot as usize] as usize;
+        for branch in &self.leaves[home].branches {
+            self.tasks[*branch] += tasks;
+        }
+    }
+
+    fn best(&self) -> Option<Slot> {
+        let open = self.leaves.iter();
+        let open = open.filter_map(|leaf| Some((leaf, leaf.nodes.first()?)));
+        let best = open.min_by(|(a, best_a), (b, best_b)| {
+            let fuller = self.fullness(a).cmp(self.fullness(b));
+            fuller.then(best_a.cmp(best_b))
+        });
+        best.map(|(_, score)| score.3)
+    }
+
+    fn fullness<'t>(&'t self, leaf: &'t Leaf) -> impl Iterator<Item = u64> + 't {
+        leaf.branches.iter().map(|branch| self.tasks[*branch])
+    }
+
+    fn placed(&mut self, slot: Slot, before: Score, after: Option<Score>) {
+        self.fill(slot, 1);
+        let home = self.homes[slot as usize] as usize;
+        let nodes = &mut self.leaves[home].nodes;
+        nodes.remove(&before);
+        nodes.extend(after);
+    }
 }

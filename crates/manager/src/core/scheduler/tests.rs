@@ -174,6 +174,104 @@ fn spread_preferences_balance_branches_before_nodes() {
 }
 
 #[test]
+fn spread_preferences_nest() {
+    let mut world = World::new(&["n1", "n2", "n3", "n4", "n5"]);
+    for (name, zone, rack) in [
+        ("n1", "east", "1"),
+        ("n2", "east", "1"),
+        ("n3", "east", "2"),
+        ("n4", "west", "1"),
+        ("n5", "west", "1"),
+    ] {
+        world.change_node(name, |spec| {
+            let labels = &mut spec.annotations.labels;
+            labels.insert("zone".into(), zone.into());
+            labels.insert("rack".into(), rack.into());
+        });
+    }
+    let mut spec = service("web", 8);
+    spec.task.placement.spread = vec!["node.labels.zone".into(), "node.labels.rack".into()];
+    let id = world.create(spec);
+    world.settle();
+    let counts: Vec<_> = spread(&world, &id).into_iter().map(|(_, n)| n).collect();
+    assert_eq!(counts, [1, 1, 2, 2, 2]);
+}
+
+#[test]
+fn more_tasks_than_one_plan_holds_are_placed_evenly_and_no_service_starves() {
+    let names: Vec<String> = (0..10).map(|n| format!("n{n}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut world = World::new(&names);
+    world.unaudited = true;
+    // It comes first and finds no node at all.
+    let mut nowhere = service("nowhere", 2_500);
+    nowhere.task.placement.constraints = vec!["node.id==x".into()];
+    let nowhere = world.create(nowhere);
+    let large = world.create(service("large", 2_500));
+    let small = world.create(service("small", 10));
+    while world.pass() {}
+    let placed = |id| {
+        let tasks = world.state.tasks_of_service(id);
+        tasks.filter(|task| task.node.is_some()).count()
+    };
+    assert_eq!(
+        (placed(&nowhere), placed(&large), placed(&small)),
+        (0, 2_500, 10)
+    );
+    for (_, tasks) in spread(&world, &large) {
+        assert_eq!(tasks, 250);
+    }
+    for (_, tasks) in spread(&world, &small) {
+        assert_eq!(tasks, 1);
+    }
+    let waiting = world.runnable(&nowhere);
+    let why = "no suitable node (scheduling constraints not satisfied on 10 nodes)";
+    assert!(waiting.iter().all(|task| task.status.err == why));
+}
+
+#[test]
+fn an_explanation_names_everything_that_speaks_against_each_node() {
+    let mut world = World::new(&["n1", "n2", "n3"]);
+    world.change_node("n2", |spec| spec.availability = Availability::Pause);
+    let mut spec = service("web", 3);
+    spec.task.placement.constraints = vec!["node.hostname!=n3".into()];
+    spec.task.placement.max_replicas = 1;
+    spec.task.resources.reservations.nano_cpus = 3_000_000_000;
+    let id = world.create(spec);
+    world.settle();
+    let explained = super::explain(&world.state, &id, world.now).unwrap();
+    let lines: Vec<_> = explained
+        .nodes
+        .iter()
+        .map(|node| {
+            format!(
+                "{} {}: {}",
+                node.hostname,
+                node.service_tasks,
+                node.reasons.join("; ")
+            )
+        })
+        .collect();
+    expect_test::expect![[r#"
+        n1 1: insufficient resources: 3 CPUs wanted, 1 of 4 free; max replicas per node limit exceed: 1 of 1
+        n2 0: the node is paused
+        n3 0: scheduling constraints not satisfied: node.hostname!=n3"#]]
+    .assert_eq(&lines.join("\n"));
+    let verdict = "no suitable node (1 node not available for new tasks; insufficient resources on 1 node; scheduling \
+                   constraints not satisfied on 1 node)";
+    assert_eq!(explained.verdict, verdict);
+    assert_eq!(explained.waiting.len(), 2);
+    assert!(explained.waiting.iter().all(|(_, why)| why == verdict));
+    world.change_node("n2", |spec| spec.availability = Availability::Active);
+    let explained = super::explain(&world.state, &id, world.now).unwrap();
+    let next: Vec<_> = explained.nodes.iter().map(|node| node.next).collect();
+    assert_eq!(
+        (next, explained.verdict.as_str()),
+        (vec![false, true, false], "")
+    );
+}
+
+#[test]
 fn a_node_on_which_tasks_keep_failing_is_avoided() {
     let mut world = World::new(&["n1", "n2"]);
     world

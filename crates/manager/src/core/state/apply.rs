@@ -262,7 +262,8 @@ impl State {
                 self.tasks_by_node.remove(&(node.clone(), task.id.clone()));
             }
             if waits(&task) && new.is_none_or(|new| new.status.state != task.status.state) {
-                self.waiting.remove(&(task.status.state, task.id.clone()));
+                let key = (task.status.state, task.service.clone(), task.id.clone());
+                self.waiting.remove(&key);
             }
         }
         if let Some(task) = new {
@@ -277,8 +278,8 @@ impl State {
                     .insert((node.clone(), task.id.clone()), ());
             }
             if waits(&task) && old.is_none_or(|old| old.status.state != task.status.state) {
-                self.waiting
-                    .insert((task.status.state, task.id.clone()), ());
+                let key = (task.status.state, task.service.clone(), task.id.clone());
+                self.waiting.insert(key, ());
             }
         }
     }

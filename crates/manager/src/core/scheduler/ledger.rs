@@ -1,0 +1,323 @@
+//! What the nodes carry, kept in step with the state task by task.
+//!
+//! The ledger is a function of the nodes and tasks of a state and of nothing else; that it follows events instead of being
+//! counted anew in each pass is what keeps a placement as cheap with ten thousand nodes as with a hundred.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use shoal_api::{
+    NodeId, ServiceId, TaskState, Timestamp,
+    object::{Node, Task},
+    spec::{GenericResource, Protocol, PublishMode, Resources},
+};
+
+use crate::core::state::{Event, LogIndex, State};
+
+/// Place of a node among all nodes in the order of their ids.
+pub(super) type Slot = u32;
+/// A service at a version of its spec.
+type Group = (ServiceId, u64);
+
+/// A node with what is taken of it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct NodeInfo {
+    /// The node.
+    pub node: Arc<Node>,
+    /// Reserved by its tasks; may exceed what a node that has shrunk has.
+    pub used_nano_cpus: u128,
+    /// Likewise, bytes.
+    pub used_memory_bytes: u128,
+    /// Units of generic resources that are reserved, by kind.
+    pub used_generic: BTreeMap<String, u64>,
+    /// Tasks on it that are meant to run.
+    pub active: u64,
+    /// Host-mode ports, with the number of tasks that have them.
+    pub host_ports: BTreeMap<(Protocol, u16), u32>,
+}
+
+impl NodeInfo {
+    fn new(node: Arc<Node>) -> Self {
+        Self {
+            used_nano_cpus: 0,
+            used_memory_bytes: 0,
+            used_generic: BTreeMap::new(),
+            active: 0,
+            host_ports: BTreeMap::new(),
+            node,
+        }
+    }
+
+    /// Billionths of a CPU that are not reserved.
+    pub(super) fn free_nano_cpus(&self) -> u128 {
+        u128::from(self.node.description.resources.nano_cpus).saturating_sub(self.used_nano_cpus)
+    }
+
+    /// Bytes that are not reserved.
+    pub(super) fn free_memory_bytes(&self) -> u128 {
+        u128::from(self.node.description.resources.memory_bytes)
+            .saturating_sub(self.used_memory_bytes)
+    }
+
+    fn add(&mut self, task: &Task) {
+        let reserved = &task.spec.resources.reservations;
+        self.used_nano_cpus += u128::from(reserved.nano_cpus);
+        self.used_memory_bytes += u128::from(reserved.memory_bytes);
+        for (kind, amount) in &reserved.generic {
+            *self.used_generic.entry(kind.clone()).or_default() += units(amount);
+        }
+        for port in host_ports(task) {
+            *self.host_ports.entry(port).or_default() += 1;
+        }
+        self.active += u64::from(is_active(task));
+    }
+
+    fn remove(&mut self, task: &Task) {
+        let reserved = &task.spec.resources.reservations;
+        self.used_nano_cpus -= u128::from(reserved.nano_cpus);
+        self.used_memory_bytes -= u128::from(reserved.memory_bytes);
+        for (kind, amount) in &reserved.generic {
+            if let Some(used) = self.used_generic.get_mut(kind) {
+                *used -= units(amount);
+                if *used == 0 {
+                    self.used_generic.remove(kind);
+                }
+            }
+        }
+        for port in host_ports(task) {
+            if let Some(holders) = self.host_ports.get_mut(&port) {
+                *holders -= 1;
+                if *holders == 0 {
+                    self.host_ports.remove(&port);
+                }
+            }
+        }
+        self.active -= u64::from(is_active(task));
+    }
+}
+
+fn host_ports(task: &Task) -> BTreeSet<(Protocol, u16)> {
+    let ports = task.ports.iter().chain(&task.status.host_ports);
+    let host = ports.filter(|port| port.mode == PublishMode::Host && port.published != 0);
+    host.map(|port| (port.protocol, port.published)).collect()
+}
+
+fn is_active(task: &Task) -> bool {
+    task.desired_state <= TaskState::Complete
+}
+
+/// Whether a task takes something of its node: from the moment it is sent there until it has ended, whatever is wanted
+/// of it.
+fn takes_room(task: &Task) -> bool {
+    (TaskState::Assigned..=TaskState::Running).contains(&task.status.state)
+}
+
+fn has_failed(task: &Task) -> bool {
+    matches!(task.status.state, TaskState::Failed | TaskState::Rejected)
+}
+
+/// Units of a generic resource; names count as one each.
+pub(super) fn units(amount: &GenericResource) -> u64 {
+    match amount {
+        GenericResource::Discrete(units) => *units,
+        GenericResource::Named(names) => names.len() as u64,
+    }
+}
+
+/// Units of a kind that a node has.
+pub(super) fn units_of(resources: &Resources, kind: &str) -> u64 {
+    resources.generic.get(kind).map_or(0, units)
+}
+
+/// All nodes with what they carry.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Ledger {
+    /// The state that it is in step with.
+    index: LogIndex,
+    /// By slot: nodes in the order of their ids.
+    nodes: Vec<NodeInfo>,
+    slots: BTreeMap<NodeId, Slot>,
+    /// All nodes, those with the fewest active tasks first.
+    order: BTreeSet<(u64, Slot)>,
+    /// Active tasks of each service by node.
+    services: BTreeMap<ServiceId, BTreeMap<Slot, u64>>,
+    /// When tasks failed, by node, oldest first.
+    failures: BTreeMap<Group, BTreeMap<Slot, Vec<Timestamp>>>,
+}
+
+impl Ledger {
+    /// Counts what the nodes of a state carry.
+    pub(super) fn of(state: &State) -> Self {
+        let nodes: Vec<_> = state.nodes().map(|n| NodeInfo::new(n.clone())).collect();
+        let slots = nodes.iter().zip(0..);
+        let mut ledger = Self {
+            index: state.index(),
+            slots: slots
+                .map(|(info, slot)| (info.node.id.clone(), slot))
+                .collect(),
+            order: (0..).take(nodes.len()).map(|slot| (0, slot)).collect(),
+            nodes,
+            services: BTreeMap::new(),
+            failures: BTreeMap::new(),
+        };
+        for task in state.tasks() {
+            ledger.enter(task);
+        }
+        ledger
+    }
+
+    /// Whether it is in step with a state.
+    pub(super) fn is_of(&self, state: &State) -> bool {
+        self.index == state.index()
+    }
+
+    /// Follows an event on the way to `state`; `false` is a change that it cannot follow.
+    pub(super) fn follow(&mut self, state: &State, event: &Event) -> bool {
+        self.index = state.index();
+        match event {
+            Event::Task(delta) => {
+                if let Some(old) = &delta.old {
+                    self.strike(old);
+                }
+                if let Some(new) = &delta.new {
+                    self.enter(new);
+                }
+                true
+            }
+            Event::Node(delta) => match (&delta.old, &delta.new) {
+                (Some(_), Some(new)) => {
+                    let slot = self.slots.get(&new.id);
+                    if let Some(info) = slot.and_then(|slot| self.nodes.get_mut(*slot as usize)) {
+                        info.node = new.clone();
+                    }
+                    true
+                }
+                // Slots move.
+                _ => false,
+            },
+            _ => true,
+        }
+    }
+
+    /// Counts a task where it is.
+    pub(super) fn enter(&mut self, task: &Task) {
+        let Some(slot) = self.slot_of(task) else {
+            return;
+        };
+        if takes_room(task) {
+            self.load(slot, |info| info.add(task));
+            if is_active(task) {
+                let of_service = self.services.entry(task.service.clone()).or_default();
+                *of_service.entry(slot).or_default() += 1;
+            }
+        } else if has_failed(task) {
+            let group = (task.service.clone(), task.spec_version);
+            let times = self.failures.entry(group).or_default();
+            let times = times.entry(slot).or_default();
+            let place = times.partition_point(|at| *at <= task.status.at);
+            times.insert(place, task.status.at);
+        }
+    }
+
+    /// Takes back what [`Self::enter`] counted.
+    pub(super) fn strike(&mut self, task: &Task) {
+        let Some(slot) = self.slot_of(task) else {
+            return;
+        };
+        if takes_room(task) {
+            self.load(slot, |info| info.remove(task));
+            if is_active(task)
+                && let Some(of_service) = self.services.get_mut(&task.service)
+                && let Some(tasks) = of_service.get_mut(&slot)
+            {
+                *tasks -= 1;
+                if *tasks == 0 {
+                    of_service.remove(&slot);
+                }
+                if of_service.is_empty() {
+                    self.services.remove(&task.service);
+                }
+            }
+        } else if has_failed(task) {
+            let group = (task.service.clone(), task.spec_version);
+            let Some(nodes) = self.failures.get_mut(&group) else {
+                return;
+            };
+            if let Some(times) = nodes.get_mut(&slot) {
+                if let Ok(place) = times.binary_search(&task.status.at) {
+                    times.remove(place);
+                }
+                if times.is_empty() {
+                    nodes.remove(&slot);
+                }
+            }
+            if nodes.is_empty() {
+                self.failures.remove(&group);
+            }
+        }
+    }
+
+    fn slot_of(&self, task: &Task) -> Option<Slot> {
+        let node = task.node.as_ref()?;
+        self.slots.get(node).copied()
+    }
+
+    fn load(&mut self, slot: Slot, change: impl FnOnce(&mut NodeInfo)) {
+        let info = &mut self.nodes[slot as usize];
+        let before = info.active;
+        change(info);
+        if info.active != before {
+            let after = info.active;
+            self.order.remove(&(before, slot));
+            self.order.insert((after, slot));
+        }
+    }
+
+    /// The slot of a node.
+    pub(super) fn slot(&self, node: &NodeId) -> Option<Slot> {
+        self.slots.get(node).copied()
+    }
+
+    /// The node at a slot.
+    pub(super) fn info(&self, slot: Slot) -> &NodeInfo {
+        &self.nodes[slot as usize]
+    }
+
+    /// All nodes in the order of their ids.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Slot, &NodeInfo)> {
+        (0..).zip(&self.nodes)
+    }
+
+    /// Active tasks of a service on a node.
+    pub(super) fn tasks_of(&self, service: &ServiceId, slot: Slot) -> u64 {
+        let of_service = self.services.get(service);
+        let tasks = of_service.and_then(|nodes| nodes.get(&slot));
+        tasks.copied().unwrap_or(0)
+    }
+
+    /// The nodes with active tasks of a service, and how many.
+    pub(super) fn nodes_of(&self, service: &ServiceId) -> impl Iterator<Item = (Slot, u64)> {
+        let nodes = self.services.get(service).into_iter().flatten();
+        nodes.map(|(slot, tasks)| (*slot, *tasks))
+    }
+
+    /// The first node with at least so many active tasks, in the order of both.
+    pub(super) fn fewest_from(&self, from: (u64, Slot)) -> impl Iterator<Item = (u64, Slot)> {
+        self.order.range(from..).copied()
+    }
+
+    /// The nodes on which tasks of a group failed since `from`, and how often.
+    pub(super) fn failures_since(
+        &self,
+        group: &Group,
+        from: Timestamp,
+    ) -> impl Iterator<Item = (Slot, usize)> {
+        let nodes = self.failures.get(group).into_iter().flatten();
+        nodes.map(move |(slot, times)| {
+            let old = times.partition_point(|at| *at <= from);
+            (*slot, times.len() - old)
+        })
+    }
+}
