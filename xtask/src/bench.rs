@@ -6,6 +6,7 @@
 
 mod containers;
 mod docker;
+mod scheduler;
 mod services;
 
 use std::{
@@ -38,7 +39,9 @@ pub(crate) struct Bench {
 
 /// Every pair, subject by subject.
 fn pairs() -> impl Iterator<Item = &'static Pair> {
-    [containers::PAIRS, services::PAIRS].into_iter().flatten()
+    [containers::PAIRS, services::PAIRS, scheduler::PAIRS]
+        .into_iter()
+        .flatten()
 }
 
 /// Runs the named pairs, or all.

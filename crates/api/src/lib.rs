@@ -5,6 +5,7 @@
 
 pub mod build;
 pub mod container;
+pub mod explain;
 pub mod id;
 pub mod image;
 pub mod network;

@@ -23,6 +23,7 @@ mod run;
 mod service;
 mod service_flags;
 mod service_logs;
+mod service_more;
 mod service_parts;
 mod service_update;
 mod stack;

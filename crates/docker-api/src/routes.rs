@@ -9,6 +9,7 @@ mod networks;
 mod nodes;
 mod secrets;
 mod services;
+mod shoal;
 mod swarm;
 mod system;
 mod tasks;
@@ -41,6 +42,7 @@ pub(crate) async fn answer(api: &Api, mut call: Call) -> ApiResult<Reply> {
         ["swarm", ..] => swarm::answer(api, call, &path).await,
         ["nodes", ..] => nodes::answer(api, call, &path).await,
         ["services", ..] => services::answer(api, call, &path).await,
+        ["shoal", ..] => shoal::answer(api, call, &path).await,
         ["tasks", ..] => tasks::answer(api, call, &path).await,
         ["secrets", ..] => secrets::answer(api, call, &path).await,
         ["configs", ..] => configs::answer(api, call, &path).await,

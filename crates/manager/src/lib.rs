@@ -7,6 +7,7 @@ pub mod io;
 
 pub use crate::core::{
     control::{Decision, Intent, Spec},
+    scheduler::explain,
     state::{Event, State},
     validate::{Refusal, RefusalKind},
 };

@@ -4,7 +4,7 @@ use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::{ListArgs, image, service_flags, service_logs, service_update, task};
+use super::{ListArgs, image, service_flags, service_logs, service_more, service_update, task};
 use crate::{
     client::{Client, Target, is_not_found},
     image_ref,
@@ -17,6 +17,8 @@ use crate::{
 #[derive(Subcommand)]
 pub(crate) enum Command {
     Create(Box<service_flags::Create>),
+    Explain(service_more::Explain),
+    History(service_more::History),
     Inspect(Inspect),
     Logs(service_logs::Logs),
     /// List services
@@ -65,6 +67,9 @@ pub(crate) struct Remove {
 #[derive(Args)]
 pub(crate) struct Rollback {
     service: String,
+    /// Go back to this revision (see 'shoal service history') instead of the one before
+    #[arg(long, value_name = "REVISION")]
+    to: Option<u64>,
     #[command(flatten)]
     wait: Wait,
 }
@@ -105,6 +110,8 @@ impl Command {
     pub(crate) async fn run(self, client: &Client) -> Result<()> {
         match self {
             Self::Create(args) => args.run(client).await,
+            Self::Explain(args) => args.run(client).await,
+            Self::History(args) => args.run(client).await,
             Self::Inspect(args) => inspect(args, client).await,
             Self::Logs(args) => args.run(client).await,
             Self::Ls(args) => {
@@ -123,7 +130,18 @@ impl Command {
                 let service = client
                     .get(Target::new("/services/{}", &[&args.service]))
                     .await?;
-                update(&service, service["Spec"].clone(), true, None, client).await?;
+                match args.to {
+                    None => {
+                        update(&service, service["Spec"].clone(), true, None, client).await?;
+                    }
+                    Some(to) => {
+                        let id = text(&service, "/ID");
+                        let target = Target::new("/shoal/services/{}/rollback", &[id])
+                            .arg("version", number(&service, "/Version/Index"))
+                            .arg("to", to);
+                        client.post(target, Value::Null).await?;
+                    }
+                }
                 output::line(&args.service);
                 args.wait.done(text(&service, "/ID"), client).await
             }

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use shoal_api::{
     ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId,
     container::{Event, LogLine, LogQuery},
+    explain::Explanation,
     object::{Cluster, Config, Network, Node, Secret, Service, Task},
     spec::{Availability, ClusterSpec, ConfigSpec, NetworkSpec, NodeSpec, SecretSpec, ServiceSpec},
 };
@@ -234,6 +235,19 @@ pub trait ClusterBackend: Send + Sync + 'static {
     }
     /// Makes one. Credentials for the image are in the spec.
     async fn service_create(&self, spec: ServiceSpec) -> ApiResult<CreatedService>;
+    /// Gives it the spec of an earlier revision, or the one before; answers warnings.
+    async fn service_rollback(
+        &self,
+        _id: &ServiceId,
+        _version: u64,
+        _to: Option<u64>,
+    ) -> ApiResult<Vec<String>> {
+        Err(ApiError::not_implemented("going back to earlier revisions"))
+    }
+    /// Says for every node why its next task could run there or not.
+    async fn service_explain(&self, _id: &ServiceId) -> ApiResult<Explanation> {
+        Err(ApiError::not_implemented("explaining placements"))
+    }
     /// Replaces its spec, or with `rollback` ignores the given one and goes back to the previous; answers warnings.
     async fn service_update(
         &self,

@@ -65,7 +65,8 @@ fn slots(state: &State, broken: &mut Vec<String>) {
         };
         for ((slot, _), tasks) in slots {
             let versions: BTreeSet<_> = tasks.iter().map(|task| task.spec_version).collect();
-            let replaced = versions.len() > 1
+            // Of the same version, they are the one that leaves its node and its replacement.
+            let replaced = (versions.len() > 1 || tasks.len() == 2)
                 && (start_first(&service.spec.update)
                     || start_first(&service.spec.rollback)
                     || service

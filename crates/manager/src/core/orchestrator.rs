@@ -9,6 +9,7 @@ mod enforce;
 mod fleet;
 mod global;
 mod job;
+mod leave;
 mod reap;
 mod replicated;
 mod restart;

@@ -25,7 +25,7 @@ use super::{
     state::{Event, State},
 };
 
-pub use explain::{Explanation, NodeVerdict, explain};
+pub use explain::explain;
 
 use filter::TaskNeeds;
 use ledger::Ledger;

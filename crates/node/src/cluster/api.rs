@@ -5,8 +5,9 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use shoal_api::{
-    ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskState,
+    ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskState, Timestamp,
     container::LogQuery,
+    explain::Explanation,
     id::InvalidId,
     object::{Config, Network, NodeState, Object, ObjectKey, Secret, Service, Task},
     spec::{ClusterSpec, ConfigSpec, NetworkSpec, NodeSpec, SecretSpec, ServiceSpec},
@@ -18,7 +19,7 @@ use shoal_docker_api::backend::{
     TaskLogLine, TaskSelection,
 };
 use shoal_manager::{
-    Intent, Manager, Refusal, Spec, State, WriteError, core::orchestrator::is_dirty,
+    Intent, Manager, Refusal, Spec, State, WriteError, core::orchestrator::is_dirty, explain,
 };
 
 use super::{ClusterError, ClusterNode, Init, Place};
@@ -356,6 +357,23 @@ impl ClusterBackend for ClusterNode {
         };
         self.write(intent).await?;
         Ok(Vec::new())
+    }
+
+    async fn service_rollback(
+        &self,
+        id: &ServiceId,
+        version: u64,
+        to: Option<u64>,
+    ) -> ApiResult<Vec<String>> {
+        let key = ObjectKey::Service(id.clone());
+        self.write(Intent::Rollback { key, version, to }).await?;
+        Ok(Vec::new())
+    }
+
+    async fn service_explain(&self, id: &ServiceId) -> ApiResult<Explanation> {
+        let state = self.latest().await?;
+        explain(&state, id, Timestamp::now())
+            .ok_or_else(|| ApiError::not_found(format!("service {id} not found")))
     }
 
     async fn service_remove(&self, id: &ServiceId) -> ApiResult<()> {

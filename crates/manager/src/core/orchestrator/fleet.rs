@@ -8,7 +8,10 @@ use shoal_api::{
     spec::{EndpointSpec, PortConfig, PublishMode, TaskSpec},
 };
 
-use super::TASKS_PER_PLAN_MAX;
+use super::{
+    TASKS_PER_PLAN_MAX,
+    leave::{self, Leaving},
+};
 use crate::core::{
     allocator::publishes_ingress,
     depends::{Gate, gate},
@@ -32,6 +35,8 @@ pub(super) struct Entry {
     pub(super) task: Arc<Task>,
     /// Whether it is of an older spec, in a way that matters.
     pub(super) dirty: bool,
+    /// Whether its node should not carry it any more.
+    pub(super) leaves: bool,
     fate: Fate,
 }
 
@@ -53,6 +58,11 @@ impl Entry {
     pub(super) fn runs(&self) -> bool {
         self.task.desired_state == TaskState::Running
             && self.task.status.state == TaskState::Running
+    }
+
+    /// Whether another task of its slot is to take its place.
+    pub(super) fn is_stale(&self) -> bool {
+        self.dirty || self.leaves
     }
 
     /// Raises the desired state; it never goes down.
@@ -89,6 +99,8 @@ pub(super) struct Fleet<'a, 'c> {
     pub(super) slots: BTreeMap<SlotKey, Vec<Entry>>,
     /// The service as the plan changes it, if it does.
     pub(super) changed_service: Option<Service>,
+    /// What may be done about tasks on nodes that they should leave.
+    pub(super) leaving: Leaving,
     /// What must be so before tasks start.
     pub(super) gate: Gate,
     cx: &'a mut Ctx<'c>,
@@ -107,9 +119,11 @@ impl<'a, 'c> Fleet<'a, 'c> {
             };
             let node = task.node.as_ref().and_then(|node| state.node(node));
             let dirty = dirt.of(service, task, node.map(AsRef::as_ref));
+            let footing = node_footing(node.map(AsRef::as_ref), task);
             slots.entry(key).or_default().push(Entry {
                 task: task.clone(),
                 dirty,
+                leaves: leave::leaves(task, footing),
                 fate: Fate::Kept,
             });
         }
@@ -123,6 +137,7 @@ impl<'a, 'c> Fleet<'a, 'c> {
             now,
             slots,
             changed_service: None,
+            leaving: Leaving::AT_ONCE,
             gate: gate(state, service, now),
             cx,
             plan: Plan::default(),
@@ -182,6 +197,7 @@ impl<'a, 'c> Fleet<'a, 'c> {
         let entry = Entry {
             task: Arc::new(task),
             dirty: false,
+            leaves: false,
             fate: Fate::Created,
         };
         self.slots.entry(slot.clone()).or_default().push(entry);
@@ -194,13 +210,8 @@ impl<'a, 'c> Fleet<'a, 'c> {
 
     /// Whether the node of a task still carries it.
     pub(super) fn footing(&self, task: &Task) -> Footing {
-        let Some(node) = &task.node else {
-            return Footing::Firm;
-        };
-        match self.state.node(node) {
-            None => Footing::Lost,
-            Some(node) => super::enforce::footing(node, task),
-        }
+        let node = task.node.as_ref().and_then(|node| self.state.node(node));
+        node_footing(node.map(AsRef::as_ref), task)
     }
 
     /// Whether a task has ended as far as anybody can know.
@@ -224,7 +235,10 @@ impl<'a, 'c> Fleet<'a, 'c> {
     }
 
     fn settle_slot(&mut self, slot: &mut [Entry]) {
-        if let Some(heir) = slot.iter().position(|entry| !entry.dirty && entry.runs()) {
+        if let Some(heir) = slot
+            .iter()
+            .position(|entry| !entry.is_stale() && entry.runs())
+        {
             for (_, entry) in slot
                 .iter_mut()
                 .enumerate()
@@ -238,7 +252,7 @@ impl<'a, 'c> Fleet<'a, 'c> {
         // A task of an older spec beside it is one that start-first keeps until its replacement runs.
         let current = slot
             .iter()
-            .filter(|entry| entry.is_runnable() && !entry.dirty)
+            .filter(|entry| entry.is_runnable() && !entry.is_stale())
             .count();
         let next = slot
             .iter()
@@ -307,6 +321,15 @@ impl<'a, 'c> Fleet<'a, 'c> {
             }
         }
         plan
+    }
+}
+
+/// Whether a node, if it is there, still carries a task.
+fn node_footing(node: Option<&Node>, task: &Task) -> Footing {
+    match node {
+        Some(node) => super::enforce::footing(node, task),
+        None if task.node.is_none() => Footing::Firm,
+        None => Footing::Lost,
     }
 }
 

@@ -6,7 +6,10 @@ use shoal_api::{
     spec::{Availability, RestartCondition},
 };
 
-use super::fleet::{Birth, Fleet, Footing, SlotKey};
+use super::{
+    fleet::{Birth, Fleet, Footing, SlotKey},
+    restart::rest_after,
+};
 use crate::core::scheduler::constraint::node_fits;
 
 /// Keeps at most `max_concurrent` tasks at work until `total` slots have completed in this run.
@@ -131,8 +134,10 @@ fn start(fleet: &mut Fleet<'_, '_>, key: &SlotKey, attempts: u64) {
             entry.desire(TaskState::Shutdown);
         }
     }
-    let delay = fleet.service.spec.task.restart.delay;
-    let start_after = (attempts > 0).then(|| fleet.now + delay);
+    let policy = &fleet.service.spec.task.restart;
+    let last = fleet.slots.get(key).and_then(|slot| slot.last());
+    let rest = last.map_or(policy.delay, |last| rest_after(policy, &last.task));
+    let start_after = (attempts > 0).then(|| fleet.now + rest);
     fleet.create(
         key,
         Birth {

@@ -6,11 +6,13 @@ use shoal_api::{NodeId, TaskState};
 
 use super::{
     fleet::{Birth, Entry, Fleet, SlotKey},
+    leave::{self, Leaving},
     restart, update,
 };
 
 /// Brings a replicated service to `replicas` slots of the current spec.
 pub(super) fn reconcile(fleet: &mut Fleet<'_, '_>, replicas: u64) {
+    fleet.leaving = Leaving::by(fleet.service.spec.update, leave::moving(fleet));
     for key in runnable_slots(fleet) {
         restart::reconcile_slot(fleet, &key);
     }

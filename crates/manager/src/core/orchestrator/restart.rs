@@ -3,18 +3,25 @@
 //! The policy is about ends: condition, delay, attempts, window. A lost or drained node is none: the task is placed again
 //! at once, whatever the policy says, and no attempt is counted.
 
+use std::time::Duration;
+
 use shoal_api::{
     TaskState, Timestamp,
     object::Task,
     spec::{RestartCondition, RestartPolicy},
 };
 
-use super::fleet::{Birth, Entry, Fleet, Footing, SlotKey};
+use super::{
+    fleet::{Birth, Entry, Fleet, Footing, SlotKey},
+    leave,
+};
 
 /// What becomes of a task.
 enum Judgement {
     /// It stays as it is.
     Stay,
+    /// Its node should not carry it any more; it stays until its replacement runs, or until then.
+    Accompany(Option<Timestamp>),
     /// It is replaced, but not before this time.
     Later(Timestamp),
     /// It is replaced.
@@ -32,9 +39,22 @@ pub(super) fn reconcile_slot(fleet: &mut Fleet<'_, '_>, key: &SlotKey) {
         if !entry.is_runnable() {
             continue;
         }
-        let has_heir = entry.dirty && slot.iter().any(|other| other.is_runnable() && !other.dirty);
+        let has_heir = entry.is_stale()
+            && slot
+                .iter()
+                .any(|other| other.is_runnable() && !other.is_stale());
         let birth = match judge(fleet, slot, entry) {
             Judgement::Stay => continue,
+            Judgement::Accompany(deadline) => {
+                if let Some(at) = deadline {
+                    fleet.wake(at);
+                }
+                if !has_heir && fleet.has_room() {
+                    fleet.leaving.take();
+                    fleet.create(key, Birth::NOW);
+                }
+                continue;
+            }
             Judgement::Later(_) | Judgement::Replace(_) if has_heir => None,
             Judgement::Later(at) => {
                 fleet.wake(at);
@@ -46,6 +66,9 @@ pub(super) fn reconcile_slot(fleet: &mut Fleet<'_, '_>, key: &SlotKey) {
             }
             Judgement::Replace(birth) => Some(birth),
         };
+        if fleet.slots[key][place].leaves {
+            fleet.leaving.take();
+        }
         let slot = fleet.slots.get_mut(key).expect("it was there above");
         slot[place].desire(TaskState::Shutdown);
         if let Some(birth) = birth {
@@ -61,6 +84,22 @@ fn judge(fleet: &Fleet<'_, '_>, slot: &[Entry], entry: &Entry) -> Judgement {
     } else {
         0
     };
+    if entry.leaves {
+        let deadline = leave::deadline(fleet, task);
+        let patient = deadline.is_none_or(|deadline| deadline > fleet.now);
+        let has_heir = slot
+            .iter()
+            .any(|other| other.is_runnable() && !other.is_stale());
+        let may_move = has_heir || fleet.leaving.has_room();
+        // What does not run yet is of no use to anybody where it is.
+        if patient && entry.runs() && (fleet.leaving.start_first || !may_move) {
+            return match (deadline, may_move) {
+                (Some(at), false) => Judgement::Later(at),
+                (None, false) => Judgement::Stay,
+                (deadline, true) => Judgement::Accompany(deadline),
+            };
+        }
+    }
     let lost = task.status.state == TaskState::Orphaned
         || (!task.status.state.is_terminal() && fleet.footing(task) != Footing::Firm);
     if lost {
@@ -82,13 +121,40 @@ fn judge(fleet: &Fleet<'_, '_>, slot: &[Entry], entry: &Entry) -> Judgement {
     if let Some(at) = task.start_after.filter(|at| *at > fleet.now) {
         return Judgement::Later(at);
     }
-    let start_after = Some(fleet.now + policy.delay);
+    let start_after = Some(fleet.now + rest_after(policy, task));
     Judgement::Replace(Birth {
         attempts: attempts + 1,
         start_after,
         ..Birth::NEXT
     })
 }
+
+/// How long a slot rests after a task of it has ended.
+///
+/// With back-off each rest is twice the one before, which is that between the task's birth and its start; a task that has
+/// run longer than the longest rest was no part of a crash loop.
+pub(super) fn rest_after(policy: &RestartPolicy, ended: &Task) -> Duration {
+    if !policy.backoff {
+        return policy.delay;
+    }
+    let first = policy.delay.clamp(BACKOFF_MIN, BACKOFF_MAX);
+    let ran = ended
+        .status
+        .running_since
+        .map_or(Duration::ZERO, |since| ended.status.at.since(since));
+    match ended.start_after {
+        Some(start) if ran < BACKOFF_MAX => {
+            let before = start.since(ended.meta.created_at);
+            before.saturating_mul(2).clamp(first, BACKOFF_MAX)
+        }
+        _ => first,
+    }
+}
+
+/// Shortest rest with back-off: without one nothing would grow.
+const BACKOFF_MIN: Duration = Duration::from_secs(1);
+/// Longest rest with back-off.
+const BACKOFF_MAX: Duration = Duration::from_secs(300);
 
 /// Whether a policy's condition holds for an end.
 fn answers(condition: RestartCondition, end: TaskState) -> bool {

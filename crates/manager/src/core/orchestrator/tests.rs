@@ -1,6 +1,7 @@
 //! Stories of services, told by the tasks that are meant to run.
 
 mod depends;
+mod drain;
 mod everywhere;
 mod restart;
 mod update;

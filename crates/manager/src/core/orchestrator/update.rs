@@ -5,10 +5,12 @@
 //! ended early. So any leader can go on with an update at any point. Semantics as in SwarmKit's
 //! `manager/orchestrator/update/updater.go`.
 
+use std::time::Duration;
+
 use shoal_api::{
     TaskId, TaskState, Timestamp,
     object::{Service, UpdateState, UpdateStatus},
-    spec::{FailureAction, RestartCondition, UpdateConfig, UpdateOrder},
+    spec::{FailureAction, RestartCondition, ServiceSpec, UpdateConfig, UpdateOrder},
 };
 
 use super::fleet::{Birth, Entry, Fleet, SlotKey};
@@ -55,11 +57,15 @@ pub(super) fn reconcile(fleet: &mut Fleet<'_, '_>, slots: &[SlotKey]) {
             None,
         );
     }
+    if let Some(at) = survey.deadline {
+        fleet.wake(at);
+    }
     if let Some(blamed) = &survey.blamed
         && config.failure_action != FailureAction::Continue
         && survey.failures as f32 > config.max_failure_ratio * survey.total as f32
     {
-        fail(fleet, blamed, config.failure_action, rolls_back);
+        let blamed = survey.late.as_ref().unwrap_or(blamed);
+        fail(fleet, blamed, &survey, config.failure_action, rolls_back);
         return;
     }
     if survey.waiting.is_empty() && survey.busy == 0 && survey.quiet_at <= fleet.now {
@@ -112,6 +118,10 @@ struct Survey {
     total: usize,
     /// The last new task that ended early.
     blamed: Option<TaskId>,
+    /// A new task that did not run within the progress deadline.
+    late: Option<TaskId>,
+    /// When the next new task will be late.
+    deadline: Option<Timestamp>,
 }
 
 impl Survey {
@@ -138,7 +148,10 @@ fn survey(
         failures: 0,
         total: 0,
         blamed: None,
+        late: None,
+        deadline: None,
     };
+    let patience = progress_deadline(&fleet.service.spec);
     let restarts_always = fleet.service.spec.task.restart.condition == RestartCondition::Any;
     let mut idle = Vec::new();
     let mut blamed_at = Timestamp::ZERO;
@@ -183,7 +196,20 @@ fn survey(
             None => {}
             Some(current) if current.task.status.state > TaskState::Running => {}
             Some(current) => match current.task.status.running_since.filter(|_| current.runs()) {
-                None => survey.busy += 1,
+                None => {
+                    let since = current.task.meta.created_at.max(started_at);
+                    match patience.map(|patience| since + patience) {
+                        Some(at) if at <= fleet.now => {
+                            survey.failures += 1;
+                            survey.blamed = Some(current.task.id.clone());
+                            survey.late = Some(current.task.id.clone());
+                        }
+                        at => {
+                            survey.busy += 1;
+                            survey.deadline = survey.deadline.min(at).or(at);
+                        }
+                    }
+                }
                 Some(since) => {
                     survey.rest(since + config.delay, fleet.now);
                     if config.failure_action != FailureAction::Continue {
@@ -197,6 +223,14 @@ fn survey(
     survey.waiting = idle;
     survey
 }
+
+/// Time that a new task has to run (as Kubernetes' `progressDeadlineSeconds`); `None` is no limit.
+fn progress_deadline(spec: &ServiceSpec) -> Option<Duration> {
+    let patience = spec.progress_deadline.unwrap_or(PROGRESS_DEADLINE);
+    (!patience.is_zero()).then_some(patience)
+}
+
+const PROGRESS_DEADLINE: Duration = Duration::from_secs(600);
 
 /// Whether a new task ended before it ran, or too soon after it began to run.
 fn ended_early(entry: &Entry, config: &UpdateConfig, restarts_always: bool) -> bool {
@@ -227,8 +261,23 @@ fn replace(fleet: &mut Fleet<'_, '_>, key: &SlotKey, order: UpdateOrder) {
 }
 
 /// Pauses or rolls back.
-fn fail(fleet: &mut Fleet<'_, '_>, task: &TaskId, action: FailureAction, rolls_back: bool) {
-    let because = format!("due to failure or early termination of task {task}");
+fn fail(
+    fleet: &mut Fleet<'_, '_>,
+    task: &TaskId,
+    survey: &Survey,
+    action: FailureAction,
+    rolls_back: bool,
+) {
+    let mut because = format!("due to failure or early termination of task {task}");
+    if survey.late.is_some()
+        && let Some(patience) = progress_deadline(&fleet.service.spec)
+    {
+        because += &format!(": it did not run within {} s", patience.as_secs_f64());
+        let status = fleet.state.task(task).map(|task| &task.status);
+        if let Some(status) = status.filter(|status| !status.err.is_empty()) {
+            because += &format!(", {}: {}", status.state, status.err);
+        }
+    }
     if rolls_back {
         set_status(
             fleet,

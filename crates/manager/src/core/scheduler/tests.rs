@@ -261,7 +261,7 @@ fn an_explanation_names_everything_that_speaks_against_each_node() {
                    constraints not satisfied on 1 node)";
     assert_eq!(explained.verdict, verdict);
     assert_eq!(explained.waiting.len(), 2);
-    assert!(explained.waiting.iter().all(|(_, why)| why == verdict));
+    assert!(explained.waiting.iter().all(|task| task.err == verdict));
     world.change_node("n2", |spec| spec.availability = Availability::Active);
     let explained = super::explain(&world.state, &id, world.now).unwrap();
     let next: Vec<_> = explained.nodes.iter().map(|node| node.next).collect();

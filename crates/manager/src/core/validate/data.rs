@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shoal_api::spec::{Annotations, ClusterSpec, ConfigSpec, NodeSpec, SecretSpec};
+use shoal_api::spec::{Annotations, ClusterSpec, ConfigSpec, NodeSpec, SecretSpec, labels};
 
 use super::{Refusal, network::pools};
 
@@ -55,6 +55,8 @@ pub fn data_name(annotations: &Annotations) -> Result<(), Refusal> {
 
 /// Checks a node's spec.
 pub fn node(spec: &NodeSpec) -> Result<(), Refusal> {
+    labels::drain_deadline(&spec.annotations.labels)
+        .map_err(|error| Refusal::invalid(error.to_string()))?;
     if spec.annotations.name.is_empty() {
         Ok(())
     } else {

@@ -163,3 +163,56 @@ fn a_failing_job_is_tried_as_often_as_its_policy_allows() {
     world.advance(60 * SECOND);
     assert_eq!(world.state.tasks_of_service(&id).count(), 3);
 }
+
+#[test]
+fn a_job_keeps_to_its_limit_and_is_run_again_by_force() {
+    let mut world = World::new(&["n1", "n2"]);
+    world
+        .behaviours
+        .insert("demo:1".into(), Behaviour::Exits(SECOND, 0));
+    let mut spec = service("job", 0);
+    spec.mode = ServiceMode::ReplicatedJob {
+        max_concurrent: 2,
+        total_completions: 10,
+    };
+    let id = world.create(spec);
+    let of_run = |world: &World, run: u64, state: TaskState| {
+        let tasks = world.state.tasks_of_service(&id);
+        let tasks = tasks.filter(|task| task.job_iteration == Some(run));
+        tasks.filter(|task| task.status.state == state).count()
+    };
+    let run_through = |world: &mut World, run: u64| {
+        for _ in 0..20 {
+            world.settle();
+            assert!(of_run(world, run, TaskState::Running) <= 2);
+            world.advance(SECOND / 2);
+        }
+        assert_eq!(of_run(world, run, TaskState::Complete), 10);
+    };
+    run_through(&mut world, 0);
+    world.update(&id, |spec| spec.task.force_update += 1);
+    run_through(&mut world, 1);
+    assert_eq!(
+        of_run(&world, 0, TaskState::Complete),
+        0,
+        "the earlier run is gone"
+    );
+}
+
+#[test]
+fn a_global_update_keeps_to_its_parallelism() {
+    for (parallelism, at_once) in [(1, 1), (2, 2), (0, 4)] {
+        let mut world = World::new(&["n1", "n2", "n3", "n4"]);
+        let mut spec = global("agent");
+        spec.update = Some(UpdateConfig {
+            parallelism,
+            delay: SECOND,
+            ..UpdateConfig::default()
+        });
+        let id = world.create(spec);
+        world.settle();
+        image(&mut world, &id, "demo:2");
+        world.settle();
+        assert_eq!(world.stopped.len(), at_once);
+    }
+}

@@ -124,3 +124,54 @@ fn history_is_kept_per_slot() {
         "four old ones and the current one"
     );
 }
+
+#[test]
+fn two_attempts_make_exactly_three_tasks() {
+    let mut world = World::new(&["n1"]);
+    world
+        .behaviours
+        .insert("demo:1".into(), Behaviour::Exits(SECOND, 1));
+    let mut spec = service("web", 1);
+    spec.task.restart = RestartPolicy {
+        condition: RestartCondition::OnFailure,
+        max_attempts: 2,
+        ..RestartPolicy::default()
+    };
+    let id = world.create(spec);
+    world.advance(600 * SECOND);
+    let tasks: Vec<_> = world.state.tasks_of_service(&id).collect();
+    assert_eq!(tasks.len(), 3);
+    let failed =
+        |task: &&std::sync::Arc<shoal_api::object::Task>| task.status.state == TaskState::Failed;
+    assert!(tasks.iter().all(failed));
+}
+
+#[test]
+fn with_back_off_each_rest_is_twice_the_one_before_until_a_task_has_run_long() {
+    let mut world = World::new(&["n1"]);
+    world
+        .behaviours
+        .insert("demo:1".into(), Behaviour::Exits(SECOND, 1));
+    let mut spec = service("web", 1);
+    spec.task.restart.backoff = true;
+    let id = world.create(spec);
+    let rests = |world: &World| {
+        let tasks = world.state.tasks_of_service(&id);
+        let mut tasks: Vec<_> = tasks.filter(|task| task.start_after.is_some()).collect();
+        tasks.sort_by_key(|task| task.meta.created_at);
+        let rest = |task: &&std::sync::Arc<shoal_api::object::Task>| {
+            let start = task.start_after.unwrap();
+            start.since(task.meta.created_at).as_secs()
+        };
+        tasks.iter().map(rest).collect::<Vec<_>>()
+    };
+    world.advance(38 * SECOND);
+    assert_eq!(rests(&world), [5, 10, 20]);
+    world.advance(1_000 * SECOND);
+    assert_eq!(rests(&world), [80, 160, 300, 300, 300]);
+    let behaviour = Behaviour::Exits(400 * SECOND, 1);
+    world.behaviours.insert("demo:1".into(), behaviour);
+    world.advance(1_000 * SECOND);
+    assert_eq!(rests(&world).last(), Some(&5));
+    assert!(rests(&world).contains(&300));
+}

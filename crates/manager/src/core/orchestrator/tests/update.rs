@@ -80,6 +80,171 @@ fn an_update_that_hangs_keeps_the_rest_running() {
 }
 
 #[test]
+fn what_does_not_run_within_the_deadline_has_failed_while_old_tasks_serve() {
+    for (deadline, action, order, expected) in [
+        (
+            None,
+            FailureAction::Pause,
+            UpdateOrder::StartFirst,
+            UpdateState::Paused,
+        ),
+        (
+            Some(90 * SECOND),
+            FailureAction::Pause,
+            UpdateOrder::StartFirst,
+            UpdateState::Paused,
+        ),
+        (
+            Some(90 * SECOND),
+            FailureAction::Rollback,
+            UpdateOrder::StopFirst,
+            UpdateState::RollbackCompleted,
+        ),
+        (
+            Some(90 * SECOND),
+            FailureAction::Continue,
+            UpdateOrder::StopFirst,
+            UpdateState::Updating,
+        ),
+    ] {
+        let (mut world, id) = updatable(
+            3,
+            UpdateConfig {
+                failure_action: action,
+                order,
+                ..UpdateConfig::default()
+            },
+        );
+        world.behaviours.insert("slow:1".into(), Behaviour::Hangs);
+        world.update(&id, |spec| {
+            spec.progress_deadline = deadline;
+            "slow:1".clone_into(&mut spec.task.container.image);
+        });
+        let limit = deadline.unwrap_or(600 * SECOND);
+        world.advance(limit - SECOND);
+        assert_eq!(update_status(&world, &id).unwrap().0, UpdateState::Updating);
+        let serving = if order == UpdateOrder::StartFirst {
+            3
+        } else {
+            2
+        };
+        assert_eq!(world.running(&id), serving);
+        world.advance(60 * SECOND);
+        let (state, message) = update_status(&world, &id).unwrap();
+        assert_eq!(state, expected, "{action:?} {order:?}");
+        if state == UpdateState::Paused {
+            let why = format!(": it did not run within {} s", limit.as_secs());
+            assert!(
+                message.starts_with("update paused due to failure or early termination of task ")
+            );
+            assert!(message.ends_with(&why), "{message}");
+            assert_eq!(world.running(&id), serving);
+        }
+    }
+}
+
+#[test]
+fn a_deadline_of_zero_is_none() {
+    let (mut world, id) = updatable(1, UpdateConfig::default());
+    world.behaviours.insert("slow:1".into(), Behaviour::Hangs);
+    world.update(&id, |spec| {
+        spec.progress_deadline = Some(Duration::ZERO);
+        "slow:1".clone_into(&mut spec.task.container.image);
+    });
+    world.advance(10_000 * SECOND);
+    assert_eq!(update_status(&world, &id).unwrap().0, UpdateState::Updating);
+}
+
+/// What happens while an update to an image that fails goes on: at each second with news how many tasks of the old and of
+/// the new image run, and how the update stands.
+fn trace(action: FailureAction, order: UpdateOrder) -> String {
+    let (mut world, id) = updatable(
+        2,
+        UpdateConfig {
+            failure_action: action,
+            order,
+            delay: 2 * SECOND,
+            monitor: 3 * SECOND,
+            ..UpdateConfig::default()
+        },
+    );
+    world
+        .behaviours
+        .insert("bad:1".into(), Behaviour::Exits(SECOND, 1));
+    image(&mut world, &id, "bad:1");
+    let mut lines = String::new();
+    let mut last = String::new();
+    for second in 0..12 {
+        world.settle();
+        let runs = |image: &str| {
+            let running = world.runnable(&id);
+            let running = running.iter().filter(|task| {
+                task.status.state == TaskState::Running && task.spec.container.image == image
+            });
+            running.count()
+        };
+        let state = update_status(&world, &id).map_or("none", |(state, _)| state.as_str());
+        let line = format!("{} old, {} new, {state}", runs("demo:1"), runs("bad:1"));
+        if line != last {
+            lines += &format!("{second} s: {line}\n");
+            last = line;
+        }
+        world.advance(SECOND);
+    }
+    lines
+}
+
+#[test]
+fn every_failure_action_in_both_orders() {
+    use {FailureAction as A, UpdateOrder as O};
+    let mut traces = String::new();
+    for action in [A::Pause, A::Continue, A::Rollback] {
+        for order in [O::StopFirst, O::StartFirst] {
+            traces += &format!("{action:?} {order:?}\n{}", trace(action, order));
+        }
+    }
+    expect![[r#"
+        Pause StopFirst
+        0 s: 1 old, 1 new, updating
+        1 s: 1 old, 0 new, paused
+        6 s: 1 old, 1 new, paused
+        7 s: 1 old, 0 new, paused
+        Pause StartFirst
+        0 s: 1 old, 1 new, updating
+        1 s: 1 old, 0 new, paused
+        6 s: 1 old, 1 new, paused
+        7 s: 1 old, 0 new, paused
+        Continue StopFirst
+        0 s: 1 old, 1 new, updating
+        1 s: 1 old, 0 new, updating
+        3 s: 0 old, 1 new, updating
+        4 s: 0 old, 0 new, updating
+        6 s: 0 old, 1 new, completed
+        7 s: 0 old, 0 new, completed
+        9 s: 0 old, 1 new, completed
+        10 s: 0 old, 0 new, completed
+        Continue StartFirst
+        0 s: 1 old, 1 new, updating
+        1 s: 1 old, 0 new, updating
+        3 s: 0 old, 1 new, updating
+        4 s: 0 old, 0 new, updating
+        6 s: 0 old, 1 new, completed
+        7 s: 0 old, 0 new, completed
+        9 s: 0 old, 1 new, completed
+        10 s: 0 old, 0 new, completed
+        Rollback StopFirst
+        0 s: 1 old, 1 new, updating
+        1 s: 2 old, 0 new, rollback_started
+        6 s: 2 old, 0 new, rollback_completed
+        Rollback StartFirst
+        0 s: 1 old, 1 new, updating
+        1 s: 2 old, 0 new, rollback_started
+        6 s: 2 old, 0 new, rollback_completed
+    "#]]
+    .assert_eq(&traces);
+}
+
+#[test]
 fn start_first_stops_the_old_task_when_the_new_one_runs() {
     let config = UpdateConfig {
         order: UpdateOrder::StartFirst,

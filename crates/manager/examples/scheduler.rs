@@ -1,0 +1,282 @@
+//! How fast the scheduler places tasks, and what a task that waits costs: `cargo xtask bench scheduler`.
+//!
+//! One core, the scheduler alone: the time is that of its plans and of following the state; applying a plan to the state is
+//! shown beside it. Every case is checked: nothing is overbooked, and no two fitting nodes differ by more than one task of a
+//! service.
+#![expect(clippy::print_stdout, reason = "a benchmark tells what it measured")]
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use shoal_api::{
+    IdSource, NodeId, ServiceId, TaskId, TaskState, Timestamp,
+    object::{
+        Batch, Meta, Node, NodeDescription, NodeState, NodeStatus, Object, Service, Task,
+        TaskStatus,
+    },
+    spec::{NodeRole, NodeSpec, Platform, Resources, ServiceSpec},
+};
+use shoal_manager::core::{
+    reconcile::{Ctx, Reconciler},
+    scheduler::Scheduler,
+    state::State,
+};
+
+const SERVICES: usize = 50;
+const TASKS_PER_SERVICE: usize = 1_000;
+
+/// Ids 1, 2, 3, …
+struct Ids(u128);
+
+impl IdSource for Ids {
+    fn next_bits(&mut self) -> u128 {
+        self.0 += 1;
+        // Spread over the whole range, as random ones are.
+        self.0
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835)
+    }
+}
+
+type Case = (&'static str, fn(&mut ServiceSpec));
+
+const CASES: [Case; 4] = [
+    ("any node", |_| {}),
+    ("a third of the nodes", |spec| {
+        spec.task.placement.constraints = vec!["node.labels.disk==ssd".into()];
+    }),
+    ("spread over zones and racks", |spec| {
+        spec.task.placement.spread = vec!["node.labels.zone".into(), "node.labels.rack".into()];
+    }),
+    ("with reservations", |spec| {
+        spec.task.resources.reservations.memory_bytes = 64 << 20;
+        spec.task.resources.reservations.nano_cpus = 1_000_000;
+    }),
+];
+
+fn main() {
+    println!("{SERVICES} services of {TASKS_PER_SERVICE} tasks");
+    for (name, shape) in CASES {
+        for nodes in [100, 1_000, 10_000] {
+            let mut ids = Ids(0);
+            let mut state = cluster(&mut ids, nodes, shape);
+            let (scheduling, applying) = run(&mut state, &mut ids);
+            check(&state);
+            let placed = (SERVICES * TASKS_PER_SERVICE) as f64;
+            println!(
+                "{name}, {nodes} nodes: {:.0} placements/s, {:.2} µs each; with applying {:.0}/s",
+                placed / scheduling.as_secs_f64(),
+                scheduling.as_secs_f64() * 1e6 / placed,
+                placed / (scheduling + applying).as_secs_f64(),
+            );
+        }
+    }
+    memory();
+}
+
+/// A cluster whose services wait with all their tasks.
+fn cluster(ids: &mut Ids, nodes: usize, shape: fn(&mut ServiceSpec)) -> State {
+    let nodes = (0..nodes).map(|n| Object::Node(node(ids, n)));
+    let mut objects: Vec<Object> = nodes.collect();
+    for n in 0..SERVICES {
+        let mut spec = ServiceSpec::default();
+        spec.annotations.name = format!("service-{n}");
+        spec.task.container.image = "demo:1".into();
+        shape(&mut spec);
+        let service = service((ids as &mut dyn IdSource).next(), spec);
+        let tasks = (1..).take(TASKS_PER_SERVICE);
+        let tasks: Vec<_> = tasks
+            .map(|slot| Object::Task(task((ids as &mut dyn IdSource).next(), &service, slot)))
+            .collect();
+        objects.push(Object::Service(service));
+        objects.extend(tasks);
+    }
+    State::restore(1, objects).expect("nothing contradicts itself")
+}
+
+fn node(ids: &mut Ids, n: usize) -> Node {
+    let id: NodeId = (ids as &mut dyn IdSource).next();
+    let mut node = Node {
+        id,
+        meta: Meta::default(),
+        spec: NodeSpec::default(),
+        description: NodeDescription {
+            hostname: format!("host-{n}"),
+            platform: Platform {
+                os: "linux".into(),
+                architecture: "amd64".into(),
+            },
+            resources: Resources {
+                nano_cpus: 64_000_000_000,
+                memory_bytes: 256 << 30,
+                ..Resources::default()
+            },
+            ..NodeDescription::default()
+        },
+        status: NodeStatus {
+            state: NodeState::Ready,
+            ..NodeStatus::default()
+        },
+        role: NodeRole::Worker,
+        manager: None,
+        availability_since: Timestamp::ZERO,
+    };
+    let labels = &mut node.spec.annotations.labels;
+    let disk = if n.is_multiple_of(3) { "ssd" } else { "disk" };
+    labels.insert("disk".into(), disk.into());
+    labels.insert("zone".into(), format!("zone-{}", n % 3));
+    labels.insert("rack".into(), format!("rack-{}", n % 30));
+    node
+}
+
+fn service(id: ServiceId, spec: ServiceSpec) -> Service {
+    Service {
+        id,
+        meta: Meta::default(),
+        spec: Arc::new(spec),
+        spec_version: 0,
+        previous_spec: None,
+        previous_spec_version: 0,
+        endpoint: None,
+        update_status: None,
+        job: None,
+        revision: 1,
+        history: Vec::new(),
+    }
+}
+
+fn task(id: TaskId, service: &Service, slot: u64) -> Task {
+    Task {
+        id,
+        meta: Meta::default(),
+        service: service.id.clone(),
+        slot,
+        node: None,
+        spec_version: 0,
+        spec: Arc::new(service.spec.task.clone()),
+        service_name: service.spec.annotations.name.as_str().into(),
+        desired_state: TaskState::Running,
+        status: TaskStatus {
+            state: TaskState::Pending,
+            message: "pending task scheduling".into(),
+            ..TaskStatus::default()
+        },
+        networks: Vec::new(),
+        ports: Vec::new(),
+        attempts: 0,
+        start_after: None,
+        job_iteration: None,
+        drained: false,
+    }
+}
+
+/// Schedules until nothing waits; answers the time of the scheduler and that of the state.
+fn run(state: &mut State, ids: &mut Ids) -> (Duration, Duration) {
+    let scheduler = Scheduler::default();
+    let (mut scheduling, mut applying) = (Duration::ZERO, Duration::ZERO);
+    loop {
+        let mut cx = Ctx {
+            now: Timestamp(1),
+            ids,
+        };
+        let began = Instant::now();
+        let plan = scheduler.reconcile(state, &(), &mut cx);
+        scheduling += began.elapsed();
+        if plan.changes.is_empty() {
+            return (scheduling, applying);
+        }
+        let batch = Batch {
+            actor: Scheduler::ACTOR,
+            at: cx.now,
+            changes: plan.changes,
+        };
+        let began = Instant::now();
+        let events = state.apply(state.index() + 1, &batch);
+        let events = events.expect("the scheduler keeps the rules");
+        applying += began.elapsed();
+        let began = Instant::now();
+        for event in &events {
+            scheduler.observe(state, event);
+        }
+        scheduling += began.elapsed();
+    }
+}
+
+/// Checks what was placed where.
+fn check(state: &State) {
+    let mut tasks: BTreeMap<(&ServiceId, &NodeId), usize> = BTreeMap::new();
+    let mut reserved: BTreeMap<&NodeId, u64> = BTreeMap::new();
+    for task in state.tasks() {
+        let node = task.node.as_ref().expect("every task has found a node");
+        *tasks.entry((&task.service, node)).or_default() += 1;
+        *reserved.entry(node).or_default() += task.spec.resources.reservations.memory_bytes;
+    }
+    for node in state.nodes() {
+        let memory = reserved.get(&node.id).copied().unwrap_or(0);
+        assert!(memory <= node.description.resources.memory_bytes);
+    }
+    for service in state.services() {
+        let ssd_only = !service.spec.task.placement.constraints.is_empty();
+        let fits = |node: &&Arc<Node>| !ssd_only || node.spec.annotations.labels["disk"] == "ssd";
+        let counts = state.nodes().filter(fits).map(|node| {
+            let tasks = tasks.get(&(&service.id, &node.id));
+            tasks.copied().unwrap_or(0)
+        });
+        let counts: Vec<usize> = counts.collect();
+        let (min, max) = (counts.iter().min(), counts.iter().max());
+        let apart = max.zip(min).map_or(0, |(max, min)| max - min);
+        assert!(apart <= 1, "nodes differ by {apart} tasks");
+        assert_eq!(counts.iter().sum::<usize>(), TASKS_PER_SERVICE);
+    }
+}
+
+/// Resident bytes per task that waits, of a state that is given nothing else.
+fn memory() {
+    const TASKS: u64 = 200_000;
+    let mut ids = Ids(0);
+    let service = service(
+        (&mut ids as &mut dyn IdSource).next(),
+        ServiceSpec::default(),
+    );
+    let objects = vec![Object::Service(service.clone())];
+    let mut state = State::restore(1, objects).expect("one service contradicts nobody");
+    let before = resident_bytes();
+    let mut slot = 0;
+    while slot < TASKS {
+        let changes = (0..1_000).map(|_| {
+            slot += 1;
+            let mut task = task((&mut ids as &mut dyn IdSource).next(), &service, slot);
+            task.status.state = TaskState::New;
+            shoal_api::object::Change::Put {
+                object: Box::new(Object::Task(task)),
+                expect: shoal_api::object::Expect::Absent,
+            }
+        });
+        let batch = Batch {
+            actor: shoal_api::Actor::Orchestrator,
+            at: Timestamp(1),
+            changes: changes.collect(),
+        };
+        let index = state.index() + 1;
+        drop(state.apply(index, &batch).expect("new tasks are welcome"));
+    }
+    let waiting = state.tasks_waiting(TaskState::New).count();
+    let bytes = resident_bytes().saturating_sub(before);
+    println!(
+        "{waiting} tasks wait: {} bytes each",
+        bytes / waiting as u64
+    );
+}
+
+/// Resident memory of this process (proc(5), `statm`).
+fn resident_bytes() -> u64 {
+    const PAGE_BYTES: u64 = 4_096;
+    let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux has /proc");
+    let pages = statm.split_whitespace().nth(1);
+    let pages: u64 = pages
+        .and_then(|pages| pages.parse().ok())
+        .expect("a number");
+    pages * PAGE_BYTES
+}

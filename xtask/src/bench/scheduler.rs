@@ -1,0 +1,21 @@
+//! The scheduler alone, without a peer.
+
+use anyhow::Result;
+
+use super::{Bench, Pair};
+use crate::shell;
+
+/// The pairs of this subject.
+pub(super) const PAIRS: &[Pair] = &[Pair {
+    name: "scheduler",
+    about: "placements per second from 100 to 10,000 nodes, bytes per waiting task",
+    run: placements,
+}];
+
+fn placements(_: &Bench) -> Result<()> {
+    let cargo = ["run", "--quiet", "--release", "--package", "shoal-manager"];
+    shell::run(
+        &shell::cargo(),
+        &[cargo.as_slice(), &["--example", "scheduler"]].concat(),
+    )
+}
