@@ -8,6 +8,7 @@ pub mod health;
 pub mod images;
 pub mod limits;
 pub mod links;
+pub mod logging;
 pub mod mounts;
 pub mod names;
 pub mod oci;

@@ -6,7 +6,7 @@ use shoal_api::container::{ContainerSpec, HealthCheck, MountKind, NetworkMode, P
 use shoal_api::image::ImageConfig;
 
 use super::oci::{self, overlay_env};
-use super::{links, security};
+use super::{links, logging, security};
 
 /// A wish the engine does not fulfil. Never passed over in silence.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -28,6 +28,8 @@ pub enum ConfigError {
     MemoryTooSmall,
     #[error(transparent)]
     Security(#[from] security::SecurityError),
+    #[error(transparent)]
+    Log(#[from] logging::LogError),
 }
 
 /// Least memory a container can be limited to, as in Docker.
@@ -148,30 +150,7 @@ pub fn check(spec: &ContainerSpec) -> Result<(), ConfigError> {
     )?;
     modes(spec)?;
     security::parse(&host.security_opt)?;
-    let log = host.log.driver.as_deref().unwrap_or_default();
-    unsupported(
-        !matches!(log, "" | "json-file" | "none"),
-        "HostConfig.LogConfig.Type",
-        log.to_owned(),
-    )?;
-    for (key, value) in &host.log.options {
-        match key.as_str() {
-            "max-size" if parse_size(value).is_some() => {}
-            "max-file" if value.parse::<u32>().is_ok_and(|files| files > 0) => {}
-            "max-size" | "max-file" => {
-                return Err(ConfigError::Invalid {
-                    field: "HostConfig.LogConfig.Config",
-                    value: format!("{key}={value}"),
-                });
-            }
-            _ => {
-                return Err(ConfigError::Unsupported {
-                    field: "HostConfig.LogConfig.Config",
-                    value: key.clone(),
-                });
-            }
-        }
-    }
+    logging::check(&host.log)?;
     mounts(spec)?;
     sysctls(spec)?;
     limits(spec)
@@ -490,12 +469,9 @@ mod tests {
         );
         refused(
             |spec| {
-                spec.host
-                    .log
-                    .options
-                    .insert("compress".into(), "true".into());
+                spec.host.log.options.insert("odd".into(), "true".into());
             },
-            expect!["HostConfig.LogConfig.Config is not supported yet: compress"],
+            expect!["unknown log opt 'odd' for json-file log driver"],
         );
         refused(
             |spec| spec.host.security_opt.push("odd=mine".into()),

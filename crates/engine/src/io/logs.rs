@@ -130,9 +130,18 @@ impl Tailer {
             } else {
                 numbered(&self.path, number)
             };
-            let file = match File::open(path) {
+            let file = match File::open(&path) {
                 Ok(file) => file,
-                Err(err) if err.kind() == io::ErrorKind::NotFound => break,
+                Err(err) if err.kind() == io::ErrorKind::NotFound && number > 0 => {
+                    match decompressed(&path)? {
+                        Some(file) => file,
+                        None => break,
+                    }
+                }
+                Err(err) if err.kind() == io::ErrorKind::NotFound => {
+                    number += 1;
+                    continue;
+                }
                 Err(err) => return Err(err),
             };
             let offset = match &mut wanted {
@@ -203,19 +212,61 @@ impl Tailer {
 
 /// The line, if it is one and wanted.
 fn parse(line: &[u8], query: &LogQuery) -> Option<LogLine> {
-    let line: JsonLine<'_> = serde_json::from_slice(line).ok()?;
-    let (stream, wanted) = match line.stream.as_ref() {
-        "stderr" => (StdStream::Stderr, query.stderr),
-        _ => (StdStream::Stdout, query.stdout),
+    let (stream, time, bytes) = match line.first()? {
+        b'{' => {
+            let line: JsonLine<'_> = serde_json::from_slice(line).ok()?;
+            let stream = match line.stream.as_ref() {
+                "stderr" => StdStream::Stderr,
+                _ => StdStream::Stdout,
+            };
+            let time = Timestamp::parse_rfc3339(&line.time)?;
+            (stream, time, line.log.into_owned().into_bytes())
+        }
+        letter => {
+            // The compact form, described where it is written (`shim/log/file.rs`).
+            let (stream, whole) = match letter {
+                b'O' => (StdStream::Stdout, true),
+                b'o' => (StdStream::Stdout, false),
+                b'E' => (StdStream::Stderr, true),
+                b'e' => (StdStream::Stderr, false),
+                _ => return None,
+            };
+            let blank = line.iter().position(|&b| b == b' ')?;
+            let digits = std::str::from_utf8(&line[1..blank]).ok()?;
+            let time = Timestamp(i64::from_str_radix(digits, 16).ok()?);
+            let mut bytes = line[blank + 1..].to_vec();
+            if whole {
+                bytes.push(b'\n');
+            }
+            (stream, time, bytes)
+        }
     };
-    let time = Timestamp::parse_rfc3339(&line.time)?;
+    let wanted = match stream {
+        StdStream::Stderr => query.stderr,
+        _ => query.stdout,
+    };
     let in_time = query.since.is_none_or(|since| time >= since)
         && query.until.is_none_or(|until| time <= until);
-    (wanted && in_time).then(|| LogLine {
+    (wanted && in_time).then_some(LogLine {
         stream,
         time,
-        bytes: line.log.into_owned().into_bytes(),
+        bytes,
     })
+}
+
+/// What was in a file before it was compressed, in a file without a name.
+fn decompressed(path: &Path) -> io::Result<Option<File>> {
+    let mut packed = path.as_os_str().to_owned();
+    packed.push(".gz");
+    let packed = match File::open(PathBuf::from(packed)) {
+        Ok(file) => file,
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(err) => return Err(err),
+    };
+    let mut plain = tempfile::tempfile()?;
+    io::copy(&mut flate2::read::GzDecoder::new(packed), &mut plain)?;
+    plain.seek(SeekFrom::Start(0))?;
+    Ok(Some(plain))
 }
 
 fn numbered(path: &Path, number: u32) -> PathBuf {

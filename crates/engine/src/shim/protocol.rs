@@ -7,6 +7,7 @@
 
 use std::path::PathBuf;
 
+use crate::core::logging::SyslogTarget;
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 use shoal_api::Timestamp;
@@ -47,8 +48,7 @@ pub struct Supervise {
     pub console_size: Option<(u16, u16)>,
     pub open_stdin: bool,
     pub stdin_once: bool,
-    /// Absent writes no log.
-    pub log: Option<LogFile>,
+    pub log: LogSetup,
     /// Directories of the container's cgroup, one per hierarchy.
     pub cgroups: Vec<PathBuf>,
 }
@@ -98,7 +98,30 @@ pub enum Staged {
     Shm { pid: i32 },
 }
 
-/// Where the log goes.
+/// Where output goes.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct LogSetup {
+    /// Absent keeps nothing here.
+    pub file: Option<LogFile>,
+    /// A service that takes it too.
+    pub remote: Option<RemoteLog>,
+}
+
+/// A log service.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum RemoteLog {
+    Syslog {
+        target: SyslogTarget,
+        tag: String,
+        /// Process that is named as the sender.
+        pid: u32,
+    },
+    Journal {
+        fields: Vec<(String, String)>,
+    },
+}
+
+/// A log in files.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LogFile {
     pub path: PathBuf,
@@ -106,6 +129,12 @@ pub struct LogFile {
     pub max_size: Option<u64>,
     /// Files kept, the current one included.
     pub max_files: u32,
+    /// In the compact form instead of JSON.
+    pub compact: bool,
+    /// Compress what is no longer written.
+    pub compress: bool,
+    /// What is said of every line, as a JSON object; empty says nothing.
+    pub attributes: String,
 }
 
 /// What is asked of a shim.

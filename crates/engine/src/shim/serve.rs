@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use shoal_api::Timestamp;
 use shoal_api::container::StdStream;
 
-use super::jsonlog::Logger;
+use super::log::Logger;
 use super::protocol::{
     EXIT_NAME, Exit, ExitRecord, FRAME_HEADER, Failure, KIND_MESSAGE, Reply, Request, Streams,
     Supervise, VERSION, parse_header, push_frame, push_message, stream_of,
@@ -320,12 +320,8 @@ impl Shim {
         if self.pid != 0 {
             return Err(Failure::new("container was started already"));
         }
-        if let Some(log) = self.sup.log.take() {
-            let path = log.path.clone();
-            let logger = Logger::open(log)
-                .map_err(|err| Failure::new(format!("cannot open {}: {err}", path.display())))?;
-            self.logger = Some(logger);
-        }
+        let log = std::mem::take(&mut self.sup.log);
+        self.logger = Some(Logger::open(log).map_err(Failure::new)?);
         let spawned = launch::container(&self.sup)?;
         self.pid = spawned.pid.as_raw();
         self.started_at = Timestamp::now();

@@ -7,6 +7,7 @@ mod build;
 mod files;
 mod host;
 mod life;
+mod logs;
 mod networks;
 mod options;
 mod streams;

@@ -1,5 +1,6 @@
 //! What this host is.
 
+use shoal_engine::core::logging::Driver;
 use std::{
     collections::BTreeMap,
     fs, io,
@@ -58,7 +59,7 @@ impl EngineApi {
             cgroup_version: version.to_string(),
             cgroup_driver: "cgroupfs".to_owned(),
             security_options,
-            log_drivers: vec!["json-file".to_owned()],
+            log_drivers: Driver::NAMES.map(str::to_owned).to_vec(),
             network_drivers: ["bridge", "host", "null", "overlay"]
                 .map(str::to_owned)
                 .into(),

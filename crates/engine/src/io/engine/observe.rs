@@ -14,7 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::record::{Entry, Record};
 use super::{Engine, EngineError};
-use crate::core::oci;
+use crate::core::{logging, oci};
 use crate::io::logs;
 
 /// What to wait for.
@@ -169,7 +169,7 @@ impl Engine {
     ) -> Result<ReceiverStream<io::Result<LogLine>>, EngineError> {
         let entry = self.find(name)?;
         let record = entry.record();
-        if record.spec.host.log.driver.as_deref() == Some("none") {
+        if logging::files(&record.spec.host.log).is_none() {
             return Err(EngineError::Invalid(
                 "configured logging driver does not support reading".into(),
             ));

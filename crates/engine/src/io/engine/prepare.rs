@@ -8,13 +8,15 @@ use shoal_api::container::{HostSpec, NetworkMode};
 use super::joined::Links;
 use super::record::{Entry, Record};
 use super::{Engine, EngineError};
+use crate::core::config::ConfigError;
+use crate::core::etc;
+use crate::core::logging::{self, Driver, Subject};
 use crate::core::mounts::{self, Planned, ReadyMount};
 use crate::core::oci::{self, DeviceNode, Netns, Surroundings, Throttle};
-use crate::core::{config, etc};
 use crate::io::devices;
 use crate::io::network::{NetworkReady, NetworkRequest};
 use crate::shim::protocol::{
-    LAUNCH_NAME, Launch, LogFile, Populate, STAGE_NAME, Staged, Supervise,
+    LAUNCH_NAME, Launch, LogFile, LogSetup, Populate, RemoteLog, STAGE_NAME, Staged, Supervise,
 };
 
 /// The network a container starts in.
@@ -108,7 +110,7 @@ impl Engine {
             console_size: None,
             open_stdin: spec.open_stdin,
             stdin_once: spec.stdin_once,
-            log: log_file(entry, record),
+            log: log_setup(entry, record)?,
             cgroups: self.inner.cgroups.dirs(&self.group_of(record)),
         })
     }
@@ -402,14 +404,78 @@ pub(super) fn log_path(entry: &Entry) -> PathBuf {
     entry.dir.join(format!("{}-json.log", entry.id))
 }
 
-fn log_file(entry: &Entry, record: &Record) -> Option<LogFile> {
+fn log_setup(entry: &Entry, record: &Record) -> Result<LogSetup, EngineError> {
     let log = &record.spec.host.log;
-    let option = |name: &str| log.options.get(name).map(String::as_str);
-    (log.driver.as_deref() != Some("none")).then(|| LogFile {
+    let driver = Driver::of(log).map_err(ConfigError::from)?;
+    let subject = subject(record);
+    let attributes = subject.attributes();
+    let file = logging::files(log).map(|limits| LogFile {
         path: log_path(entry),
-        max_size: option("max-size").and_then(config::parse_size),
-        max_files: option("max-file")
-            .and_then(|files| files.parse().ok())
-            .unwrap_or(1),
-    })
+        max_size: limits.max_size,
+        max_files: limits.max_files,
+        compact: driver != Driver::JsonFile,
+        compress: limits.compress,
+        attributes: match driver {
+            Driver::JsonFile if !attributes.is_empty() => {
+                serde_json::to_string(&attributes).unwrap_or_default()
+            }
+            _ => String::new(),
+        },
+    });
+    let remote = match driver {
+        Driver::Syslog => Some(RemoteLog::Syslog {
+            target: logging::syslog(log).map_err(ConfigError::from)?,
+            tag: subject.tag(),
+            pid: std::process::id(),
+        }),
+        Driver::Journald => {
+            let own = [
+                ("CONTAINER_ID", entry.id.short()),
+                ("CONTAINER_ID_FULL", entry.id.as_str()),
+                ("CONTAINER_NAME", record.name.as_str()),
+                ("IMAGE_NAME", record.spec.image.as_str()),
+            ];
+            let tag = subject.tag();
+            let own = own.into_iter().chain([
+                ("CONTAINER_TAG", tag.as_str()),
+                ("SYSLOG_IDENTIFIER", tag.as_str()),
+            ]);
+            let mut fields: Vec<(String, String)> = own
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect();
+            // The journal's names are upper case, digits and underscores.
+            let name = |key: &str| {
+                let clean = |c: char| {
+                    if c.is_ascii_alphanumeric() {
+                        c.to_ascii_uppercase()
+                    } else {
+                        '_'
+                    }
+                };
+                key.chars()
+                    .map(clean)
+                    .collect::<String>()
+                    .trim_start_matches('_')
+                    .to_owned()
+            };
+            fields.extend(
+                attributes
+                    .into_iter()
+                    .map(|(key, value)| (name(&key), value)),
+            );
+            Some(RemoteLog::Journal { fields })
+        }
+        Driver::JsonFile | Driver::Local | Driver::None => None,
+    };
+    Ok(LogSetup { file, remote })
+}
+
+/// A container, as its log tells of it.
+pub(super) fn subject(record: &Record) -> Subject<'_> {
+    Subject {
+        id: record.id.as_str(),
+        name: &record.name,
+        image_id: &record.image_id,
+        spec: &record.spec,
+    }
 }

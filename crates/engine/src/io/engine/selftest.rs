@@ -12,7 +12,7 @@ use crate::core::oci::{self, Netns, Surroundings};
 use crate::core::selftest::{Facts, judge};
 use crate::io::shim_client::{ShimEvent, ShimHandle, StreamRefused, attach, open_streams};
 use crate::io::volumes::random_bytes;
-use crate::shim::protocol::{Launch, Reply, Request, Streams, Supervise};
+use crate::shim::protocol::{Launch, LogSetup, Reply, Request, Streams, Supervise};
 
 use super::prepare::write_launch;
 
@@ -73,7 +73,7 @@ impl Engine {
             console_size: None,
             open_stdin: false,
             stdin_once: false,
-            log: None,
+            log: LogSetup::default(),
             cgroups: self
                 .inner
                 .cgroups
