@@ -3,6 +3,7 @@
 mod definition;
 mod error;
 mod files;
+mod leaving;
 mod member;
 mod state;
 
@@ -10,6 +11,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -48,7 +50,9 @@ pub struct Bridges {
     prefix: String,
     names: Box<dyn Fn(Records) + Send + Sync>,
     /// Held during whole deeds: they are short, and the kernel does one at a time anyway.
-    state: tokio::sync::Mutex<State>,
+    state: Arc<tokio::sync::Mutex<State>>,
+    /// Read by those who have left but not let go of their addresses yet.
+    leaving: Arc<tokio::sync::RwLock<()>>,
 }
 
 impl fmt::Debug for Bridges {
@@ -107,7 +111,8 @@ impl Bridges {
             files,
             prefix,
             names,
-            state: tokio::sync::Mutex::new(state),
+            state: Arc::new(tokio::sync::Mutex::new(state)),
+            leaving: Arc::default(),
         };
         let mut state = bridges.state.lock().await;
         let all: Vec<String> = state.networks.keys().cloned().collect();
@@ -248,7 +253,15 @@ impl Bridges {
     pub async fn connect(&self, request: &NetworkRequest) -> Result<NetworkSettings, NetworkError> {
         let mut state = self.state.lock().await;
         self.leave_all(&mut state, &request.container).await?;
-        let endpoints = state.plan(request)?;
+        let mut planned = state.plan(request);
+        if planned.is_err() {
+            // The address may be one that somebody is just letting go of.
+            drop(state);
+            self.all_left().await;
+            state = self.state.lock().await;
+            planned = state.plan(request);
+        }
+        let endpoints = planned?;
         let member = Member {
             container: request.container.clone(),
             name: request.name.clone(),
@@ -352,39 +365,6 @@ impl Bridges {
             },
             None => error.into(),
         })
-    }
-
-    /// Takes a container from all of its networks and its ports from the host. One that is in none is no error.
-    pub async fn disconnect(&self, container: &ContainerId) -> Result<(), NetworkError> {
-        let mut state = self.state.lock().await;
-        Ok(self.leave_all(&mut state, container).await?)
-    }
-
-    async fn leave_all(
-        &self,
-        state: &mut State,
-        container: &ContainerId,
-    ) -> Result<(), BridgesError> {
-        let Some(member) = state.members.remove(container) else {
-            return Ok(());
-        };
-        // Names first, so that nobody is sent to what is about to go.
-        self.tell_names(state, &networks_of(&member));
-        let mut result = Ok(());
-        let mut note = |done: Result<(), BridgeError>| {
-            if let Err(error) = done {
-                result = Err(BridgesError::from(error));
-            }
-        };
-        if !member.published.is_empty() {
-            note(self.kernel.unpublish(container.as_str()).await);
-        }
-        note(self.kernel.detach(container.as_str(), None).await);
-        for endpoint in &member.endpoints {
-            state.release(endpoint);
-        }
-        self.files.remove_member(container)?;
-        result
     }
 
     /// A container that outlived an earlier daemon. Its endpoints were read at the start; what was lost is made again

@@ -139,9 +139,10 @@ impl Engine {
         }
         let _ = engine.inner.self_test.set(verdict);
         engine.recall_volumes();
+        // Before anything is started.
+        engine.sweep();
         engine.readopt().await;
         engine.remove_abandoned_steps().await;
-        engine.sweep();
         Ok(engine)
     }
 
@@ -192,11 +193,18 @@ impl Engine {
         let up: BTreeSet<String> = self
             .entries()
             .iter()
-            .filter(|entry| entry.live(|live| live.shim.is_some()))
+            .filter(|entry| entry.record().state.status.is_up())
             .map(|entry| entry.id.to_string())
             .collect();
         let gone = |name: &str| name.parse::<ContainerId>().is_ok() && !up.contains(name);
         self.inner.cgroups.sweep(gone);
+        let spaces = std::fs::read_dir(self.inner.config.run_dir.join("netns"));
+        for space in spaces.into_iter().flatten().flatten() {
+            if space.file_name().to_str().is_some_and(gone) {
+                let _ = nix::mount::umount2(&space.path(), nix::mount::MntFlags::MNT_DETACH);
+                let _ = std::fs::remove_file(space.path());
+            }
+        }
         let runs = std::fs::read_dir(self.inner.config.run_dir.join("c"));
         for run in runs.into_iter().flatten().flatten() {
             if run.file_name().to_str().is_some_and(gone) {

@@ -16,7 +16,14 @@ use crate::core::{nft_wire, resolver};
 /// The namespace cannot be entered, or the kernel has no nftables.
 pub fn redirect(netns: &Path, address: Ipv4Addr, port: u16, udp: u16, tcp: u16) -> io::Result<()> {
     let batch = nft_wire::replace(&resolver::table(address, port, udp, tcp));
-    netns::run_in(netns, move || {
-        Socket::open(Kind::Netfilter)?.transaction(batch)
-    })?
+    let socket = netns::run_in(netns, move || {
+        let mut socket = Socket::open(Kind::Netfilter)?;
+        socket.transaction(batch).map(|()| socket)
+    })??;
+    // The kernel ends such a socket only after it has forgotten what the transaction replaced, which takes a grace
+    // period of its readers (10 ms and more). No start of a container shall wait for that.
+    std::thread::Builder::new()
+        .stack_size(64 << 10)
+        .spawn(move || drop(socket))
+        .map(drop)
 }

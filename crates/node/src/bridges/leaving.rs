@@ -1,0 +1,87 @@
+//! How containers leave their networks.
+
+use std::{sync::Arc, task::Poll};
+
+use shoal_api::container::ContainerId;
+use shoal_engine::io::network::NetworkError;
+use shoal_overlay::netns;
+
+use super::{Bridges, error::BridgesError, member::Member, networks_of, state::State};
+
+impl Bridges {
+    /// Takes a container from all of its networks and its ports from the host. One that is in none is no error.
+    ///
+    /// When this returns nobody is sent to it any more and its ports are free. Its links go, and its addresses become
+    /// free, a moment later: the kernel takes some 20 ms to let go of a link, for which nobody should have to wait.
+    pub async fn disconnect(&self, container: &ContainerId) -> Result<(), NetworkError> {
+        let mut state = self.state.lock().await;
+        let Some(member) = self.leave_names(&mut state, container).await? else {
+            return Ok(());
+        };
+        // Until the links are gone, so that they do not go with their namespace meanwhile.
+        let space = netns::open(&member.netns).ok();
+        let busy = Arc::clone(&self.leaving).read_owned().await;
+        let (kernel, id) = (self.kernel.clone(), container.to_string());
+        let mut detach = Box::pin(async move { kernel.detach(&id, None).await });
+        // Asked for while nobody else can ask for anything: what comes later comes after it.
+        let first = futures_util::poll!(detach.as_mut());
+        drop(state);
+        let (states, container) = (Arc::clone(&self.state), container.clone());
+        tokio::spawn(async move {
+            let done = match first {
+                Poll::Ready(done) => done,
+                Poll::Pending => detach.await,
+            };
+            if let Err(error) = done {
+                tracing::warn!(container.id = %container, %error, "detaching from the networks of this host");
+            }
+            let mut state = states.lock().await;
+            for endpoint in &member.endpoints {
+                state.release(endpoint);
+            }
+            drop((state, space, busy));
+        });
+        Ok(())
+    }
+
+    /// Waits until all who have left have let go of their addresses. Not while the state is locked.
+    pub(super) async fn all_left(&self) {
+        drop(self.leaving.write().await);
+    }
+
+    /// The same, to the very end.
+    pub(super) async fn leave_all(
+        &self,
+        state: &mut State,
+        container: &ContainerId,
+    ) -> Result<(), BridgesError> {
+        let Some(member) = self.leave_names(state, container).await? else {
+            return Ok(());
+        };
+        let detached = self.kernel.detach(container.as_str(), None).await;
+        for endpoint in &member.endpoints {
+            state.release(endpoint);
+        }
+        Ok(detached?)
+    }
+
+    /// Takes back names and ports, and forgets the container; returns what is left of it.
+    async fn leave_names(
+        &self,
+        state: &mut State,
+        container: &ContainerId,
+    ) -> Result<Option<Member>, BridgesError> {
+        let Some(member) = state.members.remove(container) else {
+            return Ok(None);
+        };
+        // Names first, so that nobody is sent to what is about to go.
+        self.tell_names(state, &networks_of(&member));
+        if !member.published.is_empty()
+            && let Err(error) = self.kernel.unpublish(container.as_str()).await
+        {
+            tracing::warn!(container.id = %container, %error, "taking published ports back");
+        }
+        self.files.remove_member(container)?;
+        Ok(Some(member))
+    }
+}
