@@ -13,6 +13,7 @@ pub mod object;
 pub mod planted;
 pub mod spec;
 pub mod task_state;
+pub mod template;
 pub mod time;
 pub mod wire;
 

@@ -10,7 +10,7 @@ use crate::{
     Timestamp,
     network::Subnet,
     spec::{
-        ClusterSpec, ConfigSpec, EndpointSpec, NetworkSpec, NodeRole, NodeSpec, Platform,
+        ClusterSpec, ConfigSpec, EndpointSpec, Labels, NetworkSpec, NodeRole, NodeSpec, Platform,
         PortConfig, Resources, SecretSpec, ServiceSpec, TaskSpec,
     },
 };
@@ -254,6 +254,8 @@ pub struct Task {
     pub spec: Arc<TaskSpec>,
     /// Name, labels and endpoint of the service at that version. Writer: orchestrator.
     pub service_name: Arc<str>,
+    /// Labels of the service at its birth, if it may name them in templates; else empty. Writer: orchestrator.
+    pub service_labels: Labels,
     /// What it should be, never lowered. Writer: orchestrator.
     pub desired_state: TaskState,
     /// What it is. Each state has one writer, see [`crate::may_move`].

@@ -612,6 +612,8 @@ pub struct SecretSpec {
     pub annotations: Annotations,
     /// 1 to 512,000 bytes (SwarmKit's `api/validation/secrets.go`).
     pub data: Vec<u8>,
+    /// If the data is a template, its driver: [`crate::template::task::DRIVER`].
+    pub templating: Option<Driver>,
 }
 
 impl std::fmt::Debug for SecretSpec {
@@ -620,6 +622,7 @@ impl std::fmt::Debug for SecretSpec {
         f.debug_struct("SecretSpec")
             .field("annotations", &self.annotations)
             .field("data_bytes", &size)
+            .field("templating", &self.templating)
             .finish()
     }
 }
@@ -632,6 +635,8 @@ pub struct ConfigSpec {
     pub annotations: Annotations,
     /// 1 to 1,024,000 bytes.
     pub data: Vec<u8>,
+    /// If the data is a template, its driver: [`crate::template::task::DRIVER`].
+    pub templating: Option<Driver>,
 }
 
 /// Settings of the cluster.

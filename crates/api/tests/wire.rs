@@ -144,6 +144,7 @@ fn secrets_do_not_show_in_logs() {
     let spec = wire::SecretSpec {
         annotations: None,
         data,
+        templating: None,
     };
     assert_eq!(
         format!("{spec:?}"),

@@ -3,7 +3,6 @@
 mod container;
 mod files;
 mod logs;
-mod template;
 
 use std::{
     path::PathBuf,
@@ -19,6 +18,7 @@ use shoal_api::{
     network::Protocol,
     object::{ContainerStatus, NodeDescription, Task},
     spec::{Platform, PortConfig, PublishMode, Resources},
+    template::task::{self as template, Values},
 };
 use shoal_engine::io::{
     Engine, EngineError, EngineErrorKind,
@@ -36,7 +36,6 @@ use crate::{
     network::{NodeNetworks, chain},
     plane::ClusterPlane,
 };
-use template::Values;
 
 /// Messages of a pull that nobody reads; more are dropped.
 const PROGRESS_MAX: usize = 16;
@@ -235,12 +234,17 @@ impl Controller for TaskController {
         }
         let task = self.task();
         self.pull(&task).await?;
-        let written = files::write(&self.folder, &task, files);
-        let written = written.map_err(|error| {
-            ExecError::temporary("cannot write secrets and configs").because(error)
-        })?;
         let values = Values::of(&task, &self.node.config.hostname(), kernel_architecture());
-        let spec = container::container_spec(&task, &self.node.plane.view(), &values, &written);
+        let expanded = template::expand(&task.spec.container, &values);
+        let expanded = expanded.map_err(|error| ExecError::fatal(error.to_string()))?;
+        let written = files::write(&self.folder, &expanded, files, &values);
+        let written = written.map_err(|error| match error {
+            files::FilesError::Io(error) => {
+                ExecError::temporary("cannot write secrets and configs").because(error)
+            }
+            error => ExecError::fatal(chain(&error)),
+        })?;
+        let spec = container::container_spec(&task, &expanded, &self.node.plane.view(), &written);
         let spec = spec.map_err(|error| match error {
             container::ContainerError::NoNetwork(_) => {
                 ExecError::new(ExecErrorKind::NotReady, chain(&error))

@@ -170,8 +170,8 @@ structs! {
     NodeSpec { annotations, role, availability }
     NetworkSpec { annotations, driver, internal, attachable, ingress, ipv6, ipam }
     IpamConfig { subnet, ip_range, gateway }
-    SecretSpec { annotations, data }
-    ConfigSpec { annotations, data }
+    SecretSpec { annotations, data, templating }
+    ConfigSpec { annotations, data, templating }
     ClusterSpec {
         annotations, task_history_limit, snapshot_interval, heartbeat_period, cert_expiry, default_address_pools,
         subnet_size, data_path_port, autolock,
@@ -193,7 +193,7 @@ structs! {
     JobStatus { iteration, last_execution }
     Task {
         id, meta, service, slot, node, spec_version, spec, service_name, desired_state, status, networks, ports,
-        attempts, start_after, job_iteration, drained,
+        attempts, start_after, job_iteration, drained, service_labels,
     }
     TaskStatus { state, at, message, err, container, host_ports, running_since }
     ContainerStatus { container_id, pid, exit_code }

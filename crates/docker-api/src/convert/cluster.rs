@@ -7,11 +7,13 @@ use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 use shoal_api::{
     object::{Cluster, Config, Secret},
-    spec::{Annotations, Availability, ClusterSpec, ConfigSpec, NodeRole, NodeSpec, SecretSpec},
+    spec::{
+        Annotations, Availability, ClusterSpec, ConfigSpec, Driver, NodeRole, NodeSpec, SecretSpec,
+    },
 };
 
 use super::{
-    service_read::read_annotations,
+    service_read::{read_annotations, read_driver},
     service_show::{object, resources},
     time::nanos,
 };
@@ -278,6 +280,7 @@ pub(crate) fn read_node(body: &[u8]) -> ApiResult<NodeSpec> {
 pub(crate) fn secret(secret: &Secret) -> Value {
     let mut answer = object(secret.id.as_str(), &secret.meta);
     answer["Spec"] = annotations(&secret.spec.annotations);
+    show_templating(&mut answer, secret.spec.templating.as_ref());
     answer
 }
 
@@ -286,7 +289,14 @@ pub(crate) fn config(config: &Config) -> Value {
     let mut answer = object(config.id.as_str(), &config.meta);
     answer["Spec"] = annotations(&config.spec.annotations);
     answer["Spec"]["Data"] = json!(BASE64.encode(&config.spec.data));
+    show_templating(&mut answer, config.spec.templating.as_ref());
     answer
+}
+
+fn show_templating(answer: &mut Value, driver: Option<&Driver>) {
+    if let Some(driver) = driver {
+        answer["Spec"]["Templating"] = json!({"Name": driver.name, "Options": driver.options});
+    }
 }
 
 fn annotations(annotations: &Annotations) -> Value {
@@ -299,6 +309,7 @@ pub(crate) fn read_secret(body: &[u8]) -> ApiResult<SecretSpec> {
     let spec = SecretSpec {
         annotations: read_annotations(&mut f)?,
         data: read_data(&mut f)?,
+        templating: f.object("Templating")?.map(read_driver).transpose()?,
     };
     f.finish()?;
     Ok(spec)
@@ -310,6 +321,7 @@ pub(crate) fn read_config(body: &[u8]) -> ApiResult<ConfigSpec> {
     let spec = ConfigSpec {
         annotations: read_annotations(&mut f)?,
         data: read_data(&mut f)?,
+        templating: f.object("Templating")?.map(read_driver).transpose()?,
     };
     f.finish()?;
     Ok(spec)

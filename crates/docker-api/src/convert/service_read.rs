@@ -185,7 +185,8 @@ fn read_task(f: &mut Fields, networks: &[Network]) -> ApiResult<TaskSpec> {
     })
 }
 
-fn read_driver(mut f: Fields) -> ApiResult<Driver> {
+/// Reads a driver with its options.
+pub(crate) fn read_driver(mut f: Fields) -> ApiResult<Driver> {
     let driver = Driver {
         name: f.get("Name")?,
         options: f.get("Options")?,

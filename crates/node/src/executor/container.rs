@@ -9,20 +9,14 @@ use shoal_api::{
     },
     network::{NetworkView, Protocol},
     object::Task,
-    spec::{self, NetworkTarget, PublishMode},
+    spec::{self, ContainerTaskSpec, NetworkTarget, PublishMode},
 };
 
-use super::template::{TemplateError, Values};
 use crate::network::TASK_LABEL;
 
 /// Why a task cannot be a container here.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ContainerError {
-    #[error("expanding {what} failed")]
-    Template {
-        what: &'static str,
-        source: TemplateError,
-    },
     #[error("invalid {field} {value:?}: expected {expected}")]
     Invalid {
         field: &'static str,
@@ -33,30 +27,17 @@ pub(super) enum ContainerError {
     NoNetwork(String),
 }
 
-/// Builds what the engine is asked for. `files` are secrets and configs as (host path, container path).
+/// Builds what the engine is asked for: `wanted` is the task's container with its templates filled in, `files` are
+/// secrets and configs as (host path, container path).
 pub(super) fn container_spec(
     task: &Task,
+    wanted: &ContainerTaskSpec,
     view: &NetworkView,
-    values: &Values,
     files: &[(String, String)],
 ) -> Result<ContainerSpec, ContainerError> {
-    let wanted = &task.spec.container;
-    let expand = |what: &'static str, text: &str| {
-        values
-            .expand(text)
-            .map_err(|source| ContainerError::Template { what, source })
-    };
-    let env = wanted
-        .env
-        .iter()
-        .map(|line| expand("environment", line))
-        .collect::<Result<Vec<_>, _>>()?;
-    let hostname = expand("hostname", &wanted.hostname)?;
     let mut mounts = Vec::new();
     for mount in &wanted.mounts {
-        let source = expand("mount source", &mount.source)?;
-        let target = expand("mount target", &mount.target)?;
-        mounts.push(mount_spec(mount, source, target)?);
+        mounts.push(mount_spec(mount)?);
     }
     mounts.extend(files.iter().map(|(source, target)| MountSpec {
         target: target.clone(),
@@ -96,17 +77,17 @@ pub(super) fn container_spec(
         image: wanted.image.clone(),
         entrypoint: (!wanted.command.is_empty()).then(|| wanted.command.clone()),
         cmd: (!wanted.args.is_empty()).then(|| wanted.args.clone()),
-        env,
+        env: wanted.env.clone(),
         working_dir: some(&wanted.dir),
         user: some(&wanted.user),
-        hostname: some(&hostname),
+        hostname: some(&wanted.hostname),
         labels,
         tty: wanted.tty,
         open_stdin: wanted.open_stdin,
         stop_signal: some(&wanted.stop_signal),
         stop_timeout: wanted.stop_grace_period,
         healthcheck: wanted.healthcheck.as_ref().map(health_check),
-        host: host_spec(task, mounts, network_mode)?,
+        host: host_spec(task, wanted, mounts, network_mode)?,
         endpoints,
         ..ContainerSpec::default()
     })
@@ -124,11 +105,8 @@ fn health_check(wanted: &spec::HealthConfig) -> HealthCheck {
     }
 }
 
-fn mount_spec(
-    mount: &spec::Mount,
-    source: String,
-    target: String,
-) -> Result<MountSpec, ContainerError> {
+fn mount_spec(mount: &spec::Mount) -> Result<MountSpec, ContainerError> {
+    let (source, target) = (mount.source.clone(), mount.target.clone());
     let kind = match mount.kind {
         spec::MountKind::Bind => MountKind::Bind {
             source,
@@ -223,10 +201,10 @@ fn networks(
 
 fn host_spec(
     task: &Task,
+    wanted: &ContainerTaskSpec,
     mounts: Vec<MountSpec>,
     network_mode: NetworkMode,
 ) -> Result<HostSpec, ContainerError> {
-    let wanted = &task.spec.container;
     let dns = wanted.dns.clone().unwrap_or_default();
     let servers = dns.nameservers.iter().map(|server| {
         server.parse().map_err(|_| ContainerError::Invalid {

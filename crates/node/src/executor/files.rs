@@ -10,18 +10,48 @@ use nix::{
     errno::Errno,
     mount::{MntFlags, MsFlags, mount, umount2},
 };
-use shoal_api::{object::Task, spec::FileTarget};
+use shoal_api::{
+    object::Task,
+    spec::{ContainerTaskSpec, Driver, FileTarget},
+    template::{
+        TemplateError,
+        task::{self, Payload, Values},
+    },
+};
 use shoal_worker::core::assignment::TaskFiles;
+
+/// Why a task's files cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FilesError {
+    /// The node's trouble, which may pass.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// A template that cannot be filled in for this task.
+    #[error("cannot expand {what} {name:?}: {source}")]
+    Template {
+        what: &'static str,
+        name: String,
+        source: TemplateError,
+    },
+    /// An owner that is no number.
+    #[error("{kind} of {name:?} must be a number, not {value:?}")]
+    Owner {
+        kind: &'static str,
+        name: String,
+        value: String,
+    },
+}
 
 /// Writes a task's files to a tmpfs of its own and returns them as (host path, container path).
 ///
-/// A tmpfs, since secrets must not reach a disk; one per task, so that it goes in one step.
+/// A tmpfs, since secrets must not reach a disk; one per task, so that it goes in one step. `wanted` is the container with
+/// its templates filled in; data that is a template is filled in here.
 pub(super) fn write(
     folder: &Path,
-    task: &Task,
+    wanted: &ContainerTaskSpec,
     files: &TaskFiles,
-) -> io::Result<Vec<(String, String)>> {
-    let wanted = &task.spec.container;
+    values: &Values,
+) -> Result<Vec<(String, String)>, FilesError> {
     if wanted.secrets.is_empty() && wanted.configs.is_empty() {
         return Ok(Vec::new());
     }
@@ -37,37 +67,61 @@ pub(super) fn write(
         Some("tmpfs"),
         flags,
         Some("mode=0700"),
-    )?;
-    let mut written = Vec::new();
+    )
+    .map_err(io::Error::from)?;
     let missing = |what: &str, name: &str| {
         io::Error::new(
             io::ErrorKind::NotFound,
             format!("{what} {name} was not sent"),
         )
     };
+    let (mut all, mut payload) = (Vec::new(), Payload::default());
+    payload.env = &wanted.env;
     for reference in &wanted.secrets {
-        let secret = files
-            .secrets
-            .get(&reference.id)
-            .ok_or_else(|| missing("secret", &reference.name))?;
-        let target = place("/run/secrets", &reference.target, &reference.name);
-        written.push((
-            file(folder, written.len(), &reference.target, &secret.spec.data)?,
-            target,
-        ));
+        let secret = files.secrets.get(&reference.id);
+        let spec = &secret
+            .ok_or_else(|| missing("secret", &reference.name))?
+            .spec;
+        let (name, target) = (reference.name.as_str(), &reference.target);
+        payload.secrets.insert(&target.name, &spec.data);
+        all.push(("secret", name, target, &spec.data, &spec.templating));
     }
     for reference in &wanted.configs {
-        let config = files
-            .configs
-            .get(&reference.id)
-            .ok_or_else(|| missing("config", &reference.name))?;
-        let target = place("/", &reference.target, &reference.name);
-        written.push((
-            file(folder, written.len(), &reference.target, &config.spec.data)?,
-            target,
-        ));
+        let config = files.configs.get(&reference.id);
+        let spec = &config
+            .ok_or_else(|| missing("config", &reference.name))?
+            .spec;
+        let (name, target) = (reference.name.as_str(), &reference.target);
+        payload.configs.insert(&target.name, &spec.data);
+        all.push(("config", name, target, &spec.data, &spec.templating));
+    }
+    let mut written = Vec::new();
+    for (number, (what, name, target, data, templating)) in all.into_iter().enumerate() {
+        let base = if what == "secret" {
+            "/run/secrets"
+        } else {
+            "/"
+        };
+        let expanded;
+        let data = if is_template(templating.as_ref()) {
+            let filled = values.expand_payload(data, &payload);
+            expanded = filled.map_err(|source| FilesError::Template {
+                what,
+                name: name.to_owned(),
+                source,
+            })?;
+            &expanded
+        } else {
+            data
+        };
+        let path = file(folder, number, target, data)?;
+        written.push((path, place(base, target, name)));
     }
     Ok(written)
+}
+
+fn is_template(driver: Option<&Driver>) -> bool {
+    driver.is_some_and(|driver| driver.name == task::DRIVER)
 }
 
 /// Where a file appears in the container: its target, below `folder` unless absolute.
@@ -83,18 +137,27 @@ fn place(folder: &str, target: &FileTarget, name: &str) -> String {
         .into_owned()
 }
 
-fn file(folder: &Path, number: usize, target: &FileTarget, data: &[u8]) -> io::Result<String> {
+fn file(
+    folder: &Path,
+    number: usize,
+    target: &FileTarget,
+    data: &[u8],
+) -> Result<String, FilesError> {
     let path = folder.join(number.to_string());
     fs::write(&path, data)?;
     fs::set_permissions(&path, fs::Permissions::from_mode(target.mode & 0o7777))?;
-    let id = |text: &str| {
+    let id = |kind: &'static str, text: &str| {
         if text.is_empty() {
-            Ok(0)
-        } else {
-            text.parse().map_err(io::Error::other)
+            return Ok(0);
         }
+        text.parse().map_err(|_| FilesError::Owner {
+            kind,
+            name: target.name.clone(),
+            value: text.to_owned(),
+        })
     };
-    chown(&path, Some(id(&target.uid)?), Some(id(&target.gid)?))?;
+    let (uid, gid) = (id("uid", &target.uid)?, id("gid", &target.gid)?);
+    chown(&path, Some(uid), Some(gid))?;
     Ok(path.to_string_lossy().into_owned())
 }
 

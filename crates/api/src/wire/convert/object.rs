@@ -40,7 +40,7 @@ messages! {
     JobStatus { iteration, last_execution }
     Task {
         id, meta, service, slot, node, spec_version, spec, service_name, desired_state, status, networks, ports,
-        attempts, start_after, job_iteration, drained,
+        attempts, start_after, job_iteration, drained, service_labels,
     }
     TaskStatus { state, at, message, err, container, host_ports, running_since }
     ContainerStatus { container_id, pid, exit_code }

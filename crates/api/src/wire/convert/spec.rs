@@ -70,8 +70,8 @@ messages! {
     NodeSpec { annotations, role, availability }
     NetworkSpec { annotations, driver, internal, attachable, ingress, ipv6, ipam }
     IpamConfig { subnet, ip_range, gateway }
-    SecretSpec { annotations, data }
-    ConfigSpec { annotations, data }
+    SecretSpec { annotations, data, templating }
+    ConfigSpec { annotations, data, templating }
     ClusterSpec {
         annotations, task_history_limit, snapshot_interval, heartbeat_period, cert_expiry, default_address_pools,
         subnet_size, data_path_port, autolock,

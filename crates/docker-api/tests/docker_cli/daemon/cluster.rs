@@ -96,6 +96,7 @@ impl State {
                 spec_version: service.spec_version,
                 spec: Arc::new(service.spec.task.clone()),
                 service_name: service.spec.annotations.name.as_str().into(),
+                service_labels: Default::default(),
                 desired_state: TaskState::Running,
                 status: TaskStatus {
                     state: TaskState::Running,

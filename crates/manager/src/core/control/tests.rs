@@ -433,6 +433,7 @@ fn secrets_and_configs_have_bounds_and_change_labels_alone() {
     let spec = |name: &str, bytes: usize| SecretSpec {
         annotations: annotations(name),
         data: vec![b'x'; bytes],
+        templating: None,
     };
     for bytes in [0, 512_000] {
         let refusal = world
@@ -446,6 +447,7 @@ fn secrets_and_configs_have_bounds_and_change_labels_alone() {
     let big = ConfigSpec {
         annotations: annotations("a"),
         data: vec![b'x'; 1_024_000],
+        templating: None,
     };
     let refusal = world
         .user(|state, cx| create_config(state, cx, big))

@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use shoal_api::{
     NodeId, TaskId, TaskState, Timestamp,
     object::{Node, Object, Service, Task, TaskStatus},
-    spec::{EndpointSpec, PortConfig, PublishMode, TaskSpec},
+    spec::{EndpointSpec, Labels, PortConfig, PublishMode, TaskSpec},
+    template::task::names_labels,
 };
 
 use super::{
@@ -175,6 +176,11 @@ impl<'a, 'c> Fleet<'a, 'c> {
                 .cloned()
                 .unwrap_or_else(|| Arc::new(service.spec.task.clone())),
             service_name: service.spec.annotations.name.as_str().into(),
+            service_labels: if names_labels(&service.spec.task.container) {
+                service.spec.annotations.labels.clone()
+            } else {
+                Labels::new()
+            },
             desired_state: if self.gate.is_open() {
                 birth.desired
             } else {

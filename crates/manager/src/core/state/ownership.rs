@@ -142,6 +142,7 @@ fn task(actor: Actor, old: &Task, new: &Task) -> Result<(), Foreign> {
         spec_version: [],
         spec: [],
         service_name: [],
+        service_labels: [],
         desired_state: [Orchestrator],
         status: [Orchestrator, Allocator, Scheduler, Agent, Dispatcher],
         networks: [Allocator],

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use shoal_api::spec::{Annotations, ClusterSpec, ConfigSpec, NodeSpec, SecretSpec, labels};
+use shoal_api::{
+    spec::{Annotations, ClusterSpec, ConfigSpec, Driver, NodeSpec, SecretSpec, labels},
+    template::task,
+};
 
 use super::{Refusal, network::pools};
 
@@ -14,13 +17,27 @@ const CONFIG_BYTES_BOUND: usize = 1_024_000;
 /// Checks a secret's spec.
 pub fn secret(spec: &SecretSpec) -> Result<(), Refusal> {
     data_name(&spec.annotations)?;
+    templating(spec.templating.as_ref())?;
     size("secret", spec.data.len(), SECRET_BYTES_BOUND)
 }
 
 /// Checks a config's spec.
 pub fn config(spec: &ConfigSpec) -> Result<(), Refusal> {
     data_name(&spec.annotations)?;
+    templating(spec.templating.as_ref())?;
     size("config", spec.data.len(), CONFIG_BYTES_BOUND)
+}
+
+/// Checks the template driver; the template itself may be for what only a task has.
+fn templating(driver: Option<&Driver>) -> Result<(), Refusal> {
+    match driver.map(|driver| driver.name.as_str()) {
+        None | Some("" | task::DRIVER) => Ok(()),
+        // SwarmKit's words (`template/getter.go`).
+        Some(other) => Err(Refusal::invalid(format!(
+            "unrecognized template type '{other}': expected {}",
+            task::DRIVER
+        ))),
+    }
 }
 
 fn size(kind: &str, bytes: usize, bound: usize) -> Result<(), Refusal> {

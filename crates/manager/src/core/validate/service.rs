@@ -9,6 +9,7 @@ use shoal_api::{
         Resources, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
         labels::ALLOW_PRIVILEGED,
     },
+    template::task::{Values, expand},
     wire,
 };
 
@@ -33,6 +34,7 @@ const TASKS_PER_SERVICE_MAX: u64 = 100_000;
 pub fn service(state: &State, id: Option<&ServiceId>, spec: &ServiceSpec) -> Result<(), Refusal> {
     super::name(&spec.annotations)?;
     task(&spec.task)?;
+    templates(spec)?;
     mode(spec)?;
     for (config, what) in [(&spec.update, "update"), (&spec.rollback, "rollback")] {
         if let Some(config) = config {
@@ -78,6 +80,14 @@ fn task(task: &TaskSpec) -> Result<(), Refusal> {
         }
     }
     Ok(())
+}
+
+/// Fills in the templates once, with made-up values: what would fail on every node is refused here.
+fn templates(spec: &ServiceSpec) -> Result<(), Refusal> {
+    let values = Values::example(&spec.annotations.name, &spec.annotations.labels);
+    expand(&spec.task.container, &values)
+        .map(drop)
+        .map_err(|error| Refusal::invalid(error.to_string()))
 }
 
 fn resources(resources: &Resources) -> Result<(), Refusal> {

@@ -19,6 +19,7 @@ pub(crate) fn task(id: &str, state: TaskState, desired: TaskState) -> Task {
         spec_version: 1,
         spec: Arc::new(TaskSpec::default()),
         service_name: "web".into(),
+        service_labels: Default::default(),
         desired_state: desired,
         status: TaskStatus {
             state,

@@ -3,9 +3,13 @@
 use serde_json::Value;
 
 use super::{
+    Missing,
     function::{self, Outcome},
     parse::{Node, Operand, Pipe},
 };
+
+/// Functions besides those that are built in; `None` for a name that is not theirs.
+pub(super) type More<'a> = &'a dyn Fn(&str, &[Value]) -> Option<Outcome<Value>>;
 
 /// Why the nodes after this one are left out.
 #[derive(PartialEq, Eq)]
@@ -17,16 +21,23 @@ enum Flow {
 
 struct Scope<'a> {
     root: &'a Value,
-    strict: bool,
+    missing: Missing,
+    more: More<'a>,
     variables: Vec<(String, Value)>,
     out: String,
 }
 
 /// Fills in a template.
-pub(super) fn render(nodes: &[Node], root: &Value, strict: bool) -> Outcome<String> {
+pub(super) fn render(
+    nodes: &[Node],
+    root: &Value,
+    missing: Missing,
+    more: More<'_>,
+) -> Outcome<String> {
     let mut scope = Scope {
         root,
-        strict,
+        missing,
+        more,
         variables: vec![(String::new(), root.clone())],
         out: String::new(),
     };
@@ -183,7 +194,7 @@ impl Scope<'_> {
                 .map(|operand| self.operand(operand, dot))
                 .collect::<Outcome<Vec<_>>>()?;
             args.extend(piped);
-            return function::call(name, &args);
+            return self.call(name, &args);
         }
         // The one method that rows have: `.Label "key"`.
         if let (Operand::Dot(fields), [operand]) = (first, others)
@@ -214,11 +225,24 @@ impl Scope<'_> {
                 self.walk(&value, fields)
             }
             Operand::Literal(value) => Ok(value.clone()),
-            Operand::Function(name) => function::call(name, &[]),
+            Operand::Function(name) => self.call(name, &[]),
             Operand::Group(pipe, fields) => {
                 let value = self.pipe(pipe, dot)?;
                 self.walk(&value, fields)
             }
+        }
+    }
+
+    fn call(&self, name: &str, args: &[Value]) -> Outcome<Value> {
+        (self.more)(name, args).unwrap_or_else(|| function::call(name, args))
+    }
+
+    /// Whether a field that this value does not have is an error.
+    fn refuses(&self, value: &Value) -> bool {
+        match self.missing {
+            Missing::NoValue => false,
+            Missing::ErrorAtTop => std::ptr::eq(value, self.root),
+            Missing::Error => true,
         }
     }
 
@@ -228,7 +252,7 @@ impl Scope<'_> {
             value = match value {
                 Value::Object(known) => match known.get(field) {
                     Some(value) => value,
-                    None if self.strict && std::ptr::eq(value, self.root) => {
+                    None if self.refuses(value) => {
                         let names: Vec<&str> = known.keys().map(String::as_str).collect();
                         return Err(format!(
                             "can't evaluate field {field}: there are {}",

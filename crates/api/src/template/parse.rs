@@ -51,10 +51,11 @@ enum Token {
 
 type Parsed<T> = Result<T, String>;
 
-/// Parses a whole template.
-pub(super) fn parse(text: &str) -> Parsed<Vec<Node>> {
+/// Parses a whole template; `more` are names of functions besides those that are built in.
+pub(super) fn parse(text: &str, more: &[&str]) -> Parsed<Vec<Node>> {
     let mut parser = Parser {
         rest: text,
+        more,
         trim: false,
         depth: 0,
     };
@@ -73,6 +74,7 @@ struct End {
 
 struct Parser<'a> {
     rest: &'a str,
+    more: &'a [&'a str],
     /// Whether the last action ended in `-}}`.
     trim: bool,
     depth: usize,
@@ -136,7 +138,7 @@ impl Parser<'_> {
                 "define" | "template" | "block" => {
                     return Err(format!("{keyword} is not supported"));
                 }
-                _ => nodes.push(Node::Print(pipe(&tokens, self.depth)?)),
+                _ => nodes.push(Node::Print(pipe(&tokens, self.depth, self.more)?)),
             }
         }
     }
@@ -177,7 +179,7 @@ impl Parser<'_> {
         if tokens.is_empty() {
             return Err(format!("missing value for {keyword}"));
         }
-        let pipe = pipe(tokens, self.depth)?;
+        let pipe = pipe(tokens, self.depth, self.more)?;
         if pipe.variables.len() > 1 && keyword != "range" {
             return Err(format!("too many declarations in {keyword}"));
         }
@@ -215,7 +217,7 @@ fn push_text(nodes: &mut Vec<Node>, text: &str) {
     }
 }
 
-fn pipe(tokens: &[Token], depth: usize) -> Parsed<Pipe> {
+fn pipe(tokens: &[Token], depth: usize, more: &[&str]) -> Parsed<Pipe> {
     if depth > DEPTH_MAX {
         return Err("too many parentheses within each other".to_owned());
     }
@@ -229,7 +231,7 @@ fn pipe(tokens: &[Token], depth: usize) -> Parsed<Pipe> {
             Token::Symbol("|") => commands.push(Vec::new()),
             Token::Symbol("(") => {
                 let close = closing(rest).ok_or("unclosed left paren")?;
-                let inner = pipe(&rest[..close], depth + 1)?;
+                let inner = pipe(&rest[..close], depth + 1, more)?;
                 rest = &rest[close + 1..];
                 // `(index .Mounts 0).Source` comes as a field right behind.
                 let fields = match rest.split_first() {
@@ -250,7 +252,9 @@ fn pipe(tokens: &[Token], depth: usize) -> Parsed<Pipe> {
                 command.push(Operand::Variable(name.clone(), fields.clone()))
             }
             Token::Literal(value) => command.push(Operand::Literal(value.clone())),
-            Token::Word(word) if super::function::is_known(word) => {
+            Token::Word(word)
+                if super::function::is_known(word) || more.contains(&word.as_str()) =>
+            {
                 command.push(Operand::Function(word.clone()))
             }
             Token::Word(word) => return Err(format!("function {word:?} not defined")),
