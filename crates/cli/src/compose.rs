@@ -1,10 +1,14 @@
 //! Compose files: from YAML to what the Engine API takes, without touching the network.
 //!
-//! `yaml` keeps where everything stands, `interpolate` fills in variables, `merge` lays files over each other, `read`
-//! takes values out with types and finds what is unknown, the others convert.
+//! `yaml` keeps where everything stands, `load` makes one document of files, with `interpolate` for variables and `merge`
+//! for files over each other; `read` takes values out with types and finds what is unknown, the others convert.
 
 mod data;
+mod depends;
+mod deploy;
+mod extended;
 mod interpolate;
+mod load;
 mod merge;
 mod network;
 mod ports;
@@ -13,7 +17,10 @@ mod service;
 mod volumes;
 mod yaml;
 
-use std::path::{Path, PathBuf};
+use std::{
+    cell::RefCell,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -23,7 +30,7 @@ use crate::flags::environment::{self, Lookup};
 pub(crate) use data::Data;
 pub(crate) use network::Network;
 use read::Fields;
-use yaml::Node;
+use yaml::{Node, Place};
 
 /// Label that names the stack of an object.
 pub(crate) const NAMESPACE: &str = "com.docker.stack.namespace";
@@ -90,65 +97,73 @@ pub(crate) fn read_sources(paths: &[String]) -> Result<(Vec<Source>, PathBuf)> {
     Ok((sources, folder))
 }
 
-/// The variables of `.env` beside the compose file, behind those of the environment.
-pub(crate) fn dot_env(folder: &Path) -> Result<Vec<(String, String)>> {
-    let path = folder.join(".env");
-    let Ok(text) = std::fs::read_to_string(&path) else {
-        return Ok(Vec::new());
-    };
-    let lines = environment::parse_file(&text).with_context(|| path.display().to_string())?;
-    Ok(lines
-        .iter()
-        .map(|line| {
-            let (name, value) = crate::flags::pair(line);
-            let value = value.trim();
-            let unquoted = ['"', '\'']
-                .iter()
-                .find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote));
-            (name, unquoted.unwrap_or(value).to_owned())
-        })
-        .collect())
+/// What a reader of compose files is told besides the files.
+pub(crate) struct Settings<'a> {
+    /// Name of the stack.
+    pub(crate) stack: &'a str,
+    /// Folder from which relative paths count.
+    pub(crate) folder: &'a Path,
+    /// Profiles that are asked for.
+    pub(crate) profiles: &'a [String],
 }
 
-/// Parses, interpolates and merges the files; `None` leaves variables as they are.
-fn document(sources: &[Source], lookup: Option<Lookup<'_>>) -> Result<Node> {
-    let mut whole: Option<Node> = None;
-    for source in sources {
-        let mut node = yaml::parse(&source.name, &source.text)?;
-        if let Some(lookup) = lookup {
-            interpolate::all(&mut node, lookup)?;
-        }
-        whole = Some(match whole {
-            None => node,
-            Some(base) => merge::documents(base, node)?,
-        });
-    }
-    whole.context("specify a compose file with -c")
+/// The variables of a `.env` file, which go behind those of the environment. One that nobody asked for may be missing.
+pub(crate) fn dot_env(path: &Path, required: bool) -> Result<Vec<(String, String)>> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(_) if !required => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("open {}", path.display())),
+    };
+    environment::parse_dot_env(&text).with_context(|| path.display().to_string())
+}
+
+/// The last value of a variable.
+pub(crate) fn find(variables: &[(String, String)], name: &str) -> Option<String> {
+    let found = variables.iter().rev().find(|(known, _)| known == name);
+    found.map(|(_, value)| value.clone())
+}
+
+/// Makes one document of the files; `None` leaves variables as they are. Also returns what is worth a word.
+fn document(
+    sources: &[Source],
+    settings: &Settings<'_>,
+    lookup: Option<Lookup<'_>>,
+) -> Result<(Node, Vec<String>)> {
+    let loader = load::Loader {
+        lookup,
+        folder: settings.folder,
+        profiles: settings.profiles,
+        warnings: RefCell::default(),
+    };
+    let document = loader.document(sources)?;
+    Ok((document, loader.warnings.into_inner()))
 }
 
 /// The merged files as YAML.
-pub(crate) fn config(sources: &[Source], lookup: Option<Lookup<'_>>) -> Result<String> {
-    let document = document(sources, lookup)?;
+pub(crate) fn config(
+    sources: &[Source],
+    settings: &Settings<'_>,
+    lookup: Option<Lookup<'_>>,
+) -> Result<String> {
+    let (document, _) = document(sources, settings, lookup)?;
     // Checks it as a deployment would; the values are shown as the files have them.
-    convert(
-        &document,
-        "stack",
-        Path::new("/"),
-        lookup.unwrap_or(&|_| None),
-        true,
-    )?;
+    if let Some(lookup) = lookup {
+        convert(&document, settings, lookup, true)?;
+    }
     Ok(yaml::write(&document))
 }
 
 /// Reads a stack.
 pub(crate) fn load(
     sources: &[Source],
-    stack: &str,
-    folder: &Path,
+    settings: &Settings<'_>,
     lookup: Lookup<'_>,
 ) -> Result<Stack> {
-    let document = document(sources, Some(lookup))?;
-    convert(&document, stack, folder, lookup, false)
+    let (document, mut warnings) = document(sources, settings, Some(lookup))?;
+    let mut stack = convert(&document, settings, lookup, false)?;
+    warnings.append(&mut stack.warnings);
+    stack.warnings = warnings;
+    Ok(stack)
 }
 
 /// What the conversions share.
@@ -177,28 +192,28 @@ impl Scope<'_> {
         }
     }
 
-    /// A host path: `~` is the home directory, relative ones count from the compose file.
-    fn host_path(&self, path: &str) -> String {
+    /// A host path that stands at `place`: `~` is the home directory, relative ones count from the compose file.
+    fn host_path(&self, place: &Place, path: &str) -> String {
         let expanded = match path.strip_prefix('~') {
             Some(rest) if rest.is_empty() || rest.starts_with('/') => {
                 format!("{}{rest}", (self.lookup)("HOME").unwrap_or_default())
             }
             _ => path.to_owned(),
         };
-        crate::flags::mount::clean(&self.folder.join(expanded))
+        let folder = place.folder.as_deref().unwrap_or(self.folder);
+        crate::flags::mount::clean(&folder.join(expanded))
     }
 }
 
 fn convert(
     document: &Node,
-    stack: &str,
-    folder: &Path,
+    settings: &Settings<'_>,
     lookup: Lookup<'_>,
     dry: bool,
 ) -> Result<Stack> {
     let mut scope = Scope {
-        stack,
-        folder,
+        stack: settings.stack,
+        folder: settings.folder,
         lookup,
         dry,
         warnings: Vec::new(),
@@ -207,7 +222,7 @@ fn convert(
     // Obsolete, and the command line names the stack.
     top.take("version");
     top.take("name");
-    scope.without_effect(&mut top, &["include"]);
+    scope.without_effect(&mut top, &["models"]);
     let networks = network::declared(top.take("networks"), &scope)?;
     let volumes = volumes::declared(top.take("volumes"), &scope)?;
     let secrets = data::declared(top.take("secrets"), "secrets", &scope)?;
@@ -221,6 +236,7 @@ fn convert(
             secrets: &secrets,
             configs: &configs,
         };
+        depends::check(node)?;
         for (key, service) in node.entries()? {
             services.push(service::convert(
                 key, service, &declared, &mut used, &mut scope,
@@ -228,8 +244,7 @@ fn convert(
         }
     }
     top.finish()?;
-    services
-        .sort_by(|a: &Value, b| crate::json::text(a, "/Name").cmp(crate::json::text(b, "/Name")));
+    depends::sort(&mut services);
     let mut networks: Vec<Network> = networks
         .into_values()
         .filter(|network| used.contains(&network.key))

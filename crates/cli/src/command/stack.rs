@@ -35,12 +35,69 @@ pub(crate) enum Command {
     Services(Services),
 }
 
+/// The compose files of a stack, and what they are filled in with
+#[derive(Args)]
+pub(crate) struct Files {
+    /// Path to a Compose file, or "-" to read from stdin
+    #[arg(short, long, value_name = "strings", required = true)]
+    compose_file: Vec<String>,
+    /// Specify an alternate environment file, instead of .env beside the first Compose file
+    #[arg(long, value_name = "strings")]
+    env_file: Vec<String>,
+    /// Specify a profile whose services are part of the stack
+    #[arg(long, value_name = "strings")]
+    profile: Vec<String>,
+}
+
+/// Compose files that were read, with their variables.
+struct Opened {
+    sources: Vec<compose::Source>,
+    folder: std::path::PathBuf,
+    variables: Vec<(String, String)>,
+    profiles: Vec<String>,
+}
+
+impl Files {
+    fn open(&self) -> Result<Opened> {
+        let (sources, folder) = compose::read_sources(&self.compose_file)?;
+        let mut variables = Vec::new();
+        if self.env_file.is_empty() {
+            variables = compose::dot_env(&folder.join(".env"), false)?;
+        }
+        for file in &self.env_file {
+            variables.extend(compose::dot_env(std::path::Path::new(file), true)?);
+        }
+        let mut profiles = self.profile.clone();
+        if profiles.is_empty()
+            && let Some(named) = environment::process("COMPOSE_PROFILES")
+        {
+            let named = named.split(',').map(str::trim);
+            profiles.extend(named.filter(|name| !name.is_empty()).map(str::to_owned));
+        }
+        Ok(Opened {
+            sources,
+            folder,
+            variables,
+            profiles,
+        })
+    }
+}
+
+impl Opened {
+    fn settings<'a>(&'a self, stack: &'a str) -> compose::Settings<'a> {
+        compose::Settings {
+            stack,
+            folder: &self.folder,
+            profiles: &self.profiles,
+        }
+    }
+}
+
 /// Output the final config file, after doing merges and interpolations
 #[derive(Args)]
 pub(crate) struct Config {
-    /// Path to a Compose file
-    #[arg(short, long, value_name = "strings", required = true)]
-    compose_file: Vec<String>,
+    #[command(flatten)]
+    files: Files,
     /// Skip interpolation and output only merged config
     #[arg(long)]
     skip_interpolation: bool,
@@ -54,9 +111,8 @@ pub(crate) struct Config {
 pub(crate) struct Deploy {
     /// Name of the stack
     stack: String,
-    /// Path to a Compose file, or "-" to read from stdin
-    #[arg(short, long, value_name = "strings", required = true)]
-    compose_file: Vec<String>,
+    #[command(flatten)]
+    files: Files,
     /// Exit immediately instead of waiting for the stack services to converge
     #[arg(short, long, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_name = "bool")]
     detach: bool,
@@ -106,15 +162,15 @@ impl Command {
     pub(crate) async fn run(self, client: &Client) -> Result<()> {
         match self {
             Self::Config(args) => {
-                let (sources, folder) = compose::read_sources(&args.compose_file)?;
-                let variables = compose::dot_env(&folder)?;
-                let lookup = lookup(&variables);
+                let opened = args.files.open()?;
+                let lookup = lookup(&opened.variables);
                 let lookup: Option<environment::Lookup<'_>> = if args.skip_interpolation {
                     None
                 } else {
                     Some(&lookup)
                 };
-                output::write(compose::config(&sources, lookup)?.as_bytes());
+                let settings = opened.settings("stack");
+                output::write(compose::config(&opened.sources, &settings, lookup)?.as_bytes());
                 Ok(())
             }
             Self::Deploy(args) => args.run(client).await,
@@ -152,16 +208,7 @@ fn of_stack(stack: &str) -> String {
 }
 
 fn lookup(variables: &[(String, String)]) -> impl Fn(&str) -> Option<String> + '_ {
-    |name| {
-        let file = || {
-            variables
-                .iter()
-                .rev()
-                .find(|(known, _)| known == name)
-                .map(|(_, value)| value.clone())
-        };
-        environment::process(name).or_else(file)
-    }
+    |name| environment::process(name).or_else(|| compose::find(variables, name))
 }
 
 async fn list(format: &ListFormat, client: &Client) -> Result<()> {
@@ -192,9 +239,9 @@ impl Deploy {
         if name.is_empty() {
             bail!("invalid stack name: {:?}", self.stack);
         }
-        let (sources, folder) = compose::read_sources(&self.compose_file)?;
-        let variables = compose::dot_env(&folder)?;
-        let stack = compose::load(&sources, name, &folder, &lookup(&variables))?;
+        let opened = self.files.open()?;
+        let lookup = lookup(&opened.variables);
+        let stack = compose::load(&opened.sources, &opened.settings(name), &lookup)?;
         for warning in &stack.warnings {
             output::note(warning);
         }

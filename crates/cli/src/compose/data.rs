@@ -66,7 +66,7 @@ fn data(key: &str, node: &Node, kind: &str, scope: &Scope<'_>) -> Result<Data, P
     fields.finish()?;
     let bytes = match (file, variable, content) {
         (Some(file), None, None) => {
-            let path = scope.host_path(&file.text()?);
+            let path = scope.host_path(&file.place, &file.text()?);
             if scope.dry {
                 Vec::new()
             } else {

@@ -5,17 +5,26 @@ use serde_json::Value;
 use super::{
     Problem, Scope,
     read::Fields,
+    service::unique,
     yaml::{Node, Yaml},
 };
 use crate::{flags::port, json::number};
 
 /// Reads `ports`, short and long forms, sorted by published port.
 pub(super) fn convert(list: &Node, scope: &mut Scope<'_>) -> Result<Vec<Value>, Problem> {
-    let mut ports = Vec::new();
+    let (mut ports, mut seen) = (Vec::new(), Vec::new());
     for item in list.items()? {
-        match &item.value {
-            Yaml::Map(_) => ports.extend(long(item)?),
-            _ => ports.extend(short(item, scope)?),
+        let read = match &item.value {
+            Yaml::Map(_) => long(item, scope)?,
+            _ => short(item, scope)?,
+        };
+        for port in read {
+            let published = number(&port, "/PublishedPort");
+            if published != 0 {
+                let protocol = crate::json::text(&port, "/Protocol");
+                unique(&mut seen, format!("{published}/{protocol}"), item)?;
+            }
+            ports.push(port);
         }
     }
     ports.sort_by_key(|port| number(port, "/PublishedPort"));
@@ -27,11 +36,7 @@ fn short(item: &Node, scope: &mut Scope<'_>) -> Result<Vec<Value>, Problem> {
     let invalid = |error: anyhow::Error| item.problem(format!("is no port: {error:#}"));
     let read = port::short(&text).map_err(invalid)?;
     if let Some(port) = read.first().filter(|port| !port.host_ip.is_empty()) {
-        let ip = &port.host_ip;
-        scope.warnings.push(
-            item.problem(format!("publishes on every address, not only on {ip}"))
-                .to_string(),
-        );
+        everywhere(item, &port.host_ip, scope);
     }
     let mut out = Vec::new();
     for port in read {
@@ -51,7 +56,12 @@ fn short(item: &Node, scope: &mut Scope<'_>) -> Result<Vec<Value>, Problem> {
     Ok(out)
 }
 
-fn long(item: &Node) -> Result<Vec<Value>, Problem> {
+fn everywhere(item: &Node, ip: &str, scope: &mut Scope<'_>) {
+    let problem = item.problem(format!("publishes on every address, not only on {ip}"));
+    scope.warnings.push(problem.to_string());
+}
+
+fn long(item: &Node, scope: &mut Scope<'_>) -> Result<Vec<Value>, Problem> {
     let mut fields = Fields::of(item, &item.path)?;
     let target = fields.maybe("target", Node::integer::<u16>)?;
     let target = target
@@ -60,6 +70,9 @@ fn long(item: &Node) -> Result<Vec<Value>, Problem> {
     let published = fields.maybe("published", Node::text)?.unwrap_or_default();
     let protocol = fields.maybe("protocol", |node| node.one_of(&["tcp", "udp", "sctp"]))?;
     let mode = fields.maybe("mode", |node| node.one_of(&["ingress", "host"]))?;
+    if let Some(ip) = fields.maybe("host_ip", Node::text)? {
+        everywhere(item, &ip, scope);
+    }
     // For people and for protocols above; nothing in a stack reads them.
     fields.take("name");
     fields.take("app_protocol");

@@ -8,11 +8,12 @@ use serde_json::{Map, Value, json};
 use super::{
     IMAGE, NAMESPACE, Problem, Scope,
     data::Data,
+    depends, deploy, extended,
     network::Network,
     ports,
     read::Fields,
     volumes::{self, Volume},
-    yaml::{Key, Node, Yaml},
+    yaml::{Key, Node, Place, Yaml},
 };
 use crate::flags::environment;
 
@@ -25,43 +26,37 @@ pub(super) struct Declared<'a> {
 }
 
 /// Keys that are part of the compose specification and mean nothing to a service of a cluster.
-const WITHOUT_EFFECT: [&str; 36] = [
-    "build",
-    "depends_on",
-    "container_name",
-    "expose",
-    "links",
-    "external_links",
-    "network_mode",
-    "restart_policy",
-    "privileged",
-    "devices",
-    "security_opt",
-    "ipc",
-    "pid",
-    "shm_size",
-    "userns_mode",
-    "cgroup",
-    "cgroup_parent",
-    "mac_address",
-    "domainname",
-    "profiles",
-    "pull_policy",
-    "platform",
-    "runtime",
-    "scale",
-    "develop",
-    "gpus",
+const WITHOUT_EFFECT: [&str; 30] = [
     "annotations",
     "attach",
-    "mem_limit",
-    "mem_reservation",
-    "memswap_limit",
-    "cpus",
+    "blkio_config",
+    "build",
+    "container_name",
+    "cpu_count",
+    "cpu_percent",
+    "cpu_period",
+    "cpu_quota",
+    "cpu_rt_period",
+    "cpu_rt_runtime",
     "cpu_shares",
-    "pids_limit",
-    "uts",
+    "credential_spec",
+    "develop",
+    "expose",
+    "external_links",
+    "isolation",
+    "links",
+    "mac_address",
+    "models",
+    "post_start",
+    "pre_stop",
+    "provider",
+    "runtime",
     "storage_opt",
+    "use_api_socket",
+    "volume_driver",
+    "log_driver",
+    "log_opt",
+    "net",
 ];
 
 /// Converts a service; notes the networks that it uses in `used`.
@@ -81,15 +76,18 @@ pub(super) fn convert(
     container["Mounts"] = volumes::mounts(&mut fields, declared.volumes, scope)?.into();
     container["Secrets"] = references(fields.take("secrets"), declared.secrets, "Secret")?.into();
     container["Configs"] = references(fields.take("configs"), declared.configs, "Config")?.into();
-    let mut labels = fields.maybe("labels", Node::labels)?.unwrap_or_default();
+    let mut labels = label_files(&mut fields, scope)?;
+    labels.extend(fields.maybe("labels", Node::labels)?.unwrap_or_default());
     labels.insert(NAMESPACE.to_owned(), scope.stack.into());
     container["Labels"] = labels.into();
 
-    let networks = attachments(fields.take("networks"), &key.name, declared.networks, used)?;
+    let networks = networks(&mut fields, &key.name, declared.networks, used, scope)?;
     let mut task = json!({"ContainerSpec": container, "Networks": networks});
     if let Some(node) = fields.take("logging") {
         let mut inner = Fields::of(node, &node.path)?;
-        let driver = inner.text("driver")?;
+        // Without a name the options are for the driver that everybody has.
+        let driver = inner.maybe("driver", Node::text)?;
+        let driver = driver.unwrap_or_else(|| "json-file".to_owned());
         let options = inner.maybe("options", Node::labels)?.unwrap_or_default();
         inner.finish()?;
         task["LogDriver"] = json!({"Name": driver, "Options": options});
@@ -98,11 +96,19 @@ pub(super) fn convert(
     if let Some(list) = fields.take("ports") {
         endpoint["Ports"] = ports::convert(list, scope)?.into();
     }
+    if let Some(from) = fields.take("volumes_from") {
+        return Err(from
+            .problem("is not possible in a stack: tasks need not be on one node")
+            .into());
+    }
     let restart = fields.take("restart");
+    let scale = fields.take("scale");
+    let extended = extended::labels(&mut fields, scope)?;
+    let depends_on = depends::label(fields.take("depends_on"), scope)?;
     let mut spec = json!({"Name": scope.name(&key.name), "Mode": {"Replicated": {"Replicas": 1}}});
     let mut service_labels = Map::new();
     if let Some(node) = fields.take("deploy") {
-        deploy(
+        deploy::deploy(
             node,
             &mut spec,
             &mut task,
@@ -111,7 +117,15 @@ pub(super) fn convert(
         )?;
     }
     if let (Some(restart), true) = (restart, task["RestartPolicy"].is_null()) {
-        task["RestartPolicy"] = restart_policy(restart)?;
+        task["RestartPolicy"] = deploy::restart_policy(restart)?;
+    }
+    deploy::outside(&mut fields, scale, &mut spec, &mut task)?;
+    for (label, value) in extended {
+        // What `deploy.labels` says itself goes before it.
+        service_labels.entry(label).or_insert(value);
+    }
+    if let Some((label, value)) = depends_on {
+        service_labels.entry(label).or_insert(value.into());
     }
     fields.finish()?;
     if image.is_empty() {
@@ -181,7 +195,7 @@ fn env(fields: &mut Fields<'_>, scope: &Scope<'_>) -> Result<Vec<String>> {
         };
         for item in list {
             let (path, required) = env_file(item)?;
-            let path = scope.host_path(&path);
+            let path = scope.host_path(&item.place, &path);
             if scope.dry {
                 continue;
             }
@@ -214,6 +228,29 @@ fn env(fields: &mut Fields<'_>, scope: &Scope<'_>) -> Result<Vec<String>> {
         None => name,
     };
     Ok(all.into_iter().map(variable).collect())
+}
+
+/// Labels of `label_file`, which `labels` may change.
+fn label_files(fields: &mut Fields<'_>, scope: &Scope<'_>) -> Result<Map<String, Value>, Problem> {
+    let mut labels = Map::new();
+    let Some(node) = fields.take("label_file") else {
+        return Ok(labels);
+    };
+    for file in node.texts()? {
+        let path = scope.host_path(&node.place, &file);
+        if scope.dry {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path)
+            .map_err(|error| node.problem(format!("cannot be read: {path}: {error}")))?;
+        let lines = environment::parse_file(&text)
+            .map_err(|error| node.problem(format!("{path}: {error:#}")))?;
+        labels.extend(lines.iter().map(|line| {
+            let (name, value) = crate::flags::pair(line);
+            (name, Value::from(value))
+        }));
+    }
+    Ok(labels)
 }
 
 fn env_file(item: &Node) -> Result<(String, bool), Problem> {
@@ -332,6 +369,7 @@ fn references(
 ) -> Result<Vec<Value>, Problem> {
     let mut out = Vec::new();
     let Some(list) = list else { return Ok(out) };
+    let mut seen = Vec::new();
     for item in list.items()? {
         let (source, target, uid, gid, mode) = match &item.value {
             Yaml::Map(_) => {
@@ -354,9 +392,21 @@ fn references(
                 kind.to_lowercase()
             ))
         })?;
+        let name = target.unwrap_or_else(|| source.clone());
+        let base = if kind == "Secret" {
+            "/run/secrets/"
+        } else {
+            "/"
+        };
+        let whole = if name.starts_with('/') {
+            name.clone()
+        } else {
+            format!("{base}{name}")
+        };
+        unique(&mut seen, whole, item)?;
         // A config stands at the root unless told otherwise, a secret below /run/secrets: the node's business.
         let file = json!({
-            "Name": target.unwrap_or_else(|| source.clone()),
+            "Name": name,
             "UID": uid.unwrap_or_else(|| "0".to_owned()),
             "GID": gid.unwrap_or_else(|| "0".to_owned()),
             "Mode": mode.unwrap_or(0o444),
@@ -365,6 +415,47 @@ fn references(
     }
     out.sort_by_key(Value::to_string);
     Ok(out)
+}
+
+/// Refuses two of one service's things in one place.
+pub(super) fn unique(
+    seen: &mut Vec<(String, Place)>,
+    target: String,
+    item: &Node,
+) -> Result<(), Problem> {
+    if let Some((_, first)) = seen.iter().find(|(known, _)| *known == target) {
+        return Err(item.problem(format!(
+            "has the target {target:?}, which {}:{} has already",
+            first.file, first.line
+        )));
+    }
+    seen.push((target, item.place.clone()));
+    Ok(())
+}
+
+/// What a service is attached to: `networks`, or the network of the node that `network_mode` names.
+fn networks(
+    fields: &mut Fields<'_>,
+    service: &str,
+    declared: &BTreeMap<String, Network>,
+    used: &mut Vec<String>,
+    scope: &mut Scope<'_>,
+) -> Result<Vec<Value>, Problem> {
+    let (mode, list) = (fields.take("network_mode"), fields.take("networks"));
+    let Some(mode) = mode else {
+        return attachments(list, service, declared, used);
+    };
+    match mode.text()?.as_str() {
+        "host" | "none" if list.is_some() => {
+            Err(mode.problem("and networks cannot be set at the same time"))
+        }
+        target @ ("host" | "none") => Ok(vec![json!({"Target": target})]),
+        _ => {
+            let problem = mode.problem("has no effect in a stack, other than host and none");
+            scope.warnings.push(problem.to_string());
+            attachments(list, service, declared, used)
+        }
+    }
 }
 
 fn attachments(
@@ -425,149 +516,5 @@ fn attachments(
         out.push(attachment);
     }
     out.sort_by(|a, b| crate::json::text(a, "/Target").cmp(crate::json::text(b, "/Target")));
-    Ok(out)
-}
-
-/// The old `restart`.
-fn restart_policy(node: &Node) -> Result<Value, Problem> {
-    let text = node.text()?;
-    let (name, count) = text.split_once(':').unwrap_or((&text, ""));
-    Ok(match (name, count) {
-        ("no", "") => json!({"Condition": "none"}),
-        ("always" | "unless-stopped", "") => json!({"Condition": "any"}),
-        ("on-failure", "") => json!({"Condition": "on-failure"}),
-        ("on-failure", count) => {
-            let attempts: u64 = count
-                .parse()
-                .map_err(|_| node.problem(format!("has no number of attempts: {text:?}")))?;
-            json!({"Condition": "on-failure", "MaxAttempts": attempts})
-        }
-        _ => return Err(node.problem(format!("is an unknown restart policy: {text:?}"))),
-    })
-}
-
-fn deploy(
-    node: &Node,
-    spec: &mut Value,
-    task: &mut Value,
-    endpoint: &mut Value,
-    labels: &mut Map<String, Value>,
-) -> Result<(), Problem> {
-    let mut fields = Fields::of(node, &node.path)?;
-    if let Some(given) = fields.maybe("labels", Node::labels)? {
-        *labels = given;
-    }
-    let modes = ["replicated", "global", "replicated-job", "global-job"];
-    let mode = fields.maybe("mode", |node| node.one_of(&modes))?;
-    let replicas_node = fields.take("replicas");
-    let replicas = replicas_node.map(Node::integer::<u64>).transpose()?;
-    spec["Mode"] = match (mode.as_deref().unwrap_or("replicated"), replicas) {
-        ("replicated", replicas) => json!({"Replicated": {"Replicas": replicas.unwrap_or(1)}}),
-        ("replicated-job", replicas) => {
-            let count = replicas.unwrap_or(1);
-            json!({"ReplicatedJob": {"MaxConcurrent": count, "TotalCompletions": count}})
-        }
-        (_, Some(_)) => {
-            let node = replicas_node.unwrap_or(node);
-            return Err(node.problem("can only be used with replicated or replicated-job mode"));
-        }
-        ("global", None) => json!({"Global": {}}),
-        _ => json!({"GlobalJob": {}}),
-    };
-    if let Some(mode) = fields.maybe("endpoint_mode", |node| node.one_of(&["vip", "dnsrr"]))? {
-        endpoint["Mode"] = mode.into();
-    }
-    if let Some(node) = fields.take("update_config") {
-        spec["UpdateConfig"] = rolling(node, &["pause", "continue", "rollback"])?;
-    }
-    if let Some(node) = fields.take("rollback_config") {
-        spec["RollbackConfig"] = rolling(node, &["pause", "continue"])?;
-    }
-    if let Some(node) = fields.take("restart_policy") {
-        let mut inner = Fields::of(node, &node.path)?;
-        let mut policy = json!({});
-        policy["Condition"] = inner
-            .maybe("condition", |node| {
-                node.one_of(&["none", "on-failure", "any"])
-            })?
-            .into();
-        policy["Delay"] = inner.maybe("delay", Node::duration)?.into();
-        policy["MaxAttempts"] = inner.maybe("max_attempts", Node::integer::<u64>)?.into();
-        policy["Window"] = inner.maybe("window", Node::duration)?.into();
-        inner.finish()?;
-        task["RestartPolicy"] = policy;
-    }
-    if let Some(node) = fields.take("placement") {
-        let mut inner = Fields::of(node, &node.path)?;
-        let mut placement = json!({"Constraints": inner.all("constraints", Node::texts)?});
-        if let Some(list) = inner.take("preferences") {
-            let mut preferences = Vec::new();
-            for item in list.items()? {
-                let mut preference = Fields::of(item, &item.path)?;
-                let spread = preference.text("spread")?;
-                preference.finish()?;
-                preferences.push(json!({"Spread": {"SpreadDescriptor": spread}}));
-            }
-            placement["Preferences"] = preferences.into();
-        }
-        placement["MaxReplicas"] = inner
-            .maybe("max_replicas_per_node", Node::integer::<u64>)?
-            .into();
-        inner.finish()?;
-        task["Placement"] = placement;
-    }
-    if let Some(node) = fields.take("resources") {
-        let mut inner = Fields::of(node, &node.path)?;
-        let limits = inner.maybe("limits", |node| resources(node, false))?;
-        let reservations = inner.maybe("reservations", |node| resources(node, true))?;
-        inner.finish()?;
-        task["Resources"] = json!({"Limits": limits, "Reservations": reservations});
-    }
-    fields.finish()
-}
-
-fn rolling(node: &Node, actions: &[&str]) -> Result<Value, Problem> {
-    let mut fields = Fields::of(node, &node.path)?;
-    let mut out =
-        json!({"Parallelism": fields.maybe("parallelism", Node::integer::<u64>)?.unwrap_or(1)});
-    out["Delay"] = fields.maybe("delay", Node::duration)?.into();
-    out["Monitor"] = fields.maybe("monitor", Node::duration)?.into();
-    out["FailureAction"] = fields
-        .maybe("failure_action", |node| node.one_of(actions))?
-        .into();
-    out["MaxFailureRatio"] = fields.maybe("max_failure_ratio", Node::float)?.into();
-    out["Order"] = fields
-        .maybe("order", |node| node.one_of(&["start-first", "stop-first"]))?
-        .into();
-    fields.finish()?;
-    Ok(out)
-}
-
-fn resources(node: &Node, reservation: bool) -> Result<Value, Problem> {
-    let mut fields = Fields::of(node, &node.path)?;
-    let mut out = json!({});
-    out["NanoCPUs"] = fields.maybe("cpus", Node::cpus)?.into();
-    out["MemoryBytes"] = fields.maybe("memory", Node::bytes)?.into();
-    if reservation {
-        if let Some(list) = fields.take("generic_resources") {
-            let mut all = Vec::new();
-            for item in list.items()? {
-                let mut inner = Fields::of(item, &item.path)?;
-                let discrete = inner
-                    .take("discrete_resource_spec")
-                    .ok_or_else(|| item.problem("needs a discrete_resource_spec"))?;
-                inner.finish()?;
-                let mut inner = Fields::of(discrete, &discrete.path)?;
-                let kind = inner.text("kind")?;
-                let value = inner.maybe("value", Node::integer::<i64>)?.unwrap_or(0);
-                inner.finish()?;
-                all.push(json!({"DiscreteResourceSpec": {"Kind": kind, "Value": value}}));
-            }
-            out["GenericResources"] = all.into();
-        }
-    } else {
-        out["Pids"] = fields.maybe("pids", Node::integer::<i64>)?.into();
-    }
-    fields.finish()?;
     Ok(out)
 }

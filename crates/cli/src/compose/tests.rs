@@ -2,6 +2,17 @@ use expect_test::{Expect, expect};
 
 use super::*;
 
+mod beyond;
+mod files;
+
+fn settings() -> Settings<'static> {
+    Settings {
+        stack: "demo",
+        folder: Path::new("/srv/demo"),
+        profiles: &[],
+    }
+}
+
 fn stack(text: &str) -> Result<Stack> {
     let lookup = |name: &str| match name {
         "TAG" => Some("1.27".to_owned()),
@@ -13,7 +24,7 @@ fn stack(text: &str) -> Result<Stack> {
         name: "demo.yml".to_owned(),
         text: text.to_owned(),
     };
-    load(&[source], "demo", Path::new("/srv/demo"), &lookup)
+    load(&[source], &settings(), &lookup)
 }
 
 fn check(text: &str, want: &Expect) {
@@ -557,5 +568,5 @@ fn later_files_lie_over_earlier_ones() {
           db:
             image: 1.10
     "#]]
-    .assert_eq(&config(&sources, Some(&|_| None)).unwrap());
+    .assert_eq(&config(&sources, &settings(), Some(&|_| None)).unwrap());
 }

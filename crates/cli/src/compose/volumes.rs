@@ -8,6 +8,7 @@ use super::{
     NAMESPACE, Problem, Scope,
     network::{external, named},
     read::Fields,
+    service::unique,
     yaml::{Node, Yaml},
 };
 
@@ -58,13 +59,19 @@ pub(super) fn mounts(
     volumes: &BTreeMap<String, Volume>,
     scope: &Scope<'_>,
 ) -> Result<Vec<Value>, Problem> {
-    let mut out = Vec::new();
+    let (mut out, mut seen) = (Vec::new(), Vec::new());
+    let place = |mount: &Value| {
+        let target = crate::json::text(mount, "/Target").trim_end_matches('/');
+        if target.is_empty() { "/" } else { target }.to_owned()
+    };
     if let Some(list) = fields.take("volumes") {
         for item in list.items()? {
-            out.push(match &item.value {
+            let mount = match &item.value {
                 Yaml::Map(_) => long(item, volumes, scope)?,
                 _ => short(item, volumes, scope)?,
-            });
+            };
+            unique(&mut seen, place(&mount), item)?;
+            out.push(mount);
         }
     }
     if let Some(tmpfs) = fields.take("tmpfs") {
@@ -86,6 +93,7 @@ pub(super) fn mounts(
                     _ => return Err(tmpfs.problem(format!("has an unknown option {option:?}"))),
                 }
             }
+            unique(&mut seen, place(&mount), tmpfs)?;
             out.push(mount);
         }
     }
@@ -129,7 +137,7 @@ fn short(
     }
     if is_path(source) {
         mount["Type"] = "bind".into();
-        mount["Source"] = scope.host_path(source).into();
+        mount["Source"] = scope.host_path(&item.place, source).into();
         // The short form has always made the folder.
         bind["CreateMountpoint"] = true.into();
         mount["BindOptions"] = bind;
@@ -189,7 +197,7 @@ fn long(
             if source.is_empty() {
                 return Err(item.problem("needs a source"));
             }
-            mount["Source"] = scope.host_path(&source).into();
+            mount["Source"] = scope.host_path(&item.place, &source).into();
         }
         "volume" => name_volume(&mut mount, &source, item, volumes)?,
         "tmpfs" if !source.is_empty() => {
@@ -213,6 +221,11 @@ fn long(
         let mut inner = Fields::of(node, &node.path)?;
         if inner.flag("nocopy")? {
             mount["VolumeOptions"]["NoCopy"] = true.into();
+        }
+        if let Some(labels) = inner.maybe("labels", Node::labels)? {
+            for (label, value) in labels {
+                mount["VolumeOptions"]["Labels"][label] = value;
+            }
         }
         if let Some(subpath) = inner.maybe("subpath", Node::text)? {
             mount["VolumeOptions"]["Subpath"] = subpath.into();

@@ -1,6 +1,6 @@
 //! YAML as a tree that remembers where everything stands and how numbers were written.
 
-use std::{fmt, rc::Rc};
+use std::{fmt, path::Path, rc::Rc};
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
@@ -12,6 +12,8 @@ use super::Problem;
 pub(super) struct Place {
     pub(super) file: Rc<str>,
     pub(super) line: u64,
+    /// Where relative paths count from; `None` is the folder of the first file.
+    pub(super) folder: Option<Rc<Path>>,
 }
 
 impl Place {
@@ -53,8 +55,13 @@ pub(super) struct Key {
 }
 
 /// Parses one document.
-pub(super) fn parse(file: &str, text: &str) -> Result<Node, Problem> {
-    let file: Rc<str> = file.into();
+pub(super) fn parse(file: &str, text: &str, folder: Option<&Rc<Path>>) -> Result<Node, Problem> {
+    let at = |line| Place {
+        file: file.into(),
+        line,
+        folder: folder.cloned(),
+    };
+    let file = at(1);
     let options = serde_saphyr::options! {
         strict_booleans: true,
         with_snippet: false,
@@ -74,11 +81,7 @@ pub(super) fn parse(file: &str, text: &str) -> Result<Node, Problem> {
                 .next()
                 .unwrap_or_default()
                 .to_owned();
-            Problem {
-                file: file.to_string(),
-                line,
-                what,
-            }
+            at(line).problem(what)
         })?;
     Ok(node(raw, text, &file, String::new()))
 }
@@ -91,10 +94,10 @@ enum Raw {
     Map(Vec<(Spanned<String>, Spanned<Self>)>),
 }
 
-fn node(raw: Spanned<Raw>, text: &str, file: &Rc<str>, path: String) -> Node {
+fn node(raw: Spanned<Raw>, text: &str, file: &Place, path: String) -> Node {
     let place = Place {
-        file: file.clone(),
         line: raw.referenced.line().max(1),
+        ..file.clone()
     };
     let value = match raw.value {
         Raw::Null => Yaml::Null,
@@ -124,8 +127,8 @@ fn node(raw: Spanned<Raw>, text: &str, file: &Rc<str>, path: String) -> Node {
                 .into_iter()
                 .map(|(key, value)| {
                     let place = Place {
-                        file: file.clone(),
                         line: key.referenced.line().max(1),
+                        ..file.clone()
                     };
                     let path = match path.is_empty() {
                         true => key.value.clone(),

@@ -64,6 +64,59 @@ pub(crate) fn parse_file(text: &str) -> Result<Vec<String>> {
     Ok(all)
 }
 
+/// Variables of a `.env` file, as compose reads it: `export` and comments are allowed, single quotes are taken as they are, in
+/// double quotes `\\n`, `\\"` and the like stand for what they do in a shell.
+pub(crate) fn parse_dot_env(text: &str) -> Result<Vec<(String, String)>> {
+    let mut all = Vec::new();
+    for (number, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let line = line.strip_prefix("export ").unwrap_or(line).trim_start();
+        // A name alone says nothing.
+        let Some((name, value)) = line.split_once('=') else {
+            continue;
+        };
+        let name = name.trim();
+        if name.is_empty() || name.contains(char::is_whitespace) {
+            bail!("line {}: invalid variable name {name:?}", number + 1);
+        }
+        let value = value.trim();
+        let value = if let Some(rest) = value.strip_prefix('\'') {
+            let end = rest.find('\'');
+            let end = end.with_context(|| format!("line {}: unterminated quote", number + 1))?;
+            rest[..end].to_owned()
+        } else if let Some(rest) = value.strip_prefix('"') {
+            double_quoted(rest)
+                .with_context(|| format!("line {}: unterminated quote", number + 1))?
+        } else {
+            let end = value.find(" #").unwrap_or(value.len());
+            value[..end].trim_end().to_owned()
+        };
+        all.push((name.to_owned(), value));
+    }
+    Ok(all)
+}
+
+fn double_quoted(text: &str) -> Option<String> {
+    let mut out = String::new();
+    let mut chars = text.chars();
+    loop {
+        match chars.next()? {
+            '"' => return Some(out),
+            '\\' => match chars.next()? {
+                'n' => out.push('\n'),
+                't' => out.push('\t'),
+                'r' => out.push('\r'),
+                c @ ('"' | '\\' | '$') => out.push(c),
+                c => out.extend(['\\', c]),
+            },
+            c => out.push(c),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,6 +130,25 @@ mod tests {
             ["A=1", "HOME=/home/me", "B="]
         );
         assert!(variables(&["=x".to_owned()], &[], &lookup).is_err());
+    }
+
+    #[test]
+    fn a_dot_env_file_is_read_as_compose_reads_it() {
+        let text = "# c\nA=1 # one\nexport B='x # y' \nC=\"a\\\"b\\n\"\nD=\nE\nF=a=b";
+        let want = [
+            ("A", "1"),
+            ("B", "x # y"),
+            ("C", "a\"b\n"),
+            ("D", ""),
+            ("F", "a=b"),
+        ];
+        let want = want.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(parse_dot_env(text).unwrap(), want);
+        assert_eq!(
+            parse_dot_env("A='x").unwrap_err().to_string(),
+            "line 1: unterminated quote"
+        );
+        assert!(parse_dot_env("A B=1").is_err());
     }
 
     #[test]
