@@ -17,7 +17,7 @@ use shoal_api::{
     image::RegistryAuth,
     network::Protocol,
     object::{ContainerStatus, NodeDescription, Task},
-    spec::{Platform, PortConfig, PublishMode, Resources},
+    spec::{Platform, PortConfig, PublishMode, PullPolicy, Resources},
     template::task::{self as template, Values},
 };
 use shoal_engine::io::{
@@ -178,12 +178,16 @@ impl TaskController {
             .ok_or_else(|| ExecError::fatal("task: the container is gone"))
     }
 
-    /// Has the image here. One that is here under its name is taken as it is: the manager pins names to digests where
-    /// a registry can be asked, so a name without a digest is of an image that no registry has.
+    /// Has the image here. Unless the policy says otherwise, one that is here under its name is taken as it is: the manager
+    /// pins names to digests where a registry can be asked, so a name without a digest is of an image that no registry has.
     async fn pull(&self, task: &Task) -> Result<(), ExecError> {
         let image = &task.spec.container.image;
-        if self.node.engine.images().resolve(image).is_ok() {
+        let policy = task.spec.container.host.pull_policy;
+        if policy != PullPolicy::Always && self.node.engine.images().resolve(image).is_ok() {
             return Ok(());
+        }
+        if policy == PullPolicy::Never {
+            return Err(ExecError::fatal(format!("No such image: {image}")));
         }
         let auth = registry_auth(&task.spec.container.pull_auth.0)?;
         let (progress, mut told) = mpsc::channel(PROGRESS_MAX);

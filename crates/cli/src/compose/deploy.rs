@@ -103,7 +103,7 @@ pub(super) fn deploy(
         task["Resources"] = json!({"Limits": limits, "Reservations": reservations});
     }
     if !cdi.is_empty() {
-        let devices = super::extended::list(&cdi);
+        let devices = shoal_api::spec::labels::list(&cdi);
         labels.entry("shoal.cdi-devices").or_insert(devices.into());
     }
     fields.finish()

@@ -1,6 +1,7 @@
 //! Keys for which Swarm has no field: they become `shoal.…` labels of the service, which every client keeps.
 
 use serde_json::{Map, Value};
+use shoal_api::spec::labels::list;
 
 use super::{
     Problem, Scope,
@@ -208,14 +209,5 @@ pub(super) fn reserved(item: &Node) -> Result<Vec<String>, Problem> {
             })?;
             Ok((0..count).map(|id| name(&id.to_string())).collect())
         }
-    }
-}
-
-/// A label's list: separated by commas, or by line ends if an item has a comma.
-pub(super) fn list(items: &[String]) -> String {
-    if items.iter().any(|item| item.contains(',')) {
-        items.join("\n") + "\n"
-    } else {
-        items.join(",")
     }
 }

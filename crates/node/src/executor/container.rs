@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use shoal_api::{
     container::{
-        ContainerSpec, EndpointSpec, HealthCheck, HostSpec, LogConfig, MountKind, MountSpec,
-        NetworkMode, Port, PortBinding, PortProtocol, Propagation, Resources, Ulimit,
+        ContainerSpec, DeviceSpec, EndpointSpec, HealthCheck, HostSpec, LogConfig, MountKind,
+        MountSpec, NetworkMode, Port, PortBinding, PortProtocol, Propagation, Resources, Ulimit,
     },
     network::{NetworkView, Protocol},
     object::Task,
@@ -81,6 +81,7 @@ pub(super) fn container_spec(
         working_dir: some(&wanted.dir),
         user: some(&wanted.user),
         hostname: some(&wanted.hostname),
+        domainname: some(&wanted.host.domainname),
         labels,
         tty: wanted.tty,
         open_stdin: wanted.open_stdin,
@@ -199,6 +200,14 @@ fn networks(
     Ok((mode, endpoints))
 }
 
+fn device(device: &spec::Device) -> DeviceSpec {
+    DeviceSpec {
+        host_path: device.host_path.clone(),
+        container_path: device.container_path.clone(),
+        permissions: device.permissions.clone(),
+    }
+}
+
 fn host_spec(
     task: &Task,
     wanted: &ContainerTaskSpec,
@@ -245,7 +254,9 @@ fn host_spec(
             .push(binding);
     }
     let limits = &task.spec.resources.limits;
+    let host = &wanted.host;
     let some = |amount: u64| (amount > 0).then_some(amount);
+    let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let log = task.spec.log_driver.as_ref();
     Ok(HostSpec {
         mounts,
@@ -273,6 +284,10 @@ fn host_spec(
             memory_reservation_bytes: some(task.spec.resources.reservations.memory_bytes),
             nano_cpus: some(limits.nano_cpus),
             pids: (limits.pids > 0).then(|| i64::try_from(limits.pids).unwrap_or(i64::MAX)),
+            cpuset_cpus: text(&host.cpuset_cpus),
+            memory_swap_bytes: host.memory_swap_bytes,
+            memory_swappiness: host.memory_swappiness,
+            oom_kill_disable: host.oom_kill_disable,
             ..Resources::default()
         },
         init: wanted.init,
@@ -281,6 +296,18 @@ fn host_spec(
             options: log.map(|log| log.options.clone()).unwrap_or_default(),
         },
         group_add: wanted.groups.clone(),
+        privileged: host.privileged,
+        devices: host.devices.iter().map(device).collect(),
+        device_cgroup_rules: host.device_cgroup_rules.clone(),
+        device_requests: host.cdi_devices.clone(),
+        security_opt: host.security_opt.clone(),
+        shm_size: some(host.shm_size_bytes),
+        ipc_mode: text(&host.ipc_mode),
+        pid_mode: text(&host.pid_mode),
+        uts_mode: text(&host.uts_mode),
+        userns_mode: text(&host.userns_mode),
+        cgroupns_mode: text(&host.cgroupns_mode),
+        cgroup_parent: text(&host.cgroup_parent),
         oom_score_adj: wanted
             .oom_score_adj
             .map_or(0, |score| i32::try_from(score).unwrap_or_default()),
