@@ -9,6 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "ca",
         "control",
         "dispatcher",
+        "exec",
         "logs",
         "raft",
     ];

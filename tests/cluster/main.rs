@@ -1,7 +1,11 @@
 //! Whole clusters on one machine: real daemons, real images, pulled cables.
 #![allow(clippy::unwrap_used)]
 
+mod exec;
 mod failures;
+mod lossless;
+mod options;
 mod real_images;
 mod refusals;
 mod stack;
+mod stacks;

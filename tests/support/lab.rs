@@ -83,6 +83,11 @@ impl TestLab {
         Ok(lab)
     }
 
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.name
+    }
+
     /// Runs `shoal` on the machine.
     pub fn shoal(&self, words: &[&str]) -> Result<String> {
         let output = Command::new(&self.program)

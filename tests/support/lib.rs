@@ -1,7 +1,9 @@
 //! What the tests of the whole share: a lab per test, commands on its hosts, questions to its ports.
 
+pub mod busybox;
 pub mod images;
 pub mod lab;
+pub mod load;
 
 use std::{
     io::Write,

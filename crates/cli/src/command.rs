@@ -21,6 +21,8 @@ mod node;
 mod prune;
 mod run;
 mod service;
+mod service_beyond;
+mod service_exec;
 mod service_flags;
 mod service_logs;
 mod service_more;

@@ -12,8 +12,11 @@ mod services;
 mod shoal;
 mod swarm;
 mod system;
+mod task_execs;
 mod tasks;
 mod volumes;
+
+pub(crate) use task_execs::TaskExecs;
 
 use http::Method;
 
@@ -42,10 +45,10 @@ pub(crate) async fn answer(api: &Api, mut call: Call) -> ApiResult<Reply> {
         ["swarm", ..] => swarm::answer(api, call, &path).await,
         ["nodes", ..] => nodes::answer(api, call, &path).await,
         ["services", ..] => services::answer(api, call, &path).await,
-        ["shoal", ..] => shoal::answer(api, call, &path).await,
         ["tasks", ..] => tasks::answer(api, call, &path).await,
         ["secrets", ..] => secrets::answer(api, call, &path).await,
         ["configs", ..] => configs::answer(api, call, &path).await,
+        ["shoal", ..] => shoal::answer(api, call, &path).await,
         ["plugins"] if get => Ok(reply::ok(&[(); 0])),
         ["plugins", name, "json"] if get => {
             Err(ApiError::not_found(format!("plugin \"{name}\" not found")))

@@ -19,7 +19,7 @@ use crate::{
     backend::{ApiError, ApiResult, ClusterBackend, EngineBackend, LocalNodeState, SwarmInfo},
     call::Call,
     reply::{self, Reply},
-    routes,
+    routes::{self, TaskExecs},
 };
 
 /// Time that running requests get when the server stops.
@@ -60,6 +60,8 @@ impl Listener for UnixListener {
 pub(crate) struct Api {
     pub(crate) engine: Arc<dyn EngineBackend>,
     pub(crate) cluster: Arc<dyn ClusterBackend>,
+    /// Processes in tasks that were asked for, by the id of the request.
+    pub(crate) task_execs: Arc<TaskExecs>,
     /// Taken-over connections.
     pub(crate) sessions: TaskTracker,
     /// Ends them.
@@ -105,6 +107,7 @@ impl Server {
             api: Api {
                 engine,
                 cluster,
+                task_execs: Arc::default(),
                 sessions: TaskTracker::new(),
                 stop: CancellationToken::new(),
             },

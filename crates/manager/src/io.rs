@@ -2,6 +2,7 @@
 
 mod control_loop;
 mod dispatcher;
+mod exec_broker;
 pub mod grpc;
 mod leader;
 mod log_broker;

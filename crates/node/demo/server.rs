@@ -7,11 +7,15 @@ use std::{
     env,
     io::{self, BufRead, BufReader, Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    process, thread,
-    time::Duration,
+    process,
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+    time::{Duration, Instant},
 };
 
 const PATIENCE: Duration = Duration::from_secs(3);
+/// Requests under way at once, so that a slow one does not hold up the others.
+const LOADERS: usize = 32;
 
 unsafe extern "C" {
     fn signal(number: i32, handler: extern "C" fn(i32)) -> usize;
@@ -40,8 +44,15 @@ fn main() {
             Some(Err(problem)) => fail(&problem.to_string()),
             None => fail("usage: demo get NAME[:PORT]"),
         },
+        Some("load") => match env::args().skip(2).collect::<Vec<_>>().as_slice() {
+            [target, rate, seconds] => match (rate.parse(), seconds.parse()) {
+                (Ok(rate @ 1..), Ok(seconds)) => load(target, rate, seconds),
+                _ => fail("load: the rate and the seconds are whole numbers"),
+            },
+            _ => fail("usage: demo load NAME[:PORT] REQUESTS-PER-SECOND SECONDS"),
+        },
         Some(other) => fail(&format!(
-            "unknown word {other:?}: expected nothing, idle or get NAME[:PORT]"
+            "unknown word {other:?}: expected nothing, idle, get NAME[:PORT] or load NAME[:PORT] RATE SECONDS"
         )),
     }
 }
@@ -49,6 +60,33 @@ fn main() {
 fn fail(problem: &str) -> ! {
     eprintln!("demo: {problem}");
     process::exit(2)
+}
+
+/// Asks at a steady rate, each request on a connection of its own; says which failed and when.
+fn load(target: &str, rate: u64, seconds: u64) -> ! {
+    let (next, failed) = (AtomicU64::new(0), AtomicU64::new(0));
+    let (began, total) = (Instant::now(), rate * seconds);
+    let ask = || loop {
+        let number = next.fetch_add(1, Ordering::Relaxed);
+        if number >= total {
+            return;
+        }
+        let due = began + Duration::from_nanos(number * 1_000_000_000 / rate);
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+        let asked = began.elapsed().as_millis();
+        if let Err(problem) = fetch(target) {
+            failed.fetch_add(1, Ordering::Relaxed);
+            println!("request {number} of {target} at {asked} ms failed: {problem}");
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..LOADERS {
+            scope.spawn(ask);
+        }
+    });
+    let failed = failed.into_inner();
+    println!("requests={total} failed={failed}");
+    process::exit(i32::from(failed > 0))
 }
 
 fn serve() {

@@ -2,7 +2,9 @@
 
 mod address;
 mod api;
+mod events;
 mod membership;
+mod processes;
 mod seat;
 mod upkeep;
 

@@ -1,6 +1,7 @@
 //! The agent's hands: a task becomes a container of this node's engine.
 
 mod container;
+mod exec;
 mod files;
 mod logs;
 
@@ -13,7 +14,7 @@ use std::{
 use async_trait::async_trait;
 use base64::{Engine as _, engine::general_purpose};
 use shoal_api::{
-    container::{ContainerInspect, EventKind, HealthStatus, LogQuery, PortProtocol},
+    container::{ContainerInspect, EventKind, ExecSpec, HealthStatus, LogQuery, PortProtocol},
     image::RegistryAuth,
     network::Protocol,
     object::{ContainerStatus, NodeDescription, Task},
@@ -27,7 +28,7 @@ use shoal_engine::io::{
 };
 use shoal_worker::{
     core::assignment::TaskFiles,
-    ports::{Controller, ExecError, ExecErrorKind, Executor, Exit, LogLines, Started},
+    ports::{Controller, ExecError, ExecErrorKind, Executor, Exit, LogLines, Started, TaskExec},
 };
 use tokio::sync::{broadcast, mpsc};
 
@@ -121,6 +122,10 @@ impl Executor for NodeExecutor {
 
     async fn logs(&self, task: &Task, query: &LogQuery) -> Result<Option<LogLines>, ExecError> {
         logs::read(&self.engine, &task.name(), query).await
+    }
+
+    async fn exec(&self, task: &Task, spec: ExecSpec) -> Result<TaskExec, ExecError> {
+        exec::start(&self.engine, task, spec).await
     }
 }
 

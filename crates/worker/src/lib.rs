@@ -11,7 +11,8 @@
 //!   collects their statuses.
 //! - *plane*: converges the newest view, again and again until it succeeds, and says which version is in force.
 //! - *runner*: one per task; walks it through its life.
-//! - *logs*: beside a session, one task per reader of output; ends with the session.
+//! - *logs*: beside a session, one task per reader of output, and one per process that a user wants beside a task's own;
+//!   ends with the session.
 //! - *ledger*: a thread that commits rows, many at once when they come fast.
 
 pub mod core {
@@ -25,6 +26,7 @@ pub mod io {
     //! Acts.
     pub mod agent;
     mod dial;
+    mod exec;
     mod foreman;
     pub mod ledger;
     mod logs;
@@ -38,7 +40,7 @@ pub use crate::{
     core::{assignment::TaskFiles, session::Backoff},
     io::agent::{Agent, AgentConfig, AgentError, SessionState},
     ports::{
-        Controller, ExecError, ExecErrorKind, Executor, Exit, LogLines, NamePlane, NetworkPlane,
-        PlaneError, Started,
+        Controller, ExecControl, ExecError, ExecErrorKind, Executor, Exit, LogLines, NamePlane,
+        NetworkPlane, PlaneError, Started, TaskExec,
     },
 };

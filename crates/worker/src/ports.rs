@@ -3,16 +3,16 @@
 //! Every future of a [`Controller`] may be dropped before it is done, and every method may be called again after a
 //! crash: what is done already is not done twice and is no error.
 
-use std::{error::Error, fmt, io, time::Duration};
+use std::{error::Error, fmt, io, pin::Pin, time::Duration};
 
 use async_trait::async_trait;
 use shoal_api::{
-    container::{LogLine, LogQuery},
+    container::{ExecSpec, LogLine, LogQuery, StdStream},
     network::NetworkView,
     object::{ContainerStatus, NodeDescription, Task},
     spec::PortConfig,
 };
-use tokio::sync::mpsc;
+use tokio::{io::AsyncWrite, sync::mpsc};
 
 use crate::core::assignment::TaskFiles;
 
@@ -28,6 +28,33 @@ pub trait Executor: Send + Sync {
     /// Reads the output of a task's container, the oldest line first. With `query.follow` waits for the container to be
     /// started and goes on until it ends. `None` if there is no container.
     async fn logs(&self, task: &Task, query: &LogQuery) -> Result<Option<LogLines>, ExecError>;
+
+    /// Starts a process in a task's container, beside the task's own.
+    async fn exec(&self, task: &Task, _spec: ExecSpec) -> Result<TaskExec, ExecError> {
+        Err(ExecError::fatal(format!(
+            "task {}: this node starts no further processes",
+            task.id
+        )))
+    }
+}
+
+/// A process in a task's container, beside the task's own.
+pub struct TaskExec {
+    /// What it says; ends when it and all holders of its output are gone.
+    pub output: mpsc::Receiver<(StdStream, Vec<u8>)>,
+    /// Its standard input, if it was asked for; shutting it down closes it.
+    pub input: Option<Pin<Box<dyn AsyncWrite + Send>>>,
+    /// What else can be done.
+    pub control: Box<dyn ExecControl>,
+}
+
+/// What can be done with a process besides reading and writing.
+#[async_trait]
+pub trait ExecControl: Send + Sync {
+    /// Sets the size of its terminal. Does nothing where it has none.
+    async fn resize(&self, rows: u16, columns: u16);
+    /// Its exit code, once its output has ended.
+    async fn exit_code(&self) -> i32;
 }
 
 /// Lines of output; few wait, a reader that is slow slows their reading. An error is the last.

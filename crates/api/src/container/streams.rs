@@ -156,6 +156,8 @@ pub enum EventKind {
     Node,
     Secret,
     Config,
+    /// An extension of Shoal's: a task has come to a state.
+    Task,
     Daemon,
 }
 

@@ -28,6 +28,8 @@ const TABLE: &[(&str, Callers)] = &[
     ("Dispatcher.AcknowledgeView", Callers::Nodes),
     ("LogBroker.ListenSubscriptions", Callers::Nodes),
     ("LogBroker.PublishLogs", Callers::Nodes),
+    ("ExecBroker.CarryExec", Callers::Nodes),
+    ("Execs.*", Callers::Managers),
     ("Logs.*", Callers::Managers),
     ("Raft.*", Callers::Managers),
     ("RaftMembership.*", Callers::Managers),
@@ -85,6 +87,7 @@ mod tests {
             include_str!("../../../../proto/ca.proto"),
             include_str!("../../../../proto/control.proto"),
             include_str!("../../../../proto/dispatcher.proto"),
+            include_str!("../../../../proto/exec.proto"),
             include_str!("../../../../proto/logs.proto"),
             include_str!("../../../../proto/raft.proto"),
         ];

@@ -20,6 +20,16 @@ pub(crate) struct Args {
     /// Detached mode: run command in the background
     #[arg(short, long)]
     detach: bool,
+    #[command(flatten)]
+    process: Process,
+    /// Container, and the command with its arguments
+    #[arg(required = true, trailing_var_arg = true, value_names = ["CONTAINER", "COMMAND"], num_args = 2..)]
+    container_and_command: Vec<String>,
+}
+
+/// What a further process in a container is like
+#[derive(ClapArgs)]
+pub(crate) struct Process {
     /// Keep STDIN open even if not attached
     #[arg(short, long)]
     interactive: bool,
@@ -53,25 +63,39 @@ pub(crate) struct Args {
         hide_default_value = true
     )]
     workdir: String,
-    /// Container, and the command with its arguments
-    #[arg(required = true, trailing_var_arg = true, value_names = ["CONTAINER", "COMMAND"], num_args = 2..)]
-    container_and_command: Vec<String>,
 }
 
 impl Args {
     pub(crate) async fn run(self, client: &Client) -> Result<()> {
-        let stdin = self.interactive && !self.detach;
-        if !self.detach {
-            terminal::check_tty(stdin, self.tty)?;
-        }
         let (container, command) = self
             .container_and_command
             .split_first()
             .expect("clap demands two values");
+        let create = Target::new("/containers/{}/exec", &[container]);
+        self.process
+            .run(create, "", command, self.detach, client)
+            .await
+    }
+}
+
+impl Process {
+    /// Makes the process and attaches to it; `api` is what stands before `/exec` in the API's paths.
+    pub(crate) async fn run(
+        &self,
+        create: Target,
+        api: &str,
+        command: &[String],
+        detach: bool,
+        client: &Client,
+    ) -> Result<()> {
+        let stdin = self.interactive && !detach;
+        if !detach {
+            terminal::check_tty(stdin, self.tty)?;
+        }
         let body = json!({
             "AttachStdin": stdin,
-            "AttachStdout": !self.detach,
-            "AttachStderr": !self.detach,
+            "AttachStdout": !detach,
+            "AttachStderr": !detach,
             "Tty": self.tty,
             "Cmd": command,
             "Env": environment::variables(&self.env, &self.env_file, &environment::process)?,
@@ -79,13 +103,12 @@ impl Args {
             "User": self.user,
             "WorkingDir": self.workdir,
         });
-        let made = client
-            .post(Target::new("/containers/{}/exec", &[container]), body)
-            .await?;
+        let made = client.post(create, body).await?;
         let id = text(&made, "/Id");
-        let start = json!({"Detach": self.detach, "Tty": self.tty});
-        let target = Target::new("/exec/{}/start", &[id]);
-        if self.detach {
+        let path = |verb: &str| format!("{api}/exec/{{}}/{verb}");
+        let start = json!({"Detach": detach, "Tty": self.tty});
+        let target = Target::new(&path("start"), &[id]);
+        if detach {
             client.post(target, start).await?;
             return Ok(());
         }
@@ -97,7 +120,7 @@ impl Args {
         };
         let resize = async {
             if self.tty && output::is_terminal() {
-                terminal::follow_size(client, "/exec/{}/resize", id).await;
+                terminal::follow_size(client, &path("resize"), id).await;
             }
             std::future::pending::<Ended>().await
         };
@@ -109,7 +132,7 @@ impl Args {
         if ended? == Ended::Detached {
             return Ok(());
         }
-        let state = client.get(Target::new("/exec/{}/json", &[id])).await?;
+        let state = client.get(Target::new(&path("json"), &[id])).await?;
         match number(&state, "/ExitCode") {
             0 => Ok(()),
             code => {

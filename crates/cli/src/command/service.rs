@@ -4,7 +4,9 @@ use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::{ListArgs, image, service_flags, service_logs, service_more, service_update, task};
+use super::{
+    ListArgs, image, service_exec, service_flags, service_logs, service_more, service_update, task,
+};
 use crate::{
     client::{Client, Target, is_not_found},
     image_ref,
@@ -17,6 +19,7 @@ use crate::{
 #[derive(Subcommand)]
 pub(crate) enum Command {
     Create(Box<service_flags::Create>),
+    Exec(service_exec::Exec),
     Explain(service_more::Explain),
     History(service_more::History),
     Inspect(Inspect),
@@ -110,6 +113,7 @@ impl Command {
     pub(crate) async fn run(self, client: &Client) -> Result<()> {
         match self {
             Self::Create(args) => args.run(client).await,
+            Self::Exec(args) => args.run(client).await,
             Self::Explain(args) => args.run(client).await,
             Self::History(args) => args.run(client).await,
             Self::Inspect(args) => inspect(args, client).await,

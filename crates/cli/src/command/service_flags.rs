@@ -8,6 +8,7 @@ use super::{
     container_flags,
     image::registry_auth,
     service::{Wait, pin_image},
+    service_beyond::Beyond,
     service_parts::{References, fill_in, generic_resource, host_line, preference, words},
 };
 use crate::{
@@ -113,6 +114,8 @@ pub(crate) struct Create {
 /// Settings with one value each; what is not said stays as it is.
 #[derive(Args)]
 pub(crate) struct Settings {
+    #[command(flatten)]
+    beyond: Beyond,
     /// Number of tasks
     #[arg(long, value_name = "uint")]
     pub(crate) replicas: Option<u64>,
@@ -266,6 +269,7 @@ pub(crate) fn at<'a>(value: &'a mut Value, path: &[&str]) -> &'a mut Value {
 impl Settings {
     /// Writes what was said into a spec.
     pub(crate) fn apply(&self, spec: &mut Value) -> Result<()> {
+        self.beyond.apply(spec);
         let mut set = |path: &[&str], value: Option<Value>| {
             if let Some(value) = value {
                 *at(spec, path) = value;

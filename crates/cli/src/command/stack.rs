@@ -1,24 +1,23 @@
 //! `shoal stack`: services of a compose file, deployed and removed together.
 
+mod deploy;
+mod plan;
+mod remove;
+mod report;
+
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
-use serde_json::{Value, json};
 
-use super::{ListArgs, image::registry_auth, network, service, task};
+use super::{ListArgs, service, task};
 use crate::{
-    client::{Client, Target, is_not_found},
-    compose::{self, Data, IMAGE, NAMESPACE, Stack},
+    client::Client,
+    compose::{self, NAMESPACE},
     flags::environment,
-    json::{number, significant, text},
+    json::text,
     output::{self, ListFormat, column, row},
-    progress::service::converge,
 };
-
-/// Attempts before the daemon's refusal is final. It holds each one for up to 15 s while tasks are leaving the network,
-/// and refuses at once when they stay.
-const NETWORK_ATTEMPTS: u32 = 4;
 
 /// Manage stacks
 #[derive(Subcommand)]
@@ -29,6 +28,7 @@ pub(crate) enum Command {
     /// List stacks
     #[command(visible_alias = "list")]
     Ls(ListFormat),
+    Plan(Plan),
     Ps(Ps),
     #[command(visible_aliases = ["remove", "down"])]
     Rm(Remove),
@@ -113,21 +113,46 @@ pub(crate) struct Deploy {
     stack: String,
     #[command(flatten)]
     files: Files,
+    #[command(flatten)]
+    shape: Shape,
     /// Exit immediately instead of waiting for the stack services to converge
     #[arg(short, long, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_name = "bool")]
     detach: bool,
-    /// Prune services that are no longer referenced
-    #[arg(long)]
-    prune: bool,
+    /// Wait for the stack services to converge; if they do not, say why and fail
+    #[arg(short, long)]
+    wait: bool,
+    /// Time after which --wait fails
+    #[arg(long, value_name = "duration", requires = "wait")]
+    timeout: Option<String>,
     /// Suppress progress output
     #[arg(short, long)]
     quiet: bool,
-    /// Query the registry to resolve image digest and supported platforms ("always", "changed", "never")
-    #[arg(long, value_name = "string", default_value = "always", value_parser = ["always", "changed", "never"])]
-    resolve_image: String,
     /// Send registry authentication details to Swarm agents
     #[arg(long)]
     with_registry_auth: bool,
+}
+
+/// What a deployment does besides what its files say
+#[derive(Args)]
+pub(crate) struct Shape {
+    /// Prune services that are no longer referenced, after all others have been updated
+    #[arg(long)]
+    prune: bool,
+    /// Query the registry to resolve image digest and supported platforms ("always", "changed", "never")
+    #[arg(long, value_name = "string", default_value = "always", value_parser = ["always", "changed", "never"])]
+    resolve_image: String,
+}
+
+/// Show what a deployment would create, update and remove, without doing it
+#[derive(Args)]
+#[command(after_help = "Example:\n  shoal stack plan -c demo.yml demo")]
+pub(crate) struct Plan {
+    /// Name of the stack
+    stack: String,
+    #[command(flatten)]
+    files: Files,
+    #[command(flatten)]
+    shape: Shape,
 }
 
 /// List the tasks in the stack
@@ -174,6 +199,7 @@ impl Command {
                 Ok(())
             }
             Self::Deploy(args) => args.run(client).await,
+            Self::Plan(args) => args.run(client).await,
             Self::Ls(format) => list(&format, client).await,
             Self::Ps(args) => {
                 let found = service::fetch(&[of_stack(&args.stack)], client).await?;
@@ -229,422 +255,4 @@ async fn list(format: &ListFormat, client: &Client) -> Result<()> {
         "Name",
         rows,
     )
-}
-
-impl Deploy {
-    async fn run(self, client: &Client) -> Result<()> {
-        let name = self
-            .stack
-            .trim_matches(|c: char| c.is_whitespace() || c == '"' || c == '\'');
-        if name.is_empty() {
-            bail!("invalid stack name: {:?}", self.stack);
-        }
-        let opened = self.files.open()?;
-        let lookup = lookup(&opened.variables);
-        let stack = compose::load(&opened.sources, &opened.settings(name), &lookup)?;
-        for warning in &stack.warnings {
-            output::note(warning);
-        }
-        let info = client.get(Target::new("/info", &[])).await?;
-        if info.pointer("/Swarm/ControlAvailable") != Some(&Value::Bool(true)) {
-            bail!(
-                "this node is not a swarm manager. Use \"shoal swarm init\" or \"shoal swarm join\" to connect this node to swarm and try again"
-            );
-        }
-        let existing = service::fetch(&[of_stack(name)], client).await?;
-        if self.prune {
-            for service in &existing {
-                let service_name = text(service, "/Spec/Name");
-                if !stack
-                    .services
-                    .iter()
-                    .any(|spec| text(spec, "/Name") == service_name)
-                {
-                    output::line(format!("Removing service {service_name}"));
-                    client
-                        .delete(Target::new("/services/{}", &[text(service, "/ID")]))
-                        .await?;
-                }
-            }
-        }
-        let networks = networks(&stack, client).await?;
-        let secrets = data("secret", &stack.secrets, client).await?;
-        let configs = data("config", &stack.configs, client).await?;
-        let mut ids = Vec::new();
-        for spec in stack.services {
-            ids.push(
-                self.service(spec, &existing, &networks, &secrets, &configs, client)
-                    .await?,
-            );
-        }
-        if !self.detach {
-            for id in ids {
-                converge(&id, self.quiet, client).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes or updates a service and returns its id.
-    async fn service(
-        &self,
-        mut spec: Value,
-        existing: &[Value],
-        networks: &BTreeMap<String, String>,
-        secrets: &BTreeMap<String, String>,
-        configs: &BTreeMap<String, String>,
-        client: &Client,
-    ) -> Result<String> {
-        let name = text(&spec, "/Name").to_owned();
-        resolve(&mut spec, networks, secrets, configs)?;
-        let image = text(&spec, "/TaskTemplate/ContainerSpec/Image").to_owned();
-        let auth = self
-            .with_registry_auth
-            .then(|| registry_auth(&image))
-            .flatten();
-        let known = existing
-            .iter()
-            .find(|service| text(service, "/Spec/Name") == name);
-        let Some(known) = known else {
-            output::line(format!("Creating service {name}"));
-            if self.resolve_image != "never" {
-                pin(&mut spec, client).await;
-            }
-            let target = Target::new("/services/create", &[]).registry_auth(auth);
-            let made = client
-                .post(target, spec)
-                .await
-                .with_context(|| format!("failed to create service {name}"))?;
-            return Ok(text(&made, "/ID").to_owned());
-        };
-        let id = text(known, "/ID").to_owned();
-        let unchanged_image = known["Spec"]["Labels"][IMAGE] == image.as_str();
-        match self.resolve_image.as_str() {
-            "always" => pin(&mut spec, client).await,
-            "changed" if !unchanged_image => pin(&mut spec, client).await,
-            // What was pinned stays pinned.
-            _ if unchanged_image => {
-                let template = &mut spec["TaskTemplate"];
-                template["ContainerSpec"]["Image"] =
-                    known["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"].clone();
-            }
-            _ => {}
-        }
-        let force = number(known, "/Spec/TaskTemplate/ForceUpdate");
-        if force > 0 {
-            spec["TaskTemplate"]["ForceUpdate"] = force.into();
-        }
-        if is_same(&known["Spec"], &spec) {
-            output::line(format!("Service {name} is unchanged (id: {id})"));
-            return Ok(id);
-        }
-        output::line(format!("Updating service {name} (id: {id})"));
-        service::update(known, spec, false, auth, client)
-            .await
-            .with_context(|| format!("failed to update service {name}"))?;
-        Ok(id)
-    }
-}
-
-/// Pins the image if its registry can be asked; in a stack nobody is told otherwise.
-async fn pin(spec: &mut Value, client: &Client) {
-    let _ = service::pin_image(spec, client).await;
-}
-
-/// Puts ids in the place of names.
-fn resolve(
-    spec: &mut Value,
-    networks: &BTreeMap<String, String>,
-    secrets: &BTreeMap<String, String>,
-    configs: &BTreeMap<String, String>,
-) -> Result<()> {
-    let task = &mut spec["TaskTemplate"];
-    for attachment in task["Networks"].as_array_mut().into_iter().flatten() {
-        if let Some(id) = networks.get(text(attachment, "/Target")) {
-            attachment["Target"] = id.as_str().into();
-        }
-    }
-    for (list, kind, ids) in [
-        ("Secrets", "Secret", secrets),
-        ("Configs", "Config", configs),
-    ] {
-        for reference in task["ContainerSpec"][list]
-            .as_array_mut()
-            .into_iter()
-            .flatten()
-        {
-            let name = text(reference, &format!("/{kind}Name")).to_owned();
-            let id = ids
-                .get(&name)
-                .ok_or_else(|| anyhow!("{} not found: {name}", kind.to_lowercase()))?;
-            reference[format!("{kind}ID")] = id.as_str().into();
-        }
-        // Reading a missing list has made it null.
-        if task["ContainerSpec"][list].is_null() {
-            task["ContainerSpec"]
-                .as_object_mut()
-                .map(|fields| fields.remove(list));
-        }
-    }
-    if task["Networks"].is_null() {
-        task.as_object_mut().map(|fields| fields.remove("Networks"));
-    }
-    Ok(())
-}
-
-/// Whether writing `new` would change nothing: everything it says is so, and nothing else is said.
-fn is_same(old: &Value, new: &Value) -> bool {
-    /// What a daemon fills in where a spec says nothing: the API's defaults.
-    fn without_defaults(spec: &Value) -> Value {
-        let mut spec = spec.clone();
-        let mut drop = |pointer: &str, field: &str, default: &Value| {
-            if let Some(fields) = spec.pointer_mut(pointer).and_then(Value::as_object_mut)
-                && fields.get(field) == Some(default)
-            {
-                fields.remove(field);
-            }
-        };
-        let task = "/TaskTemplate";
-        drop(
-            &format!("{task}/ContainerSpec"),
-            "StopGracePeriod",
-            &json!(10_000_000_000_i64),
-        );
-        drop(
-            &format!("{task}/ContainerSpec"),
-            "Isolation",
-            &json!("default"),
-        );
-        drop(&format!("{task}/RestartPolicy"), "Condition", &json!("any"));
-        drop(
-            &format!("{task}/RestartPolicy"),
-            "Delay",
-            &json!(5_000_000_000_i64),
-        );
-        drop(task, "Runtime", &json!("container"));
-        drop("/EndpointSpec", "Mode", &json!("vip"));
-        for config in ["/UpdateConfig", "/RollbackConfig"] {
-            drop(config, "Parallelism", &json!(1));
-            drop(config, "FailureAction", &json!("pause"));
-            drop(config, "Monitor", &json!(5_000_000_000_i64));
-            drop(config, "Order", &json!("stop-first"));
-        }
-        if let Some(task) = spec.pointer_mut(task).and_then(Value::as_object_mut) {
-            // Follow from the image, not from the file.
-            if let Some(placement) = task.get_mut("Placement").and_then(Value::as_object_mut) {
-                placement.remove("Platforms");
-            }
-        }
-        significant(&spec).unwrap_or_default()
-    }
-    // An empty label is still a label.
-    let labels = |spec: &Value| {
-        let of = |pointer: &str| {
-            spec.pointer(pointer)
-                .cloned()
-                .filter(|labels| *labels != json!({}))
-        };
-        (of("/Labels"), of("/TaskTemplate/ContainerSpec/Labels"))
-    };
-    without_defaults(old) == without_defaults(new) && labels(old) == labels(new)
-}
-
-/// Makes the networks that are missing; returns the ids of all by name.
-async fn networks(stack: &Stack, client: &Client) -> Result<BTreeMap<String, String>> {
-    let existing = client.get(Target::new("/networks", &[])).await?;
-    let existing = existing.as_array().cloned().unwrap_or_default();
-    let mut ids = BTreeMap::new();
-    // All are checked before any is made.
-    for wanted in stack
-        .networks
-        .iter()
-        .filter(|network| network.create.is_none())
-    {
-        if ["host", "none", "bridge"].contains(&wanted.name.as_str()) {
-            continue;
-        }
-        match existing
-            .iter()
-            .find(|network| text(network, "/Name") == wanted.name)
-        {
-            None => bail!(
-                "network {:?} is declared as external, but could not be found. You need to create a swarm-scoped network before the stack is deployed",
-                wanted.name
-            ),
-            Some(found) if text(found, "/Scope") != "swarm" => bail!(
-                "network {:?} is declared as external, but it is not in the right scope: {:?} instead of \"swarm\"",
-                wanted.name,
-                text(found, "/Scope")
-            ),
-            Some(found) => ids.insert(wanted.name.clone(), text(found, "/Id").to_owned()),
-        };
-    }
-    for wanted in &stack.networks {
-        let Some(body) = &wanted.create else { continue };
-        let found = existing
-            .iter()
-            .find(|network| text(network, "/Name") == wanted.name);
-        let id = match found {
-            Some(found) => text(found, "/Id").to_owned(),
-            None => {
-                output::line(format!("Creating network {}", wanted.name));
-                let made = client
-                    .post(Target::new("/networks/create", &[]), body.clone())
-                    .await;
-                let made =
-                    made.with_context(|| format!("failed to create network {}", wanted.name))?;
-                text(&made, "/Id").to_owned()
-            }
-        };
-        ids.insert(wanted.name.clone(), id);
-    }
-    Ok(ids)
-}
-
-/// Makes or relabels secrets or configs; returns the ids of all by name.
-async fn data(kind: &str, wanted: &[Data], client: &Client) -> Result<BTreeMap<String, String>> {
-    let mut ids = BTreeMap::new();
-    if wanted.is_empty() {
-        return Ok(ids);
-    }
-    let existing = client.get(Target::new(&format!("/{kind}s"), &[])).await?;
-    let existing = existing.as_array().cloned().unwrap_or_default();
-    for wanted in wanted {
-        let found = existing
-            .iter()
-            .find(|item| text(item, "/Spec/Name") == wanted.name);
-        let id = match (found, &wanted.create) {
-            (None, None) => bail!("{kind} not found: {}", wanted.name),
-            (Some(found), None) => text(found, "/ID").to_owned(),
-            (Some(found), Some(spec)) => {
-                let id = text(found, "/ID");
-                let labels = |spec: &Value| significant(&spec["Labels"]);
-                // A config shows its data; a secret's is compared by the daemon.
-                let same_data = kind == "config" && found["Spec"]["Data"] == spec["Data"];
-                if !(same_data && labels(&found["Spec"]) == labels(spec)) {
-                    let target = Target::new(&format!("/{kind}s/{{}}/update"), &[id]);
-                    let target = target.arg("version", number(found, "/Version/Index"));
-                    client
-                        .post(target, spec.clone())
-                        .await
-                        .with_context(|| format!("failed to update {kind} {}", wanted.name))?;
-                }
-                id.to_owned()
-            }
-            (None, Some(spec)) => {
-                output::line(format!("Creating {kind} {}", wanted.name));
-                let target = Target::new(&format!("/{kind}s/create"), &[]);
-                let made = client
-                    .post(target, spec.clone())
-                    .await
-                    .with_context(|| format!("failed to create {kind} {}", wanted.name))?;
-                text(&made, "/ID").to_owned()
-            }
-        };
-        ids.insert(wanted.name.clone(), id);
-    }
-    Ok(ids)
-}
-
-impl Remove {
-    async fn run(self, client: &Client) -> Result<()> {
-        let mut errors = Vec::new();
-        for stack in &self.stacks {
-            if let Err(error) = remove(stack, self.detach, client).await {
-                errors.push(format!("{error:#}"));
-            }
-        }
-        output::fail_with(errors)
-    }
-}
-
-async fn remove(stack: &str, detach: bool, client: &Client) -> Result<()> {
-    let filter = [of_stack(stack)];
-    let services = service::fetch(&filter, client).await?;
-    let fetch = async |path: &str| -> Result<Vec<Value>> {
-        let mut found = client.get(Target::new(path, &[]).filters(&filter)?).await?;
-        Ok(found.as_array_mut().map(std::mem::take).unwrap_or_default())
-    };
-    let secrets = fetch("/secrets").await?;
-    let configs = fetch("/configs").await?;
-    let networks = fetch("/networks").await?;
-    if services.is_empty() && secrets.is_empty() && configs.is_empty() && networks.is_empty() {
-        output::note(format!("Nothing found in stack: {stack}"));
-        return Ok(());
-    }
-    let mut errors = Vec::new();
-    for (kind, list) in [
-        ("service", &services),
-        ("secret", &secrets),
-        ("config", &configs),
-    ] {
-        for item in list {
-            let name = text(item, "/Spec/Name");
-            output::line(format!("Removing {kind} {name}"));
-            let removed = client
-                .delete(Target::new(&format!("/{kind}s/{{}}"), &[text(item, "/ID")]))
-                .await;
-            if let Err(error) = removed
-                && !is_not_found(&error)
-            {
-                errors.push(format!("failed to remove {kind} {name}: {error:#}"));
-            }
-        }
-    }
-    for item in &networks {
-        let name = text(item, "/Name");
-        output::line(format!("Removing network {name}"));
-        if let Err(error) = remove_network(text(item, "/Id"), detach, client).await {
-            errors.push(format!("failed to remove network {name}: {error:#}"));
-        }
-    }
-    output::fail_with(errors)
-}
-
-/// Removes a network as soon as the last task has left it.
-async fn remove_network(id: &str, detach: bool, client: &Client) -> Result<()> {
-    let mut attempts = 0;
-    loop {
-        attempts += 1;
-        match network::remove(id, client).await {
-            Err(error) if is_not_found(&error) => return Ok(()),
-            Err(error)
-                if format!("{error:#}").contains("in use")
-                    && !detach
-                    && attempts < NETWORK_ATTEMPTS => {}
-            result => return result,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_spec_is_the_same_with_its_defaults_filled_in() {
-        let new = json!({"Name": "a", "Mode": {"Replicated": {"Replicas": 1}}, "TaskTemplate": {"ContainerSpec": {"Image": "x"}}});
-        let old = json!({"Name": "a", "Labels": {}, "Mode": {"Replicated": {"Replicas": 1}}, "EndpointSpec": {"Mode": "vip"},
-            "TaskTemplate": {"ContainerSpec": {"Image": "x", "StopGracePeriod": 10_000_000_000_i64}, "ForceUpdate": 0, "Runtime": "container",
-                "Resources": {"Limits": {}}, "RestartPolicy": {"Condition": "any", "Delay": 5_000_000_000_i64, "MaxAttempts": 0},
-                "Placement": {"Platforms": [{"OS": "linux"}]}}});
-        assert!(is_same(&old, &new));
-        let mut other = new.clone();
-        other["TaskTemplate"]["ContainerSpec"]["Env"] = json!(["A=1"]);
-        assert!(!is_same(&old, &other) && !is_same(&other, &old));
-    }
-
-    #[test]
-    fn names_become_ids() {
-        let mut spec = json!({"TaskTemplate": {"Networks": [{"Target": "n"}], "ContainerSpec": {"Secrets": [{"SecretName": "s"}]}}});
-        let ids = |name: &str| BTreeMap::from([(name.to_owned(), format!("{name}-id"))]);
-        resolve(&mut spec, &ids("n"), &ids("s"), &BTreeMap::new()).unwrap();
-        assert_eq!(
-            spec,
-            json!({"TaskTemplate": {"Networks": [{"Target": "n-id"}], "ContainerSpec": {"Secrets": [{"SecretID": "s-id", "SecretName": "s"}]}}})
-        );
-        let missing =
-            resolve(&mut spec, &ids("n"), &BTreeMap::new(), &BTreeMap::new()).unwrap_err();
-        assert_eq!(missing.to_string(), "secret not found: s");
-    }
 }

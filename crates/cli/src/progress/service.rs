@@ -2,23 +2,26 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    pin::Pin,
     time::Duration,
 };
 
 use anyhow::{Result, bail};
+use futures_util::{FutureExt as _, Stream, StreamExt as _};
+use hyper::Method;
 use serde_json::Value;
 use shoal_api::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Lines;
 use crate::{
-    client::{Client, Target},
+    client::{Client, Payload, Target, values},
     human::time,
     json::{number, text},
     output,
 };
 
-/// The Engine API has no event for the state of a task, so clients ask in this rhythm, as docker's does.
+/// Docker's API has no event for the state of a task, so of a daemon that is not ours we ask in this rhythm, as docker does.
 const RHYTHM: Duration = Duration::from_millis(200);
 /// Slots that get a line of their own.
 const LINES_MAX: usize = 20;
@@ -44,11 +47,11 @@ const STEPS: [&str; 9] = [
 pub(crate) async fn converge(id: &str, quiet: bool, client: &Client) -> Result<()> {
     let mut lines = (!quiet).then(Lines::new);
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut ticks = tokio::time::interval(RHYTHM);
+    let mut pulse = Pulse::of(id, client).await;
     let mut watch = Watch::default();
     loop {
         tokio::select! {
-            _ = ticks.tick() => {}
+            () = pulse.next(watch.wakes_in(Timestamp::now())) => {}
             _ = interrupt.recv() => {
                 output::line("Operation continuing in background.");
                 output::line(format!("Use `shoal service ps {id}` to check progress."));
@@ -71,6 +74,54 @@ pub(crate) async fn converge(id: &str, quiet: bool, client: &Client) -> Result<(
             Verdict::Converging => {}
             Verdict::Converged => return Ok(()),
             Verdict::Stopped(why) => bail!("{why}"),
+        }
+    }
+}
+
+/// When to look again.
+struct Pulse {
+    /// Says when something has changed; nothing where the daemon does not say.
+    changes: Option<Pin<Box<dyn Stream<Item = Result<Value>>>>>,
+    looked: bool,
+}
+
+impl Pulse {
+    async fn of(id: &str, client: &Client) -> Self {
+        let target = Target::new("/shoal/services/{}/changes", &[id]);
+        let answer = client.send(Method::GET, target, Payload::Empty).await;
+        Self {
+            changes: answer.ok().map(|answer| Box::pin(values(answer)) as _),
+            looked: false,
+        }
+    }
+
+    /// Waits until it is time: something has changed, or `at_most` is over. The first look is at once.
+    async fn next(&mut self, at_most: Option<Duration>) {
+        if !std::mem::replace(&mut self.looked, true) {
+            return;
+        }
+        let Some(changes) = &mut self.changes else {
+            return tokio::time::sleep(RHYTHM).await;
+        };
+        let over = async {
+            match at_most {
+                Some(time) => tokio::time::sleep(time).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            change = changes.next() => {
+                let mut last = change;
+                // Of what has come meanwhile one look is enough.
+                while let Some(Ok(_)) = last {
+                    match changes.next().now_or_never() {
+                        Some(next) => last = next,
+                        None => return,
+                    }
+                }
+                self.changes = None;
+            }
+            () = over => {}
         }
     }
 }
@@ -101,6 +152,13 @@ struct Watch {
 }
 
 impl Watch {
+    /// When there is something to see without a change: the seconds that are counted while tasks are watched.
+    fn wakes_in(&self, now: Timestamp) -> Option<Duration> {
+        let since = self.converged_at?;
+        let into_second = now.since(since).subsec_nanos();
+        Some(Duration::from_secs(1) - Duration::from_nanos(into_second.into()))
+    }
+
     fn look(&mut self, service: &Value, tasks: &[Value], nodes: &[Value], now: Timestamp) -> Seen {
         let mut lines = Vec::new();
         let mut say = |id: &str, status: String, bar: Option<String>| {
@@ -135,6 +193,9 @@ impl Watch {
             _ => {}
         }
         let progress = Progress::of(service, tasks, nodes);
+        if let Some(why) = progress.hopeless(service) {
+            return stopped(why);
+        }
         say("overall progress", progress.overall(), None);
         if progress.wanted <= LINES_MAX {
             for (place, (name, newest)) in progress.slots.iter().enumerate() {
@@ -233,7 +294,8 @@ impl Progress {
                 true => text(task, "/NodeID").to_owned(),
                 false => format!("{:020}", number(task, "/Slot")),
             };
-            if matches!(text(task, "/DesiredState"), "shutdown" | "remove") && !job {
+            let is_over = matches!(text(task, "/DesiredState"), "shutdown" | "remove");
+            if is_over && !job && !is_final(service, task) {
                 continue;
             }
             let entry = newest.entry(slot).or_insert(task);
@@ -250,7 +312,8 @@ impl Progress {
             .collect();
         let goal = if job { "complete" } else { "running" };
         let reached = |task: &Value| {
-            text(task, "/Status/State") == goal && (!global || up.contains(text(task, "/NodeID")))
+            (text(task, "/Status/State") == goal || is_done(service, task))
+                && (!global || up.contains(text(task, "/NodeID")))
         };
         let done = newest.values().filter(|task| reached(task)).count();
         let (slots, wanted, names) = if global {
@@ -295,10 +358,38 @@ impl Progress {
         }
     }
 
+    /// Why the service cannot converge any more, if nothing will be tried again.
+    fn hopeless(&self, service: &Value) -> Option<String> {
+        let tasks = self.slots.iter().filter_map(|(_, task)| task.as_ref());
+        let failed = |task: &&Value| {
+            matches!(text(task, "/Status/State"), "failed" | "rejected") && is_final(service, task)
+        };
+        let task = tasks.into_iter().find(failed)?;
+        let name = text(service, "/Spec/Name");
+        let error = text(task, "/Status/Err");
+        Some(format!(
+            "service {name} failed and is not restarted: {error}"
+        ))
+    }
+
     fn overall(&self) -> String {
         let word = if self.job { "jobs" } else { "tasks" };
         format!("{} out of {} {word}", self.done, self.wanted)
     }
+}
+
+/// Whether nothing will take this task's place, because the restart policy says so.
+fn is_final(service: &Value, task: &Value) -> bool {
+    match text(service, "/Spec/TaskTemplate/RestartPolicy/Condition") {
+        "none" => true,
+        "on-failure" => text(task, "/Status/State") == "complete",
+        _ => false,
+    }
+}
+
+/// Whether this task has ended well, for good.
+fn is_done(service: &Value, task: &Value) -> bool {
+    text(task, "/Status/State") == "complete" && is_final(service, task)
 }
 
 /// Status and bar of one slot.
@@ -403,6 +494,46 @@ mod tests {
         // One that was paused before this command is not its business.
         let seen = Watch::default().look(&paused, &[task(1, "pending")], &[], seconds(1));
         assert_eq!(seen.verdict, Verdict::Converging);
+    }
+
+    #[test]
+    fn a_task_that_ends_well_and_for_good_is_there() {
+        let once = |condition: &str| {
+            let mut service = service(1, Value::Null);
+            service["Spec"]["TaskTemplate"] = json!({"RestartPolicy": {"Condition": condition}});
+            service
+        };
+        let mut done = task(1, "complete");
+        done["DesiredState"] = "shutdown".into();
+        for (condition, verdict) in [
+            ("none", Verdict::Converged),
+            ("on-failure", Verdict::Converged),
+            ("any", Verdict::Converging),
+        ] {
+            let mut watch = Watch::default();
+            watch.look(
+                &once(condition),
+                std::slice::from_ref(&done),
+                &[],
+                seconds(0),
+            );
+            let seen = watch.look(
+                &once(condition),
+                std::slice::from_ref(&done),
+                &[],
+                seconds(9),
+            );
+            assert_eq!(seen.verdict, verdict, "{condition}");
+        }
+        let mut failed = task(1, "failed");
+        failed["Status"]["Err"] = "task: non-zero exit (3)".into();
+        let seen = Watch::default().look(&once("none"), &[failed], &[], seconds(0));
+        assert_eq!(
+            seen.verdict,
+            Verdict::Stopped(
+                "service  failed and is not restarted: task: non-zero exit (3)".to_owned()
+            )
+        );
     }
 
     #[test]

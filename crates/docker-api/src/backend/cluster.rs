@@ -5,13 +5,15 @@ use std::{collections::BTreeMap, net::IpAddr};
 use async_trait::async_trait;
 use shoal_api::{
     ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId,
-    container::{Event, LogLine, LogQuery},
+    container::{Event, ExecSpec, LogLine, LogQuery},
     explain::Explanation,
     object::{Cluster, Config, Network, Node, Secret, Service, Task},
     spec::{Availability, ClusterSpec, ConfigSpec, NetworkSpec, NodeSpec, SecretSpec, ServiceSpec},
 };
 
-use super::{ApiError, ApiResult, ItemStream};
+use tokio::sync::{mpsc, watch};
+
+use super::{ApiError, ApiResult, Attached, ItemStream};
 use shoal_api::Timestamp;
 
 /// This node's place in a cluster.
@@ -185,6 +187,17 @@ pub struct TaskLogLine {
     pub line: LogLine,
 }
 
+/// A process beside a task's own.
+#[derive(Debug)]
+pub struct TaskExec {
+    /// Its streams.
+    pub streams: Attached,
+    /// Takes new sizes of its terminal, as rows and columns.
+    pub resize: mpsc::Sender<(u16, u16)>,
+    /// Its exit code, once it has ended. Without a value and a sender nobody knows how it did.
+    pub exit: watch::Receiver<Option<i32>>,
+}
+
 /// The cluster. On a node that is no manager everything but [`ClusterBackend::swarm_info`], init, join, leave and
 /// unlock answers [`ApiError::no_swarm`], [`ApiError::not_a_manager`] or [`ApiError::swarm_locked`]; the routes check
 /// that by `swarm_info` before they call.
@@ -285,6 +298,16 @@ pub trait ClusterBackend: Send + Sync + 'static {
         _query: LogQuery,
     ) -> ApiResult<ItemStream<TaskLogLine>> {
         Err(ApiError::not_implemented("reading the logs of services"))
+    }
+
+    /// Starts a process beside a task's own, wherever the task runs.
+    async fn task_exec(&self, _task: &TaskId, _spec: ExecSpec) -> ApiResult<TaskExec> {
+        Err(ApiError::not_implemented("a process in a task"))
+    }
+    /// Says whenever something of a service changes: itself, or one of its tasks. Ends when it is gone. What happens while
+    /// nobody looks is said once.
+    async fn service_changes(&self, _id: &ServiceId) -> ApiResult<ItemStream<()>> {
+        Err(ApiError::not_implemented("watching a service"))
     }
 
     /// All cluster networks.

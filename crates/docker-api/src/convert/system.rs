@@ -200,6 +200,7 @@ pub(crate) fn event_kind(kind: EventKind) -> &'static str {
         EventKind::Node => "node",
         EventKind::Secret => "secret",
         EventKind::Config => "config",
+        EventKind::Task => "task",
         EventKind::Daemon => "daemon",
     }
 }

@@ -33,6 +33,13 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
 
 /// `POST /containers/{id}/exec`.
 pub(super) async fn create(api: &Api, call: Call, container: &str) -> ApiResult<Reply> {
+    let spec = read(&call)?;
+    let id = api.engine.exec_create(container, spec).await?;
+    Ok(reply::json(StatusCode::CREATED, &json!({"Id": id})))
+}
+
+/// Reads what is to be run.
+pub(super) fn read(call: &Call) -> ApiResult<ExecSpec> {
     let mut f = Fields::body(&call.bytes())?;
     let spec = ExecSpec {
         cmd: f.get("Cmd")?,
@@ -55,8 +62,7 @@ pub(super) async fn create(api: &Api, call: Call, container: &str) -> ApiResult<
     if spec.cmd.is_empty() {
         return Err(ApiError::invalid("No exec command specified"));
     }
-    let id = api.engine.exec_create(container, spec).await?;
-    Ok(reply::json(StatusCode::CREATED, &json!({"Id": id})))
+    Ok(spec)
 }
 
 async fn start(api: &Api, mut call: Call, id: &str) -> ApiResult<Reply> {

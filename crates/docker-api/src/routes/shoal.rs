@@ -1,9 +1,10 @@
 //! `/shoal`: what docker's API has no word for.
 
+use futures_util::StreamExt;
 use serde_json::{Value, json};
 use shoal_api::object::{Revision, Service};
 
-use super::{services::find, unknown};
+use super::{services::find, task_execs, unknown};
 use crate::{
     backend::ApiResult,
     call::Call,
@@ -32,6 +33,15 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
                 .await?;
             Ok(reply::ok(&json!({"Warnings": said})))
         }
+        ("GET", ["services", name, "changes"]) => {
+            let service = find(api, name).await?;
+            let changes = api.cluster.service_changes(&service.id).await?;
+            let lines = changes.map(|change| change.map(|()| json!({})));
+            Ok(reply::json_stream(
+                lines.take_until(api.stop.clone().cancelled_owned()),
+            ))
+        }
+        (_, ["tasks" | "exec", ..]) => task_execs::answer(api, call, path).await,
         _ => Err(unknown()),
     }
 }

@@ -89,7 +89,7 @@ async fn login(api: &Api, call: Call) -> ApiResult<Reply> {
 }
 
 /// Filters of `/events`, docker's.
-const EVENT_FILTERS: [&str; 15] = [
+const EVENT_FILTERS: [&str; 16] = [
     "config",
     "container",
     "daemon",
@@ -102,6 +102,7 @@ const EVENT_FILTERS: [&str; 15] = [
     "scope",
     "secret",
     "service",
+    "task",
     "type",
     "volume",
     "builder",
@@ -110,6 +111,11 @@ const EVENT_FILTERS: [&str; 15] = [
 async fn events(api: &Api, call: &Call) -> ApiResult<Reply> {
     let (since, until) = (call.query.instant("since")?, call.query.instant("until")?);
     let filters = call.query.filters()?.only(&EVENT_FILTERS)?;
+    // An extension, so only whoever knows of it is told.
+    let asks = |filter: &str| !filters.values(filter).is_empty();
+    let with_tasks = call.query.flag("tasks")
+        || asks("task")
+        || filters.values("type").iter().any(|kind| kind == "task");
     let local = api.engine.events(since, until).await?;
     let local = local.map(|event| event.map(|event| (event, "local")));
     let cluster = if api.manager().await.is_ok() {
@@ -121,7 +127,9 @@ async fn events(api: &Api, call: &Call) -> ApiResult<Reply> {
     let wanted = stream::select(local, cluster).filter_map(move |event| {
         future::ready(match event {
             Ok((event, scope)) => {
-                matches(&filters, &event, scope).then(|| Ok(system::event(&event, scope)))
+                let is_told = with_tasks || event.kind != EventKind::Task;
+                (is_told && matches(&filters, &event, scope))
+                    .then(|| Ok(system::event(&event, scope)))
             }
             Err(error) => Some(Err(error)),
         })
@@ -159,7 +167,8 @@ fn matches(filters: &Filters, event: &Event, scope: &str) -> bool {
         && named(EventKind::Network, "network", None)
         && named(EventKind::Daemon, "daemon", None)
         && named(EventKind::Node, "node", None)
-        && named(EventKind::Service, "service", None)
+        && named(EventKind::Service, "service", Some("service.name"))
+        && named(EventKind::Task, "task", None)
         && named(EventKind::Secret, "secret", None)
         && named(EventKind::Config, "config", None)
 }

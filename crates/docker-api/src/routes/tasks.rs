@@ -36,7 +36,8 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
     }
 }
 
-async fn find(api: &Api, wanted: &str) -> ApiResult<Task> {
+/// Finds a task by its id or the beginning of it.
+pub(super) async fn find(api: &Api, wanted: &str) -> ApiResult<Task> {
     let tasks = api.cluster.tasks(TaskSelection::default()).await?;
     resolve("task", &tasks, wanted, |task| task.id.as_str(), |_| "").cloned()
 }

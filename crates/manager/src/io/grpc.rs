@@ -5,12 +5,13 @@ mod ca;
 pub mod client;
 pub(crate) mod control;
 mod dispatcher;
+mod exec;
 mod logs;
 mod raft;
 pub mod server;
 
 pub(crate) use self::{
-    ca::CaService, control::ControlService, dispatcher::DispatcherService, logs::LogsService,
-    raft::RaftService,
+    ca::CaService, control::ControlService, dispatcher::DispatcherService, exec::ExecService,
+    logs::LogsService, raft::RaftService,
 };
 pub use control::{from_status, to_status};

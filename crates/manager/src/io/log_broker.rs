@@ -230,6 +230,7 @@ fn news_for(
             selector: Some(subscription.wanted.selector.clone()),
             options: Some(options),
             close: false,
+            exec: None,
         });
     }
     *told = wanted.into_keys().cloned().collect();

@@ -17,6 +17,7 @@ use shoal_api::{
     wire::{
         RaftJoinRequest, RaftLeaveRequest, control_client::ControlClient,
         control_server::ControlServer, dispatcher_server::DispatcherServer,
+        exec_broker_server::ExecBrokerServer, execs_server::ExecsServer,
         log_broker_server::LogBrokerServer, logs_server::LogsServer, node_ca_server::NodeCaServer,
         raft_membership_client::RaftMembershipClient, raft_membership_server::RaftMembershipServer,
         raft_server::RaftServer,
@@ -34,8 +35,9 @@ use tonic::{Request, Status, transport::Server};
 
 use super::{
     dispatcher::Command,
+    exec_broker::ExecBroker,
     grpc::{
-        CaService, ControlService, DispatcherService, LogsService, RaftService,
+        CaService, ControlService, DispatcherService, ExecService, LogsService, RaftService,
         authorize::Authorize, client, control, from_status, server,
     },
     leader,
@@ -58,9 +60,11 @@ use crate::core::{
     validate::Refusal,
 };
 
+mod exec;
 mod founding;
 mod logs;
 
+pub use exec::ExecStream;
 pub use founding::{Founding, NewCluster};
 pub use logs::LogStream;
 
@@ -191,6 +195,7 @@ pub(crate) struct Desk {
     /// Where sessions are served, while this manager leads.
     dispatcher: watch::Sender<Option<mpsc::Sender<Command>>>,
     pub(crate) logs: LogBroker,
+    pub(crate) execs: ExecBroker,
 }
 
 impl Manager {
@@ -243,11 +248,13 @@ impl Manager {
             client_tls: client_tls_now,
             dispatcher: watch::Sender::default(),
             logs: LogBroker::default(),
+            execs: ExecBroker::default(),
         };
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let raft_service = RaftService { desk: desk.clone() };
         let logs_service = LogsService { desk: desk.clone() };
+        let exec_service = ExecService { desk: desk.clone() };
         let serving = Server::builder()
             .layer(Authorize::new(replica))
             .add_service(
@@ -266,6 +273,8 @@ impl Manager {
             .add_service(RaftMembershipServer::new(raft_service))
             .add_service(LogBrokerServer::new(logs_service.clone()))
             .add_service(LogsServer::new(logs_service))
+            .add_service(ExecBrokerServer::new(exec_service.clone()))
+            .add_service(ExecsServer::new(exec_service))
             .serve_with_incoming(server::accept(listener, server_tls_now, stop.clone()));
         tasks.spawn(async move {
             if let Err(error) = serving.await {

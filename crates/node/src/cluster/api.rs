@@ -3,10 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use futures_util::StreamExt;
+use futures_util::{StreamExt, stream};
 use shoal_api::{
-    ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskState, Timestamp,
-    container::LogQuery,
+    ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId, TaskState, Timestamp,
+    container::{ExecSpec, LogQuery},
     explain::Explanation,
     id::InvalidId,
     object::{Config, Network, NodeState, Object, ObjectKey, Secret, Service, Task},
@@ -16,13 +16,16 @@ use shoal_api::{
 use shoal_docker_api::backend::{
     ApiError, ApiResult, ClusterBackend, CreatedService, ItemStream, LocalNodeState, LogSelection,
     ManagerView, NodeView, RemoteManager, Rotations, SwarmInfo, SwarmInit, SwarmJoin, SwarmView,
-    TaskLogLine, TaskSelection,
+    TaskExec, TaskLogLine, TaskSelection,
 };
 use shoal_manager::{
-    Intent, Manager, Refusal, Spec, State, WriteError, core::orchestrator::is_dirty, explain,
+    Intent, Manager, Refusal, Spec, State, WriteError,
+    core::{orchestrator::is_dirty, state::Event},
+    explain,
+    io::store::Notice,
 };
 
-use super::{ClusterError, ClusterNode, Init, Place};
+use super::{ClusterError, ClusterNode, Init, Place, events, processes};
 use crate::network::chain;
 
 /// How long the removal of a network waits for tasks that are stopping: the default grace and some more.
@@ -39,7 +42,7 @@ fn refused(refusal: &Refusal) -> ApiError {
     )
 }
 
-fn write_error(error: WriteError) -> ApiError {
+pub(super) fn write_error(error: WriteError) -> ApiError {
     match error {
         WriteError::Refused(refusal) => refused(&refusal),
         WriteError::NoLeader => ApiError::internal(format!(
@@ -416,6 +419,60 @@ impl ClusterBackend for ClusterNode {
                 log_line(line.map_err(failed)?)
             })
             .boxed())
+    }
+
+    async fn task_exec(&self, task: &TaskId, spec: ExecSpec) -> ApiResult<TaskExec> {
+        processes::exec(&self.managing().await?, task, spec).await
+    }
+
+    async fn service_changes(&self, id: &ServiceId) -> ApiResult<ItemStream<()>> {
+        let watch = self.managing().await?.watch();
+        let id = id.clone();
+        let is_of = move |change: &Event| match change {
+            Event::Service(delta) => delta.any().id == id,
+            Event::Task(delta) => delta.any().service == id,
+            Event::Node(_) => true,
+            _ => false,
+        };
+        // What happens between two looks is one change: the watch hands out all of it.
+        let changes = stream::unfold((watch, is_of), |(mut watch, is_of)| async move {
+            loop {
+                match watch.next().await {
+                    Notice::Applied { events, .. } if !events.iter().any(&is_of) => {}
+                    _ => return Some((Ok(()), (watch, is_of))),
+                }
+            }
+        });
+        Ok(changes.boxed())
+    }
+
+    async fn events(
+        &self,
+        _since: Option<Timestamp>,
+        until: Option<Timestamp>,
+    ) -> ApiResult<ItemStream<shoal_api::container::Event>> {
+        let watch = self.managing().await?.watch();
+        let happening = stream::unfold(watch, |mut watch| async move {
+            let notice = watch.next().await;
+            let events: Vec<_> = match notice {
+                Notice::Applied { events, .. } => {
+                    let now = Timestamp::now();
+                    let told = events
+                        .iter()
+                        .filter_map(|change| events::event(change, now));
+                    told.map(Ok).collect()
+                }
+                // What was missed nobody can tell.
+                Notice::Everything { .. } => Vec::new(),
+            };
+            Some((stream::iter(events), watch))
+        });
+        let Some(until) = until else {
+            return Ok(happening.flatten().boxed());
+        };
+        let left = until.since(Timestamp::now());
+        let ended = tokio::time::sleep(left);
+        Ok(happening.flatten().take_until(ended).boxed())
     }
 
     async fn networks(&self) -> ApiResult<Vec<Network>> {

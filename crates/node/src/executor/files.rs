@@ -61,14 +61,13 @@ pub(super) fn write(
         .mode(0o700)
         .create(folder)?;
     let flags = MsFlags::MS_NOEXEC | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount(
-        Some("tmpfs"),
-        folder,
-        Some("tmpfs"),
-        flags,
-        Some("mode=0700"),
-    )
-    .map_err(io::Error::from)?;
+    let tmpfs = |options: &str| mount(Some("tmpfs"), folder, Some("tmpfs"), flags, Some(options));
+    // Kept out of swap where the kernel can do that (Linux 6.4).
+    let mounted = match tmpfs("mode=0700,noswap") {
+        Err(Errno::EINVAL) => tmpfs("mode=0700"),
+        mounted => mounted,
+    };
+    mounted.map_err(io::Error::from)?;
     let missing = |what: &str, name: &str| {
         io::Error::new(
             io::ErrorKind::NotFound,

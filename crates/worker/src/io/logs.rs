@@ -31,6 +31,7 @@ use tonic::{Code, Request, Status, transport::Channel};
 use super::{
     agent::random,
     dial::{DialError, dial},
+    exec,
 };
 use crate::{
     core::session::Backoff,
@@ -152,7 +153,13 @@ impl Publisher {
     }
 
     fn carry_out(&mut self, order: SubscriptionMessage) {
-        if order.close {
+        if let Some(process) = order.exec {
+            let carrying = exec::carry(process, self.source.clone());
+            self.publications.spawn(async move {
+                carrying.await;
+                Ok(())
+            });
+        } else if order.close {
             if let Some(publication) = self.open.remove(&order.id) {
                 publication.abort();
             }

@@ -33,6 +33,7 @@ impl log_broker_server::LogBroker for LogsService {
             let mut leadership = desk.store.raft().leadership();
             tokio::select! {
                 () = desk.logs.tell(&node, &agent) => {}
+                () = desk.execs.tell(&node, &agent) => {}
                 _ = leadership.wait_for(|now| !now.is_leader) => {}
             }
         });

@@ -1,0 +1,665 @@
+//! Every option of a service, given by docker's own client, seen where it takes effect.
+
+use std::{
+    fs,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result};
+use shoal_tests::{
+    busybox::{self, BUSYBOX},
+    lab::{TestLab, text},
+    skipped, wait,
+};
+
+/// Docker's client pointed at the lab's first host.
+fn docker(lab: &TestLab, words: &[&str]) -> Result<String> {
+    let mut docker = Command::new("docker");
+    docker.env("DOCKER_HOST", lab.docker_host("n1"));
+    docker.args(words).stdin(Stdio::null());
+    text(&docker.output()?).with_context(|| format!("docker {}", words.join(" ")))
+}
+
+/// Where an option is seen.
+enum Seen {
+    /// Output of a shell command in the task.
+    Inside(&'static str, &'static str),
+    /// A template over the container.
+    Container(&'static str, &'static str),
+    /// A template over the service.
+    Service(&'static str, &'static str),
+}
+use Seen::{Container, Inside, Service};
+
+impl Seen {
+    fn check(&self, lab: &TestLab, service: &str, option: &str) -> Result<()> {
+        let ask = |words: &[&str], want: &str| -> Result<()> {
+            // An update may still be replacing the task.
+            wait(&format!("{option} to show {want:?}"), || {
+                let seen = docker(lab, words)?;
+                let seen = seen.trim();
+                Ok(if seen == want {
+                    Ok(())
+                } else {
+                    Err(seen.to_owned())
+                })
+            })
+        };
+        let container = || -> Result<String> {
+            let filter = format!("label=com.docker.swarm.service.name={service}");
+            wait("the container", || {
+                let ids = docker(lab, &["ps", "-q", "-f", &filter])?;
+                let mut lines = ids.lines();
+                Ok(match (lines.next(), lines.next()) {
+                    (Some(id), None) => Ok(id.to_owned()),
+                    _ => Err(ids.clone()),
+                })
+            })
+        };
+        match self {
+            Inside(command, want) => ask(&["exec", &container()?, "sh", "-c", command], want),
+            Container(template, want) => ask(&["inspect", "-f", template, &container()?], want),
+            Service(template, want) => ask(&["service", "inspect", "-f", template, service], want),
+        }
+    }
+}
+
+/// Options of `docker service create` and where they are seen.
+const CREATE: &[(&[&str], Seen)] = &[
+    (
+        &["--hostname", "{{.Service.Name}}-{{.Task.Slot}}"],
+        Inside("hostname", "all-1"),
+    ),
+    (
+        &["--env", "A=b {{.Node.Hostname}}"],
+        Inside("echo $A", "b n1"),
+    ),
+    (
+        &["--env-file", "/tmp/shoal-options.env"],
+        Inside("echo $FROM_FILE", "yes"),
+    ),
+    (
+        &["--workdir", "/tmp"],
+        Inside("readlink /proc/1/cwd", "/tmp"),
+    ),
+    (
+        &["--user", "1000:1000"],
+        Inside(
+            "awk '/^Uid|^Gid/ {print $2}' /proc/1/status | xargs",
+            "1000 1000",
+        ),
+    ),
+    (
+        &["--group", "extra"],
+        Inside("awk '/^Groups/ {print $NF}' /proc/1/status", "2000"),
+    ),
+    (
+        &["--read-only"],
+        Inside("touch /new 2>&1 | grep -c 'Read-only file system'", "1"),
+    ),
+    (
+        &["--tty"],
+        Inside("readlink /proc/1/fd/1 | cut -d/ -f1-3", "/dev/pts"),
+    ),
+    (
+        &["--stop-signal", "SIGQUIT"],
+        Container("{{.Config.StopSignal}}", "SIGQUIT"),
+    ),
+    (
+        &["--stop-grace-period", "1s"],
+        Container("{{.Config.StopTimeout}}", "1"),
+    ),
+    (
+        &["--container-label", "c=d"],
+        Container("{{.Config.Labels.c}}", "d"),
+    ),
+    (&["--label", "e=f"], Service("{{.Spec.Labels.e}}", "f")),
+    (
+        &[
+            "--mount",
+            "type=tmpfs,target=/scratch,tmpfs-size=1m,tmpfs-mode=0700",
+        ],
+        Inside(
+            "stat -c %a /scratch; df -k /scratch | awk 'NR==2 {print $2}'",
+            "700\n1024",
+        ),
+    ),
+    (
+        &["--mount", "type=bind,source=/etc,target=/host,readonly"],
+        Inside("touch /host/x 2>&1 | grep -c 'Read-only'", "1"),
+    ),
+    (
+        &[
+            "--mount",
+            "type=volume,source=data-{{.Task.Slot}},target=/data,volume-label=v=w",
+        ],
+        Inside("grep -c ' /data ' /proc/mounts", "1"),
+    ),
+    (
+        &[
+            "--secret",
+            "source=key,target=pw,uid=1000,gid=2000,mode=0440",
+        ],
+        Inside(
+            "stat -c '%u %g %a' /run/secrets/pw; cat /run/secrets/pw",
+            "1000 2000 440\nhunter2",
+        ),
+    ),
+    (
+        &["--config", "source=site,target=/etc/site.conf,mode=0444"],
+        Inside("cat /etc/site.conf", "site of all"),
+    ),
+    (
+        &["--cap-add", "NET_ADMIN", "--cap-drop", "CHOWN"],
+        Container(
+            "{{.HostConfig.CapAdd}} {{.HostConfig.CapDrop}}",
+            "[CAP_NET_ADMIN] [CAP_CHOWN]",
+        ),
+    ),
+    (
+        &["--ulimit", "nofile=1234:2345"],
+        Inside(
+            "awk '/open files/ {print $4, $5}' /proc/1/limits",
+            "1234 2345",
+        ),
+    ),
+    (
+        &["--sysctl", "net.ipv4.ip_unprivileged_port_start=7"],
+        Inside("cat /proc/sys/net/ipv4/ip_unprivileged_port_start", "7"),
+    ),
+    (
+        &["--oom-score-adj", "123"],
+        Inside("cat /proc/1/oom_score_adj", "123"),
+    ),
+    (
+        &[
+            "--dns",
+            "10.1.2.3",
+            "--dns-search",
+            "example.org",
+            "--dns-option",
+            "ndots:3",
+        ],
+        Inside(
+            "grep -E '^(search|options)' /etc/resolv.conf | xargs",
+            "search example.org options ndots:3",
+        ),
+    ),
+    (
+        &["--host", "db:10.0.0.9"],
+        Inside("awk '/10.0.0.9/ {print $2}' /etc/hosts", "db"),
+    ),
+    (
+        &[
+            "--health-cmd",
+            "true",
+            "--health-interval",
+            "1s",
+            "--health-timeout",
+            "2s",
+            "--health-retries",
+            "4",
+            "--health-start-period",
+            "3s",
+            "--health-start-interval",
+            "500ms",
+        ],
+        Container(
+            "{{.State.Health.Status}} {{.Config.Healthcheck.Test}} {{.Config.Healthcheck.Interval}} {{.Config.Healthcheck.Timeout}} {{.Config.Healthcheck.Retries}} {{.Config.Healthcheck.StartPeriod}} {{.Config.Healthcheck.StartInterval}}",
+            "healthy [CMD-SHELL true] 1s 2s 4 3s 500ms",
+        ),
+    ),
+    (
+        &["--log-driver", "json-file", "--log-opt", "max-size=1m"],
+        Container(
+            "{{.HostConfig.LogConfig.Type}} {{index .HostConfig.LogConfig.Config \"max-size\"}}",
+            "json-file 1m",
+        ),
+    ),
+    (
+        &[
+            "--limit-cpu",
+            "0.5",
+            "--limit-memory",
+            "64m",
+            "--limit-pids",
+            "50",
+        ],
+        Container(
+            "{{.HostConfig.NanoCpus}} {{.HostConfig.Memory}} {{.HostConfig.PidsLimit}}",
+            "500000000 67108864 50",
+        ),
+    ),
+    (
+        &["--reserve-cpu", "0.1", "--reserve-memory", "16m"],
+        Container("{{.HostConfig.MemoryReservation}}", "16777216"),
+    ),
+    (
+        &["--network", "name=net,alias=other"],
+        Inside(
+            "nslookup -type=a other. 2>/dev/null | grep -cE '^Address: *10[.]'",
+            "1",
+        ),
+    ),
+    (
+        &["--publish", "published=18080,target=80,mode=host"],
+        Container(
+            "{{(index (index .NetworkSettings.Ports \"80/tcp\") 0).HostPort}}",
+            "18080",
+        ),
+    ),
+    (
+        &["--publish", "18081:81"],
+        Service(
+            "{{range .Endpoint.Ports}}{{if eq .TargetPort 81}}{{.PublishedPort}} {{.PublishMode}}{{end}}{{end}}",
+            "18081 ingress",
+        ),
+    ),
+    (
+        &[
+            "--constraint",
+            "node.role==manager",
+            "--placement-pref",
+            "spread=node.labels.zone",
+        ],
+        Service(
+            "{{.Spec.TaskTemplate.Placement.Constraints}} {{(index .Spec.TaskTemplate.Placement.Preferences 0).Spread.SpreadDescriptor}}",
+            "[node.role==manager] node.labels.zone",
+        ),
+    ),
+    (
+        &["--replicas-max-per-node", "1"],
+        Service("{{.Spec.TaskTemplate.Placement.MaxReplicas}}", "1"),
+    ),
+    (
+        &[
+            "--restart-condition",
+            "on-failure",
+            "--restart-delay",
+            "1s",
+            "--restart-max-attempts",
+            "3",
+            "--restart-window",
+            "1m",
+        ],
+        Service(
+            "{{with .Spec.TaskTemplate.RestartPolicy}}{{.Condition}} {{.Delay}} {{.MaxAttempts}} {{.Window}}{{end}}",
+            "on-failure 1s 3 1m0s",
+        ),
+    ),
+    (
+        &[
+            "--update-parallelism",
+            "2",
+            "--update-delay",
+            "1s",
+            "--update-monitor",
+            "100ms",
+            "--update-failure-action",
+            "rollback",
+            "--update-max-failure-ratio",
+            "0.5",
+            "--update-order",
+            "stop-first",
+        ],
+        Service(
+            "{{with .Spec.UpdateConfig}}{{.Parallelism}} {{.Delay}} {{.Monitor}} {{.FailureAction}} {{.MaxFailureRatio}} {{.Order}}{{end}}",
+            "2 1s 100ms rollback 0.5 stop-first",
+        ),
+    ),
+    (
+        &[
+            "--rollback-parallelism",
+            "3",
+            "--rollback-delay",
+            "2s",
+            "--rollback-monitor",
+            "200ms",
+            "--rollback-failure-action",
+            "continue",
+            "--rollback-max-failure-ratio",
+            "0.25",
+            "--rollback-order",
+            "stop-first",
+        ],
+        Service(
+            "{{with .Spec.RollbackConfig}}{{.Parallelism}} {{.Delay}} {{.Monitor}} {{.FailureAction}} {{.MaxFailureRatio}} {{.Order}}{{end}}",
+            "3 2s 200ms continue 0.25 stop-first",
+        ),
+    ),
+    (
+        &["--endpoint-mode", "vip"],
+        Service("{{.Spec.EndpointSpec.Mode}}", "vip"),
+    ),
+    (
+        &["--entrypoint", "sh -c"],
+        Inside(
+            "tr '\\0' ' ' < /proc/1/cmdline | grep -c 'sleep 100000'",
+            "1",
+        ),
+    ),
+];
+
+/// Options of `docker service update`, all at once on the service from before.
+const UPDATE: &[(&[&str], Seen)] = &[
+    (
+        &["--env-add", "B=c", "--env-rm", "A"],
+        Inside("echo \"$B$A\"", "c"),
+    ),
+    (&["--hostname", "changed"], Inside("hostname", "changed")),
+    (
+        &["--user", "0:0", "--group-rm", "extra"],
+        Inside("awk '/^Uid|^Gid/ {print $2}' /proc/1/status | xargs", "0 0"),
+    ),
+    (
+        &["--workdir", "/run"],
+        Inside("readlink /proc/1/cwd", "/run"),
+    ),
+    (
+        &["--read-only=false"],
+        Inside("touch /new && echo yes", "yes"),
+    ),
+    (
+        &[
+            "--mount-rm",
+            "/scratch",
+            "--mount-add",
+            "type=tmpfs,target=/other",
+        ],
+        Inside("grep -cE ' /(scratch|other) ' /proc/mounts", "1"),
+    ),
+    (
+        &[
+            "--secret-rm",
+            "key",
+            "--secret-add",
+            "source=key,target=again",
+        ],
+        Inside("ls /run/secrets", "again"),
+    ),
+    (
+        &["--config-rm", "site"],
+        Inside("ls /etc/site.conf 2>&1 | grep -c 'No such'", "1"),
+    ),
+    (
+        &["--cap-add", "SYS_TIME", "--cap-drop", "MKNOD"],
+        Container(
+            "{{.HostConfig.CapAdd}} {{.HostConfig.CapDrop}}",
+            "[CAP_NET_ADMIN CAP_SYS_TIME] [CAP_CHOWN CAP_MKNOD]",
+        ),
+    ),
+    (
+        &["--ulimit-rm", "nofile", "--ulimit-add", "core=0"],
+        Inside("awk '/core file/ {print $5, $6}' /proc/1/limits", "0 0"),
+    ),
+    (
+        &[
+            "--sysctl-rm",
+            "net.ipv4.ip_unprivileged_port_start",
+            "--sysctl-add",
+            "net.ipv4.ip_default_ttl=33",
+        ],
+        Inside("cat /proc/sys/net/ipv4/ip_default_ttl", "33"),
+    ),
+    (
+        &[
+            "--dns-search-rm",
+            "example.org",
+            "--dns-search-add",
+            "example.net",
+            "--dns-option-rm",
+            "ndots:3",
+            "--dns-rm",
+            "10.1.2.3",
+        ],
+        Inside("awk '/^search/ {print $2}' /etc/resolv.conf", "example.net"),
+    ),
+    (
+        &["--host-rm", "db:10.0.0.9", "--host-add", "mq:10.0.0.8"],
+        Inside("awk '/10.0.0.[89]/ {print $2}' /etc/hosts", "mq"),
+    ),
+    (
+        &["--no-healthcheck"],
+        Container("{{.Config.Healthcheck.Test}}", "[NONE]"),
+    ),
+    (
+        &["--limit-memory", "128m", "--limit-pids", "60"],
+        Container(
+            "{{.HostConfig.Memory}} {{.HostConfig.PidsLimit}}",
+            "134217728 60",
+        ),
+    ),
+    (
+        &["--container-label-rm", "c", "--container-label-add", "g=h"],
+        Container("{{.Config.Labels.g}}{{index .Config.Labels \"c\"}}", "h"),
+    ),
+    (
+        &["--label-rm", "e", "--label-add", "i=j"],
+        Service("{{.Spec.Labels}}", "map[i:j]"),
+    ),
+    (
+        &[
+            "--network-rm",
+            "net",
+            "--network-add",
+            "name=net2,alias=third",
+        ],
+        Inside(
+            "nslookup -type=a third. 2>/dev/null | grep -cE '^Address: *10[.]'",
+            "1",
+        ),
+    ),
+    (
+        &["--publish-rm", "18081:81", "--publish-add", "18082:82"],
+        Service(
+            "{{range .Endpoint.Ports}}{{if eq .PublishMode \"ingress\"}}{{.PublishedPort}} {{end}}{{end}}",
+            "18082",
+        ),
+    ),
+    (
+        &[
+            "--constraint-rm",
+            "node.role==manager",
+            "--constraint-add",
+            "node.hostname==n1",
+            "--placement-pref-rm",
+            "spread=node.labels.zone",
+        ],
+        Service(
+            "{{.Spec.TaskTemplate.Placement.Constraints}}",
+            "[node.hostname==n1]",
+        ),
+    ),
+    (
+        &["--stop-grace-period", "2s"],
+        Container("{{.Config.StopTimeout}}", "2"),
+    ),
+    (
+        &["--args", "'sleep 200000'"],
+        Inside(
+            "tr '\\0' ' ' < /proc/1/cmdline | grep -c 'sleep 200000'",
+            "1",
+        ),
+    ),
+];
+
+/// What Swarm refuses, by labels.
+const LABELS: &[(&str, Seen)] = &[
+    (
+        "shoal.shm-size=16m",
+        Inside("df -k /dev/shm | awk 'NR==2 {print $2}'", "16384"),
+    ),
+    (
+        "shoal.devices=/dev/null:/dev/zap:rw",
+        Inside(
+            "echo x > /dev/zap && stat -c %F /dev/zap",
+            "character special file",
+        ),
+    ),
+    (
+        "shoal.ipc=host",
+        Container("{{.HostConfig.IpcMode}}", "host"),
+    ),
+    (
+        "shoal.pid=host",
+        Container("{{.HostConfig.PidMode}}", "host"),
+    ),
+    (
+        "shoal.domainname=example.org",
+        Container("{{.Config.Domainname}}", "example.org"),
+    ),
+    (
+        "shoal.security-opt=no-new-privileges",
+        Inside("awk '/^NoNewPrivs/ {print $2}' /proc/self/status", "1"),
+    ),
+    (
+        "shoal.memory-swappiness=10",
+        Container("{{.HostConfig.MemorySwappiness}}", "10"),
+    ),
+];
+
+#[test]
+fn every_option_of_a_service_takes_effect_in_its_task() -> Result<()> {
+    let found = Command::new("docker").arg("--version").output();
+    if !found.is_ok_and(|said| said.status.success()) {
+        skipped("docker's client is not on PATH");
+        return Ok(());
+    }
+    let lab = TestLab::up(1, 1)?;
+    busybox::load(&lab, &["n1"])?;
+    fs::write("/tmp/shoal-options.env", "FROM_FILE=yes\n")?;
+    let folder = tempfile::tempdir()?;
+    let file = |name: &str, text: &str| -> Result<String> {
+        let path = folder.path().join(name);
+        fs::write(&path, text)?;
+        Ok(path.to_string_lossy().into_owned())
+    };
+    docker(&lab, &["secret", "create", "key", &file("key", "hunter2")?])?;
+    docker(
+        &lab,
+        &[
+            "config",
+            "create",
+            "--template-driver",
+            "golang",
+            "site",
+            &file("site", "site of {{.Service.Name}}")?,
+        ],
+    )?;
+    docker(&lab, &["network", "create", "-d", "overlay", "net"])?;
+    docker(&lab, &["network", "create", "-d", "overlay", "net2"])?;
+
+    let mut words = vec![
+        "service",
+        "create",
+        "--detach",
+        "--no-resolve-image",
+        "--name",
+        "all",
+    ];
+    words.extend(CREATE.iter().flat_map(|(option, _)| *option));
+    words.extend([BUSYBOX, "sleep 100000"]);
+    docker(&lab, &words)?;
+    lab.wait_running("all", 1)?;
+    for (option, seen) in CREATE {
+        seen.check(&lab, "all", &option.join(" "))?;
+    }
+
+    let mut words = vec!["service", "update", "--detach", "--no-resolve-image"];
+    words.extend(UPDATE.iter().flat_map(|(option, _)| *option));
+    words.push("all");
+    docker(&lab, &words)?;
+    for (option, seen) in UPDATE {
+        seen.check(&lab, "all", &option.join(" "))?;
+    }
+    docker(&lab, &["service", "rm", "all"])?;
+    fs::remove_file("/tmp/shoal-options.env")?;
+
+    let mut words = vec![
+        "service",
+        "create",
+        "--detach",
+        "--no-resolve-image",
+        "--name",
+        "more",
+    ];
+    words.extend(LABELS.iter().flat_map(|(label, _)| ["--label", label]));
+    words.extend([BUSYBOX, "sleep", "100000"]);
+    docker(&lab, &words)?;
+    lab.wait_running("more", 1)?;
+    for (label, seen) in LABELS {
+        seen.check(&lab, "more", label)?;
+    }
+    let refused = docker(
+        &lab,
+        &[
+            "service",
+            "create",
+            "--label",
+            "shoal.privilege=true",
+            BUSYBOX,
+        ],
+    );
+    let said = format!("{:#}", refused.unwrap_err());
+    assert!(
+        said.contains("label 'shoal.privilege' is unknown"),
+        "{said}"
+    );
+    Ok(())
+}
+
+#[test]
+fn secrets_and_configs_have_swarms_rules() -> Result<()> {
+    let lab = TestLab::up(1, 1)?;
+    let folder = tempfile::tempdir()?;
+    let file = |name: &str, bytes: usize| -> Result<String> {
+        let path = folder.path().join(name);
+        fs::write(&path, vec![b'x'; bytes])?;
+        Ok(path.to_string_lossy().into_owned())
+    };
+    for (kind, bound) in [("secret", 512_000), ("config", 1_024_000)] {
+        lab.on("n1", &[kind, "create", "most", &file("most", bound - 1)?])?;
+        let (_, said) = lab.refused("n1", &[kind, "create", "x", &file("x", bound)?])?;
+        let want = format!("{kind} data must be larger than 0 and less than {bound} bytes");
+        assert!(said.contains(&want), "{said}");
+        let (_, said) = lab.refused(
+            "n1",
+            &[
+                kind,
+                "create",
+                "--template-driver",
+                "perl",
+                "x",
+                &file("x", 1)?,
+            ],
+        )?;
+        assert!(said.contains("unrecognized template type 'perl'"), "{said}");
+        let flag = format!("--{kind}");
+        let name = format!("uses-{kind}");
+        lab.on(
+            "n1",
+            &[
+                "service",
+                "create",
+                "-q",
+                "--detach",
+                "--name",
+                &name,
+                &flag,
+                "most",
+                "shoal-demo:latest",
+                "idle",
+            ],
+        )?;
+        let (_, said) = lab.refused("n1", &[kind, "rm", "most"])?;
+        assert!(
+            said.contains(&format!(
+                "{kind} 'most' is in use by the following service: {name}"
+            )),
+            "{said}"
+        );
+        lab.on("n1", &["service", "rm", &name])?;
+        lab.on("n1", &[kind, "rm", "most"])?;
+    }
+    Ok(())
+}

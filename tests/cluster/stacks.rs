@@ -1,0 +1,374 @@
+//! Stacks: planned, deployed and waited for, pruned, removed; what is in them reaches the tasks.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use anyhow::Result;
+use shoal_tests::{
+    busybox::{self, BUSYBOX},
+    lab::TestLab,
+};
+
+/// Writes a compose file and returns its path.
+fn write(folder: &Path, name: &str, text: &str) -> Result<String> {
+    let path = folder.join(name);
+    fs::write(&path, text.replace("BUSYBOX", BUSYBOX))?;
+    Ok(path.to_string_lossy().into_owned())
+}
+
+const SHOP: &str = "
+x-common: &common
+  image: ${IMAGE:-BUSYBOX}
+  stop_grace_period: 1s
+services:
+  web:
+    <<: *common
+    command: sleep 100000
+    hostname: '{{.Service.Name}}-{{.Task.Slot}}'
+    environment: {LEVEL: info, NODE: '{{.Node.Hostname}}'}
+    secrets: [{source: key, target: key, uid: '1000', gid: '2000', mode: 0440}]
+    configs: [{source: site, target: /etc/site.conf}]
+    shm_size: 32m
+    labels: {a: b}
+    deploy: {replicas: 2, labels: {tier: front}}
+    depends_on: {db: {condition: service_healthy}, migrate: {condition: service_completed_successfully}}
+  db:
+    <<: *common
+    command: sh -c 'sleep 1; touch /tmp/ready; sleep 100000'
+    healthcheck: {test: [CMD, test, -e, /tmp/ready], interval: 200ms, start_interval: 200ms, start_period: 5s}
+  migrate:
+    <<: *common
+    command: 'true'
+    deploy: {mode: replicated-job}
+    depends_on: [db]
+secrets:
+  key: {file: key.txt}
+configs:
+  site:
+    template_driver: golang
+    content: \"key={{secret \\\"key\\\"}} level={{env \\\"LEVEL\\\"}} slot={{.Task.Slot}} tier={{.Service.Labels.tier}}\"
+networks:
+  default: {attachable: true}
+";
+
+/// Ids of all tasks that run.
+fn running(lab: &TestLab) -> Result<BTreeSet<String>> {
+    let words = [
+        "stack",
+        "ps",
+        "-q",
+        "--no-trunc",
+        "-f",
+        "desired-state=running",
+        "shop",
+    ];
+    Ok(lab.on("n1", &words)?.lines().map(str::to_owned).collect())
+}
+
+#[test]
+fn a_stack_is_planned_deployed_and_changed_without_needless_restarts() -> Result<()> {
+    let lab = TestLab::up(2, 1)?;
+    busybox::load(&lab, &["n1", "n2"])?;
+    let folder = tempfile::tempdir()?;
+    fs::write(folder.path().join("key.txt"), "hunter2")?;
+    let file = write(folder.path(), "shop.yml", SHOP)?;
+
+    // A plan says everything and does nothing.
+    let plan = lab.on("n1", &["stack", "plan", "-c", &file, "shop"])?;
+    assert_eq!(
+        plan,
+        "Stack shop\n+ network shop_default\n+ secret shop_key\n+ config shop_site\n+ service shop_db\n+ service shop_migrate\n\
+         + service shop_web\nPlan: 6 to create, 0 to update, 0 to remove, 0 unchanged\n"
+    );
+    assert_eq!(lab.on("n1", &["service", "ls", "-q"])?, "");
+    assert_eq!(lab.on("n1", &["secret", "ls", "-q"])?, "");
+
+    lab.on(
+        "n1",
+        &[
+            "stack",
+            "deploy",
+            "-q",
+            "--wait",
+            "--timeout",
+            "60s",
+            "-c",
+            &file,
+            "shop",
+        ],
+    )?;
+    let web = lab.wait_running("shop_web", 2)?;
+    let inside = |command: &str| {
+        lab.on(
+            "n1",
+            &["service", "exec", "shop_web.2", "sh", "-c", command],
+        )
+    };
+    assert_eq!(inside("hostname")?, "shop_web-2\n");
+    let node = &web
+        .iter()
+        .map(|(_, node)| node.clone())
+        .collect::<BTreeSet<_>>();
+    assert!(node.contains(inside("echo $NODE")?.trim()), "{node:?}");
+    assert_eq!(
+        inside("stat -c '%u %g %a' /run/secrets/key; cat /run/secrets/key")?,
+        "1000 2000 440\nhunter2"
+    );
+    assert!(inside("grep ' /run/secrets/key ' /proc/mounts")?.contains("tmpfs"));
+    assert_eq!(
+        inside("cat /etc/site.conf")?,
+        "key=hunter2 level=info slot=2 tier=front"
+    );
+    assert_eq!(
+        inside("df -k /dev/shm | tail -1 | awk '{print $2}'")?,
+        "32768\n"
+    );
+
+    // The same again: nothing is touched, also by docker's word for it.
+    let before = running(&lab)?;
+    let said = lab.on("n1", &["stack", "deploy", "-c", &file, "shop"])?;
+    assert_eq!(said.matches("is unchanged").count(), 3, "{said}");
+    let plan = lab.on("n1", &["stack", "plan", "-c", &file, "shop"])?;
+    assert!(
+        plan.ends_with("Plan: 0 to create, 0 to update, 0 to remove, 6 unchanged\n"),
+        "{plan}"
+    );
+    assert_eq!(running(&lab)?, before);
+
+    // A change, and a service that is gone: planned with its fields, then done, the rest left alone.
+    let changed = SHOP
+        .replace("LEVEL: info", "LEVEL: debug")
+        .replace("replicas: 2", "replicas: 3")
+        .replace(", migrate: {condition: service_completed_successfully}", "");
+    let cut = changed.find("  migrate:").unwrap()..changed.find("secrets:\n  key").unwrap();
+    let changed = format!("{}{}", &changed[..cut.start], &changed[cut.end..]);
+    let file = write(folder.path(), "changed.yml", &changed)?;
+    let plan = lab.on("n1", &["stack", "plan", "--prune", "-c", &file, "shop"])?;
+    for line in [
+        "~ service shop_web\n",
+        "    Mode.Replicated.Replicas: 2 → 3\n",
+        "- service shop_migrate\n",
+        "Plan: 0 to create, 1 to update, 1 to remove, 4 unchanged\n",
+    ] {
+        assert!(plan.contains(line), "{plan}");
+    }
+    assert_eq!(running(&lab)?, before);
+    let db: BTreeSet<_> = lab.wait_running("shop_db", 1)?.into_iter().collect();
+    lab.on(
+        "n1",
+        &[
+            "stack",
+            "deploy",
+            "-q",
+            "--wait",
+            "--timeout",
+            "60s",
+            "--prune",
+            "-c",
+            &file,
+            "shop",
+        ],
+    )?;
+    lab.wait_running("shop_web", 3)?;
+    assert_eq!(
+        lab.wait_running("shop_db", 1)?
+            .into_iter()
+            .collect::<BTreeSet<_>>(),
+        db
+    );
+    let names = lab.on(
+        "n1",
+        &["stack", "services", "--format", "{{.Name}}", "shop"],
+    )?;
+    assert_eq!(names, "shop_db\nshop_web\n");
+
+    // Nothing is left, on no host, when the removal returns.
+    lab.on("n1", &["stack", "rm", "shop"])?;
+    for kind in ["service", "secret", "config"] {
+        assert_eq!(lab.on("n1", &[kind, "ls", "-q"])?, "", "{kind}");
+    }
+    let networks = lab.on("n1", &["network", "ls", "--format", "{{.Name}}"])?;
+    assert!(!networks.contains("shop_"), "{networks}");
+    for host in ["n1", "n2"] {
+        assert_eq!(lab.on(host, &["ps", "-q"])?, "", "{host}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_stack_that_fails_says_which_task_and_why() -> Result<()> {
+    let lab = TestLab::up(1, 1)?;
+    busybox::load(&lab, &["n1"])?;
+    let folder = tempfile::tempdir()?;
+    let failing = "
+services:
+  good: {image: BUSYBOX, command: sleep 100000}
+  bad:
+    image: BUSYBOX
+    command: sh -c 'echo the disk is full; exit 3'
+    deploy: {restart_policy: {condition: none}}
+";
+    let file = write(folder.path(), "failing.yml", failing)?;
+    let words = [
+        "stack",
+        "deploy",
+        "-q",
+        "--wait",
+        "--timeout",
+        "60s",
+        "-c",
+        &file,
+        "s",
+    ];
+    let (code, said) = lab.refused("n1", &words)?;
+    assert_eq!(code, 1, "{said}");
+    for part in [
+        "s_bad.1 on n1: failed: task: non-zero exit (3)",
+        "    | the disk is full",
+        "service s_bad failed and is not restarted: task: non-zero exit (3)",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+    lab.wait_running("s_good", 1)?;
+
+    // One that cannot be placed never converges: the time is over, and the reason is said.
+    let stuck = "services: {far: {image: BUSYBOX, command: sleep 1, deploy: {placement: {constraints: [node.labels.zone==moon]}}}}";
+    let file = write(folder.path(), "stuck.yml", stuck)?;
+    let words = [
+        "stack",
+        "deploy",
+        "-q",
+        "--wait",
+        "--timeout",
+        "2s",
+        "-c",
+        &file,
+        "t",
+    ];
+    let (code, said) = lab.refused("n1", &words)?;
+    assert_eq!(code, 1, "{said}");
+    assert!(
+        said.contains(
+            "t_far.1: pending: no suitable node (scheduling constraints not satisfied on 1 node)"
+        ),
+        "{said}"
+    );
+    assert!(
+        said.contains("the stack did not converge within 2s"),
+        "{said}"
+    );
+
+    // What cannot be is refused with its place, before anything is made.
+    for (text, problem) in [
+        (
+            "services:\n  a:\n    image: x\n    depends_on: [b]\n  b:\n    image: x\n    depends_on: [a]\n",
+            "makes services wait for each other: a → b → a",
+        ),
+        ("services:\n\ta: {image: x}\n", ":2: "),
+        ("services:\n  a:\n    image: x\n    image: y\n", ":4: "),
+        (
+            "services:\n  a:\n    image: x\n    configs: [c]\nconfigs: {c: {external: true}}\n",
+            "config not found: c",
+        ),
+        (
+            "services:\n  a:\n    image: x\n    networks: [n]\nnetworks: {n: {external: true}}\n",
+            "network \"n\" is declared as external, but could not be found",
+        ),
+    ] {
+        let file = write(folder.path(), "wrong.yml", text)?;
+        let (_, said) = lab.refused("n1", &["stack", "deploy", "-c", &file, "u"])?;
+        assert!(said.contains(problem), "{said}");
+    }
+    // A service that the daemon would refuse names the field.
+    let wrong = "services: {a: {image: BUSYBOX, hostname: '{{.Node.Colour}}'}}";
+    let file = write(folder.path(), "template.yml", wrong)?;
+    let (_, said) = lab.refused("n1", &["stack", "deploy", "-c", &file, "v"])?;
+    assert!(
+        said.contains("expanding hostname failed: template: can't evaluate field Colour"),
+        "{said}"
+    );
+    let services = lab.on("n1", &["service", "ls", "--format", "{{.Name}}"])?;
+    assert_eq!(services, "s_bad\ns_good\nt_far\n");
+    Ok(())
+}
+
+#[test]
+fn events_tell_what_happens_to_the_clusters_objects() -> Result<()> {
+    let lab = TestLab::up(1, 1)?;
+    let listen = |more: &[&str], until: &str| -> Result<String> {
+        let mut words = vec![
+            "system",
+            "events",
+            "--until",
+            until,
+            "--format",
+            "{{.Type}} {{.Action}} {{.Actor.Attributes.name}}",
+        ];
+        words.extend(more);
+        lab.on("n1", &words)
+    };
+    let until = lab.output("n1", &["date", "-d", "+8 seconds", "+%s"])?;
+    let until = String::from_utf8_lossy(&until.stdout).trim().to_owned();
+    let (swarm, tasks) = std::thread::scope(|scope| -> Result<(String, String)> {
+        let swarm = scope.spawn(|| {
+            listen(
+                &[
+                    "--filter",
+                    "scope=swarm",
+                    "--filter",
+                    "type=service",
+                    "--filter",
+                    "type=node",
+                    "--filter",
+                    "type=network",
+                ],
+                &until,
+            )
+        });
+        let tasks = scope.spawn(|| listen(&["--filter", "type=task"], &until));
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        lab.on("n1", &["network", "create", "-d", "overlay", "net"])?;
+        lab.on(
+            "n1",
+            &[
+                "service",
+                "create",
+                "-q",
+                "--detach",
+                "--name",
+                "web",
+                "shoal-demo:latest",
+                "idle",
+            ],
+        )?;
+        lab.wait_running("web", 1)?;
+        lab.on("n1", &["service", "scale", "--detach", "web=2"])?;
+        lab.wait_running("web", 2)?;
+        lab.on("n1", &["node", "update", "--label-add", "a=b", "n1"])?;
+        lab.on("n1", &["service", "rm", "web"])?;
+        Ok((
+            swarm.join().expect("no panic")?,
+            tasks.join().expect("no panic")?,
+        ))
+    })?;
+    for line in [
+        "network create net",
+        "service create web",
+        "service update web",
+        "node update n1",
+        "service remove web",
+    ] {
+        assert!(
+            swarm.lines().any(|seen| seen == line),
+            "{line} is missing in\n{swarm}"
+        );
+    }
+    for state in ["assigned", "starting", "running", "shutdown"] {
+        assert!(
+            tasks
+                .lines()
+                .any(|seen| seen.starts_with(&format!("task {state} web."))),
+            "{state} is missing in\n{tasks}"
+        );
+    }
+    Ok(())
+}
