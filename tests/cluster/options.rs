@@ -97,6 +97,7 @@ const CREATE: &[(&[&str], Seen)] = &[
         &["--read-only"],
         Inside("touch /new 2>&1 | grep -c 'Read-only file system'", "1"),
     ),
+    (&["--init"], Container("{{.HostConfig.Init}}", "true")),
     (
         &["--tty"],
         Inside("readlink /proc/1/fd/1 | cut -d/ -f1-3", "/dev/pts"),
