@@ -300,6 +300,7 @@ fn subscription(id: &str, services: &[&str], tasks: &[&str], follow: bool) -> Su
         }),
         options: Some((&query).into()),
         close: false,
+        exec: None,
     }
 }
 
