@@ -193,10 +193,12 @@ fn secrets_and_configs_go_where_tasks_need_them_and_no_further() {
     let secret = SecretSpec {
         annotations: annotations("key"),
         data: b"s".to_vec(),
+        templating: None,
     };
     let config = ConfigSpec {
         annotations: annotations("conf"),
         data: b"c".to_vec(),
+        templating: None,
     };
     let ObjectKey::Secret(secret) = world
         .user(|state, cx| control::create_secret(state, cx, secret))

@@ -119,6 +119,7 @@ fn config_object(name: &str) -> Intent {
             ..Annotations::default()
         },
         data: b"content".to_vec(),
+        templating: None,
     }))
 }
 
