@@ -138,6 +138,7 @@ impl User {
                     Intent::Create(Spec::Secret(SecretSpec {
                         annotations: named(&name),
                         data: name.into_bytes(),
+                        templating: None,
                     }))
                 }
                 88..90 => {
