@@ -157,6 +157,7 @@ fn task(id: TaskId, service: &Service, slot: u64) -> Task {
         spec_version: 0,
         spec: Arc::new(service.spec.task.clone()),
         service_name: service.spec.annotations.name.as_str().into(),
+        service_labels: Default::default(),
         desired_state: TaskState::Running,
         status: TaskStatus {
             state: TaskState::Pending,
