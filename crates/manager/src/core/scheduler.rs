@@ -4,6 +4,7 @@
 //! one service and spec version need the same, so each placement afterwards costs one step in an ordered set. A task that
 //! fits nowhere stays pending and says why, in SwarmKit's words.
 
+mod class;
 pub mod constraint;
 mod explain;
 mod filter;
@@ -17,7 +18,7 @@ use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
 
 use shoal_api::{
     Actor, TaskState,
-    object::{Object, Task},
+    object::{Change, Object, Task},
 };
 
 use super::{
@@ -33,7 +34,7 @@ use ledger::Ledger;
 /// Tasks that one plan changes at most; the rest follows in the next batch.
 const TASKS_PER_PLAN_MAX: usize = 2_000;
 /// Tasks of one service that a plan places even if many services wait.
-const TASKS_PER_SERVICE_MIN: usize = 16;
+const TASKS_PER_SERVICE_MIN: usize = 100;
 
 /// Gives pending tasks a node.
 #[derive(Debug, Default, Clone)]
@@ -99,34 +100,55 @@ impl Reconciler for Scheduler {
         }
         let ledger = cached.get_or_insert_with(|| Ledger::of(state));
         #[cfg(test)]
-        assert_eq!(*ledger, Ledger::of(state), "the ledger follows the state");
-        let services = state.services_waiting(TaskState::Pending);
-        let fair = TASKS_PER_PLAN_MAX / services.len().max(1);
+        assert!(
+            ledger.is_true(&Ledger::of(state)),
+            "the ledger follows the state"
+        );
+        let mut services = state.services_waiting(TaskState::Pending);
+        // Each plan begins with another service, so that none has to wait for all the others.
+        let first = state.index() % services.len().max(1) as u64;
+        services.rotate_left(usize::try_from(first).unwrap_or(0));
+        let share = (TASKS_PER_PLAN_MAX / services.len().max(1)).max(TASKS_PER_SERVICE_MIN);
         let mut placing = Placing {
             cx,
             ledger,
             plan: &mut plan,
-            placed: Vec::new(),
         };
         for service in &services {
+            let mut room = share.min(TASKS_PER_PLAN_MAX - placing.plan.changes.len());
             let tasks = state.tasks_of_service_waiting(TaskState::Pending, service);
-            let mut groups: BTreeMap<u64, Vec<&Arc<Task>>> = BTreeMap::new();
-            for task in tasks.filter(|task| task.desired_state <= TaskState::Complete) {
-                groups.entry(task.spec_version).or_default().push(task);
-            }
-            let mut room = fair.max(TASKS_PER_SERVICE_MIN);
-            for tasks in groups.values() {
-                placing.group(tasks, &mut room);
+            let mut tasks = tasks.filter(|task| task.desired_state <= TaskState::Complete);
+            // Tasks that wait for long are passed over in steps, so that they do not keep the rest from its turn.
+            loop {
+                let step: Vec<&Arc<Task>> = tasks.by_ref().take(room).collect();
+                if step.is_empty() {
+                    break;
+                }
+                let mut groups: BTreeMap<u64, Vec<&Arc<Task>>> = BTreeMap::new();
+                for task in step {
+                    groups.entry(task.spec_version).or_default().push(task);
+                }
+                for tasks in groups.values() {
+                    placing.group(tasks, &mut room);
+                }
+                if room == 0 {
+                    // Look again at once.
+                    placing.plan.wake(placing.cx.now);
+                    break;
+                }
             }
             if placing.plan.changes.len() >= TASKS_PER_PLAN_MAX {
-                // Look again at once.
                 placing.plan.wake(placing.cx.now);
                 break;
             }
         }
         // The plan may yet be refused; what becomes of it comes back as events.
-        for task in placing.placed {
-            ledger.strike(&task);
+        for change in &plan.changes {
+            if let Change::Put { object, .. } = change
+                && let Object::Task(task) = object.as_ref()
+            {
+                ledger.strike(task);
+            }
         }
         plan
     }
@@ -141,21 +163,15 @@ struct Placing<'a, 'c> {
     cx: &'a Ctx<'c>,
     ledger: &'a mut Ledger,
     plan: &'a mut Plan,
-    /// Tasks that the ledger counts for the rest of the plan.
-    placed: Vec<Task>,
 }
 
 impl Placing<'_, '_> {
-    /// Places tasks that need the same, at most `room` of them.
+    /// Places tasks that need the same, at most `room` of them, and takes the changes from it.
     fn group(&mut self, tasks: &[&Arc<Task>], room: &mut usize) {
         let needs = TaskNeeds::of(tasks[0]);
         let mut ranking = None;
         let mut nowhere: Option<String> = None;
         for task in tasks {
-            if *room == 0 {
-                self.plan.wake(self.cx.now);
-                return;
-            }
             let changes = self.plan.changes.len();
             if task.node.is_some() {
                 self.confirm(&needs, task);
@@ -205,8 +221,7 @@ impl Placing<'_, '_> {
         message.clone_into(&mut task.status.message);
         task.status.err.clear();
         self.ledger.enter(&task);
-        self.plan.update(Object::Task(task.clone()));
-        self.placed.push(task);
+        self.plan.update(Object::Task(task));
     }
 }
 

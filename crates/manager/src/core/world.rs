@@ -19,7 +19,7 @@ use super::{
     fixture::{self, CountingIds},
     loops::Loops,
     reconcile::Ctx,
-    state::{Rejected, State},
+    state::{Delta, Event, Rejected, State},
     validate::Refusal,
 };
 
@@ -104,6 +104,17 @@ impl World {
     pub(crate) fn apply(&mut self, batch: Batch) -> Result<(), Rejected> {
         self.index += 1;
         let events = self.state.apply(self.index, &batch)?;
+        for event in &events {
+            if let Event::Task(Delta {
+                old: Some(old),
+                new: Some(new),
+            }) = event
+            {
+                let forwards =
+                    old.status.state <= new.status.state && old.desired_state <= new.desired_state;
+                assert!(forwards, "{} goes back after {batch:#?}", new.name());
+            }
+        }
         self.loops.observe(&self.state, &events);
         if !self.unaudited {
             assert_eq!(audit(&self.state), Vec::<String>::new(), "after {batch:#?}");

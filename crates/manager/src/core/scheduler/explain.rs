@@ -17,9 +17,9 @@ use crate::core::{depends::gate, state::State};
 pub fn explain(state: &State, service: &ServiceId, now: Timestamp) -> Option<Explanation> {
     let service = state.service(service)?;
     let needs = TaskNeeds::of_service(service);
-    let ledger = Ledger::of(state);
+    let mut ledger = Ledger::of(state);
     let failing = rank::failing(&ledger, &needs, now);
-    let next = Ranking::of(&ledger, &needs, now).next(&ledger, &needs);
+    let next = Ranking::of(&mut ledger, &needs, now).next(&ledger, &needs);
     let nodes: Vec<NodeVerdict> = ledger
         .iter()
         .map(|(slot, info)| NodeVerdict {

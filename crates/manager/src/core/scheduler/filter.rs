@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 
 use shoal_api::{
     ServiceId,
-    object::{NodeState, Service, Task},
+    object::{Node, NodeState, Service, Task},
     spec::{
         Availability, MountKind, NetworkTarget, Placement, Platform, PortConfig, Protocol,
         PublishMode, Resources, TaskSpec,
@@ -27,11 +27,11 @@ pub(super) struct TaskNeeds {
     /// What must be free.
     reservations: Resources,
     /// Drivers, `Volume/local`, `Network/overlay`, …
-    plugins: Vec<String>,
+    pub(super) plugins: Vec<String>,
     /// What must hold of the node; `None` when the texts make no sense, which nothing satisfies.
-    constraints: Option<Vec<Constraint>>,
+    pub(super) constraints: Option<Vec<Constraint>>,
     /// Platforms of the image.
-    platforms: Vec<Platform>,
+    pub(super) platforms: Vec<Platform>,
     /// Host-mode ports.
     host_ports: Vec<(Protocol, u16)>,
     /// Tasks of the service per node at most; 0 is no limit.
@@ -51,6 +51,24 @@ impl TaskNeeds {
     pub(super) fn of_service(service: &Service) -> Self {
         let group = (service.id.clone(), service.spec_version);
         Self::new(group, &service.spec.task, &service.spec.endpoint.ports)
+    }
+
+    /// Needs of a kind, of no service.
+    #[cfg(test)]
+    pub(super) fn of_kind(
+        plugins: Vec<String>,
+        constraints: Option<Vec<Constraint>>,
+        platforms: Vec<Platform>,
+        spread: Vec<String>,
+    ) -> Self {
+        let nobody = "none".parse().expect("an id of letters");
+        Self {
+            plugins,
+            constraints,
+            platforms,
+            spread,
+            ..Self::new((nobody, 0), &TaskSpec::default(), &[])
+        }
     }
 
     fn new(
@@ -131,11 +149,19 @@ fn counted(what: &str, nodes: usize) -> String {
     }
 }
 
+fn is_ready(node: &Node) -> bool {
+    node.status.state == NodeState::Ready && node.spec.availability == Availability::Active
+}
+
+fn satisfies(task: &TaskNeeds, node: &Node) -> bool {
+    let constraints = task.constraints.as_ref();
+    constraints.is_some_and(|all| all.iter().all(|constraint| constraint.matches(node)))
+}
+
 struct Ready;
 impl Filter for Ready {
     fn check(&self, _: &TaskNeeds, node: &Candidate<'_>) -> bool {
-        let node = &node.info.node;
-        node.status.state == NodeState::Ready && node.spec.availability == Availability::Active
+        is_ready(&node.info.node)
     }
     fn explain(&self, nodes: usize) -> String {
         if nodes == 1 {
@@ -218,9 +244,7 @@ impl Filter for Plugin {
 struct Constraints;
 impl Filter for Constraints {
     fn check(&self, task: &TaskNeeds, node: &Candidate<'_>) -> bool {
-        let node = &node.info.node;
-        let constraints = task.constraints.as_ref();
-        constraints.is_some_and(|all| all.iter().all(|constraint| constraint.matches(node)))
+        satisfies(task, &node.info.node)
     }
     fn explain(&self, nodes: usize) -> String {
         counted("scheduling constraints not satisfied", nodes)
@@ -333,9 +357,19 @@ pub(super) fn reasons(task: &TaskNeeds, ledger: &Ledger, slot: Slot) -> Vec<Stri
     failed.map(|filter| filter.why(task, &node)).collect()
 }
 
-/// Whether a node passes all filters.
-pub(super) fn passes(task: &TaskNeeds, ledger: &Ledger, slot: Slot) -> bool {
-    first_failing(task, ledger, slot).is_none()
+/// Whether a node passes the filters that do not ask what it carries.
+pub(super) fn fits(task: &TaskNeeds, node: &Node) -> bool {
+    let have = &node.description.plugins;
+    is_ready(node)
+        && task.plugins.iter().all(|plugin| have.contains(plugin))
+        && satisfies(task, node)
+        && platform_fits(&task.platforms, node)
+}
+
+/// Whether a node passes the filters that ask what it carries.
+pub(super) fn has_room(task: &TaskNeeds, ledger: &Ledger, slot: Slot) -> bool {
+    let node = candidate(ledger, slot);
+    Resource.check(task, &node) && HostPort.check(task, &node) && MaxReplicas.check(task, &node)
 }
 
 /// Says why no node can run a task: each node counts once, the most frequent reason comes first.

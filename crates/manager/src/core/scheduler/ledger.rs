@@ -14,10 +14,13 @@ use shoal_api::{
     spec::{GenericResource, Protocol, PublishMode, Resources},
 };
 
+use super::{class::Class, filter::TaskNeeds};
 use crate::core::state::{Event, LogIndex, State};
 
 /// Place of a node among all nodes in the order of their ids.
 pub(super) type Slot = u32;
+/// Classes that are kept: each one costs a little with every task that comes or goes.
+const CLASSES_MAX: usize = 16;
 /// A service at a version of its spec.
 type Group = (ServiceId, u64);
 
@@ -132,15 +135,15 @@ pub(super) fn units_of(resources: &Resources, kind: &str) -> u64 {
 }
 
 /// All nodes with what they carry.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub(super) struct Ledger {
     /// The state that it is in step with.
     index: LogIndex,
     /// By slot: nodes in the order of their ids.
     nodes: Vec<NodeInfo>,
     slots: BTreeMap<NodeId, Slot>,
-    /// All nodes, those with the fewest active tasks first.
-    order: BTreeSet<(u64, Slot)>,
+    /// Nodes by what was needed of them lately, newest first.
+    classes: Vec<Class>,
     /// Active tasks of each service by node.
     services: BTreeMap<ServiceId, BTreeMap<Slot, u64>>,
     /// When tasks failed, by node, oldest first.
@@ -157,7 +160,7 @@ impl Ledger {
             slots: slots
                 .map(|(info, slot)| (info.node.id.clone(), slot))
                 .collect(),
-            order: (0..).take(nodes.len()).map(|slot| (0, slot)).collect(),
+            classes: Vec::new(),
             nodes,
             services: BTreeMap::new(),
             failures: BTreeMap::new(),
@@ -192,6 +195,7 @@ impl Ledger {
                     if let Some(info) = slot.and_then(|slot| self.nodes.get_mut(*slot as usize)) {
                         info.node = new.clone();
                     }
+                    self.classes.clear();
                     true
                 }
                 // Slots move.
@@ -270,8 +274,9 @@ impl Ledger {
         change(info);
         if info.active != before {
             let after = info.active;
-            self.order.remove(&(before, slot));
-            self.order.insert((after, slot));
+            for class in &mut self.classes {
+                class.load(slot, before, after);
+            }
         }
     }
 
@@ -303,9 +308,31 @@ impl Ledger {
         nodes.map(|(slot, tasks)| (*slot, *tasks))
     }
 
-    /// The first node with at least so many active tasks, in the order of both.
-    pub(super) fn fewest_from(&self, from: (u64, Slot)) -> impl Iterator<Item = (u64, Slot)> {
-        self.order.range(from..).copied()
+    /// The place of the class of nodes that fit these needs; it stays until another class is asked for.
+    pub(super) fn class_of(&mut self, needs: &TaskNeeds) -> usize {
+        match self.classes.iter().position(|class| class.is_of(needs)) {
+            Some(known) => self.classes[..=known].rotate_right(1),
+            None => {
+                self.classes.truncate(CLASSES_MAX - 1);
+                self.classes.insert(0, Class::of(needs, &self.nodes));
+            }
+        }
+        0
+    }
+
+    /// The class at a place.
+    pub(super) fn class(&self, place: usize) -> &Class {
+        &self.classes[place]
+    }
+
+    /// Whether it says the same as one that is counted anew.
+    #[cfg(test)]
+    pub(super) fn is_true(&self, anew: &Self) -> bool {
+        let classes = self.classes.iter();
+        let same_classes = classes.map(|class| *class == class.anew(&self.nodes));
+        (&self.nodes, &self.slots, &self.services, &self.failures)
+            == (&anew.nodes, &anew.slots, &anew.services, &anew.failures)
+            && same_classes.fold(true, |all, same| all && same)
     }
 
     /// The nodes on which tasks of a group failed since `from`, and how often.
