@@ -200,7 +200,7 @@ fn docker_commits_imports_and_saves_here() -> Result<()> {
     docker.run(&[
         "run",
         "--name",
-        "c",
+        "con",
         "base",
         "sh",
         "-c",
@@ -216,7 +216,7 @@ fn docker_commits_imports_and_saves_here() -> Result<()> {
         "ENV A=b",
         "-c",
         "CMD [\"cat\", \"/file\"]",
-        "c",
+        "con",
         "made:1",
     ];
     let id = docker.run(&words)?;
@@ -227,7 +227,7 @@ fn docker_commits_imports_and_saves_here() -> Result<()> {
         docker.run(&["inspect", "-f", format, "made:1"])?,
         format!("me why {} A=b\n", id.trim())
     );
-    docker.run(&["rm", "c"])?;
+    docker.run(&["rm", "con"])?;
 
     // Ids stay the same on the way out and in again.
     let file = at.join("saved.tar");
@@ -244,9 +244,9 @@ fn docker_commits_imports_and_saves_here() -> Result<()> {
 
     let exported = at.join("root.tar");
     let exported = exported.to_str().context("a path in UTF-8")?;
-    docker.run(&["create", "--name", "d", "made:1"])?;
-    docker.run(&["export", "-o", exported, "d"])?;
-    docker.run(&["rm", "d"])?;
+    docker.run(&["create", "--name", "con2", "made:1"])?;
+    docker.run(&["export", "-o", exported, "con2"])?;
+    docker.run(&["rm", "con2"])?;
     docker.run(&[
         "import",
         "-m",
@@ -324,6 +324,10 @@ fn docker_mounts_what_volumes_ask_for() -> Result<()> {
         docker.run(&["run", "--rm", "-v", "mem:/v", "base", "ls", "/v"])?,
         ""
     );
+    let mount = "type=volume,src=opts,dst=/v,volume-opt=type=tmpfs,volume-opt=device=tmpfs";
+    let words = ["run", "--rm", "--mount", mount, "base", "sh", "-c", command];
+    assert_eq!(docker.run(&words)?, "0\ntmpfs\n");
+    docker.run(&["volume", "rm", "opts"])?;
     let said = docker
         .run(&["volume", "create", "-o", "type=nfs", "bad"])
         .unwrap_err();

@@ -134,6 +134,25 @@ impl Layer {
     }
 }
 
+impl Layer {
+    /// Packs a folder with gzip, as registries have layers; the digest is that of the archive inside.
+    pub fn pack_gzip(folder: &Path, to: &Path) -> Result<Self> {
+        let plain = to.with_extension("plain");
+        let layer = Self::pack(folder, &plain)?;
+        let packed = Command::new("gzip")
+            .args(["-6", "-n", "-c"])
+            .arg(&plain)
+            .stdout(fs::File::create(to)?)
+            .output()?;
+        text(&packed)?;
+        fs::remove_file(&plain)?;
+        Ok(Self {
+            path: to.to_owned(),
+            digest: layer.digest,
+        })
+    }
+}
+
 /// One image of an archive.
 pub struct Image<'a> {
     /// `registry/name:tag`.

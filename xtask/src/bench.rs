@@ -6,6 +6,7 @@
 
 mod containers;
 mod docker;
+mod images;
 mod scheduler;
 mod services;
 
@@ -39,9 +40,14 @@ pub(crate) struct Bench {
 
 /// Every pair, subject by subject.
 fn pairs() -> impl Iterator<Item = &'static Pair> {
-    [containers::PAIRS, services::PAIRS, scheduler::PAIRS]
-        .into_iter()
-        .flatten()
+    [
+        containers::PAIRS,
+        images::PAIRS,
+        services::PAIRS,
+        scheduler::PAIRS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// Runs the named pairs, or all.

@@ -33,7 +33,13 @@ pub(crate) const TEST: &[&str] = &[
     "python3-venv",
 ];
 /// The original to measure against.
-pub(crate) const BENCH: &[&str] = &["busybox-static", "docker.io", "iptables"];
+pub(crate) const BENCH: &[&str] = &[
+    "busybox-static",
+    "curl",
+    "docker-registry",
+    "docker.io",
+    "iptables",
+];
 
 /// Installs those that are missing. Does nothing where all are there, so that it needs no network then.
 pub(crate) fn ensure(groups: &[&[&str]]) -> Result<()> {

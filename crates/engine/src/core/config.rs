@@ -233,12 +233,6 @@ fn mounts(spec: &ContainerSpec) -> Result<(), ConfigError> {
                     value: driver.clone(),
                 });
             }
-            MountKind::Volume { driver_opts, .. } if !driver_opts.is_empty() => {
-                return Err(ConfigError::Unsupported {
-                    field: "Mounts.VolumeOptions.DriverConfig.Options",
-                    value: format!("{driver_opts:?}"),
-                });
-            }
             MountKind::Volume {
                 subpath: Some(subpath),
                 ..

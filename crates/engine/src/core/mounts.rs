@@ -31,6 +31,8 @@ pub enum Planned {
         labels: BTreeMap<String, String>,
         /// The part of it that is mounted, instead of all.
         subpath: Option<PathBuf>,
+        /// Of its driver, if it has to be made.
+        options: BTreeMap<String, String>,
     },
     Tmpfs {
         options: Vec<String>,
@@ -108,6 +110,7 @@ pub fn plan(
                 no_copy,
                 labels,
                 subpath,
+                driver_opts,
                 ..
             } => {
                 if let Some(name) = name {
@@ -121,6 +124,7 @@ pub fn plan(
                         .as_ref()
                         .filter(|path| !path.is_empty())
                         .map(PathBuf::from),
+                    options: driver_opts.clone(),
                 }
             }
             MountKind::Tmpfs { size, mode } => {
@@ -158,6 +162,7 @@ pub fn plan(
                 no_copy: false,
                 labels: BTreeMap::new(),
                 subpath: None,
+                options: BTreeMap::new(),
             }
         } else {
             Planned::Bind {
@@ -181,6 +186,7 @@ pub fn plan(
             no_copy: false,
             labels: BTreeMap::new(),
             subpath: None,
+            options: BTreeMap::new(),
         };
         planned.entry(target.clone()).or_insert(PlannedMount {
             target,
@@ -241,6 +247,7 @@ fn parse_bind(text: &str) -> Result<PlannedMount, MountError> {
             no_copy,
             labels: BTreeMap::new(),
             subpath: None,
+            options: BTreeMap::new(),
         }
     } else {
         check_volume_name(source)?;
@@ -249,6 +256,7 @@ fn parse_bind(text: &str) -> Result<PlannedMount, MountError> {
             no_copy,
             labels: BTreeMap::new(),
             subpath: None,
+            options: BTreeMap::new(),
         }
     };
     Ok(PlannedMount {

@@ -4,6 +4,7 @@ mod blobs;
 mod certificates;
 mod commit;
 mod decode;
+mod durable;
 mod error;
 mod feed;
 mod flight;

@@ -309,10 +309,11 @@ fn loopback_up() -> Result<(), Errno> {
 fn finish_spec(launch: &Launch, root: &Root) -> Result<Spec, Failure> {
     let mut spec = launch.spec.clone();
     root.claim_system_dirs()?;
-    let mounts = place_mounts(spec.mounts().clone().unwrap_or_default(), root)?;
+    // Before mount points are made: what the image does not have changes nothing of a volume.
     for fresh in &launch.populate {
         populate(root, &fresh.target, &fresh.volume)?;
     }
+    let mounts = place_mounts(spec.mounts().clone().unwrap_or_default(), root)?;
     spec.set_mounts(Some(mounts));
     let mut oci_root = spec.root().clone().unwrap_or_default();
     oci_root.set_path(root.path.clone());

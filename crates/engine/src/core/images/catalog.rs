@@ -34,6 +34,9 @@ pub struct ImageRow {
     /// How it was made on this host; absent for one that came from elsewhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub built: Option<Built>,
+    /// The boot of the machine in which it came, as long as its content may not have reached the disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unsynced: Option<String>,
 }
 
 /// The making of an image on this host.
@@ -79,8 +82,41 @@ pub struct RemovePlan {
 
 impl Catalog {
     /// Adds an image, or refreshes what is known about it.
-    pub fn insert(&mut self, id: ImageId, row: ImageRow) {
+    pub fn insert(&mut self, id: ImageId, mut row: ImageRow) {
+        let known = self.images.get(&id);
+        if known.is_some_and(|known| known.unsynced.is_none() && known.layers == row.layers) {
+            row.unsynced = None;
+        }
         self.images.insert(id, row);
+    }
+
+    /// Images whose content may not have reached the disk.
+    pub fn unsynced(&self) -> impl Iterator<Item = &ImageId> {
+        let unsynced = self.images.iter().filter(|(_, row)| row.unsynced.is_some());
+        unsynced.map(|(id, _)| id)
+    }
+
+    /// Notes that the content of these has reached the disk.
+    pub fn synced(&mut self, ids: &[ImageId]) {
+        for id in ids {
+            if let Some(row) = self.images.get_mut(id) {
+                row.unsynced = None;
+            }
+        }
+    }
+
+    /// Removes images that came in another boot than this one and never were known to have reached the disk.
+    pub fn drop_unsynced(&mut self, boot: &str) -> Vec<ImageId> {
+        let lost = self
+            .images
+            .iter()
+            .filter(|(_, row)| row.unsynced.as_deref().is_some_and(|came| came != boot));
+        let lost: Vec<ImageId> = lost.map(|(id, _)| id.clone()).collect();
+        for id in &lost {
+            self.images.remove(id);
+            self.references.retain(|_, image| image != id);
+        }
+        lost
     }
 
     /// The row of an image.

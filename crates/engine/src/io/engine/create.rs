@@ -176,11 +176,17 @@ impl Engine {
                     point.source = source;
                     point.propagation = propagation.as_str().into();
                 }
-                Planned::Volume { name, labels, .. } => {
+                Planned::Volume {
+                    name,
+                    labels,
+                    options,
+                    ..
+                } => {
                     let anonymous = name.is_none();
                     let wish = VolumeSpec {
                         name,
                         labels,
+                        options,
                         ..VolumeSpec::default()
                     };
                     let (volume, new) = self.inner.volumes.create(&wish, anonymous)?;

@@ -4,7 +4,10 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use shoal_api::image::{ImageId, PullProgress};
@@ -396,7 +399,7 @@ fn loaded(id: &ImageId, names: &[Reference]) -> Vec<LoadedImage> {
         .collect()
 }
 
-/// Stores and unpacks the layers of one image, lowest first.
+/// Stores and unpacks the layers of one image; they are listed lowest first.
 fn take_layers(
     inner: &Arc<Inner>,
     archive: &mut Spool,
@@ -417,17 +420,10 @@ fn take_layers(
         });
     }
     let chains = chain_ids(&spec.diff_ids);
-    let mut blobs = Vec::with_capacity(paths.len());
+    let mut jobs = Vec::with_capacity(paths.len());
     for ((path, diff_id), chain) in paths.iter().zip(spec.diff_ids).zip(chains) {
         let spooled = archive.get(path)?;
         let (digest, size) = (spooled.digest.clone(), spooled.size);
-        let report = |current| PullProgress {
-            id: Some(diff_id.short().to_owned()),
-            status: "Loading layer".to_owned(),
-            current,
-            total: size,
-        };
-        let _ = progress.try_send(report(0));
         if let Some(file) = spooled.file.take()
             && !inner.blobs.has(&digest)
         {
@@ -435,26 +431,90 @@ fn take_layers(
             file.persist(&place)
                 .map_err(|error| ImageError::io("store", &place)(error.error))?;
         }
-        let mut blob = inner.blobs.open_blob(&digest)?;
-        let media_type = decoded(&mut blob)
-            .map_err(ImageError::doing("read the layer"))?
-            .0;
-        if !inner.layers.has(&chain) {
-            let arrival = Arrival {
-                blob: Some((digest.clone(), size)),
-                diff_id: Some(diff_id.clone()),
-                unpack: true,
-                ..Arrival::default()
-            };
-            let source = inner.blobs.open_blob(&digest)?;
-            inner
-                .layers
-                .receive(&inner.blobs, source, arrival)?
-                .commit(&inner.blobs, &inner.layers, &chain)?;
-        }
-        let _ = progress.try_send(report(size));
-        debug_assert!(media_type.starts_with(MediaType::OCI_LAYER));
-        blobs.push(Descriptor::new(media_type, digest, size));
+        jobs.push(Job {
+            digest,
+            size,
+            diff_id,
+            chain,
+        });
     }
-    Ok(blobs)
+    unpack_all(inner, jobs, progress)
+}
+
+/// A layer whose packed form is here.
+struct Job {
+    digest: Digest,
+    size: u64,
+    diff_id: Digest,
+    chain: Digest,
+}
+
+/// Unpacks layers side by side, since no layer needs another one for it.
+fn unpack_all(
+    inner: &Inner,
+    jobs: Vec<Job>,
+    progress: &mpsc::Sender<PullProgress>,
+) -> Result<Vec<Descriptor>, ImageError> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
+    let work = || -> Result<(), ImageError> {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(job) = jobs.get(number) else {
+                return Ok(());
+            };
+            let unpacked = unpack_one(inner, job, progress);
+            if unpacked.is_err() {
+                // The others need not begin anything more.
+                next.store(jobs.len(), Ordering::Relaxed);
+            }
+            let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+            done.insert(number, unpacked?);
+        }
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads.min(jobs.len()))
+            .map(|_| scope.spawn(work))
+            .collect();
+        workers.into_iter().try_for_each(|worker| {
+            let ended = worker.join();
+            ended.unwrap_or(Err(ImageError::Interrupted("the unpacking of a layer")))
+        })
+    })?;
+    let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok(done.into_values().collect())
+}
+
+fn unpack_one(
+    inner: &Inner,
+    job: &Job,
+    progress: &mpsc::Sender<PullProgress>,
+) -> Result<Descriptor, ImageError> {
+    let report = |current| PullProgress {
+        id: Some(job.diff_id.short().to_owned()),
+        status: "Loading layer".to_owned(),
+        current,
+        total: job.size,
+    };
+    let _ = progress.try_send(report(0));
+    let mut blob = inner.blobs.open_blob(&job.digest)?;
+    let media_type = decoded(&mut blob)
+        .map_err(ImageError::doing("read the layer"))?
+        .0;
+    if !inner.layers.has(&job.chain) {
+        let arrival = Arrival {
+            blob: Some((job.digest.clone(), job.size)),
+            diff_id: Some(job.diff_id.clone()),
+            unpack: true,
+            ..Arrival::default()
+        };
+        let source = inner.blobs.open_blob(&job.digest)?;
+        inner
+            .layers
+            .receive(&inner.blobs, source, arrival)?
+            .commit(&inner.blobs, &inner.layers, &job.chain)?;
+    }
+    let _ = progress.try_send(report(job.size));
+    debug_assert!(media_type.starts_with(MediaType::OCI_LAYER));
+    Ok(Descriptor::new(media_type, job.digest.clone(), job.size))
 }

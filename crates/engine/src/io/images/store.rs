@@ -16,7 +16,13 @@ use shoal_api::{
 };
 use tempfile::NamedTempFile;
 
-use super::{ImageError, Registries, blobs::Blobs, flight::Flights, layers::Layers};
+use super::{
+    ImageError, Registries,
+    blobs::Blobs,
+    durable::{self, Syncing},
+    flight::Flights,
+    layers::Layers,
+};
 use crate::core::images::{
     Built, Catalog, Descriptor, Digest, ImageRow, ImageSpec, Layer, MediaType, Reference,
     chain_ids, render_manifest,
@@ -27,8 +33,8 @@ pub(super) const DOCUMENT_BYTES_MAX: u64 = 8 << 20;
 
 /// All images below one root: `<root>/images` (blobs and the catalogue) and `<root>/layers`.
 ///
-/// Only the catalogue says what exists: it is replaced atomically, after everything it speaks of has reached
-/// the disk, and what it does not speak of is removed at the next start. Clones share one store.
+/// Only the catalogue says what exists: it is replaced atomically, it knows which images have not reached the disk yet,
+/// and what it does not speak of is removed at the next start. Clones share one store.
 #[derive(Clone)]
 pub struct ImageStore {
     pub(super) inner: Arc<Inner>,
@@ -41,6 +47,7 @@ pub(in crate::io) struct Inner {
     pub(super) layers: Layers,
     pub(super) flights: Flights,
     pub(super) registries: RwLock<Arc<Registries>>,
+    pub(super) syncing: Syncing,
     catalog: RwLock<Arc<Catalog>>,
     changes: Mutex<Changes>,
     sweeping: Mutex<()>,
@@ -77,12 +84,15 @@ impl ImageStore {
         let blobs = Blobs::open(&images)?;
         let layers = Layers::open(root)?;
         let file = images.join("catalog.json");
-        let catalog: Catalog = match fs::read(&file) {
+        let mut catalog: Catalog = match fs::read(&file) {
             Ok(content) => serde_json::from_slice(&content)
                 .map_err(|error| ImageError::io("read", &file)(error.into()))?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Catalog::default(),
             Err(error) => return Err(ImageError::io("read", &file)(error)),
         };
+        for lost in catalog.drop_unsynced(&durable::boot_id()) {
+            tracing::warn!(image = %lost, "dropping an image that a power cut kept from reaching the disk");
+        }
         layers.empty_incoming(true)?;
         let store = Self {
             inner: Arc::new(Inner {
@@ -92,12 +102,14 @@ impl ImageStore {
                 layers,
                 flights: Flights::default(),
                 registries: RwLock::default(),
+                syncing: Syncing::default(),
                 catalog: RwLock::new(Arc::new(catalog)),
                 changes: Mutex::default(),
                 sweeping: Mutex::default(),
             }),
         };
         store.inner.sweep_all(false)?;
+        store.inner.sync_soon();
         Ok(store)
     }
 
@@ -224,7 +236,12 @@ impl ImageStore {
         deed: impl FnOnce(&Arc<Inner>) -> Result<T, ImageError> + Send + 'static,
     ) -> Result<T, ImageError> {
         let inner = Arc::clone(&self.inner);
-        match tokio::task::spawn_blocking(move || deed(&inner)).await {
+        let work = move || {
+            let done = deed(&inner);
+            inner.sync_soon();
+            done
+        };
+        match tokio::task::spawn_blocking(work).await {
             Ok(done) => done,
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             Err(_) => Err(ImageError::Interrupted("the image store")),
@@ -233,6 +250,10 @@ impl ImageStore {
 }
 
 impl Inner {
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
     pub(super) fn catalog(&self) -> Arc<Catalog> {
         Arc::clone(&self.catalog.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -341,10 +362,8 @@ impl Inner {
             layers,
             last_tagged: now,
             built,
+            unsynced: Some(durable::boot_id()),
         };
-        let root = File::open(&self.root).map_err(ImageError::io("open", &self.root))?;
-        nix::unistd::syncfs(&root)
-            .map_err(|errno| ImageError::io("sync", &self.root)(errno.into()))?;
         self.change(|catalog| {
             catalog.insert(id.clone(), row);
             for name in names {

@@ -20,6 +20,7 @@ pub(super) fn row(layers: &[&str]) -> ImageRow {
         layers: layers.iter().map(layer).collect(),
         last_tagged: NOW,
         built: None,
+        unsynced: None,
     }
 }
 
@@ -257,4 +258,24 @@ fn prune_takes_what_is_chosen_and_unused() {
     let (rest, bytes) = catalog.prune(|_| true, &[]);
     assert_eq!((rest.len(), bytes), (5, 20));
     assert_eq!(catalog, Catalog::default());
+}
+
+#[test]
+fn images_that_a_power_cut_took_are_gone_with_their_names() {
+    let mut catalog = catalog();
+    let mut fresh = row(&["base", "top"]);
+    fresh.unsynced = Some("boot-1".into());
+    // What is on the disk already is not in danger again.
+    catalog.insert(id_of("a"), fresh.clone());
+    assert_eq!(catalog.unsynced().count(), 0);
+    catalog.insert(id_of("c"), fresh.clone());
+    catalog.name("fresh:1".parse().unwrap(), &id_of("c"), NOW);
+    let before = catalog.clone();
+    assert_eq!(catalog.drop_unsynced("boot-1"), []);
+    assert_eq!(catalog, before);
+    catalog.synced(&[id_of("c")]);
+    assert_eq!(catalog.drop_unsynced("boot-2"), []);
+    catalog = before;
+    assert_eq!(catalog.drop_unsynced("boot-2"), [id_of("c")]);
+    assert!(catalog.resolve("fresh:1").is_err() && catalog.get(&id_of("a")).is_some());
 }
