@@ -77,7 +77,7 @@ impl Engine {
     /// Fills in what depends on this host.
     fn complete(&self, mut spec: ContainerSpec) -> Result<ContainerSpec, EngineError> {
         if let NetworkMode::Container(other) = &spec.host.network_mode {
-            let other = self.find(other)?;
+            let other = self.find_other(other)?;
             spec.host.network_mode = NetworkMode::Container(other.id.to_string());
         }
         // By id, which stays when names change.
@@ -86,7 +86,7 @@ impl Engine {
                 .as_deref()
                 .and_then(|mode| mode.strip_prefix("container:"))
             {
-                let other = self.find(other)?;
+                let other = self.find_other(other)?;
                 *mode = Some(format!("container:{}", other.id));
             }
         }

@@ -47,6 +47,8 @@ pub type ArchiveStream = ReceiverStream<io::Result<Bytes>>;
 
 /// A path as a user writes it: cleaned, and whether a link in the last place is to be followed.
 struct Wish {
+    /// Whose file, as the user called it.
+    container: String,
     /// As docker shows it, with the slash or dot at its end.
     shown: String,
     clean: PathBuf,
@@ -54,7 +56,7 @@ struct Wish {
 }
 
 impl Wish {
-    fn new(path: &str) -> Self {
+    fn new(container: &str, path: &str) -> Self {
         let mut clean = PathBuf::from("/");
         for part in Path::new(path).components() {
             match part {
@@ -64,6 +66,7 @@ impl Wish {
             }
         }
         Self {
+            container: container.to_owned(),
             shown: path.to_owned(),
             clean,
             follow: path.ends_with('/') || path.ends_with("/.") || path == ".",
@@ -85,11 +88,11 @@ impl Wish {
 impl Engine {
     /// What is at a path of a container.
     pub async fn path_stat(&self, name: &str, path: &str) -> Result<PathStat, EngineError> {
-        let (entry, wish) = (self.find(name)?, Wish::new(path));
+        let (entry, wish) = (self.find(name)?, Wish::new(name, path));
         let (place, guard) = self.place(&entry).await?;
         let (answer, answered) = oneshot::channel();
         run(guard, move || {
-            let found = View::open(&place).and_then(|view| stat(&view.tree, &wish, &entry));
+            let found = View::open(&place).and_then(|view| stat(&view.tree, &wish));
             let _ = answer.send(found.map(|(_, stat)| stat));
         })?;
         wait(answered).await
@@ -101,11 +104,11 @@ impl Engine {
         name: &str,
         path: &str,
     ) -> Result<(PathStat, ArchiveStream), EngineError> {
-        let (entry, wish) = (self.find(name)?, Wish::new(path));
+        let (entry, wish) = (self.find(name)?, Wish::new(name, path));
         let (place, guard) = self.place(&entry).await?;
         self.stream(guard, move |begin| {
             let found = View::open(&place).and_then(|view| {
-                let found = stat(&view.tree, &wish, &entry)?;
+                let found = stat(&view.tree, &wish)?;
                 Ok((view, found))
             });
             let (_view, (top, stat)) = match found {
@@ -155,7 +158,7 @@ impl Engine {
         let entry = self.find(name)?;
         let (place, guard) = self.place(&entry).await?;
         let record = entry.record();
-        let wish = Wish::new(path);
+        let wish = Wish::new(name, path);
         let (answer, answered) = oneshot::channel();
         let archive = SyncIoBridge::new(Box::pin(archive));
         let told = record.clone();
@@ -175,7 +178,7 @@ impl Engine {
                 let extractor = extractor.map_err(|errno| match errno {
                     Errno::EROFS if in_volume(&record, &wish.clean) => FilesError::ReadOnlyVolume,
                     Errno::EROFS => FilesError::ReadOnlyRoot,
-                    errno => not_found(errno, &wish, &record),
+                    errno => not_found(errno, &wish),
                 })?;
                 extractor.run(archive)
             };
@@ -365,8 +368,8 @@ async fn wait<T>(answered: oneshot::Receiver<Result<T, FilesError>>) -> Result<T
 }
 
 /// Finds what a wish is about and describes it.
-fn stat(tree: &Tree, wish: &Wish, entry: &Entry) -> Result<(OwnedFd, PathStat), FilesError> {
-    let fail = |errno| not_found(errno, wish, &entry.record());
+fn stat(tree: &Tree, wish: &Wish) -> Result<(OwnedFd, PathStat), FilesError> {
+    let fail = |errno| not_found(errno, wish);
     let found = tree.find(&wish.clean, wish.follow).map_err(fail)?;
     let stat = fstat(&found).map_err(fail)?;
     let kind = stat.st_mode & libc::S_IFMT;
@@ -379,7 +382,7 @@ fn stat(tree: &Tree, wish: &Wish, entry: &Entry) -> Result<(OwnedFd, PathStat), 
     let link_target = if kind == libc::S_IFLNK {
         let text = readlinkat(&found, "").map_err(fail)?;
         let parent = wish.clean.parent().unwrap_or_else(|| Path::new("/"));
-        let target = Wish::new(&parent.join(text).to_string_lossy());
+        let target = Wish::new("", &parent.join(text).to_string_lossy());
         target.clean.display().to_string()
     } else {
         String::new()
@@ -395,11 +398,11 @@ fn stat(tree: &Tree, wish: &Wish, entry: &Entry) -> Result<(OwnedFd, PathStat), 
     Ok((found, described))
 }
 
-fn not_found(errno: Errno, wish: &Wish, record: &Record) -> FilesError {
+fn not_found(errno: Errno, wish: &Wish) -> FilesError {
     match errno {
         Errno::ENOENT => FilesError::NotFound {
             path: wish.shown.clone(),
-            container: record.id.to_string(),
+            container: wish.container.clone(),
         },
         Errno::ENOTDIR => FilesError::NotDirectory,
         errno => FilesError::Kernel {

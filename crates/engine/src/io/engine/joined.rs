@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use shoal_api::container::{ContainerSpec, MountPoint};
 
-use super::record::Record;
+use super::record::{Entry, Record};
 use super::{Engine, EngineError};
 use crate::core::links;
 
@@ -18,6 +18,15 @@ pub(super) struct Links {
 }
 
 impl Engine {
+    /// Finds a container that another one's spec names. Its absence is a fault of that spec: docker's client takes
+    /// "not found" for the image's and would pull it.
+    pub(super) fn find_other(&self, name: &str) -> Result<Arc<Entry>, EngineError> {
+        self.find(name).map_err(|err| match err {
+            EngineError::NoSuchContainer(_) => EngineError::Invalid(err.to_string()),
+            other => other,
+        })
+    }
+
     /// The mounts of `--volumes-from`, the earlier before the later.
     pub(super) fn inherit(&self, spec: &ContainerSpec) -> Result<Vec<MountPoint>, EngineError> {
         let mut inherited: Vec<MountPoint> = Vec::new();
@@ -32,7 +41,7 @@ impl Engine {
                     )));
                 }
             };
-            let other = self.find(name)?.record();
+            let other = self.find_other(name)?.record();
             for mount in other.mounts.iter().filter(|mount| mount.kind != "tmpfs") {
                 inherited.retain(|have| have.destination != mount.destination);
                 let mut mount = mount.clone();
