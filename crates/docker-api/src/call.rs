@@ -82,6 +82,11 @@ impl Call {
             Body::Read(read(body).await?)
         };
         let minor = minor?;
+        if let Body::Read(bytes) = &body
+            && !bytes.is_empty()
+        {
+            check_content_type(&parts.headers)?;
+        }
         Ok(Self {
             method: parts.method,
             path,
@@ -116,6 +121,22 @@ impl Call {
                 .boxed(),
         }
     }
+}
+
+/// Refuses a document that says it is something else, in docker's words (moby `httputils.CheckForJSON`): a form that a
+/// browser was made to send is none. One that does not say is taken.
+fn check_content_type(headers: &HeaderMap) -> ApiResult<()> {
+    let Some(said) = headers.get(header::CONTENT_TYPE) else {
+        return Ok(());
+    };
+    let said = String::from_utf8_lossy(said.as_bytes());
+    let kind = said.split(';').next().unwrap_or_default().trim();
+    if kind.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    Err(ApiError::invalid(format!(
+        "unsupported Content-Type header ({kind}): must be 'application/json'"
+    )))
 }
 
 fn ended_early(error: &hyper::Error) -> ApiError {
@@ -290,6 +311,22 @@ mod tests {
         assert_eq!(query.all("names"), ["a", "b:1"]);
         assert_eq!(query.number::<i64>("t").unwrap(), Some(-1));
         assert!(query.number::<u64>("t").is_err());
+    }
+
+    #[test]
+    fn a_document_that_says_it_is_something_else_is_refused() {
+        let check = |kind: &'static str| {
+            let value = http::HeaderValue::from_static(kind);
+            check_content_type(&HeaderMap::from_iter([(header::CONTENT_TYPE, value)]))
+        };
+        assert!(check("application/json; charset=utf-8").is_ok());
+        assert!(check_content_type(&HeaderMap::new()).is_ok());
+        assert_eq!(
+            check("application/x-www-form-urlencoded")
+                .unwrap_err()
+                .message,
+            "unsupported Content-Type header (application/x-www-form-urlencoded): must be 'application/json'"
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! JSON of the Engine API and the domain types, both ways.
 
 pub(crate) mod cluster;
+pub(crate) mod container_check;
 pub(crate) mod container_create;
 pub(crate) mod container_show;
 pub(crate) mod image;

@@ -21,7 +21,7 @@ mod streams;
 mod websocket;
 
 pub use backend::{ApiError, ClusterBackend, EngineBackend};
-pub use server::{Accepted, Connection, Listener, Server, Transport};
+pub use server::{Accepted, Caller, Connection, Listener, Server, Transport};
 
 /// The version of the Engine API that is announced, the newest that is served.
 pub const API_VERSION: &str = "1.51";

@@ -1,6 +1,12 @@
 //! Connections: accepting them, serving them, ending them.
 
-use std::{convert::Infallible, io, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::future::{BoxFuture, ready};
 use http::{HeaderValue, Method, header};
@@ -8,8 +14,8 @@ use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use shoal_api::Timestamp;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::UnixListener,
+    io::{AsyncRead, AsyncWrite, Interest},
+    net::{UnixListener, UnixStream},
     task::JoinSet,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -37,7 +43,48 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Transport for T {}
 /// A connection, whatever carries it.
 pub type Connection = Box<dyn Transport>;
 /// A caller who still has to shake hands.
-pub type Accepted = BoxFuture<'static, io::Result<Connection>>;
+pub type Accepted = BoxFuture<'static, io::Result<Caller>>;
+
+/// Somebody who calls.
+pub struct Caller {
+    /// Both directions.
+    pub connection: Connection,
+    /// The socket once more, where the kernel tells a caller who hung up from one who only ended what he sends: a unix
+    /// socket. Streams of containers end with their caller then, even if nothing is ever written again.
+    pub socket: Option<OwnedFd>,
+}
+
+impl std::fmt::Debug for Caller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Caller").finish_non_exhaustive()
+    }
+}
+
+/// Tells when a caller hangs up.
+#[derive(Clone, Default)]
+pub(crate) struct HangUp(Option<Arc<OwnedFd>>);
+
+impl HangUp {
+    /// Waits until the caller has closed both directions; for ever where that cannot be told.
+    pub(crate) async fn wait(self) {
+        let watched = self.0.and_then(|socket| {
+            // A registration of its own: that of the connection must not lose its readiness.
+            UnixStream::from_std(socket.try_clone().ok()?.into()).ok()
+        });
+        let Some(socket) = watched else {
+            return std::future::pending().await;
+        };
+        while let Ok(ready) = socket.ready(Interest::WRITABLE).await {
+            if ready.is_write_closed() {
+                return;
+            }
+            // That it can be written to is no news; the next change is waited for.
+            let _ = socket.try_io(Interest::WRITABLE, || -> io::Result<()> {
+                Err(io::ErrorKind::WouldBlock.into())
+            });
+        }
+    }
+}
 
 /// Where callers come from.
 pub trait Listener: Send + Sync + 'static {
@@ -49,7 +96,11 @@ impl Listener for UnixListener {
     fn accept(&self) -> BoxFuture<'_, io::Result<Accepted>> {
         Box::pin(async {
             let (stream, _) = Self::accept(self).await?;
-            let accepted: Accepted = Box::pin(ready(Ok(Box::new(stream) as Connection)));
+            let caller = Caller {
+                socket: stream.as_fd().try_clone_to_owned().ok(),
+                connection: Box::new(stream),
+            };
+            let accepted: Accepted = Box::pin(ready(Ok(caller)));
             Ok(accepted)
         })
     }
@@ -66,6 +117,8 @@ pub(crate) struct Api {
     pub(crate) sessions: TaskTracker,
     /// Ends them.
     pub(crate) stop: CancellationToken,
+    /// When the caller of this request hangs up.
+    pub(crate) hang_up: HangUp,
 }
 
 impl Api {
@@ -110,6 +163,7 @@ impl Server {
                 task_execs: Arc::default(),
                 sessions: TaskTracker::new(),
                 stop: CancellationToken::new(),
+                hang_up: HangUp::default(),
             },
         }
     }
@@ -155,7 +209,11 @@ impl Server {
 
     async fn welcome(self, accepted: Accepted, stop: CancellationToken) {
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, accepted).await {
-            Ok(Ok(connection)) => self.serve_connection(connection, stop).await,
+            Ok(Ok(caller)) => {
+                let mut server = self;
+                server.api.hang_up = HangUp(caller.socket.map(Arc::new));
+                server.serve_connection(caller.connection, stop).await;
+            }
             Ok(Err(error)) => tracing::info!(%error, "a caller was turned away"),
             Err(_) => tracing::info!("a caller did not shake hands in time"),
         }

@@ -1,14 +1,18 @@
 //! Standard streams of containers over a connection: frames, hijacked connections, logs.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use futures_util::{Stream, StreamExt};
+use futures_util::{
+    Stream, StreamExt,
+    future::{BoxFuture, ready},
+};
 use http::{HeaderValue, StatusCode, header};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use shoal_api::container::{LogLine, LogQuery, StdStream};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     backend::{ApiError, ApiResult, Attached},
@@ -50,33 +54,54 @@ pub(crate) fn hijack(
     minor: u32,
     attached: Attached,
 ) -> Reply {
-    let content_type = content_type(attached.tty, minor);
     let Some(upgrade) = upgrade else {
         let tty = attached.tty;
         return reply::stream(
-            content_type,
+            content_type(tty, minor),
             attached.output.map(move |item| {
                 item.map(|(stream, bytes)| if tty { bytes } else { frame(stream, &bytes) })
             }),
         );
     };
-    let stop = api.stop.clone();
+    let tty = attached.tty;
+    hijack_then(api, upgrade, minor, tty, Box::pin(ready(Ok(attached))))
+}
+
+/// The same with streams that are there only after the connection was handed over. Why they did not come is written to
+/// the connection, as docker does: the status is long gone.
+pub(crate) fn hijack_then(
+    api: &Api,
+    upgrade: OnUpgrade,
+    minor: u32,
+    tty: bool,
+    attached: BoxFuture<'static, ApiResult<Attached>>,
+) -> Reply {
+    let (stop, hang_up) = (api.stop.clone(), api.hang_up.clone());
     api.sessions.spawn(async move {
         tokio::select! {
-            () = session(upgrade, attached) => {}
+            () = session(upgrade, tty, attached, hang_up.wait()) => {}
             () = stop.cancelled() => {}
         }
     });
     let mut reply = reply::empty(StatusCode::SWITCHING_PROTOCOLS);
     let headers = reply.headers_mut();
+    let content_type = content_type(tty, minor);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("tcp"));
     reply
 }
 
+/// Time in which a process may still read what a client sent before it hung up.
+const LAST_INPUT_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Carries bytes both ways until the output ends or the client is gone.
-async fn session(upgrade: OnUpgrade, attached: Attached) {
+async fn session(
+    upgrade: OnUpgrade,
+    tty: bool,
+    attached: BoxFuture<'static, ApiResult<Attached>>,
+    gone: impl Future<Output = ()>,
+) {
     let connection = match upgrade.await {
         Ok(connection) => TokioIo::new(connection),
         Err(error) => {
@@ -84,19 +109,41 @@ async fn session(upgrade: OnUpgrade, attached: Attached) {
             return;
         }
     };
-    let (from_client, to_client) = tokio::io::split(connection);
-    let Attached { output, input, tty } = attached;
+    let (from_client, mut to_client) = tokio::io::split(connection);
+    let Attached { output, input, .. } = match attached.await {
+        Ok(attached) => attached,
+        Err(error) => {
+            let text = format!("{error}\r\n");
+            let bytes = if tty {
+                text.into()
+            } else {
+                frame(StdStream::Stdout, text.as_bytes())
+            };
+            // Nobody may be there any more.
+            let _ = to_client.write_all(&bytes).await;
+            let _ = to_client.shutdown().await;
+            return;
+        }
+    };
+    let fed = CancellationToken::new();
+    let gone = async {
+        gone.await;
+        // What it sent before is still to be read.
+        let _ = tokio::time::timeout(LAST_INPUT_TIMEOUT, fed.cancelled()).await;
+    };
     tokio::select! {
-        () = feed(from_client, input) => {}
+        () = feed(from_client, input, &fed) => {}
         () = drain(output, to_client, tty) => {}
+        () = gone => {}
     }
 }
 
 /// Copies the client's bytes into standard input. The end of them closes the input but not the session, which is why
-/// this never returns after it; a connection that broke ends it.
+/// this never returns after it and tells `fed` instead; a connection that broke ends it.
 async fn feed(
     mut from_client: impl AsyncRead + Unpin,
     input: Option<std::pin::Pin<Box<dyn AsyncWrite + Send>>>,
+    fed: &CancellationToken,
 ) {
     let copied = match input {
         None => tokio::io::copy(&mut from_client, &mut tokio::io::sink()).await,
@@ -112,6 +159,7 @@ async fn feed(
     {
         return;
     }
+    fed.cancel();
     std::future::pending().await
 }
 

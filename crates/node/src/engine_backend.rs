@@ -64,7 +64,7 @@ pub struct EngineApi {
 impl EngineApi {
     /// Serves this engine. Must be called within a runtime: it begins to remember events.
     pub fn new(engine: Engine, networks: Arc<NodeNetworks>, config: &DaemonConfig) -> Self {
-        let history = History::of(&engine);
+        let history = History::of(&engine, &config.data_root.join("events.jsonl"));
         Self {
             engine,
             networks,
@@ -219,12 +219,8 @@ impl EngineBackend for EngineApi {
     }
 
     async fn container_kill(&self, name: &str, signal: Option<String>) -> ApiResult<()> {
-        match self.engine.kill(name, signal.as_deref()).await {
-            Err(EngineError::NotRunning(id)) => Err(ApiError::conflict(format!(
-                "cannot kill container: {name}: container {id} is not running"
-            ))),
-            done => done.map_err(errors::engine),
-        }
+        let killed = self.engine.kill(name, signal.as_deref()).await;
+        killed.map_err(|error| errors::kill(name, error))
     }
 
     async fn container_remove(&self, name: &str, force: bool, volumes: bool) -> ApiResult<()> {
@@ -256,10 +252,8 @@ impl EngineBackend for EngineApi {
     }
 
     async fn container_rename(&self, name: &str, new_name: &str) -> ApiResult<()> {
-        self.engine
-            .rename(name, new_name)
-            .await
-            .map_err(errors::engine)?;
+        let renamed = self.engine.rename(name, new_name).await;
+        renamed.map_err(errors::rename)?;
         let new_name = new_name.strip_prefix('/').unwrap_or(new_name);
         let container = self
             .engine

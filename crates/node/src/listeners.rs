@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use futures_util::future::BoxFuture;
 use nix::unistd::Group;
 use shoal_ca::{ApiServerTls, KeyFiles};
-use shoal_docker_api::{Accepted, Connection, Listener, Server};
+use shoal_docker_api::{Accepted, Caller, Connection, Listener, Server};
 use tokio::{
     net::{TcpListener, UnixListener},
     task::JoinSet,
@@ -42,9 +42,13 @@ impl Listener for Tcp {
             stream.set_nodelay(true)?;
             let tls = self.tls.clone();
             let accepted: Accepted = Box::pin(async move {
-                Ok(match tls {
-                    None => Box::new(stream) as Connection,
-                    Some(tls) => Box::new(tls.accept(stream).await?) as Connection,
+                let connection: Connection = match tls {
+                    None => Box::new(stream),
+                    Some(tls) => Box::new(tls.accept(stream).await?),
+                };
+                Ok(Caller {
+                    connection,
+                    socket: None,
                 })
             });
             Ok(accepted)

@@ -258,6 +258,18 @@ pub struct EngineInfo {
     pub labels: Vec<String>,
     /// Registries spoken to without TLS: names and prefixes.
     pub insecure_registries: BTreeSet<String>,
+    /// Registries that are asked before Docker Hub.
+    pub registry_mirrors: Vec<String>,
+    /// Log driver of containers that name none.
+    pub default_log_driver: String,
+    /// Limits that this kernel can set.
+    pub limits: KernelLimits,
+    /// Whether this host forwards packets.
+    pub ipv4_forwarding: bool,
+    /// Files that the daemon has open.
+    pub open_files: u64,
+    /// Those who listen to events.
+    pub event_listeners: u64,
     /// Proxy for HTTP, if any.
     pub http_proxy: String,
     /// Proxy for HTTPS, if any.
@@ -270,6 +282,43 @@ pub struct EngineInfo {
     pub warnings: Vec<String>,
     /// Address with which the host reaches the world, for the default of `swarm init`.
     pub default_address: Option<IpAddr>,
+}
+
+/// Limits that this kernel can set on containers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct KernelLimits {
+    /// Memory.
+    pub memory: bool,
+    /// Memory and swap together.
+    pub swap: bool,
+    /// Time of processors per period.
+    pub cpu_quota: bool,
+    /// Weight among others.
+    pub cpu_shares: bool,
+    /// Which processors.
+    pub cpuset: bool,
+    /// Number of processes.
+    pub pids: bool,
+    /// Leaving a container alone that is out of memory.
+    pub oom_kill_disable: bool,
+}
+
+impl KernelLimits {
+    /// What is missing, in docker's words (moby `daemon/info_unix.go`).
+    pub fn warnings(&self) -> impl Iterator<Item = String> {
+        let wanted = [
+            (self.memory, "memory limit"),
+            (self.swap, "swap limit"),
+            (self.cpu_quota, "cpu cfs quota"),
+            (self.cpu_quota, "cpu cfs period"),
+            (self.cpu_shares, "cpu shares"),
+            (self.cpuset, "cpuset"),
+        ];
+        wanted
+            .into_iter()
+            .filter(|(there, _)| !there)
+            .map(|(_, what)| format!("WARNING: No {what} support"))
+    }
 }
 
 /// What uses the disk, for `docker system df`.

@@ -448,20 +448,24 @@ fn read_blkio(f: &mut Fields) -> ApiResult<BTreeMap<String, Vec<String>>> {
 
 fn read_mount(mut f: Fields) -> ApiResult<MountSpec> {
     let source = f.text("Source")?;
+    let said = f.text("Type")?.unwrap_or_default();
+    // In docker's words (moby `volume/mounts/validate.go`).
+    let refused =
+        |why: &str| ApiError::invalid(format!("invalid mount config for type \"{said}\": {why}"));
     let target = f
         .text("Target")?
-        .ok_or_else(|| f.invalid("Target", "field Target must not be empty"))?;
+        .ok_or_else(|| refused("field Target must not be empty"))?;
     let mut bind = f.object_or_empty("BindOptions")?;
     let mut volume = f.object_or_empty("VolumeOptions")?;
     let mut tmpfs = f.object_or_empty("TmpfsOptions")?;
-    let kind = match f.text("Type")?.as_deref() {
-        Some("bind") => MountKind::Bind {
-            source: source.ok_or_else(|| f.invalid("Source", "field Source must not be empty"))?,
+    let kind = match said.as_str() {
+        "bind" => MountKind::Bind {
+            source: source.ok_or_else(|| refused("field Source must not be empty"))?,
             propagation: bind.word("Propagation", &PROPAGATIONS)?,
             non_recursive: bind.get("NonRecursive")?,
             create_source: bind.get("CreateMountpoint")?,
         },
-        Some("volume") => {
+        "volume" => {
             let mut driver = volume.object_or_empty("DriverConfig")?;
             let kind = MountKind::Volume {
                 name: source,
@@ -474,14 +478,12 @@ fn read_mount(mut f: Fields) -> ApiResult<MountSpec> {
             driver.finish()?;
             kind
         }
-        Some("tmpfs") => MountKind::Tmpfs {
+        "tmpfs" if source.is_some() => return Err(refused("field Source must not be specified")),
+        "tmpfs" => MountKind::Tmpfs {
             size: tmpfs.amount("SizeBytes")?,
             mode: tmpfs.take::<u32>("Mode")?.filter(|mode| *mode != 0),
         },
-        Some(other) => {
-            return Err(f.invalid("Type", format!("mount type {other:?} is not supported")));
-        }
-        None => return Err(f.invalid("Type", "mount type is missing")),
+        _ => return Err(refused("mount type unknown")),
     };
     let mount = MountSpec {
         target,

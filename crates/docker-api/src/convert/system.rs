@@ -71,7 +71,7 @@ pub(crate) fn info(
         );
     }
     let total = info.containers_running + info.containers_paused + info.containers_stopped;
-    let registries: Map<String, Value> = info
+    let mut registries: Map<String, Value> = info
         .insecure_registries
         .iter()
         .map(|name| {
@@ -79,6 +79,10 @@ pub(crate) fn info(
             (name.clone(), config)
         })
         .collect();
+    registries.insert(
+        "docker.io".to_owned(),
+        json!({"Name": "docker.io", "Mirrors": info.registry_mirrors, "Secure": true, "Official": true}),
+    );
     json!({
         "ID": info.id,
         "Containers": total,
@@ -94,25 +98,25 @@ pub(crate) fn info(
             "Authorization": null,
             "Log": info.log_drivers,
         },
-        "MemoryLimit": true,
-        "SwapLimit": true,
-        "CpuCfsPeriod": true,
-        "CpuCfsQuota": true,
-        "CPUShares": true,
-        "CPUSet": true,
-        "PidsLimit": true,
-        "IPv4Forwarding": true,
+        "MemoryLimit": info.limits.memory,
+        "SwapLimit": info.limits.swap,
+        "CpuCfsPeriod": info.limits.cpu_quota,
+        "CpuCfsQuota": info.limits.cpu_quota,
+        "CPUShares": info.limits.cpu_shares,
+        "CPUSet": info.limits.cpuset,
+        "PidsLimit": info.limits.pids,
+        "IPv4Forwarding": info.ipv4_forwarding,
         "BridgeNfIptables": false,
         "BridgeNfIp6tables": false,
         "Debug": info.debug,
-        "NFd": 0,
-        "OomKillDisable": info.cgroup_version == "1",
+        "NFd": info.open_files,
+        "OomKillDisable": info.limits.oom_kill_disable,
         "NGoroutines": 0,
         "SystemTime": instant(now),
-        "LoggingDriver": info.log_drivers.first().map_or("json-file", String::as_str),
+        "LoggingDriver": info.default_log_driver,
         "CgroupDriver": info.cgroup_driver,
         "CgroupVersion": info.cgroup_version,
-        "NEventsListener": 0,
+        "NEventsListener": info.event_listeners,
         "KernelVersion": info.kernel_version,
         "OperatingSystem": info.operating_system,
         "OSVersion": info.os_version,
@@ -122,7 +126,7 @@ pub(crate) fn info(
         "RegistryConfig": {
             "InsecureRegistryCIDRs": ["::1/128", "127.0.0.0/8"],
             "IndexConfigs": registries,
-            "Mirrors": null,
+            "Mirrors": if info.registry_mirrors.is_empty() { Value::Null } else { json!(info.registry_mirrors) },
         },
         "NCPU": info.cpus,
         "MemTotal": info.memory_bytes,

@@ -15,7 +15,9 @@ use super::unknown;
 use crate::{
     backend::{ApiError, ApiResult, AttachOptions, ExtractOptions, WaitCondition},
     call::{Call, Query},
-    convert::{container_create, container_show, image::read_platform, time::instant},
+    convert::{
+        container_check, container_create, container_show, image::read_platform, time::instant,
+    },
     filters::Filters,
     reply::{self, Reply},
     server::Api,
@@ -129,6 +131,7 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
         ("POST", [name, "exec"]) => super::execs::create(api, call, name).await,
         ("POST", [name, "update"]) => {
             let update = container_create::read_update(&call.bytes())?;
+            container_check::update(&update.resources)?;
             let warnings = engine.container_update(name, update).await?;
             Ok(reply::ok(&json!({"Warnings": warnings})))
         }
@@ -239,6 +242,7 @@ async fn create(api: &Api, call: Call) -> ApiResult<Reply> {
     let name = call.query.text("name").map(str::to_owned);
     let platform = read_platform(call.query.text("platform"))?;
     let spec = container_create::read_container(&call.bytes(), name)?;
+    container_check::container(&spec)?;
     let created = api.engine.container_create(spec, platform).await?;
     Ok(reply::created(
         &json!({"Id": created.id.as_str(), "Warnings": created.warnings}),
@@ -351,7 +355,14 @@ const FILTERS: [&str; 15] = [
 
 async fn list(api: &Api, query: &Query) -> ApiResult<Reply> {
     let filters = query.filters()?.only(&FILTERS)?;
-    let filter = read_filter(query, filters.clone())?;
+    let mut filter = read_filter(query, filters.clone())?;
+    let names = name_patterns(&mut filter);
+    // The last n are those of the names asked for.
+    let limit = if names.is_empty() {
+        None
+    } else {
+        filter.limit.take()
+    };
     let exposed = ports(filters.values("expose"))?;
     let is_task = filters.flag("is-task")?;
     let now = api.now();
@@ -362,9 +373,30 @@ async fn list(api: &Api, query: &Query) -> ApiResult<Reply> {
         .iter()
         .filter(|row| is_task.is_none_or(|wanted| row.labels.contains_key(TASK_LABEL) == wanted))
         .filter(|row| exposed.is_empty() || exposes(row, &exposed))
+        .filter(|row| names.is_empty() || is_named(row, &names))
+        .take(limit.unwrap_or(usize::MAX))
         .map(|row| container_show::summary(row, now))
         .collect();
     Ok(reply::ok(&rows))
+}
+
+/// Names are asked for by regular expressions, as in docker; one that is none fits nothing.
+fn name_patterns(filter: &mut ContainerFilter) -> Vec<Option<regex::Regex>> {
+    let texts = std::mem::take(&mut filter.name);
+    // `all` does not depend on the names, so that the engine can be asked without them.
+    texts
+        .iter()
+        .map(|text| regex::Regex::new(text).ok())
+        .collect()
+}
+
+/// Whether a name fits, with or without the slash that it has in the API.
+fn is_named(row: &ContainerSummary, patterns: &[Option<regex::Regex>]) -> bool {
+    let full = format!("/{}", row.name.trim_start_matches('/'));
+    patterns
+        .iter()
+        .flatten()
+        .any(|pattern| pattern.is_match(&full) || pattern.is_match(&full[1..]))
 }
 
 fn exposes(row: &ContainerSummary, ports: &[Port]) -> bool {
@@ -411,13 +443,23 @@ fn read_filter(query: &Query, mut filters: Filters) -> ApiResult<ContainerFilter
         status,
         ancestor: filters.take("ancestor"),
         exited,
-        health: filters.take("health"),
+        health: health_filter(filters.take("health"))?,
         volume: filters.take("volume"),
         network: filters.take("network"),
         publish: ports(filters.values("publish"))?,
         before: filters.take("before"),
         since: filters.take("since"),
     })
+}
+
+fn health_filter(texts: Vec<String>) -> ApiResult<Vec<String>> {
+    const HEALTH: [&str; 4] = ["starting", "healthy", "unhealthy", "none"];
+    match texts.iter().find(|text| !HEALTH.contains(&text.as_str())) {
+        None => Ok(texts),
+        Some(odd) => Err(ApiError::invalid(format!(
+            "Unrecognised filter value for health: {odd}"
+        ))),
+    }
 }
 
 const STATUSES: [ContainerStatus; 7] = [

@@ -75,10 +75,26 @@ async fn start(api: &Api, mut call: Call, id: &str) -> ApiResult<Reply> {
         api.engine.exec_start(id).await?;
         return Ok(reply::done());
     }
-    let attached = api.engine.exec_attach(id).await?;
-    if let Some((rows, columns)) = size.filter(|size| *size != (0, 0) && attached.tty) {
-        // The process may be over already.
-        let _ = api.engine.exec_resize(id, rows, columns).await;
+    let exec = api.engine.exec_inspect(id).await?;
+    let (engine, id) = (api.engine.clone(), id.to_owned());
+    let attached = async move {
+        let attached = engine.exec_attach(&id).await?;
+        if let Some((rows, columns)) = size.filter(|size| *size != (0, 0) && attached.tty) {
+            // The process may be over already.
+            let _ = engine.exec_resize(&id, rows, columns).await;
+        }
+        Ok(attached)
+    };
+    match upgrade {
+        // As docker: the answer comes first and the process after it. Docker's SDK for Python loses what comes so soon
+        // that it is read together with the answer's head.
+        Some(upgrade) => Ok(streams::hijack_then(
+            api,
+            upgrade,
+            minor,
+            exec.spec.tty,
+            Box::pin(attached),
+        )),
+        None => Ok(streams::hijack(api, None, minor, attached.await?)),
     }
-    Ok(streams::hijack(api, upgrade, minor, attached))
 }

@@ -17,6 +17,11 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
         ("GET", []) => list(api, &call.query).await,
         ("POST", ["create"]) => {
             let spec = volume::read(&call.bytes())?;
+            if let Some(name) = spec.name.as_deref().filter(|name| name.len() == 1) {
+                return Err(ApiError::invalid(format!(
+                    "create {name}: volume name is too short, names should be at least two alphanumeric characters"
+                )));
+            }
             Ok(reply::created(&volume::volume(
                 &engine.volume_create(spec).await?,
             )))

@@ -25,6 +25,33 @@ pub(super) fn engine(error: EngineError) -> ApiError {
     }
 }
 
+/// Why a container cannot be told a signal.
+pub(super) fn kill(name: &str, error: EngineError) -> ApiError {
+    let prefixed = |text: String| format!("cannot kill container: {name}: {text}");
+    match error {
+        EngineError::NotRunning(id) => {
+            ApiError::conflict(prefixed(format!("container {id} is not running")))
+        }
+        error if error.kind() == EngineErrorKind::NotFound => {
+            ApiError::not_found(prefixed(error.report()))
+        }
+        error => engine(error),
+    }
+}
+
+/// Why a container cannot have another name: what is wrong with the new one is said so.
+pub(super) fn rename(error: EngineError) -> ApiError {
+    let error = engine(error);
+    let text = &error.message;
+    if text.starts_with("Conflict. ") || text.starts_with("Invalid ") {
+        return ApiError {
+            message: format!("Error when allocating new name: {text}"),
+            ..error
+        };
+    }
+    error
+}
+
 pub(super) fn image(error: ImageError) -> ApiError {
     let text = error.report();
     match error.kind() {

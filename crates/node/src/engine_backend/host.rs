@@ -15,7 +15,7 @@ use shoal_api::{
 };
 use shoal_docker_api::{
     ApiError,
-    backend::{ApiResult, EngineInfo},
+    backend::{ApiResult, EngineInfo, KernelLimits},
 };
 
 use super::EngineApi;
@@ -39,6 +39,8 @@ impl EngineApi {
         if version == 2 {
             security_options.push("name=cgroupns".to_owned());
         }
+        let limits = kernel_limits(version == 2);
+        let ipv4_forwarding = is_on("/proc/sys/net/ipv4/ip_forward");
         Ok(EngineInfo {
             id,
             name: self.config.hostname(),
@@ -63,6 +65,15 @@ impl EngineApi {
             network_drivers: ["bridge", "host", "null", "overlay"]
                 .map(str::to_owned)
                 .into(),
+            registry_mirrors: live.registry_mirrors.clone(),
+            default_log_driver: {
+                let driver = self.config.defaults.log_driver.clone();
+                driver.unwrap_or_else(|| "json-file".to_owned())
+            },
+            limits,
+            ipv4_forwarding,
+            open_files: count(fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)),
+            event_listeners: count(self.history.listeners()),
             labels: live.labels.clone(),
             insecure_registries: live.insecure_registries.iter().cloned().collect(),
             http_proxy: proxy("HTTP_PROXY"),
@@ -73,6 +84,10 @@ impl EngineApi {
                 .map(|reason| format!("WARNING: no container can run on this host: {reason}"))
                 .into_iter()
                 .chain(listeners::warnings(&self.config))
+                .chain(limits.warnings())
+                .chain(
+                    (!ipv4_forwarding).then(|| "WARNING: IPv4 forwarding is disabled".to_owned()),
+                )
                 .collect(),
             default_address: default_address(&self.config.interface_prefix),
         })
@@ -131,6 +146,47 @@ pub(super) fn go_arch(arch: &str) -> &str {
         "x86" => "386",
         other => other,
     }
+}
+
+/// Whether a switch of the kernel is on.
+fn is_on(path: &str) -> bool {
+    fs::read_to_string(path).is_ok_and(|text| text.trim() == "1")
+}
+
+/// Limits that the cgroup controllers of this host can set.
+fn kernel_limits(unified: bool) -> KernelLimits {
+    let root = Path::new("/sys/fs/cgroup");
+    if unified {
+        let text = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+        let has = |name: &str| text.split_whitespace().any(|known| known == name);
+        return KernelLimits {
+            memory: has("memory"),
+            // Groups other than the root have the file if the kernel accounts for swap.
+            swap: has("memory") && has_swap_file(root),
+            cpu_quota: has("cpu"),
+            cpu_shares: has("cpu"),
+            cpuset: has("cpuset"),
+            pids: has("pids"),
+            oom_kill_disable: false,
+        };
+    }
+    let has = |controller: &str, file: &str| root.join(controller).join(file).exists();
+    KernelLimits {
+        memory: has("memory", "memory.limit_in_bytes"),
+        swap: has("memory", "memory.memsw.limit_in_bytes"),
+        cpu_quota: has("cpu", "cpu.cfs_quota_us"),
+        cpu_shares: has("cpu", "cpu.shares"),
+        cpuset: has("cpuset", "cpuset.cpus"),
+        pids: has("pids", "cgroup.procs"),
+        oom_kill_disable: has("memory", "memory.oom_control"),
+    }
+}
+
+fn has_swap_file(root: &Path) -> bool {
+    let groups = fs::read_dir(root).into_iter().flatten().flatten();
+    groups
+        .take(64)
+        .any(|group| group.path().join("memory.swap.max").exists())
 }
 
 /// Name and version of the distribution.

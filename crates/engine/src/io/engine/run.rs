@@ -326,7 +326,13 @@ impl Engine {
         }
         // A user who kills it wants it gone; other signals may mean anything.
         if number == SIGKILL
-            || Some(number) == record.spec.stop_signal.as_deref().and_then(signals::parse)
+            || number
+                == record
+                    .spec
+                    .stop_signal
+                    .as_deref()
+                    .and_then(signals::parse)
+                    .unwrap_or(SIGTERM)
         {
             entry.update(|record| record.stopped_by_user = true);
         }
