@@ -11,13 +11,61 @@ use tokio::{
 
 use crate::{
     client::{Client, Payload, Target},
+    config_file::ConfigFile,
     output,
 };
 
 /// Bytes of the header before each frame of a multiplexed stream: stream, three zeros, length in network order.
 const FRAME_HEADER: usize = 8;
-/// Ctrl-P Ctrl-Q leaves a container running.
-const DETACH_KEYS: [u8; 2] = [16, 17];
+/// Leave a container running, unless the user says otherwise.
+const DETACH_KEYS: &str = "ctrl-p,ctrl-q";
+
+/// The keys that leave a container running.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DetachKeys {
+    /// In docker's grammar, for the daemon.
+    pub(crate) text: String,
+    bytes: Vec<u8>,
+}
+
+impl DetachKeys {
+    /// Those of the flag, else of the configuration file, else docker's.
+    pub(crate) fn wanted(flag: Option<&str>) -> Result<Self> {
+        match flag {
+            Some(text) => Self::parse(text),
+            None => {
+                let file = ConfigFile::load()?;
+                Self::parse(file.text("detachKeys").unwrap_or(DETACH_KEYS))
+            }
+        }
+    }
+
+    /// Reads keys: letters and `ctrl-x`, with commas between (moby `term.ToBytes`).
+    fn parse(text: &str) -> Result<Self> {
+        let mut bytes = Vec::new();
+        for key in text.split(',') {
+            bytes.push(match key.as_bytes() {
+                [byte] => *byte,
+                [b'c', b't', b'r', b'l', b'-', key @ (b'a'..=b'z')] => key - b'a' + 1,
+                b"ctrl-@" => 0,
+                b"ctrl-[" => 27,
+                b"ctrl-\\" => 28,
+                b"ctrl-]" => 29,
+                b"ctrl-^" => 30,
+                b"ctrl-_" => 31,
+                b"DEL" => 127,
+                _ => bail!(
+                    "invalid detach keys ({text}): unknown character: '{key}'; expected letters or ctrl-<value>, \
+                     where <value> is one of a-z @ [ \\ ] ^ _"
+                ),
+            });
+        }
+        Ok(Self {
+            text: text.to_owned(),
+            bytes,
+        })
+    }
+}
 
 /// A terminal in raw mode; it gets its old mode back when this goes.
 pub(crate) struct RawMode(Termios);
@@ -64,15 +112,18 @@ pub(crate) enum Ended {
 }
 
 /// Copies standard input to the process and its output to ours until the output ends or the user detaches.
-pub(crate) async fn copy<S>(stream: S, stdin: bool, tty: bool) -> Result<Ended>
+///
+/// `keys` detach from a terminal; without one nothing does.
+pub(crate) async fn copy<S>(stream: S, stdin: bool, tty: bool, keys: &DetachKeys) -> Result<Ended>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (reader, mut writer) = tokio::io::split(stream);
     let (detach, detached) = tokio::sync::oneshot::channel();
+    let keys = if tty { keys.bytes.clone() } else { Vec::new() };
     if stdin {
         tokio::spawn(async move {
-            if copy_in(&mut writer, tty).await == Ended::Detached {
+            if copy_in(&mut writer, &keys).await == Ended::Detached {
                 let _ = detach.send(());
             }
             // The process sees the end of its input; a broken stream is seen by the reading half.
@@ -89,31 +140,53 @@ where
     }
 }
 
-async fn copy_in(writer: &mut (impl AsyncWrite + Unpin), tty: bool) -> Ended {
+async fn copy_in(writer: &mut (impl AsyncWrite + Unpin), detach: &[u8]) -> Ended {
     let mut input = tokio::io::stdin();
     let mut buffer = vec![0; 16 << 10];
-    let mut pending = false;
+    let mut scanner = KeyScanner::default();
     loop {
         let Ok(count @ 1..) = input.read(&mut buffer).await else {
             return Ended::Output;
         };
-        let mut keys = Vec::with_capacity(count + 1);
-        for &key in &buffer[..count] {
-            if tty && pending && key == DETACH_KEYS[1] {
-                return Ended::Detached;
+        let Some(keys) = scanner.scan(&buffer[..count], detach) else {
+            return Ended::Detached;
+        };
+        if writer.write_all(&keys).await.is_err() || writer.flush().await.is_err() {
+            return Ended::Output;
+        }
+    }
+}
+
+/// Looks for the detach keys in what is typed.
+#[derive(Default)]
+struct KeyScanner {
+    /// How many of them were typed last.
+    matched: usize,
+}
+
+impl KeyScanner {
+    /// What is to be passed on; `None` when the last of the detach keys was typed.
+    fn scan(&mut self, typed: &[u8], detach: &[u8]) -> Option<Vec<u8>> {
+        if detach.is_empty() {
+            return Some(typed.to_vec());
+        }
+        let mut keys = Vec::with_capacity(typed.len() + self.matched);
+        for &key in typed {
+            if key != detach[self.matched] {
+                // They were meant for the process after all.
+                keys.extend_from_slice(&detach[..self.matched]);
+                self.matched = 0;
             }
-            if std::mem::take(&mut pending) {
-                keys.push(DETACH_KEYS[0]);
-            }
-            if tty && key == DETACH_KEYS[0] {
-                pending = true;
+            if key == detach[self.matched] {
+                self.matched += 1;
+                if self.matched == detach.len() {
+                    return None;
+                }
             } else {
                 keys.push(key);
             }
         }
-        if writer.write_all(&keys).await.is_err() || writer.flush().await.is_err() {
-            return Ended::Output;
-        }
+        Some(keys)
     }
 }
 
@@ -224,6 +297,29 @@ pub(crate) async fn proxy_signals(client: &Client, id: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn detach_keys_are_found_wherever_they_are_cut() {
+        let keys = DetachKeys::parse("ctrl-p,ctrl-q").unwrap().bytes;
+        assert_eq!(keys, [16, 17]);
+        let scan = |pieces: &[&[u8]]| {
+            let mut scanner = KeyScanner::default();
+            let mut out = Vec::new();
+            for piece in pieces {
+                out.extend(scanner.scan(piece, &keys)?);
+            }
+            Some(out)
+        };
+        assert_eq!(scan(&[b"a\x10", b"\x11b"]), None);
+        assert_eq!(scan(&[b"a\x10", b"b"]).unwrap(), b"a\x10b");
+        assert_eq!(scan(&[b"\x10\x10\x10x"]).unwrap(), b"\x10\x10\x10x");
+        assert_eq!(scan(&[b"\x10\x10\x11"]), None);
+        assert_eq!(
+            DetachKeys::parse("@,ctrl-[,ctrl-\\").unwrap().bytes,
+            [64, 27, 28]
+        );
+        assert!(DetachKeys::parse("ctrl-").is_err() && DetachKeys::parse("").is_err());
+    }
 
     #[tokio::test]
     async fn a_multiplexed_stream_is_taken_apart() {

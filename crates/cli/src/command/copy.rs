@@ -1,7 +1,7 @@
 //! `shoal cp`: files into a container, out of it, or through standard streams.
 
 use std::{
-    io::Read as _,
+    io::{IsTerminal as _, Read as _},
     path::{Path, PathBuf},
 };
 
@@ -114,8 +114,9 @@ impl Args {
         }
     }
 
+    /// Tells people; programs do not ask for it.
     fn done(&self, bytes: u64, to: &str) {
-        if !self.quiet {
+        if !self.quiet && std::io::stderr().is_terminal() {
             output::note(format!("Successfully copied {} to {to}", size(bytes)));
         }
     }

@@ -10,7 +10,7 @@ use crate::{
     flags::environment,
     json::{number, text},
     output,
-    terminal::{self, Ended, RawMode},
+    terminal::{self, DetachKeys, Ended, RawMode},
 };
 
 /// Execute a command in a running container
@@ -30,6 +30,9 @@ pub(crate) struct Args {
 /// What a further process in a container is like
 #[derive(ClapArgs)]
 pub(crate) struct Process {
+    /// Override the key sequence for detaching a container
+    #[arg(long, value_name = "string")]
+    detach_keys: Option<String>,
     /// Keep STDIN open even if not attached
     #[arg(short, long)]
     interactive: bool,
@@ -92,6 +95,7 @@ impl Process {
         if !detach {
             terminal::check_tty(stdin, self.tty)?;
         }
+        let keys = DetachKeys::wanted(self.detach_keys.as_deref())?;
         let body = json!({
             "AttachStdin": stdin,
             "AttachStdout": !detach,
@@ -102,6 +106,7 @@ impl Process {
             "Privileged": self.privileged,
             "User": self.user,
             "WorkingDir": self.workdir,
+            "DetachKeys": keys.text,
         });
         let made = client.post(create, body).await?;
         let id = text(&made, "/Id");
@@ -125,7 +130,7 @@ impl Process {
             std::future::pending::<Ended>().await
         };
         let ended = tokio::select! {
-            ended = terminal::copy(stream, stdin, self.tty) => ended,
+            ended = terminal::copy(stream, stdin, self.tty, &keys) => ended,
             never = resize => Ok(never),
         };
         drop(raw);

@@ -13,7 +13,7 @@ use crate::{
     json::{is, number, text},
     output,
     progress::Lines,
-    terminal::{self, Ended, RawMode},
+    terminal::{self, DetachKeys, Ended, RawMode},
 };
 
 /// Create and run a new container from an image
@@ -26,6 +26,9 @@ pub(crate) struct Run {
     /// Run container in background and print container ID
     #[arg(short, long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", hide_default_value = true, value_name = "bool")]
     detach: bool,
+    /// Override the key sequence for detaching a container
+    #[arg(long, value_name = "string")]
+    detach_keys: Option<String>,
     /// Proxy received signals to the process
     #[arg(long, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_name = "bool")]
     sig_proxy: bool,
@@ -64,12 +67,18 @@ pub(crate) struct Start {
     /// Attach container's STDIN
     #[arg(short, long)]
     interactive: bool,
+    /// Override the key sequence for detaching a container
+    #[arg(long, value_name = "string")]
+    detach_keys: Option<String>,
 }
 
 /// Attach to the streams of a running container
 #[derive(Args)]
 pub(crate) struct Attach {
     container: String,
+    /// Override the key sequence for detaching a container
+    #[arg(long, value_name = "string")]
+    detach_keys: Option<String>,
     /// Do not attach STDIN
     #[arg(long)]
     no_stdin: bool,
@@ -79,7 +88,7 @@ pub(crate) struct Attach {
 }
 
 /// What of a container to hold on to.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Hold {
     stdin: bool,
     stdout: bool,
@@ -88,6 +97,7 @@ struct Hold {
     sig_proxy: bool,
     /// Ends with the container's removal instead of its next exit.
     removed: bool,
+    keys: DetachKeys,
 }
 
 /// Makes the error of a container that could not be run into docker's exit code and text.
@@ -150,6 +160,7 @@ impl Run {
             tty: flags.tty,
             sig_proxy: self.sig_proxy && !flags.tty,
             removed: flags.rm,
+            keys: DetachKeys::wanted(self.detach_keys.as_deref())?,
         };
         if self.detach && !flags.attach.is_empty() {
             bail!("conflicting options: cannot specify both --attach and --detach");
@@ -157,7 +168,7 @@ impl Run {
         if !self.detach {
             terminal::check_tty(hold.stdin, hold.tty)?;
         }
-        let id = create(flags, &self.image_and_command, Some(hold), client)
+        let id = create(flags, &self.image_and_command, Some(&hold), client)
             .await
             .map_err(cannot_create)?;
         if self.detach {
@@ -206,6 +217,7 @@ impl Start {
             tty,
             sig_proxy: !tty,
             removed: is(&container, "/HostConfig/AutoRemove"),
+            keys: DetachKeys::wanted(self.detach_keys.as_deref())?,
         };
         let status = run_attached(text(&container, "/Id"), hold, client).await?;
         exit_with(status)
@@ -231,6 +243,7 @@ impl Attach {
             tty,
             sig_proxy: self.sig_proxy && !tty,
             removed: false,
+            keys: DetachKeys::wanted(self.detach_keys.as_deref())?,
         };
         terminal::check_tty(hold.stdin, tty)?;
         let status = hold_on(text(&container, "/Id"), hold, false, client).await?;
@@ -249,7 +262,7 @@ async fn start(id: &str, client: &Client) -> Result<()> {
 async fn create(
     flags: &Flags,
     image_and_command: &[String],
-    hold: Option<Hold>,
+    hold: Option<&Hold>,
     client: &Client,
 ) -> Result<String> {
     let (image, command) = image_and_command
@@ -257,19 +270,14 @@ async fn create(
         .expect("clap demands one value");
     let mut body = flags.body(image, command, &environment::process)?;
     // What `create` makes is to be attached to later, if at all.
-    let hold = hold.unwrap_or(Hold {
-        stdin: flags.interactive,
-        stdout: true,
-        stderr: true,
-        tty: flags.tty,
-        sig_proxy: false,
-        removed: flags.rm,
+    let (stdin, stdout, stderr) = hold.map_or((flags.interactive, true, true), |hold| {
+        (hold.stdin, hold.stdout, hold.stderr)
     });
-    body["AttachStdin"] = hold.stdin.into();
-    body["AttachStdout"] = hold.stdout.into();
-    body["AttachStderr"] = hold.stderr.into();
+    body["AttachStdin"] = stdin.into();
+    body["AttachStdout"] = stdout.into();
+    body["AttachStderr"] = stderr.into();
     // The container's input ends when the one attached client's does.
-    body["StdinOnce"] = hold.stdin.into();
+    body["StdinOnce"] = stdin.into();
     if let (true, Some((width, height))) = (flags.tty, terminal_size::terminal_size()) {
         body["HostConfig"]["ConsoleSize"] = serde_json::json!([height.0, width.0]);
     }
@@ -326,6 +334,7 @@ async fn run_attached(id: &str, hold: Hold, client: &Client) -> Result<i64> {
 async fn hold_on(id: &str, hold: Hold, start_it: bool, client: &Client) -> Result<i64> {
     let target = Target::new("/containers/{}/attach", &[id])
         .arg("stream", 1)
+        .arg("detachKeys", &hold.keys.text)
         .flag("stdin", hold.stdin)
         .flag("stdout", hold.stdout)
         .flag("stderr", hold.stderr);
@@ -349,7 +358,7 @@ async fn hold_on(id: &str, hold: Hold, start_it: bool, client: &Client) -> Resul
     } else {
         None
     };
-    let copy = terminal::copy(stream, hold.stdin, hold.tty);
+    let copy = terminal::copy(stream, hold.stdin, hold.tty, &hold.keys);
     let up = tokio::sync::Notify::new();
     let work = async {
         if start_it {
