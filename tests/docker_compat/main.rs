@@ -1,9 +1,12 @@
 //! Docker's own client, unmodified, against our socket.
 
 mod build;
+mod cli;
 mod containers;
+mod golden;
 mod sdk;
 mod services;
+mod system;
 
 use std::process::{Command, Stdio};
 

@@ -17,7 +17,8 @@ use shoal_tests::{
 const PYTHON_SDK: &str = "docker==7.2.0";
 const NODE_SDK: &str = "dockerode@5.0.1";
 
-fn scripts() -> PathBuf {
+/// Where the scripts are that tests drive.
+pub(super) fn scripts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("docker_compat/scripts")
 }
 

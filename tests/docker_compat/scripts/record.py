@@ -1,6 +1,6 @@
-"""Makes the calls of golden/calls.json to a daemon and prints them with what it answers.
+"""Makes the calls of golden/answers.json to a daemon and prints them with what it answers.
 
-Usage: record.py SOCKET ARCHIVE < golden/calls.json > golden/answers.json, with Docker's own daemon at SOCKET and the
+Usage: record.py SOCKET ARCHIVE < golden/answers.json, with Docker's own daemon at SOCKET and the
 image `busybox:test` in ARCHIVE. Ids are written as <ID>; the things that the calls need are made before and removed after.
 """
 
@@ -34,6 +34,9 @@ def message(text):
     except (ValueError, KeyError, TypeError):
         pass
     text = re.sub(r"\b[0-9a-f]{64}\b", "<ID>", text)
+    # The processors of whoever answers.
+    text = re.sub(r"to \d+\.00, as there are only \d+ CPUs", "to <N>.00, as there are only <N> CPUs", text)
+    text = re.sub(r"available: 0-\d+", "available: 0-<N>", text)
     return re.sub(r"\b[0-9a-f]{12}\b", "<ID>", text).strip()
 
 
