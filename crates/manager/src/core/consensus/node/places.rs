@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use shoal_api::planted::{Bug, planted};
+
 use super::{Answer, Caller, Node, ProposeError, RemoveError, to_raft};
 use crate::core::{
     consensus::{Member, MemberChange, RaftId, may_remove},
@@ -67,6 +69,11 @@ impl Node {
         if self.members.id_of(&member.node_id) == Some(self.raft_id()) {
             let reason = Rejected::Reference("the leader is a member already".to_owned());
             return self.fail(caller, ProposeError::Rejected(reason));
+        }
+        if planted(Bug::RejoinKeepsId)
+            && let Some(old) = self.members.id_of(&member.node_id)
+        {
+            return self.answer(caller, Answer::Admitted(old));
         }
         self.membership
             .waiting
@@ -166,7 +173,16 @@ impl Node {
                     self.membership.open = Some((ticket, request));
                     return;
                 }
-                Err(refused) => self.refuse(&request, refused),
+                Err(refused) => {
+                    // Whoever waits for an old place to be given up is refused with it.
+                    let heir = match &request {
+                        Request::Remove { caller: None, .. } => self.membership.waiting.pop_front(),
+                        _ => None,
+                    };
+                    for request in [Some(request), heir].into_iter().flatten() {
+                        self.refuse(&request, refused.clone());
+                    }
+                }
             }
         }
     }
