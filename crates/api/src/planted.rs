@@ -35,7 +35,7 @@ bugs! {
     WalDropsLast: "log", "the last record is dropped at the start";
     WalSegmentUnnamed: "log", "the name of a new segment is not synced";
     WalReleasesAll: "log", "all closed segments are removed after a snapshot";
-    WalTornTailKept: "log", "what a torn write left is not wiped";
+    LogKeepsInstalled: "log", "entries from before an installed snapshot survive it";
     SnapshotNoSync: "log", "a snapshot is not synced";
     SnapshotCutFirst: "log", "the log is cut before the snapshot is durable";
     LogKeepsConflict: "log", "entries of an older term survive those that replace them";

@@ -1,4 +1,4 @@
-//! `shoal-sim [--seeds N] [--seed S] [--trace]`: many seeds, or one.
+//! `shoal-sim [--seeds N] [--seed S] [--trace] [--mutants]`: many seeds, or one, or a search for planted bugs.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // A tool for people at a terminal.
 
 use std::{
@@ -9,12 +9,13 @@ use std::{
 
 use shoal_sim::run::{Run, run};
 
-const USAGE: &str = "usage: shoal-sim [--seeds N] [--seed S] [--trace]";
+const USAGE: &str = "usage: shoal-sim [--seeds N] [--seed S] [--trace] [--mutants]";
 
 struct Words {
     seeds: u64,
     seed: u64,
     trace: bool,
+    mutants: bool,
 }
 
 fn words() -> Option<Words> {
@@ -22,6 +23,7 @@ fn words() -> Option<Words> {
         seeds: 1,
         seed: 1,
         trace: false,
+        mutants: false,
     };
     let mut given = std::env::args().skip(1);
     while let Some(word) = given.next() {
@@ -29,6 +31,7 @@ fn words() -> Option<Words> {
             "--seeds" => words.seeds = given.next()?.parse().ok()?,
             "--seed" => words.seed = given.next()?.parse().ok()?,
             "--trace" => words.trace = true,
+            "--mutants" => words.mutants = true,
             _ => return None,
         }
     }
@@ -43,6 +46,9 @@ fn main() -> ExitCode {
     // What a panic says is part of what was found; its place comes with `--trace`.
     if !words.trace {
         std::panic::set_hook(Box::new(|_| {}));
+    }
+    if words.mutants {
+        return mutants(words.seed, words.seeds);
     }
     let began = Instant::now();
     let runs = many(words.seed, words.seeds, words.trace);
@@ -101,4 +107,60 @@ fn many(first: u64, count: u64, trace: bool) -> Vec<Run> {
     });
     runs.sort_by_key(|run| run.seed);
     runs
+}
+
+/// Looks for every planted bug and says which were found, and how soon.
+#[cfg(feature = "planted-bugs")]
+fn mutants(first: u64, most: u64) -> ExitCode {
+    use shoal_api::planted::Bug;
+    use shoal_sim::run::{Hunt, hunt};
+
+    let next = AtomicU64::new(0);
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let print = |hunt: &Hunt| {
+        let (bug, area) = (format!("{:?}", hunt.bug), hunt.bug.area());
+        let verdict = hunt.found.as_ref().map_or("NOT FOUND".to_owned(), |run| {
+            let problem = run.problem.as_deref().unwrap_or_default();
+            let line = problem.lines().next().unwrap_or_default();
+            line.chars().take(90).collect()
+        });
+        println!("{bug:22} {area:12} {:>5} {verdict}", hunt.seeds);
+    };
+    println!("{:22} {:12} {:>5} found because", "bug", "in", "seeds");
+    let hunts: Vec<Hunt> = std::thread::scope(|scope| {
+        let work = || {
+            let mut hunts = Vec::new();
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed) as usize;
+                let Some(bug) = Bug::ALL.get(number) else {
+                    return hunts;
+                };
+                let hunt = hunt(*bug, first, most);
+                print(&hunt);
+                hunts.push(hunt);
+            }
+        };
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let joined = workers.into_iter().map(|worker| worker.join());
+        joined
+            .flat_map(|hunts| hunts.expect("runs catch their panics"))
+            .collect()
+    });
+    let missed: Vec<&Hunt> = hunts.iter().filter(|hunt| hunt.found.is_none()).collect();
+    let (all, found) = (hunts.len(), hunts.len() - missed.len());
+    println!("{found} of {all} planted bugs found within {most} seeds");
+    // A bug in the log or in consensus loses data: every one of them must be found.
+    let is_vital = |hunt: &&&Hunt| ["log", "consensus"].contains(&hunt.bug.area());
+    let vital = missed.iter().filter(is_vital).count();
+    if vital == 0 && found * 100 >= all * 95 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+#[cfg(not(feature = "planted-bugs"))]
+fn mutants(_: u64, _: u64) -> ExitCode {
+    eprintln!("this build has no planted bugs; use cargo xtask sim --mutants");
+    ExitCode::from(2)
 }

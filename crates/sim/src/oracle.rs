@@ -430,7 +430,9 @@ impl Oracle {
             match item {
                 Item::Task(task) => {
                     let used = &task.spec.container.secrets;
-                    let used = used.iter().map(|used| used.id.clone()).collect();
+                    let is_over = task.status.state.is_terminal();
+                    let used = used.iter().filter(|_| !is_over);
+                    let used = used.map(|used| used.id.clone()).collect();
                     duty.tasks.insert(task.id.clone(), used);
                     if task.node != Some(node_of(host)) {
                         foreign = Some(task.id.clone());

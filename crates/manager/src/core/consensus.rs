@@ -5,7 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use shoal_api::NodeId;
+use shoal_api::{
+    NodeId,
+    planted::{Bug, planted},
+};
 
 mod log;
 pub mod node;
@@ -105,7 +108,13 @@ impl Members {
 
     /// An id that nobody ever had.
     pub fn next_id(&self) -> RaftId {
-        let ever = self.current.keys().chain(&self.removed);
+        let none = BTreeSet::new();
+        let removed = if planted(Bug::RaftIdReused) {
+            &none
+        } else {
+            &self.removed
+        };
+        let ever = self.current.keys().chain(removed);
         ever.max().map_or(1, |highest| highest + 1)
     }
 

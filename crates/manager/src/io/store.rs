@@ -7,6 +7,7 @@ use std::{
 
 use shoal_api::{
     object::{Batch, Change, Expect, Object, ObjectKey},
+    planted::{Bug, planted},
     wire::{decode_batch_with, encode_batch, encode_batch_lean},
 };
 use tokio::sync::broadcast;
@@ -194,6 +195,11 @@ pub fn encode_state(state: &State) -> Vec<u8> {
     let (tasks, others): (Vec<_>, Vec<_>) = state
         .snapshot()
         .into_iter()
+        .filter(|object| {
+            let is_early =
+                matches!(object, Object::Task(task) if task.status.state < shoal_api::TaskState::Assigned);
+            !(planted(Bug::SnapshotLosesTasks) && is_early)
+        })
         .partition(|object| matches!(object, Object::Task(_)));
     let services = State::restore(state.index(), others.clone()).unwrap_or_default();
     let mut out = Writer::default();

@@ -6,6 +6,7 @@ use shoal_api::{
     ConfigId, SecretId, TaskId,
     network::NetworkView,
     object::{Config, Secret, Task, TaskStatus},
+    planted::{Bug, planted},
 };
 
 use super::task_machine::merged;
@@ -123,7 +124,7 @@ impl Assignments {
             touched.removed = self
                 .tasks
                 .keys()
-                .filter(|task| !named(task))
+                .filter(|task| !named(task) && !planted(Bug::AgentIgnoresRemoval))
                 .cloned()
                 .collect();
             self.secrets.clear();

@@ -8,6 +8,7 @@ use std::time::Duration;
 use shoal_api::{
     TaskState, Timestamp,
     object::{Task, TaskStatus},
+    planted::{Bug, planted},
 };
 
 use crate::ports::{Chain, ExecError, ExecErrorKind, Exit, Started};
@@ -77,6 +78,9 @@ pub fn stop_grace(task: &Task) -> Duration {
 /// Returns what a task needs next.
 pub fn next_step(task: &Task, now: Timestamp) -> Step {
     use TaskState as S;
+    if must_stop(task) && planted(Bug::AgentStopsLate) {
+        return Step::Report(moved(task, TaskState::Shutdown, "shutdown", now));
+    }
     if must_stop(task) {
         return Step::Run(Op::Shutdown);
     }

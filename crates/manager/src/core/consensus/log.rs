@@ -7,6 +7,8 @@ use raft::{
     eraftpb::{ConfState, Entry, HardState, Snapshot},
 };
 
+use shoal_api::planted::{Bug, planted};
+
 use super::{LogIndex, record::Record};
 
 /// Entries behind the last compaction, with the state around them.
@@ -34,7 +36,7 @@ impl Log {
         let mut entries: Vec<Entry> = Vec::new();
         for record in records {
             hard_state = record.hard_state;
-            if record.installed.is_some() {
+            if record.installed.is_some() && !planted(Bug::LogKeepsInstalled) {
                 entries.clear();
             }
             for entry in record.entries {
@@ -42,8 +44,12 @@ impl Log {
                     if entry.index > first + entries.len() as u64 {
                         return Err("the log has a gap");
                     }
-                    entries
-                        .truncate(usize::try_from(entry.index.saturating_sub(first)).unwrap_or(0));
+                    let kept = usize::try_from(entry.index.saturating_sub(first)).unwrap_or(0);
+                    if !planted(Bug::LogKeepsConflict) {
+                        entries.truncate(kept);
+                    } else if kept < entries.len() {
+                        continue;
+                    }
                 }
                 entries.push(entry);
             }

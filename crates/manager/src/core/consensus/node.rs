@@ -21,6 +21,8 @@ use raft::{
     eraftpb::{ConfChange, ConfChangeType, Entry, EntryType, Message, MessageType, Snapshot},
 };
 
+use shoal_api::planted::{Bug, planted};
+
 pub use self::values::{
     Answer, BeginError, Caller, Effect, Kept, Leadership, Limits, Persist, ProposeError,
     RemoveError, StateMachine,
@@ -120,7 +122,7 @@ impl Node {
             id: raft_id,
             election_tick: limits.election_ticks,
             heartbeat_tick: 1,
-            applied,
+            applied: applied - u64::from(planted(Bug::AppliesTwice) && applied > 1),
             max_size_per_msg: MESSAGE_BYTES_MAX as u64,
             max_inflight_msgs: INFLIGHT_MESSAGES_MAX,
             max_uncommitted_size: UNCOMMITTED_BYTES_MAX,
@@ -267,6 +269,10 @@ impl Node {
         let ticket = self.take_ticket();
         let context = self.context(ticket, None);
         match self.try_propose(|raw| raw.propose(context, data.to_vec())) {
+            Ok(()) if planted(Bug::AckOnAppend) => {
+                let index = self.raw.raft.raft_log.last_index();
+                self.answer(caller, Answer::At(index));
+            }
             Ok(()) => {
                 self.proposals.insert(ticket, caller);
             }
@@ -276,6 +282,9 @@ impl Node {
 
     /// Answered with [`Answer::At`] once everything that was decided anywhere before is applied here.
     pub fn read(&mut self, caller: Caller) {
+        if planted(Bug::ReadWithoutBarrier) {
+            return self.answer(caller, Answer::At(self.applied));
+        }
         self.reads.waiting.push((self.ticks, caller));
     }
 
@@ -307,6 +316,9 @@ impl Node {
         while self.persisting.is_none() && self.raw.has_ready() {
             let mut ready = self.raw.ready();
             self.send(ready.take_messages());
+            if planted(Bug::SendBeforePersist) {
+                self.send(ready.take_persisted_messages());
+            }
             let snapshot =
                 Some(ready.snapshot().clone()).filter(|snapshot| snapshot.get_metadata().index > 0);
             // A commit index alone need not be durable: the leader tells it again.
@@ -497,7 +509,11 @@ impl Node {
         let ours = input
             .number()
             .is_ok_and(|incarnation| incarnation == self.incarnation);
-        if ours { input.number().ok() } else { None }
+        if ours || planted(Bug::TicketOfAnyone) {
+            input.number().ok()
+        } else {
+            None
+        }
     }
 
     fn apply_membership(&mut self, entry: &Entry) {
@@ -549,7 +565,7 @@ impl Node {
         let applied = self.applied;
         let (done, ahead) = std::mem::take(&mut self.reads.answered)
             .into_iter()
-            .partition(|(at, _)| *at <= applied);
+            .partition(|(at, _)| *at <= applied || planted(Bug::ReadAheadOfApply));
         self.reads.answered = ahead;
         for (_, caller) in done {
             self.answer(caller, Answer::At(applied));

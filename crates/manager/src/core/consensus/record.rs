@@ -1,6 +1,7 @@
 //! What a manager writes down of one step of Raft.
 
 use raft::eraftpb::{Entry, HardState};
+use shoal_api::planted::{Bug, planted};
 
 use super::{
     LogIndex,
@@ -22,7 +23,11 @@ impl Record {
     /// Writes it down.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Writer::default();
-        wire::encode_hard_state(&mut out, &self.hard_state);
+        let mut hard_state = self.hard_state.clone();
+        if planted(Bug::WalForgetsVote) {
+            hard_state.vote = 0;
+        }
+        wire::encode_hard_state(&mut out, &hard_state);
         let (index, term) = self.installed.unwrap_or_default();
         out.number(u64::from(self.installed.is_some()));
         out.number(index);

@@ -6,6 +6,7 @@ use shoal_api::{
     ConfigId, NodeId, SecretId, TaskId, TaskState,
     network::NetworkView,
     object::{Config, Secret, Task},
+    planted::{Bug, planted},
 };
 
 use super::view::NetworkSlices;
@@ -65,6 +66,8 @@ pub fn assignment_set_with(state: &State, node: &NodeId, slices: &NetworkSlices)
             .secrets
             .iter()
             .filter_map(|reference| state.secret(&reference.id));
+        let all = state.secrets().filter(|_| planted(Bug::SecretsToAll));
+        let secrets = secrets.chain(all);
         set.secrets
             .extend(secrets.map(|secret| (secret.id.clone(), secret.clone())));
         let configs = container
@@ -135,7 +138,7 @@ pub fn diff(old: &AssignmentSet, new: &AssignmentSet) -> Vec<AssignmentChange> {
     let gone = old
         .secrets
         .keys()
-        .filter(|id| !new.secrets.contains_key(*id));
+        .filter(|id| !new.secrets.contains_key(*id) && !planted(Bug::SecretsStay));
     changes.extend(gone.cloned().map(C::RemoveSecret));
     changes
 }

@@ -295,7 +295,8 @@ impl<'a, 'c> Fleet<'a, 'c> {
         let after = next.start_after.unwrap_or(self.now);
         let old = slot
             .iter()
-            .filter(|entry| !entry.is_runnable() && !self.is_over(&entry.task));
+            .filter(|entry| !entry.is_runnable() && !self.is_over(&entry.task))
+            .filter(|_| !shoal_api::planted::planted(shoal_api::planted::Bug::StopFirstOverlaps));
         // An old task that does not end must not keep its slot empty for ever.
         let patience = old.map(|entry| {
             let grace = entry

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use shoal_api::{
     Actor, NodeId, ServiceId, TaskState,
     object::{ObjectKey, Task},
+    planted::{Bug, planted},
     spec::ClusterSpec,
 };
 
@@ -54,7 +55,9 @@ impl Reconciler for Reaper {
                 .into_iter()
                 .filter(|task| is_over(task))
                 .partition(|task| {
-                    task.desired_state == TaskState::Remove || state.service(service).is_none()
+                    let is_left =
+                        task.desired_state == TaskState::Remove || state.service(service).is_none();
+                    is_left && !planted(Bug::ReaperSleeps)
                 });
             let oldest = history
                 .into_iter()

@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use shoal_api::{NodeId, TaskState};
+use shoal_api::{
+    NodeId, TaskState,
+    planted::{Bug, planted},
+};
 
 use super::{
     fleet::{Birth, Entry, Fleet, SlotKey},
@@ -23,10 +26,12 @@ pub(super) fn reconcile(fleet: &mut Fleet<'_, '_>, replicas: u64) {
 }
 
 fn runnable_slots(fleet: &Fleet<'_, '_>) -> Vec<SlotKey> {
-    let runnable = fleet
-        .slots
-        .iter()
-        .filter(|(_, slot)| slot.iter().any(Entry::is_runnable));
+    let runnable = fleet.slots.iter().filter(|(_, slot)| {
+        if planted(Bug::SlotTwice) {
+            return slot.iter().any(Entry::runs);
+        }
+        slot.iter().any(Entry::is_runnable)
+    });
     runnable.map(|(key, _)| key.clone()).collect()
 }
 
@@ -46,6 +51,7 @@ fn scale(fleet: &mut Fleet<'_, '_>, replicas: u64) {
         }
     } else {
         let excess = usize::try_from(have - replicas).unwrap_or(usize::MAX);
+        let excess = excess.saturating_sub(usize::from(planted(Bug::ScaleDownForgets)));
         for key in to_remove(fleet, excess) {
             remove(fleet, &key);
         }

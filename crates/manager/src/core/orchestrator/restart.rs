@@ -8,6 +8,7 @@ use std::time::Duration;
 use shoal_api::{
     TaskState, Timestamp,
     object::Task,
+    planted::{Bug, planted},
     spec::{RestartCondition, RestartPolicy},
 };
 
@@ -109,7 +110,7 @@ fn judge(fleet: &Fleet<'_, '_>, slot: &[Entry], entry: &Entry) -> Judgement {
             ..Birth::NEXT
         });
     }
-    if !task.status.state.is_terminal() {
+    if !task.status.state.is_terminal() || planted(Bug::RestartNever) {
         return Judgement::Stay;
     }
     let policy = &fleet.service.spec.task.restart;

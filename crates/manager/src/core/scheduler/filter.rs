@@ -161,7 +161,11 @@ fn satisfies(task: &TaskNeeds, node: &Node) -> bool {
 struct Ready;
 impl Filter for Ready {
     fn check(&self, _: &TaskNeeds, node: &Candidate<'_>) -> bool {
-        is_ready(&node.info.node)
+        let node = &node.info.node;
+        // Planted: a drained node passes.
+        is_ready(node)
+            || (node.status.state == NodeState::Ready
+                && shoal_api::planted::planted(shoal_api::planted::Bug::SchedulerDrained))
     }
     fn explain(&self, nodes: usize) -> String {
         if nodes == 1 {
@@ -195,7 +199,9 @@ impl Resource {
                 cpus(have.nano_cpus.into())
             ));
         }
-        if u128::from(wanted.memory_bytes) > node.free_memory_bytes() {
+        if u128::from(wanted.memory_bytes) > node.free_memory_bytes()
+            && !shoal_api::planted::planted(shoal_api::planted::Bug::SchedulerOvercommits)
+        {
             return Some(format!(
                 "{} bytes of memory wanted, {} of {} free",
                 wanted.memory_bytes,

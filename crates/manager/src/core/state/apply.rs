@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use shoal_api::{
     Actor, ServiceId, Timestamp,
     object::{Batch, Change, Expect, Object, ObjectKey, Service, Task},
+    planted::{Bug, planted},
     spec::TaskSpec,
 };
 
@@ -64,7 +65,8 @@ impl State {
             Expect::Absent => None,
             Expect::Version(version) => Some(version),
         };
-        if found != expected || (found.is_none() && new.is_none()) {
+        let is_forgiven = planted(Bug::VersionUnchecked) && found.is_some() && expected.is_some();
+        if (found != expected && !is_forgiven) || (found.is_none() && new.is_none()) {
             return Err(Rejected::Stale {
                 key,
                 expected,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use raft::eraftpb::Snapshot;
+use shoal_api::planted::{Bug, planted};
 
 use super::{
     disk::Disk,
@@ -71,7 +72,9 @@ impl Snapshots {
             .map_err(disk_error("write", &temporary))?;
         file.write_at(HEADER as u64, &sealed)
             .map_err(disk_error("write", &temporary))?;
-        file.sync().map_err(disk_error("sync", &temporary))?;
+        if !planted(Bug::SnapshotNoSync) {
+            file.sync().map_err(disk_error("sync", &temporary))?;
+        }
         self.disk
             .rename(&temporary, &name)
             .map_err(disk_error("rename", &temporary))?;

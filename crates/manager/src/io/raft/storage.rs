@@ -1,5 +1,7 @@
 //! A manager's log and snapshots on its disk as one: found at the start, written to in the order that makes it safe.
 
+use shoal_api::planted::{Bug, planted};
+
 use super::{
     Start, StartError, Vault, membership,
     snapshot::Snapshots,
@@ -42,11 +44,18 @@ impl Storage {
     /// # Errors
     /// The disk failed; what is on it is then unknown, and the process must end.
     pub fn persist(&mut self, persist: &Persist) -> Result<(), WalError> {
+        if planted(Bug::SnapshotCutFirst)
+            && let (Some(snapshot), true) = (&persist.snapshot, persist.cuts_log)
+        {
+            self.wal.release(snapshot.get_metadata().index)?;
+        }
         let keep_from = match &persist.snapshot {
             Some(snapshot) => self.snapshots.save(snapshot)?,
             None => 0,
         };
-        if let Some(record) = &persist.record {
+        if let Some(record) = &persist.record
+            && !(planted(Bug::WalForgetsTerm) && record.entries.is_empty())
+        {
             self.wal.append(record)?;
         }
         if persist.cuts_log {

@@ -12,6 +12,8 @@
 
 use std::{collections::VecDeque, io, ops::Range, sync::Arc};
 
+use shoal_api::planted::{Bug, planted};
+
 use super::{
     disk::{Disk, DiskFile},
     seal::{DataKey, OVERHEAD, Owner},
@@ -126,6 +128,9 @@ impl Wal {
             let is_last = position + 1 == numbers.len();
             wal.read_segment(*number, position == 0, is_last, &mut records)?;
         }
+        if planted(Bug::WalDropsLast) {
+            records.pop();
+        }
         Ok((wal, records))
     }
 
@@ -157,7 +162,9 @@ impl Wal {
         open.file
             .write_at(open.end, &bytes)
             .map_err(disk_error("write", &open.name))?;
-        open.file.sync().map_err(disk_error("sync", &open.name))?;
+        if !planted(Bug::WalNoSync) {
+            open.file.sync().map_err(disk_error("sync", &open.name))?;
+        }
         open.end += bytes.len() as u64;
         self.next_sequence += 1;
         self.checksum = checksum;
@@ -169,7 +176,9 @@ impl Wal {
     /// Removes segments that say nothing about entries above `index`. A durable snapshot must cover that index.
     pub fn release(&mut self, index: LogIndex) -> Result<(), WalError> {
         let mut removed = false;
-        while self.segments.len() > 1 && self.segments[0].highest_index <= index {
+        while self.segments.len() > 1
+            && (self.segments[0].highest_index <= index || planted(Bug::WalReleasesAll))
+        {
             let name = segment_name(self.segments[0].number);
             self.disk
                 .remove(&name)
@@ -229,9 +238,11 @@ impl Wal {
         self.disk
             .rename(&temporary, &name)
             .map_err(disk_error("rename", &temporary))?;
-        self.disk
-            .sync_names()
-            .map_err(disk_error("sync", "the log's directory"))?;
+        if !planted(Bug::WalSegmentUnnamed) {
+            self.disk
+                .sync_names()
+                .map_err(disk_error("sync", "the log's directory"))?;
+        }
         self.segments.push_back(Segment {
             number,
             highest_index: 0,
