@@ -241,6 +241,7 @@ impl State {
                 if let Some(new) = &mut new {
                     let shared = self.retain_spec(&new.service, new.spec_version, &new.spec)?;
                     new.spec = shared;
+                    self.share_with_siblings(new);
                 }
                 if let Some(old) = &old {
                     self.release_spec(&old.service, old.spec_version);
@@ -249,6 +250,17 @@ impl State {
                 replace!(tasks, Task, old, new)
             }
         })
+    }
+
+    /// Lets a task hold the same copies as its siblings of what is the same, since there may be very many.
+    fn share_with_siblings(&self, task: &mut Task) {
+        let sibling = self.tasks_of_service(&task.service).next().cloned();
+        if let Some(sibling) = sibling {
+            task.service = sibling.service.clone();
+            if task.service_name == sibling.service_name {
+                task.service_name = sibling.service_name.clone();
+            }
+        }
     }
 
     fn index_task(&mut self, old: Option<&Task>, new: Option<&Task>) {

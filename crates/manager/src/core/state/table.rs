@@ -5,6 +5,9 @@ use std::{borrow::Borrow, sync::Arc};
 /// Entries per chunk at most; a chunk is what a change after a copy must duplicate.
 const CHUNK_ENTRIES_MAX: usize = 64;
 
+/// Entries for which a full chunk gets room.
+const CHUNK_GROWTH: usize = 8;
+
 type Chunk<K, V> = Arc<Vec<(K, V)>>;
 
 /// A sorted map in chunks that copies share until one of them changes a chunk.
@@ -71,10 +74,15 @@ impl<K: Ord + Clone, V: Clone> Table<K, V> {
         match chunk.binary_search_by(|(k, _)| k.cmp(&key)) {
             Ok(at) => Some(std::mem::replace(&mut chunk[at].1, value)),
             Err(at) => {
+                if chunk.len() == chunk.capacity() {
+                    // Doubling would leave half of all chunks empty.
+                    chunk.reserve_exact(CHUNK_GROWTH);
+                }
                 chunk.insert(at, (key, value));
                 self.len += 1;
                 if chunk.len() > CHUNK_ENTRIES_MAX {
                     let upper = chunk.split_off(chunk.len() / 2);
+                    chunk.shrink_to_fit();
                     chunks.insert(place + 1, Arc::new(upper));
                 }
                 None
