@@ -5,6 +5,7 @@ mod exec;
 mod failures;
 mod lossless;
 mod options;
+mod overlay;
 mod real_images;
 mod refusals;
 mod stack;

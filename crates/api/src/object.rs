@@ -275,6 +275,11 @@ pub struct Task {
 }
 
 impl Task {
+    /// Whether it only attaches a container, which a user started, to a network; it has no service then.
+    pub fn is_attachment(&self) -> bool {
+        !self.spec.attached_container.is_empty()
+    }
+
     /// The task's name: `service.slot.id`, or `service.node.id` for global services (SwarmKit's `api/naming`).
     pub fn name(&self) -> String {
         match (self.slot, &self.node) {

@@ -97,6 +97,8 @@ pub struct TaskSpec {
     pub log_driver: Option<Driver>,
     /// Grows with each `--force`, so that an equal spec still replaces tasks.
     pub force_update: u64,
+    /// Container that a user started and that this task only attaches to its network; empty for tasks of services.
+    pub attached_container: String,
 }
 
 /// The container of a task.

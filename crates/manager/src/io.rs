@@ -1,5 +1,6 @@
 //! Acts for the cores: the log, the network, the clock.
 
+mod attachments;
 mod control_loop;
 mod dispatcher;
 mod exec_broker;

@@ -3,6 +3,7 @@
 mod definition;
 mod error;
 mod files;
+mod keep;
 mod leaving;
 mod member;
 mod state;

@@ -219,6 +219,7 @@ impl ClusterNode {
         let Some(active) = self.active.write().await.take() else {
             return Err(ClusterError::NotIn);
         };
+        self.networks.attachments().set_calls(None);
         active.upkeep.stop().await;
         if let Some(manager) = active.seat.manager()
             && let Err(error) = manager.leave().await
@@ -331,6 +332,7 @@ impl ClusterNode {
             Arc::clone(&self.plane) as _,
         )
         .await?;
+        self.networks.attachments().set_calls(Some(agent.calls()));
         let upkeep = Upkeep::start(Arc::clone(&seat), agent.state());
         *self.active.write().await = Some(Active {
             seat,

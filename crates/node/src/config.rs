@@ -80,6 +80,8 @@ pub struct DaemonConfig {
     pub hostname: Option<String>,
     /// Start of the names of our interfaces and nftables tables.
     pub interface_prefix: String,
+    /// What distributes the connections of a service over its tasks.
+    pub lb_driver: shoal_overlay::LbDriver,
     /// What the file named without effect here, for a warning each.
     pub warnings: Vec<String>,
     /// Where the settings came from, to read them again.

@@ -70,14 +70,15 @@ async fn serve(config: DaemonConfig, logs: LogFilter) -> Result<()> {
     let dns = Arc::new(Dns::start(&DnsConfig::default()));
     let (overlay, no_data_path) = open_plane(&config);
     let plane = Arc::new(ClusterPlane::new(overlay, Arc::clone(&dns)));
+    let kept = Arc::clone(&plane);
+    tokio::spawn(async move { kept.keep().await });
     let names = Arc::clone(&plane);
     let bridges = Bridges::open(&config, move |records| names.publish_local(records)).await;
     let bridges = bridges.context("cannot open the networks of this host")?;
-    let networks = Arc::new(NodeNetworks::new(
-        Arc::clone(&plane),
-        Arc::new(bridges),
-        dns,
-    ));
+    let bridges = Arc::new(bridges);
+    let kept = Arc::clone(&bridges);
+    tokio::spawn(async move { kept.keep().await });
+    let networks = Arc::new(NodeNetworks::new(Arc::clone(&plane), bridges, dns));
     let root = config.data_root.clone();
     let images = tokio::task::spawn_blocking(move || ImageStore::open(&root)).await?;
     let images = images.context("cannot open the images of this host")?;
@@ -162,6 +163,7 @@ fn lock(data_root: &Path) -> Result<Flock<fs::File>> {
 fn open_plane(config: &DaemonConfig) -> (Option<Plane>, Option<String>) {
     let settings = PlaneConfig {
         prefix: config.interface_prefix.clone(),
+        lb_driver: config.lb_driver,
         ..PlaneConfig::new(&config.exec_root)
     };
     match Plane::open(settings) {

@@ -1,5 +1,6 @@
 //! The agent's hands: a task becomes a container of this node's engine.
 
+mod attachment;
 mod container;
 mod exec;
 mod files;
@@ -112,6 +113,12 @@ impl Executor for NodeExecutor {
     }
 
     async fn controller(&self, task: &Task) -> Result<Box<dyn Controller>, ExecError> {
+        if task.is_attachment() {
+            return Ok(Box::new(attachment::AttachmentController {
+                networks: Arc::clone(&self.networks),
+                task: task.clone(),
+            }));
+        }
         Ok(Box::new(TaskController {
             node: self.clone(),
             name: task.name(),

@@ -1,5 +1,6 @@
 //! The daemon of one host, and the lab that makes many hosts of one machine.
 
+pub mod attachments;
 pub mod bridges;
 pub mod cluster;
 pub mod config;

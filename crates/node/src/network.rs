@@ -21,9 +21,12 @@ use shoal_engine::io::network::{ContainerNetwork, NetworkError, NetworkReady, Ne
 use shoal_overlay::io::{netns, resolver};
 
 use crate::{
+    attachments::Attachments,
     bridges::{Bridges, BridgesError, Joining},
     plane::ClusterPlane,
 };
+
+mod overlay;
 
 /// Label by which a task's container says which task it is, as in Swarm.
 pub const TASK_LABEL: &str = "com.docker.swarm.task.id";
@@ -34,6 +37,7 @@ pub struct NodeNetworks {
     plane: Arc<ClusterPlane>,
     bridges: Arc<Bridges>,
     dns: Arc<Dns>,
+    attachments: Attachments,
     known: Mutex<Known>,
 }
 
@@ -60,12 +64,18 @@ impl NodeNetworks {
             plane,
             bridges,
             dns,
+            attachments: Attachments::default(),
             known: Mutex::default(),
         }
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What distributes the connections of services here.
+    pub fn lb_driver(&self) -> &'static str {
+        self.plane.lb_driver()
     }
 
     /// The bridges of this host.
@@ -95,6 +105,7 @@ impl NodeNetworks {
         if let Some(task) = &task {
             self.plane.adopt(task.clone(), netns);
         } else {
+            self.adopt_places(container, netns, settings).await;
             self.bridges.adopt(container, settings).await?;
         }
         self.known().held.insert(
@@ -171,7 +182,10 @@ impl NodeNetworks {
         who: &Joining,
         spec: EndpointSpec,
     ) -> Result<(String, EndpointInfo), BridgesError> {
-        let (name, info) = self.bridges.join(network, who, spec).await?;
+        let (name, info) = match self.bridges.get(network).await {
+            Ok(_) => self.bridges.join(network, who, spec).await?,
+            Err(_) => self.join_cluster_network(network, who, &spec).await?,
+        };
         self.rescope(&who.container, |networks| {
             networks.extend(info.network_id.parse::<NetworkId>());
         });
@@ -184,7 +198,10 @@ impl NodeNetworks {
         network: &str,
         container: &ContainerId,
     ) -> Result<NetworkSettings, BridgesError> {
-        let left = self.bridges.leave(network, container).await?;
+        let left = match self.bridges.get(network).await {
+            Ok(_) => self.bridges.leave(network, container).await?,
+            Err(_) => self.leave_cluster_network(network, container).await?,
+        };
         self.rescope(container, |networks| {
             networks.retain(|network| network.as_str() != left);
         });
@@ -212,47 +229,8 @@ impl NodeNetworks {
             let Some(endpoint) = slice.endpoints.get(task) else {
                 continue;
             };
-            let mut info = EndpointInfo {
-                network_id: id.to_string(),
-                endpoint_id: task.to_string(),
-                dns_names: endpoint.names.clone(),
-                spec: request
-                    .endpoints
-                    .get(&slice.name)
-                    .cloned()
-                    .unwrap_or_default(),
-                ..EndpointInfo::default()
-            };
-            for address in &endpoint.addresses {
-                let gateway = slice
-                    .subnets
-                    .iter()
-                    .find(|subnet| subnet.range.contains(&address.addr()));
-                match (address.addr(), gateway.map(|subnet| subnet.gateway)) {
-                    (IpAddr::V4(ip), gateway) => {
-                        info.ipv4 = Some(ip);
-                        info.ipv4_prefix_len = address.prefix_len();
-                        info.gateway = gateway.and_then(|ip| {
-                            if let IpAddr::V4(ip) = ip {
-                                Some(ip)
-                            } else {
-                                None
-                            }
-                        });
-                    }
-                    (IpAddr::V6(ip), gateway) => {
-                        info.ipv6 = Some(ip);
-                        info.ipv6_prefix_len = address.prefix_len();
-                        info.ipv6_gateway = gateway.and_then(|ip| {
-                            if let IpAddr::V6(ip) = ip {
-                                Some(ip)
-                            } else {
-                                None
-                            }
-                        });
-                    }
-                }
-            }
+            let spec = request.endpoints.get(&slice.name).cloned();
+            let info = overlay::endpoint_info(id, slice, task, endpoint, spec.unwrap_or_default());
             settings.networks.insert(slice.name.clone(), info);
         }
         settings
@@ -281,7 +259,7 @@ impl NodeNetworks {
                     ..settings
                 })
             }
-            None => self.bridges.connect(request).await,
+            None => self.connect_user_container(request).await,
         }
     }
 }
@@ -339,6 +317,9 @@ impl ContainerNetwork for NodeNetworks {
             && let Err(errors) = self.plane.detach(task).await
         {
             tracing::warn!(task.id = %task, error = all(&errors), "detaching from the cluster's networks");
+        }
+        for place in self.attachments.of(container) {
+            self.detach_place(&place).await;
         }
         if let Err(error) = self.bridges.disconnect(container).await {
             tracing::warn!(container.id = %container, %error, "detaching from the networks of this host");

@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -13,6 +14,12 @@ use shoal_api::{
 use shoal_dns::{Dns, Records};
 use shoal_overlay::Plane;
 use shoal_worker::ports::{NamePlane, NetworkPlane, PlaneError};
+use tokio::sync::Notify;
+
+/// Least time between two repairs: another program that keeps taking away what we make must not keep us busy.
+pub(crate) const REPAIR_PAUSE: Duration = Duration::from_millis(200);
+/// Pause after a repair that did not succeed; the reason may be what nobody tells of.
+pub(crate) const REPAIR_RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the plane was last told.
 #[derive(Debug, Default)]
@@ -32,6 +39,8 @@ pub struct ClusterPlane {
     turn: tokio::sync::Mutex<()>,
     wanted: Mutex<Wanted>,
     names: Mutex<Names>,
+    /// Told of every new view.
+    viewed: Notify,
 }
 
 /// Names of both kinds of networks; what is published is always both.
@@ -50,6 +59,7 @@ impl ClusterPlane {
             turn: tokio::sync::Mutex::default(),
             wanted: Mutex::default(),
             names: Mutex::default(),
+            viewed: Notify::new(),
         }
     }
 
@@ -65,6 +75,30 @@ impl ClusterPlane {
     /// The view that was last received.
     pub fn view(&self) -> NetworkView {
         self.wanted().view.clone()
+    }
+
+    /// Waits until a view is there of which `answer` makes something.
+    pub async fn wait_for<T>(&self, answer: impl Fn(&NetworkView) -> Option<T>) -> T {
+        loop {
+            let viewed = self.viewed.notified();
+            tokio::pin!(viewed);
+            viewed.as_mut().enable();
+            let found = answer(&self.wanted().view);
+            if let Some(found) = found {
+                return found;
+            }
+            viewed.await;
+        }
+    }
+
+    /// What distributes the connections of services here.
+    pub fn lb_driver(&self) -> &'static str {
+        self.overlay.as_ref().map_or("none", Plane::lb_driver)
+    }
+
+    /// Who this node is in its cluster.
+    pub fn identity(&self) -> Option<NodeId> {
+        self.wanted().me.clone()
     }
 
     /// Connects a task's namespace to the networks that the view names for it.
@@ -93,16 +127,42 @@ impl ClusterPlane {
     /// Brings the kernel to the latest wish.
     async fn bring_about(&self) -> Result<(), Vec<shoal_overlay::PlaneError>> {
         let _turn = self.turn.lock().await;
-        let (me, view, local) = {
-            let wanted = self.wanted();
-            let Some(me) = wanted.me.clone() else {
-                return Ok(());
-            };
-            (me, wanted.view.clone(), wanted.local.clone())
+        match (&self.overlay, self.latest()) {
+            (Some(overlay), Some((me, view, local))) => overlay.converge(&view, &me, &local).await,
+            _ => Ok(()),
+        }
+    }
+
+    fn latest(&self) -> Option<(NodeId, NetworkView, LocalNamespaces)> {
+        let wanted = self.wanted();
+        let me = wanted.me.clone()?;
+        Some((me, wanted.view.clone(), wanted.local.clone()))
+    }
+
+    /// Repairs what somebody else changes in the kernel, as soon as the kernel tells. Never ends.
+    pub async fn keep(&self) {
+        let Some(overlay) = &self.overlay else {
+            return std::future::pending().await;
         };
-        match &self.overlay {
-            Some(overlay) => overlay.converge(&view, &me, &local).await,
-            None => Ok(()),
+        let mut failed = false;
+        loop {
+            tokio::select! {
+                () = overlay.disturbed() => {}
+                () = tokio::time::sleep(REPAIR_RETRY_PAUSE), if failed => {}
+            }
+            let turn = self.turn.lock().await;
+            let Some((me, view, local)) = self.latest() else {
+                continue;
+            };
+            tracing::info!("repairing the cluster's networks, which somebody has changed");
+            let repaired = overlay.repair(&view, &me, &local).await;
+            drop(turn);
+            failed = repaired.is_err();
+            for error in repaired.err().into_iter().flatten() {
+                let error = crate::network::chain(&error);
+                tracing::error!(error, "a part of the cluster's networks is not repaired");
+            }
+            tokio::time::sleep(REPAIR_PAUSE).await;
         }
     }
 
@@ -134,6 +194,7 @@ impl ClusterPlane {
 impl NetworkPlane for ClusterPlane {
     async fn converge(&self, want: &NetworkView) -> Result<(), Vec<PlaneError>> {
         self.wanted().view = want.clone();
+        self.viewed.notify_waiters();
         let done = self.bring_about().await;
         done.map_err(|errors| {
             errors

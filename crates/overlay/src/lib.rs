@@ -11,6 +11,8 @@ pub use io::{
         Attachment, BridgeError, BridgeSpec, BridgeView, Bridges, BridgesConfig, DYNAMIC_PORTS,
         PortRequest, PublishedPort,
     },
+    config::{LbDriver, PlaneConfig},
+    error::PlaneError,
     netns::{self, NetnsError},
-    plane::{Plane, PlaneConfig, PlaneError},
+    plane::Plane,
 };

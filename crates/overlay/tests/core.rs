@@ -80,16 +80,19 @@ fn wanted(view: &NetworkView, interfaces: &[&str]) -> Result<KernelState, Desire
         .collect();
     let container = ContainerFacts {
         interfaces,
-        foreign_default: false,
+        foreign_default: BTreeSet::new(),
     };
     let facts = Facts {
         underlay_mtu: 1500,
         containers: BTreeMap::from([("t1".to_owned(), container)]),
+        further: BTreeMap::new(),
     };
     let params = Params {
         prefix: "shoal".into(),
         gwbridge: "gwbr".into(),
         gwbridge_subnet: "172.18.0.0/16".parse().unwrap(),
+        gwbridge_subnet6: Some("fd53::/64".parse().unwrap()),
+        ipvs: false,
     };
     desired(view, &"h1".parse().unwrap(), &facts, &params)
 }
@@ -168,25 +171,27 @@ fn a_node_without_tasks_keeps_only_the_ingress_router() {
     check(
         &state,
         &expect![[r#"
-        host
-          link gwbr: bridge
-          link shoalub40d01a8: veth to up0 02:42:ac:12:10:02 in the router of network ingress
-          address 172.18.0.1/16 on gwbr
-          1 elements in peers
-          1 elements in published
-          1 elements in vnis
-        router of network ingress
-          link vx0: vxlan 4096 from 192.0.2.1:4789, mtu 1450
-          address 10.0.0.1/32 on lo
-          address 10.0.0.2/32 on lo
-          address 172.18.16.2/32 on up0
-          neighbour 192.0.2.2 is 02:42:c0:00:02:02
-          02:42:c0:00:02:02 is at 192.0.2.2
-          table 254: 0.0.0.0/0 via 172.18.0.1 on up0
-          table 3221225986: 0.0.0.0/0 via 192.0.2.2 on vx0
-          rule from None mark Some(c0000202) to table 3221225986
-          1 elements in peers
-    "#]],
+            host
+              link gwbr: bridge
+              link shoalub40d01a8: veth to up0 02:42:ac:12:10:02 in the router of network ingress
+              address 172.18.0.1/16 on gwbr
+              neighbour 172.18.16.2 is 02:42:ac:12:10:02
+              1 elements in members
+              1 elements in published
+              1 elements in vnis
+            router of network ingress
+              link vx0: vxlan 4096 from 192.0.2.1:4789, mtu 1450
+              address 10.0.0.1/32 on lo
+              address 10.0.0.2/32 on lo
+              address 172.18.16.2/32 on up0
+              neighbour 172.18.0.1 is 02:42:ac:12:00:01
+              neighbour 192.0.2.2 is 02:42:c0:00:02:02
+              02:42:c0:00:02:02 is at 192.0.2.2
+              table 254: 0.0.0.0/0 via 172.18.0.1 on up0
+              table 3221225986: 0.0.0.0/0 via 192.0.2.2 on vx0
+              rule from None mark Some(c0000202) to table 3221225986
+              1 elements in peers
+        "#]],
     );
 }
 
@@ -200,55 +205,61 @@ fn a_task_on_ingress_and_its_network_leaves_by_the_latter_and_answers_by_the_for
     check(
         &state,
         &expect![[r#"
-        host
-          link gwbr: bridge
-          link shoalu08b37b07: veth to up0 02:42:ac:12:10:03 in the router of network n1
-          link shoalub40d01a8: veth to up0 02:42:ac:12:10:02 in the router of network ingress
-          address 172.18.0.1/16 on gwbr
-          1 elements in peers
-          1 elements in published
-          2 elements in vnis
-        router of network ingress
-          link e08c7ff07b56a: veth to eth0 02:42:0a:00:00:0b in the container t1, mtu 1450
-          link vx0: vxlan 4096 from 192.0.2.1:4789, mtu 1450
-          address 10.0.0.1/32 on lo
-          address 10.0.0.2/32 on lo
-          address 172.18.16.2/32 on up0
-          neighbour 192.0.2.2 is 02:42:c0:00:02:02
-          02:42:c0:00:02:02 is at 192.0.2.2
-          table 254: 0.0.0.0/0 via 172.18.0.1 on up0
-          table 254: 10.0.0.11/32 on e08c7ff07b56a
-          table 254: 10.0.0.12/32 via 192.0.2.2 on vx0
-          table 3221225986: 0.0.0.0/0 via 192.0.2.2 on vx0
-          rule from None mark Some(c0000202) to table 3221225986
-          1 elements in hairpin
-          1 elements in peers
-          1 elements in port
-          12 elements in port12
-          1 elements in vip
-          12 elements in vip12
-        router of network n1
-          link e08c7ff07b56a: veth to eth1 02:42:0a:00:01:0b in the container t1, mtu 1450
-          link vx0: vxlan 4097 from 192.0.2.1:4789, mtu 1450
-          address 10.0.1.1/32 on lo
-          address 10.0.1.2/32 on lo
-          address 172.18.16.3/32 on up0
-          neighbour 192.0.2.2 is 02:42:c0:00:02:02
-          02:42:c0:00:02:02 is at 192.0.2.2
-          table 254: 0.0.0.0/0 via 172.18.0.1 on up0
-          table 254: 10.0.1.11/32 on e08c7ff07b56a
-          table 254: 10.0.1.12/32 via 192.0.2.2 on vx0
-          1 elements in hairpin
-          1 elements in peers
-          1 elements in vip
-          12 elements in vip12
-        container t1
-          address 10.0.0.11/24 on eth0
-          address 10.0.1.11/24 on eth1
-          table 254: 0.0.0.0/0 via 10.0.1.1 on eth1
-          table 4083: 0.0.0.0/0 via 10.0.0.1 on eth0
-          rule from Some(10.0.0.11/32) mark None to table 4083
-    "#]],
+            host
+              link gwbr: bridge
+              link shoalu08b37b07: veth to up0 02:42:ac:12:10:03 in the router of network n1
+              link shoalub40d01a8: veth to up0 02:42:ac:12:10:02 in the router of network ingress
+              address 172.18.0.1/16 on gwbr
+              neighbour 172.18.16.2 is 02:42:ac:12:10:02
+              neighbour 172.18.16.3 is 02:42:ac:12:10:03
+              2 elements in members
+              1 elements in published
+              2 elements in vnis
+            router of network ingress
+              link e08c7ff07b56a: veth to eth0 02:42:0a:00:00:0b in the container t1, mtu 1450
+              link vx0: vxlan 4096 from 192.0.2.1:4789, mtu 1450
+              address 10.0.0.1/32 on lo
+              address 10.0.0.2/32 on lo
+              address 172.18.16.2/32 on up0
+              neighbour 172.18.0.1 is 02:42:ac:12:00:01
+              neighbour 192.0.2.2 is 02:42:c0:00:02:02
+              02:42:c0:00:02:02 is at 192.0.2.2
+              table 254: 0.0.0.0/0 via 172.18.0.1 on up0
+              table 254: 10.0.0.11/32 on e08c7ff07b56a
+              table 254: 10.0.0.12/32 via 192.0.2.2 on vx0
+              table 3221225986: 0.0.0.0/0 via 192.0.2.2 on vx0
+              rule from None mark Some(c0000202) to table 3221225986
+              1 elements in hairpin
+              1 elements in peers
+              1 elements in port
+              12 elements in port12
+              1 elements in sources
+              1 elements in vip
+              12 elements in vip12
+            router of network n1
+              link e08c7ff07b56a: veth to eth1 02:42:0a:00:01:0b in the container t1, mtu 1450
+              link vx0: vxlan 4097 from 192.0.2.1:4789, mtu 1450
+              address 10.0.1.1/32 on lo
+              address 10.0.1.2/32 on lo
+              address 172.18.16.3/32 on up0
+              neighbour 172.18.0.1 is 02:42:ac:12:00:01
+              neighbour 192.0.2.2 is 02:42:c0:00:02:02
+              02:42:c0:00:02:02 is at 192.0.2.2
+              table 254: 0.0.0.0/0 via 172.18.0.1 on up0
+              table 254: 10.0.1.11/32 on e08c7ff07b56a
+              table 254: 10.0.1.12/32 via 192.0.2.2 on vx0
+              1 elements in hairpin
+              1 elements in peers
+              1 elements in sources
+              1 elements in vip
+              12 elements in vip12
+            container t1
+              address 10.0.0.11/24 on eth0
+              address 10.0.1.11/24 on eth1
+              table 254: 0.0.0.0/0 via 10.0.1.1 on eth1
+              table 4083: 0.0.0.0/0 via 10.0.0.1 on eth0
+              rule from Some(10.0.0.11/32) mark None to table 4083
+        "#]],
     );
 }
 

@@ -25,6 +25,7 @@ pub mod core {
 pub mod io {
     //! Acts.
     pub mod agent;
+    pub mod calls;
     mod dial;
     mod exec;
     mod foreman;

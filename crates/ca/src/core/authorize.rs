@@ -26,6 +26,7 @@ const TABLE: &[(&str, Callers)] = &[
     ("Dispatcher.Assignments", Callers::Nodes),
     ("Dispatcher.UpdateTaskStatus", Callers::Nodes),
     ("Dispatcher.AcknowledgeView", Callers::Nodes),
+    ("Dispatcher.Attach", Callers::Nodes),
     ("LogBroker.ListenSubscriptions", Callers::Nodes),
     ("LogBroker.PublishLogs", Callers::Nodes),
     ("ExecBroker.CarryExec", Callers::Nodes),

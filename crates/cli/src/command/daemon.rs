@@ -115,6 +115,9 @@ pub(crate) struct Args {
     /// Start of the names of network interfaces and nftables tables
     #[arg(long, value_name = "string")]
     interface_prefix: Option<String>,
+    /// What distributes the connections of a service over its tasks: auto, nft or ipvs
+    #[arg(long, value_name = "string")]
+    lb_driver: Option<String>,
 }
 
 impl Args {
@@ -139,6 +142,7 @@ impl Args {
             ("default-shm-size", self.default_shm_size),
             ("hostname", self.hostname),
             ("interface-prefix", self.interface_prefix),
+            ("lb-driver", self.lb_driver),
         ];
         for (key, value) in texts {
             keys.extend(value.map(|value| (key.to_owned(), value.into())));

@@ -13,7 +13,7 @@ use shoal_api::{
 
 use tokio::sync::{mpsc, watch};
 
-use super::{ApiError, ApiResult, Attached, ItemStream};
+use super::{ApiError, ApiResult, Attached, ItemStream, LocalNetwork};
 use shoal_api::Timestamp;
 
 /// This node's place in a cluster.
@@ -310,6 +310,10 @@ pub trait ClusterBackend: Send + Sync + 'static {
         Err(ApiError::not_implemented("watching a service"))
     }
 
+    /// The cluster's networks that this node carries, with the containers that it has in them; managers and workers alike.
+    async fn carried_networks(&self) -> Vec<LocalNetwork> {
+        Vec::new()
+    }
     /// All cluster networks.
     async fn networks(&self) -> ApiResult<Vec<Network>>;
     /// Makes one.

@@ -104,12 +104,11 @@ fn read_ipam(mut f: Fields) -> ApiResult<Vec<IpamConfig>> {
     Ok(configs)
 }
 
-/// A network of this host; members only where docker shows them.
-pub(crate) fn local(network: &LocalNetwork, with_members: bool) -> Value {
+/// Containers of this host in a network.
+pub(crate) fn members(network: &LocalNetwork) -> Value {
     let members: Map<String, Value> = network
         .containers
         .iter()
-        .filter(|_| with_members)
         .map(|(id, member)| {
             let text =
                 |net: Option<ipnet::IpNet>| net.map(|net| net.to_string()).unwrap_or_default();
@@ -123,11 +122,22 @@ pub(crate) fn local(network: &LocalNetwork, with_members: bool) -> Value {
             (id.clone(), shown)
         })
         .collect();
+    Value::Object(members)
+}
+
+/// A network of this host; members only where docker shows them.
+pub(crate) fn local(network: &LocalNetwork, with_members: bool) -> Value {
+    let of_cluster = network.driver == "overlay";
+    let members = if with_members {
+        members(network)
+    } else {
+        json!({})
+    };
     json!({
         "Name": network.name,
         "Id": network.id,
         "Created": instant(network.created),
-        "Scope": "local",
+        "Scope": if of_cluster { "swarm" } else { "local" },
         "Driver": network.driver,
         "EnableIPv4": true,
         "EnableIPv6": network.ipv6,

@@ -182,6 +182,7 @@ fn read_task(f: &mut Fields, networks: &[Network]) -> ApiResult<TaskSpec> {
         networks: read_attachments(f, networks)?,
         log_driver: f.object("LogDriver")?.map(read_driver).transpose()?,
         force_update: f.get("ForceUpdate")?,
+        attached_container: String::new(),
     })
 }
 

@@ -7,7 +7,7 @@ use shoal_api::object::Network;
 
 use super::unknown;
 use crate::{
-    backend::{ApiError, ApiResult, LocalNetwork},
+    backend::{ApiError, ApiResult, LocalNetwork, LocalNodeState},
     call::{Call, Query},
     convert::{
         container_create::read_endpoint,
@@ -35,7 +35,7 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
             let container: String = f.get("Container")?;
             let force = f.get("Force")?;
             f.finish()?;
-            let id = local_id(api, name).await?;
+            let id = engine_name(api, name).await?;
             api.engine
                 .network_disconnect(&id, &container, force)
                 .await?;
@@ -125,7 +125,30 @@ async fn list(api: &Api, query: &Query) -> ApiResult<Reply> {
             rows.push(network::cluster(network));
         }
     }
+    // A worker knows of the cluster's networks only those that it carries.
+    for network in carried_by_worker(api).await {
+        let facts = Facts {
+            id: &network.id,
+            name: &network.name,
+            driver: "overlay",
+            scope: "swarm",
+            labels: &network.labels,
+            builtin: network.name == "ingress",
+            used: true,
+        };
+        if facts.match_all(&filters, dangling) {
+            rows.push(network::local(&network, false));
+        }
+    }
     Ok(reply::ok(&rows))
+}
+
+/// The networks of the cluster that this node carries, if it cannot ask for all of them.
+async fn carried_by_worker(api: &Api) -> Vec<LocalNetwork> {
+    match api.manager().await {
+        Ok(_) => Vec::new(),
+        Err(_) => api.cluster.carried_networks().await,
+    }
 }
 
 async fn inspect(api: &Api, name: &str, query: &Query) -> ApiResult<Reply> {
@@ -139,11 +162,25 @@ async fn inspect(api: &Api, name: &str, query: &Query) -> ApiResult<Reply> {
     if scope != Some("local") {
         let networks = cluster_networks(api).await?;
         match find_cluster(&networks, name) {
-            Ok(found) => return Ok(reply::ok(&network::cluster(found))),
+            Ok(found) => {
+                let carried = api.cluster.carried_networks().await;
+                let here = carried
+                    .iter()
+                    .find(|network| network.id == found.id.as_str());
+                let mut shown = network::cluster(found);
+                if let Some(here) = here {
+                    shown["Containers"] = network::members(here);
+                }
+                return Ok(reply::ok(&shown));
+            }
             Err(_) if scope == Some("swarm") && NODE_NETWORKS.contains(&name) => {
                 return Ok(reply::ok(&network::of_every_node(name)));
             }
-            Err(error) => return Err(error),
+            Err(error) => {
+                let carried = carried_by_worker(api).await;
+                let found = find_local(&carried, name).map_err(|_| error)?;
+                return Ok(reply::ok(&network::local(found, true)));
+            }
         }
     }
     Err(ApiError::not_found(format!("network {name} not found")))
@@ -187,19 +224,22 @@ async fn remove(api: &Api, name: &str) -> ApiResult<Reply> {
     Ok(reply::no_content())
 }
 
-async fn local_id(api: &Api, name: &str) -> ApiResult<String> {
+/// What the engine is told to name a network by: the id of one of this host, the name of one of the cluster.
+async fn engine_name(api: &Api, name: &str) -> ApiResult<String> {
     let local = api.engine.network_list().await?;
-    match find_local(&local, name) {
-        Ok(found) => Ok(found.id.clone()),
-        Err(missing) => {
-            let networks = cluster_networks(api).await?;
-            Err(match find_cluster(&networks, name) {
-                Ok(_) => ApiError::not_implemented(
-                    "attaching a plain container to a network of the cluster",
-                ),
-                Err(_) => missing,
-            })
-        }
+    let missing = match find_local(&local, name) {
+        Ok(found) => return Ok(found.id.clone()),
+        Err(missing) => missing,
+    };
+    if api.manager().await.is_ok() {
+        let networks = cluster_networks(api).await?;
+        let found = find_cluster(&networks, name).map_err(|_| missing)?;
+        return Ok(found.spec.annotations.name.clone());
+    }
+    // A worker does not know the networks that it does not carry; a manager will say whether there is one.
+    match api.cluster.swarm_info().await.state {
+        LocalNodeState::Active => Ok(name.to_owned()),
+        _ => Err(missing),
     }
 }
 
@@ -208,7 +248,7 @@ async fn connect(api: &Api, call: Call, name: &str) -> ApiResult<Reply> {
     let container: String = f.get("Container")?;
     let endpoint = read_endpoint(f.object_or_empty("EndpointConfig")?)?;
     f.finish()?;
-    let id = local_id(api, name).await?;
+    let id = engine_name(api, name).await?;
     api.engine
         .network_connect(&id, &container, endpoint)
         .await?;

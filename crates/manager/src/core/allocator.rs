@@ -115,11 +115,10 @@ impl Reconciler for Allocator {
                     plan.update(Object::Network(network));
                 }
             }
-            Key::Service(id) => {
-                if let Some(service) = state.service(id) {
-                    reconcile_service(state, service, cx, &mut plan);
-                }
-            }
+            Key::Service(id) => match state.service(id) {
+                Some(service) => reconcile_service(state, service, cx, &mut plan),
+                None => task::allocate_attachments(state, id, cx, &mut plan),
+            },
         }
         plan
     }

@@ -3,6 +3,7 @@
 //! Everything here is decided on a state that may be a little old; what matters is checked again by `State::apply`,
 //! whose refusals become the same messages ([`Refusal`]).
 
+mod attachment;
 mod cluster;
 mod data;
 mod network;
@@ -20,6 +21,7 @@ use shoal_api::{
 
 use super::{reconcile::Ctx, state::LogIndex, validate::Refusal};
 
+pub use attachment::{AttachmentWish, attachable_network, create_attachment, give_up_attachment};
 pub use cluster::{Bootstrap, bootstrap, rotate_tokens, update_cluster};
 pub use data::{
     create_config, create_secret, remove_config, remove_secret, update_config, update_secret,

@@ -126,11 +126,12 @@ fn dependents(state: &State, service: &Service) -> Vec<ServiceId> {
         .collect()
 }
 
-/// The tasks of a service that is gone go too.
+/// The tasks of a service that is gone go too. Attachments, which never had one, stay for as long as their container.
 fn remove_all(state: &State, service: &ServiceId) -> Plan {
     let mut plan = Plan::default();
     for task in state.tasks_of_service(service) {
-        if task.desired_state < TaskState::Remove {
+        let stays = task.is_attachment() && !task.status.state.is_terminal();
+        if task.desired_state < TaskState::Remove && !stays {
             let mut task = task.as_ref().clone();
             task.desired_state = TaskState::Remove;
             plan.update(shoal_api::object::Object::Task(task));

@@ -30,6 +30,8 @@ pub struct Refusal {
 /// Kinds of refusals; each is a code of gRPC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RefusalKind {
+    /// Not for this caller or in this way.
+    PermissionDenied,
     /// The request makes no sense by itself.
     InvalidArgument,
     /// What it names does not exist.
@@ -50,6 +52,7 @@ impl RefusalKind {
         match self {
             Self::InvalidArgument => "InvalidArgument",
             Self::NotFound => "NotFound",
+            Self::PermissionDenied => "PermissionDenied",
             Self::AlreadyExists => "AlreadyExists",
             Self::FailedPrecondition => "FailedPrecondition",
             Self::Unimplemented => "Unimplemented",
@@ -62,6 +65,7 @@ impl RefusalKind {
         match self {
             Self::InvalidArgument | Self::FailedPrecondition => 400,
             Self::NotFound => 404,
+            Self::PermissionDenied => 403,
             Self::AlreadyExists => 409,
             Self::Unimplemented => 501,
             Self::Unknown => 500,

@@ -14,9 +14,9 @@ use shoal_api::{
     wire::{DecodeError, LogMessage, LogSelector, SubscribeLogsRequest},
 };
 use shoal_docker_api::backend::{
-    ApiError, ApiResult, ClusterBackend, CreatedService, ItemStream, LocalNodeState, LogSelection,
-    ManagerView, NodeView, RemoteManager, Rotations, SwarmInfo, SwarmInit, SwarmJoin, SwarmView,
-    TaskExec, TaskLogLine, TaskSelection,
+    ApiError, ApiResult, ClusterBackend, CreatedService, ItemStream, LocalNetwork, LocalNodeState,
+    LogSelection, ManagerView, NodeView, RemoteManager, Rotations, SwarmInfo, SwarmInit, SwarmJoin,
+    SwarmView, TaskExec, TaskLogLine, TaskSelection,
 };
 use shoal_manager::{
     Intent, Manager, Refusal, Spec, State, WriteError,
@@ -133,7 +133,8 @@ fn is_being_left(state: &State, network: &NetworkId) -> bool {
     let mut users = state.tasks().filter(on_it).peekable();
     users.peek().is_some()
         && users.all(|task| {
-            task.desired_state > TaskState::Running || state.service(&task.service).is_none()
+            let orphaned = state.service(&task.service).is_none() && !task.is_attachment();
+            task.desired_state > TaskState::Running || orphaned
         })
 }
 
@@ -152,6 +153,7 @@ fn selected(
         (selection.services.is_empty() || selection.services.contains(&task.service))
             && (selection.nodes.is_empty()
                 || node.is_some_and(|node| selection.nodes.contains(node)))
+            && !task.is_attachment()
             && is_wanted(task)
     };
     let owned = |task: &Arc<Task>| task.as_ref().clone();
@@ -473,6 +475,10 @@ impl ClusterBackend for ClusterNode {
         let left = until.since(Timestamp::now());
         let ended = tokio::time::sleep(left);
         Ok(happening.flatten().take_until(ended).boxed())
+    }
+
+    async fn carried_networks(&self) -> Vec<LocalNetwork> {
+        self.networks.carried()
     }
 
     async fn networks(&self) -> ApiResult<Vec<Network>> {

@@ -257,7 +257,7 @@ pub(super) const KEYS: &[(&str, Effect)] = &[
 ];
 
 /// Keys of flags that the file has not.
-pub(super) const FLAGS_ONLY: &[&str] = &["hostname", "interface-prefix"];
+pub(super) const FLAGS_ONLY: &[&str] = &["hostname", "interface-prefix", "lb-driver"];
 
 /// Flags and file together. Without `path` the default file is read if there is one.
 pub(super) fn merge(flags: &Keys, path: Option<&Path>) -> Result<Keys, ConfigError> {

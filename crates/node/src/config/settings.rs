@@ -1,5 +1,6 @@
 //! Keys of `daemon.json` become settings: types and values are checked, in docker's words where it has some.
 
+use shoal_overlay::LbDriver;
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
@@ -72,6 +73,13 @@ impl Reader {
             Some(Value::String(value)) => Ok(Some(value).filter(|text| !text.is_empty())),
             Some(other) => Err(self.wrong(key, &other, "a text")),
         }
+    }
+
+    fn lb_driver(&mut self) -> Result<LbDriver, ConfigError> {
+        let key = "lb-driver";
+        let text = self.text(key)?.unwrap_or_else(|| "auto".to_owned());
+        text.parse()
+            .map_err(|_| self.wrong(key, &Value::String(text), "auto, nft or ipvs"))
     }
 
     fn path(&mut self, key: &str) -> Result<Option<PathBuf>, ConfigError> {
@@ -280,6 +288,7 @@ pub(super) fn read(keys: Keys, source: Source) -> Result<DaemonConfig, ConfigErr
         interface_prefix: r
             .text("interface-prefix")?
             .unwrap_or_else(|| "shoal".to_owned()),
+        lb_driver: r.lb_driver()?,
         warnings,
         source,
         live: Arc::new(RwLock::new(Arc::new(live))),

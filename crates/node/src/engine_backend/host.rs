@@ -50,7 +50,13 @@ impl EngineApi {
             containers_stopped: count(counts.stopped),
             images: count(self.images().list().len()),
             storage_driver: "overlay2".to_owned(),
-            storage_status: vec![("Backing Filesystem".to_owned(), backing)],
+            storage_status: vec![
+                ("Backing Filesystem".to_owned(), backing),
+                (
+                    "Load Balancing".to_owned(),
+                    self.networks.lb_driver().to_owned(),
+                ),
+            ],
             root_dir: root.clone(),
             kernel_version: kernel_version(),
             operating_system,

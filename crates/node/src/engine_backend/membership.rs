@@ -37,6 +37,24 @@ impl EngineApi {
         edited.await.map_err(|error: EditError| error.0)
     }
 
+    /// A network of this host, or one that the cluster may have: its managers say when it is joined.
+    async fn known_network(&self, name: &str) -> ApiResult<LocalNetwork> {
+        match self.network(name).await {
+            Err(_) if self.networks.attachments().is_in_cluster() => {
+                let carried = self.networks.carried().into_iter();
+                let mut known = carried.filter(|n| n.name == name || n.id == name);
+                let known = known.next();
+                Ok(known.unwrap_or_else(|| LocalNetwork {
+                    id: name.to_owned(),
+                    name: name.to_owned(),
+                    driver: "overlay".to_owned(),
+                    ..LocalNetwork::default()
+                }))
+            }
+            found => found,
+        }
+    }
+
     /// Puts a container into one more network, now if it runs, and for its next starts.
     pub(super) async fn join_network(
         &self,
@@ -44,7 +62,7 @@ impl EngineApi {
         container: &str,
         endpoint: EndpointSpec,
     ) -> ApiResult<()> {
-        let network = self.network(network).await?;
+        let network = self.known_network(network).await?;
         let networks = Arc::clone(&self.networks);
         let wanted = network.clone();
         let edited = self
@@ -93,7 +111,7 @@ impl EngineApi {
 
     /// Takes a container from a network, now if it runs, and for its next starts.
     pub(super) async fn leave_network(&self, network: &str, container: &str) -> ApiResult<()> {
-        let network = self.network(network).await?;
+        let network = self.known_network(network).await?;
         let networks = Arc::clone(&self.networks);
         let wanted = network.clone();
         let edited = self

@@ -19,8 +19,8 @@ use super::{
         POST_NAT, PRE_NAT, RAW, SOURCE, connection_is, interface, ipv4_net, leaves_by, rule,
     },
     state::{
-        BRIDGE_PROTOCOL, KernelState, Link, LinkKind, MAIN_TABLE, RULE_PRIORITY, Route, Rule,
-        Space, SpaceState, VethPeer,
+        BRIDGE_PROTOCOL, Family, KernelState, Link, LinkKind, MAIN_TABLE, RULE_PRIORITY, Route,
+        Rule, Space, SpaceState, VethPeer,
     },
 };
 
@@ -151,7 +151,7 @@ pub fn desired(
             .filter_map(|a| Some((a, view.networks.get(&a.network)?)));
         let mut way_out = found
             .get(container)
-            .is_none_or(|facts| !facts.foreign_default);
+            .is_none_or(|facts| !facts.foreign_default.contains(&Family::V4));
         for (attachment, spec) in networks {
             let mac = attachment
                 .mac
@@ -187,6 +187,7 @@ pub fn desired(
                 naming::hash32(&attachment.network) | ANSWERS_TABLE_BIT
             };
             inside.objects.routes.insert(Route {
+                local: false,
                 table,
                 to: Ipv4Net::default().into(),
                 via: Some(spec.gateway.into()),
@@ -196,6 +197,7 @@ pub fn desired(
             if !main {
                 // What was asked by way of this network is answered by way of it, wherever the way out is.
                 inside.objects.rules.insert(Rule {
+                    family: Family::V4,
                     from: Some(Ipv4Net::new_assert(attachment.address, 32).into()),
                     mark: None,
                     table,
@@ -221,7 +223,7 @@ pub fn desired(
 }
 
 fn rules(view: &BridgeView, name: &str) -> Table {
-    let mut table = Table::new(name);
+    let mut table = Table::new(Family::V4, name);
     let to = SetData::Parts(vec![Part::Ipv4, Part::Port]);
     table
         .set("bridges", &[Part::Interface], SetData::None)
@@ -255,7 +257,7 @@ fn rules(view: &BridgeView, name: &str) -> Table {
             ]
         };
         let at = [
-            ruleset::destination(0),
+            ruleset::destination(Family::V4, 0),
             Expr::Meta(Meta::Protocol, 1),
             ruleset::destination_port(2),
         ];

@@ -1,24 +1,28 @@
 //! From the network view to the kernel state of this node.
 
+mod container;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use shoal_api::{
     NetworkId, NodeId, ServiceId, TaskId,
     network::{NetworkSlice, NetworkView, VXLAN_OVERHEAD},
 };
 
 use super::{
+    ipvs_wire::{Service, ServiceKey},
     lb,
     naming::{self, UPLINK, VXLAN},
-    observed::{ContainerFacts, Facts},
+    nft::{Element, Table},
+    observed::Facts,
     ruleset,
     state::{
-        KernelState, Link, LinkKind, MAIN_TABLE, OVERLAY_PROTOCOL, RULE_PRIORITY, Route, Rule,
-        Space, SpaceState, VethPeer,
+        Family, KernelState, LOCAL_TABLE, Link, LinkKind, MAIN_TABLE, OVERLAY_PROTOCOL,
+        RULE_PRIORITY, Route, Rule, Space, SpaceState, VethPeer,
     },
 };
 
@@ -34,6 +38,10 @@ pub struct Params {
     pub gwbridge: String,
     /// Its subnet; the first address is the host's.
     pub gwbridge_subnet: Ipv4Net,
+    /// Its IPv6 subnet, of 64 bits; `None` where the kernel cannot carry IPv6.
+    pub gwbridge_subnet6: Option<Ipv6Net>,
+    /// Whether IPVS distributes connections, rather than nftables.
+    pub ipvs: bool,
 }
 
 /// Why no state can be computed.
@@ -105,11 +113,11 @@ pub fn desired(
         params,
     };
     let uplinks = cx.uplink_addresses(&carried)?;
-    let mut local: BTreeMap<&TaskId, Vec<(&NetworkId, &NetworkSlice)>> = BTreeMap::new();
+    let mut local: BTreeMap<&TaskId, Vec<Place<'_>>> = BTreeMap::new();
     for (id, slice) in &carried {
         state.spaces.insert(
             Space::Router((*id).clone()),
-            cx.router(slice, uplinks.get(*id).copied()),
+            cx.router(slice, uplinks.get(*id)),
         );
         for task in slice
             .endpoints
@@ -117,61 +125,100 @@ pub fn desired(
             .filter(|(_, endpoint)| endpoint.node == *me)
             .map(|(task, _)| task)
         {
-            local.entry(task).or_default().push((id, slice));
+            let container = facts.further.get(task).unwrap_or(task);
+            local
+                .entry(container)
+                .or_default()
+                .push(Place { id, slice, task });
         }
     }
     state
         .spaces
         .insert(Space::Host, cx.host(&carried, &uplinks));
-    for (task, mut networks) in local {
-        let Some(found) = facts.containers.get(task.as_str()) else {
+    for (container, mut places) in local {
+        let Some(found) = facts.containers.get(container.as_str()) else {
             continue;
         };
-        networks.sort_by_key(|(id, slice)| (!slice.ingress, *id));
-        cx.container(&mut state, task, &networks, found);
+        places.sort_by_key(|place| (!place.slice.ingress, place.id));
+        cx.container(&mut state, container, &places, found);
     }
     Ok(state)
 }
 
-/// IPv4 backends of a service: its serving endpoints, in the order of their addresses.
-fn backends(slice: &NetworkSlice, service: &ServiceId) -> Vec<Ipv4Addr> {
+/// A container's place in one network.
+#[derive(Debug, Clone, Copy)]
+struct Place<'a> {
+    id: &'a NetworkId,
+    slice: &'a NetworkSlice,
+    /// The task that has the place.
+    task: &'a TaskId,
+}
+
+/// Backends of a service in a family: its serving endpoints, in the order of their addresses.
+fn backends(slice: &NetworkSlice, service: &ServiceId, family: Family) -> Vec<IpAddr> {
     let serving = slice
         .endpoints
         .values()
         .filter(|e| e.serving && e.service.as_ref() == Some(service));
-    let addresses: BTreeSet<Ipv4Addr> = serving
-        .filter_map(|e| ipv4(&e.addresses))
+    let addresses: BTreeSet<IpAddr> = serving
+        .filter_map(|e| of_family(&e.addresses, family))
         .map(|net| net.addr())
         .collect();
     addresses.into_iter().collect()
 }
 
-fn ipv4(addresses: &[IpNet]) -> Option<Ipv4Net> {
-    addresses.iter().find_map(|net| {
-        if let IpNet::V4(v4) = net {
-            Some(*v4)
-        } else {
-            None
+fn of_family(addresses: &[IpNet], family: Family) -> Option<IpNet> {
+    let mut addresses = addresses.iter().copied();
+    addresses.find(|net| Family::of(net.addr()) == family)
+}
+
+fn gateway(slice: &NetworkSlice, family: Family) -> Option<IpAddr> {
+    let mut gateways = slice.subnets.iter().map(|subnet| subnet.gateway);
+    gateways.find(|gateway| Family::of(*gateway) == family)
+}
+
+fn host_route(address: IpAddr) -> IpNet {
+    address.into()
+}
+
+fn default_route(family: Family) -> IpNet {
+    match family {
+        Family::V4 => Ipv4Net::default().into(),
+        Family::V6 => Ipv6Net::default().into(),
+    }
+}
+
+/// The marks by which IPVS knows virtual addresses and published ports.
+fn mark_for_ipvs(table: &mut Table, slice: &NetworkSlice) {
+    let family = table.family;
+    let value = |mark: u32| Element::Value(mark.to_ne_bytes().to_vec());
+    for service in slice.services.values() {
+        let vips = service.vips.iter();
+        for vip in vips.filter(|vip| Family::of(**vip) == family) {
+            table.element(lb::VIP_MARK, lb::octets(*vip), value(lb::vip_mark(*vip)));
         }
-    })
-}
-
-fn gateway(slice: &NetworkSlice) -> Option<Ipv4Addr> {
-    slice.subnets.iter().find_map(|subnet| {
-        if let IpAddr::V4(v4) = subnet.gateway {
-            Some(v4)
-        } else {
-            None
+        for port in service.ports.iter().filter(|_| slice.ingress) {
+            let key = lb::port_key(port.protocol, port.published);
+            let mark = lb::port_mark(port.protocol, port.published);
+            table.element(lb::PORT_MARK, key, value(mark));
         }
-    })
+    }
 }
 
-fn host_route(address: Ipv4Addr) -> IpNet {
-    Ipv4Net::new_assert(address, 32).into()
+/// Where a router is on the gateway bridge.
+#[derive(Debug, Clone, Copy)]
+struct Uplink {
+    v4: Ipv4Addr,
+    v6: Option<Ipv6Addr>,
 }
 
-fn default_route() -> IpNet {
-    Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0).into()
+impl Uplink {
+    fn address(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => Some(self.v4.into()),
+            Family::V6 => self.v6.map(IpAddr::V6),
+        }
+    }
 }
 
 struct Cx<'a> {
@@ -184,16 +231,38 @@ struct Cx<'a> {
 }
 
 impl Cx<'_> {
-    fn bridge_address(&self) -> Ipv4Addr {
-        let first = u32::from(self.params.gwbridge_subnet.network()) + 1;
-        first.into()
+    /// Families of a network that this node can carry.
+    fn families(&self, slice: &NetworkSlice) -> impl Iterator<Item = (Family, IpAddr)> {
+        let can = |family| family == Family::V4 || self.params.gwbridge_subnet6.is_some();
+        let gateways = Family::ALL.map(|family| Some((family, gateway(slice, family)?)));
+        let carried = gateways.into_iter().flatten();
+        carried
+            .filter(move |(family, _)| can(*family))
+            .collect::<Vec<_>>()
+            .into_iter()
+    }
+
+    /// The host's address on the gateway bridge, with the prefix of the subnet.
+    fn bridge_address(&self, family: Family) -> Option<IpNet> {
+        match family {
+            Family::V4 => {
+                let subnet = self.params.gwbridge_subnet;
+                let first = Ipv4Addr::from(u32::from(subnet.network()) + 1);
+                Some(Ipv4Net::new_assert(first, subnet.prefix_len()).into())
+            }
+            Family::V6 => {
+                let subnet = self.params.gwbridge_subnet6?;
+                let first = Ipv6Addr::from(u128::from(subnet.network()) + 1);
+                Some(Ipv6Net::new_assert(first, subnet.prefix_len()).into())
+            }
+        }
     }
 
     /// Addresses of the routers on the gateway bridge, by VNI so that they stay when other networks come and go.
     fn uplink_addresses(
         &self,
         carried: &[(&NetworkId, &NetworkSlice)],
-    ) -> Result<BTreeMap<NetworkId, Ipv4Addr>, DesiredError> {
+    ) -> Result<BTreeMap<NetworkId, Uplink>, DesiredError> {
         let subnet = self.params.gwbridge_subnet;
         let base = u32::from(subnet.network());
         // Network, host and broadcast addresses are taken.
@@ -213,13 +282,18 @@ impl Cx<'_> {
                     subnet,
                     network: (*id).clone(),
                 })?;
-            addresses.insert((*id).clone(), Ipv4Addr::from(base + offset));
+            let base6 = self.params.gwbridge_subnet6.map(|net| net.network());
+            let uplink = Uplink {
+                v4: Ipv4Addr::from(base + offset),
+                v6: base6.map(|base| Ipv6Addr::from(u128::from(base) + u128::from(offset))),
+            };
+            addresses.insert((*id).clone(), uplink);
         }
         Ok(addresses)
     }
 
     /// Everything of a router namespace but the ports of its local endpoints.
-    fn router(&self, slice: &NetworkSlice, uplink: Option<Ipv4Addr>) -> SpaceState {
+    fn router(&self, slice: &NetworkSlice, uplink: Option<&Uplink>) -> SpaceState {
         let mut router = SpaceState::default();
         let settings = [
             ("ipv4/ip_forward", "1"),
@@ -249,52 +323,98 @@ impl Cx<'_> {
                 hairpin: false,
             },
         );
-        let objects = &mut router.objects;
-        let gateway = gateway(slice);
-        let vips = slice.services.values().flat_map(|service| &service.vips);
-        let vips = vips.filter_map(|vip| {
-            if let IpAddr::V4(v4) = vip {
-                Some(*v4)
-            } else {
-                None
-            }
-        });
-        objects.addresses.extend(
-            gateway
-                .into_iter()
-                .chain(vips)
-                .map(|own| ("lo".to_owned(), host_route(own))),
-        );
-        let mut involved = BTreeSet::new();
-        for endpoint in slice.endpoints.values() {
-            let (Some(peer), Some(address)) =
-                (self.peers.get(&endpoint.node), ipv4(&endpoint.addresses))
-            else {
+        let involved = self.involved(slice);
+        for peer in &involved {
+            let mac = naming::mac_of(*peer);
+            router.objects.fdb.insert((VXLAN.to_owned(), mac), *peer);
+        }
+        for (family, gateway) in self.families(slice) {
+            self.router_family(&mut router, slice, family, gateway, &involved);
+            let (Some(uplink), Some(host)) = (
+                uplink.and_then(|uplink| uplink.address(family)),
+                self.bridge_address(family),
+            ) else {
                 continue;
             };
-            involved.insert(*peer);
+            let objects = &mut router.objects;
+            objects
+                .addresses
+                .insert((UPLINK.to_owned(), host_route(uplink)));
+            // Known from the start: a bridge that has just come up loses the first questions.
+            if let Some(own) = self.bridge_address(Family::V4) {
+                let mac = naming::mac_of(own.addr());
+                objects
+                    .neighbours
+                    .insert((UPLINK.to_owned(), host.addr()), mac);
+            }
             objects.routes.insert(Route {
+                local: false,
                 table: MAIN_TABLE,
-                to: host_route(address.addr()),
-                via: Some(naming::peer_hop(*peer).into()),
-                link: VXLAN.to_owned(),
+                to: default_route(family),
+                via: Some(host.addr()),
+                link: UPLINK.to_owned(),
                 protocol: OVERLAY_PROTOCOL,
             });
         }
-        if slice.ingress {
-            // Every node is a possible entry, with or without endpoints.
-            involved.extend(self.peers.values());
-            for peer in &involved {
+        router
+    }
+
+    /// The other nodes that take part in a network; every node is a possible entry to ingress.
+    fn involved(&self, slice: &NetworkSlice) -> BTreeSet<IpAddr> {
+        let endpoints = slice.endpoints.values();
+        let with_endpoints = endpoints.filter_map(|endpoint| self.peers.get(&endpoint.node));
+        let everybody = self.peers.values().filter(|_| slice.ingress);
+        with_endpoints.chain(everybody).copied().collect()
+    }
+
+    /// Addresses, routes and rules of one family in a router.
+    fn router_family(
+        &self,
+        router: &mut SpaceState,
+        slice: &NetworkSlice,
+        family: Family,
+        gateway: IpAddr,
+        involved: &BTreeSet<IpAddr>,
+    ) {
+        let objects = &mut router.objects;
+        if family == Family::V6 {
+            for (path, value) in [
+                ("ipv6/conf/all/forwarding", "1"),
+                ("ipv6/conf/all/accept_redirects", "0"),
+            ] {
+                objects.settings.insert(path.to_owned(), value.to_owned());
+            }
+        }
+        let vips = slice.services.values().flat_map(|service| &service.vips);
+        let vips = vips.copied().filter(|vip| Family::of(*vip) == family);
+        objects.addresses.extend(
+            std::iter::once(gateway)
+                .chain(vips)
+                .map(|own| ("lo".to_owned(), host_route(own))),
+        );
+        let by_peer = |table, to, peer| Route {
+            local: false,
+            table,
+            to,
+            via: Some(naming::peer_hop(family, peer)),
+            link: VXLAN.to_owned(),
+            protocol: OVERLAY_PROTOCOL,
+        };
+        for endpoint in slice.endpoints.values() {
+            if let Some(peer) = self.peers.get(&endpoint.node)
+                && let Some(address) = of_family(&endpoint.addresses, family)
+            {
+                let to = host_route(address.addr());
+                objects.routes.insert(by_peer(MAIN_TABLE, to, *peer));
+            }
+        }
+        for peer in involved {
+            if slice.ingress {
                 let mark = naming::peer_mark(*peer);
-                let (via, link) = (Some(naming::peer_hop(*peer).into()), VXLAN.to_owned());
-                objects.routes.insert(Route {
-                    table: mark,
-                    to: default_route(),
-                    via,
-                    link,
-                    protocol: OVERLAY_PROTOCOL,
-                });
+                let route = by_peer(mark, default_route(family), *peer);
+                objects.routes.insert(route);
                 objects.rules.insert(Rule {
+                    family,
                     from: None,
                     mark: Some(mark),
                     table: mark,
@@ -302,61 +422,59 @@ impl Cx<'_> {
                     protocol: OVERLAY_PROTOCOL,
                 });
             }
-        }
-        for peer in &involved {
+            let hop = naming::peer_hop(family, *peer);
             let mac = naming::mac_of(*peer);
-            objects
-                .neighbours
-                .insert((VXLAN.to_owned(), naming::peer_hop(*peer).into()), mac);
-            objects.fdb.insert((VXLAN.to_owned(), mac), *peer);
+            objects.neighbours.insert((VXLAN.to_owned(), hop), mac);
         }
-        if let Some(uplink) = uplink {
-            objects
-                .addresses
-                .insert((UPLINK.to_owned(), host_route(uplink)));
-            let via = Some(self.bridge_address().into());
-            objects.routes.insert(Route {
-                table: MAIN_TABLE,
-                to: default_route(),
-                via,
-                link: UPLINK.to_owned(),
-                protocol: OVERLAY_PROTOCOL,
-            });
+        let table = self.router_table(slice, family, gateway, involved);
+        if self.params.ipvs {
+            self.ipvs(router, slice, family);
         }
-        self.router_table(&mut router, slice, gateway, &involved);
         router
+            .tables
+            .insert((table.family, table.name.clone()), table);
     }
 
     fn router_table(
         &self,
-        router: &mut SpaceState,
         slice: &NetworkSlice,
-        gateway: Option<Ipv4Addr>,
+        family: Family,
+        gateway: IpAddr,
         involved: &BTreeSet<IpAddr>,
-    ) {
-        let Some(gateway) = gateway else { return };
+    ) -> Table {
         let peers: Vec<IpAddr> = involved.iter().copied().collect();
-        let local: Vec<Ipv4Addr> = slice
+        let local = slice
             .endpoints
-            .values()
-            .filter(|endpoint| endpoint.node == *self.me)
-            .filter_map(|endpoint| ipv4(&endpoint.addresses).map(|net| net.addr()))
-            .collect();
+            .iter()
+            .filter(|(_, endpoint)| endpoint.node == *self.me)
+            .filter_map(|(task, endpoint)| {
+                let address = of_family(&endpoint.addresses, family)?.addr();
+                Some((naming::endpoint_port(task), address))
+            });
+        let local: Vec<(String, IpAddr)> = local.collect();
         let mut table = ruleset::router(
             &self.params.prefix,
             &ruleset::Router {
+                family,
                 ingress: slice.ingress,
+                ipvs: self.params.ipvs,
                 gateway,
                 peers: &peers,
                 local: &local,
             },
         );
+        if self.params.ipvs {
+            mark_for_ipvs(&mut table, slice);
+            return table;
+        }
         for (id, service) in &slice.services {
-            let backends = backends(slice, id);
-            for vip in &service.vips {
-                if let IpAddr::V4(vip) = vip {
-                    lb::add_vip(&mut table.elements, *vip, &backends);
-                }
+            let backends = backends(slice, id, family);
+            for vip in service
+                .vips
+                .iter()
+                .filter(|vip| Family::of(**vip) == family)
+            {
+                lb::add_vip(&mut table.elements, *vip, &backends);
             }
             for port in service.ports.iter().filter(|_| slice.ingress) {
                 lb::add_port(
@@ -368,40 +486,74 @@ impl Cx<'_> {
                 );
             }
         }
-        router
-            .tables
-            .insert((table.family, table.name.clone()), table);
+        table
+    }
+
+    /// Services of IPVS in one family. A backend that takes no new connections keeps those that it has, for as long as
+    /// it is there.
+    fn ipvs(&self, router: &mut SpaceState, slice: &NetworkSlice, family: Family) {
+        let settings = [
+            ("ipv4/vs/conntrack", "1"),
+            ("ipv4/vs/expire_nodest_conn", "1"),
+        ];
+        let settings = settings.map(|(path, value)| (path.to_owned(), value.to_owned()));
+        router.objects.settings.extend(settings);
+        for (id, service) in &slice.services {
+            let endpoints = slice.endpoints.values();
+            let backends = endpoints.filter(|endpoint| endpoint.service.as_ref() == Some(id));
+            let backends = backends.filter_map(|endpoint| {
+                let address = of_family(&endpoint.addresses, family)?.addr();
+                Some((address, u32::from(endpoint.serving)))
+            });
+            let backends: BTreeMap<IpAddr, u32> = backends.collect();
+            let mut add = |mark, port| {
+                let key = ServiceKey { family, mark };
+                let at_port = |(address, weight): (&IpAddr, &u32)| ((*address, port), *weight);
+                let service = Service {
+                    scheduler: "rr".to_owned(),
+                    destinations: backends.iter().map(at_port).collect(),
+                };
+                router.ipvs.insert(key, service);
+            };
+            for vip in service
+                .vips
+                .iter()
+                .filter(|vip| Family::of(**vip) == family)
+            {
+                add(lb::vip_mark(*vip), 0);
+            }
+            for port in service.ports.iter().filter(|_| slice.ingress) {
+                add(lb::port_mark(port.protocol, port.published), port.target);
+            }
+        }
     }
 
     fn host(
         &self,
         carried: &[(&NetworkId, &NetworkSlice)],
-        uplinks: &BTreeMap<NetworkId, Ipv4Addr>,
+        uplinks: &BTreeMap<NetworkId, Uplink>,
     ) -> SpaceState {
         let bridge = &self.params.gwbridge;
         let mut host = SpaceState::default();
-        let own = self.bridge_address();
-        let mac = Some(naming::mac_of(own.into()));
+        let own = self.bridge_address(Family::V4).map(|net| net.addr());
         let link = Link {
             kind: LinkKind::Bridge,
-            mac,
+            mac: own.map(naming::mac_of),
             mtu: None,
             master: None,
             isolated: false,
             hairpin: false,
         };
         host.links.insert(bridge.clone(), link);
-        let net = Ipv4Net::new_assert(own, self.params.gwbridge_subnet.prefix_len());
-        host.objects.addresses.insert((bridge.clone(), net.into()));
         let settings = &mut host.objects.settings;
         settings.insert("ipv4/ip_forward".to_owned(), "1".to_owned());
         settings.insert(format!("ipv4/conf/{bridge}/route_localnet"), "1".to_owned());
         settings.insert(format!("ipv4/conf/{bridge}/send_redirects"), "0".to_owned());
-        for (network, address) in uplinks {
+        for (network, uplink) in uplinks {
             let peer = VethPeer {
                 space: Space::Router(network.clone()),
                 name: UPLINK.to_owned(),
-                mac: naming::mac_of((*address).into()),
+                mac: naming::mac_of(uplink.v4.into()),
                 mtu: None,
             };
             let link = Link {
@@ -415,140 +567,79 @@ impl Cx<'_> {
             host.links
                 .insert(naming::uplink_port(&self.params.prefix, network), link);
         }
+        let both = carried.iter().flat_map(|(_, slice)| self.families(slice));
+        let families: BTreeSet<Family> = both.map(|(family, _)| family).collect();
+        for family in families {
+            self.host_family(&mut host, family, carried, uplinks);
+        }
+        host
+    }
+
+    /// Addresses and rules of one family in the host's namespace.
+    fn host_family(
+        &self,
+        host: &mut SpaceState,
+        family: Family,
+        carried: &[(&NetworkId, &NetworkSlice)],
+        uplinks: &BTreeMap<NetworkId, Uplink>,
+    ) {
+        let Some(net) = self.bridge_address(family) else {
+            return;
+        };
+        let bridge = &self.params.gwbridge;
+        host.objects.addresses.insert((bridge.clone(), net));
+        for uplink in uplinks.values() {
+            if let Some(address) = uplink.address(family) {
+                let mac = naming::mac_of(uplink.v4.into());
+                host.objects
+                    .neighbours
+                    .insert((bridge.clone(), address), mac);
+            }
+        }
+        if family == Family::V6 {
+            let path = "ipv6/conf/all/forwarding".to_owned();
+            host.objects.settings.insert(path, "1".to_owned());
+            // Answers to what the host asked itself come back by the bridge, and are for loopback once their address is
+            // turned back; the kernel takes loopback's packets only where a route of that very interface says so.
+            host.objects.routes.insert(Route {
+                local: true,
+                table: LOCAL_TABLE,
+                to: host_route(Ipv6Addr::LOCALHOST.into()),
+                via: None,
+                link: bridge.clone(),
+                protocol: OVERLAY_PROTOCOL,
+            });
+        }
         let mut published = Vec::new();
-        for (id, slice) in carried.iter().filter(|(_, slice)| slice.ingress) {
-            let Some(router) = uplinks.get(*id) else {
+        let ingress = carried.iter().filter(|(_, slice)| slice.ingress);
+        for (id, slice) in ingress.filter(|(_, slice)| gateway(slice, family).is_some()) {
+            let uplink = uplinks.get(*id);
+            let Some(router) = uplink.and_then(|uplink| uplink.address(family)) else {
                 continue;
             };
             let ports = slice.services.values().flat_map(|service| &service.ports);
-            published.extend(ports.map(|port| (port.protocol, port.published, *router)));
+            published.extend(ports.map(|port| (port.protocol, port.published, router)));
         }
         let vnis: Vec<u32> = carried.iter().map(|(_, slice)| slice.vni).collect();
-        let peers: Vec<IpAddr> = self.peers.values().copied().collect();
+        let members = carried.iter().flat_map(|(_, slice)| {
+            let peers = self.involved(slice).into_iter();
+            peers.map(|peer| (peer, slice.vni))
+        });
+        let members: Vec<(IpAddr, u32)> = members.collect();
         let table = ruleset::host(
             &self.params.prefix,
             &ruleset::Host {
+                family,
                 bridge,
-                subnet: self.params.gwbridge_subnet,
+                subnet: net.trunc(),
                 vxlan_port: self.view.data_path_port,
                 vnis: &vnis,
-                peers: &peers,
+                members: &members,
                 published: &published,
             },
         );
         host.tables
             .insert((table.family, table.name.clone()), table);
-        host
-    }
-
-    /// Connects a container with the routers of its networks, the first of which becomes eth0.
-    fn container(
-        &self,
-        state: &mut KernelState,
-        task: &TaskId,
-        networks: &[(&NetworkId, &NetworkSlice)],
-        found: &ContainerFacts,
-    ) {
-        let mut inside = SpaceState::default();
-        let mut taken: BTreeSet<String> = found.interfaces.keys().cloned().collect();
-        let outward = |slice: &NetworkSlice| !slice.internal && gateway(slice).is_some();
-        let way_out = networks
-            .iter()
-            .find(|(_, slice)| !slice.ingress && outward(slice))
-            .or_else(|| networks.iter().find(|(_, slice)| outward(slice)))
-            .filter(|_| !found.foreign_default)
-            .map(|(id, _)| *id);
-        for (id, slice) in networks {
-            let Some(address) = ipv4(&slice.endpoints[task].addresses) else {
-                continue;
-            };
-            let mac = naming::mac_of(address.addr().into());
-            let held = found
-                .interfaces
-                .iter()
-                .find(|(_, held)| **held == Some(mac))
-                .map(|(name, _)| name.clone());
-            let name = held.unwrap_or_else(|| {
-                let free = (0..)
-                    .map(|n| format!("eth{n}"))
-                    .find(|name| !taken.contains(name));
-                free.expect("a container has finitely many interfaces")
-            });
-            taken.insert(name.clone());
-            let mtu = Some(self.mtu(slice));
-            let peer = VethPeer {
-                space: Space::Container(task.to_string()),
-                name: name.clone(),
-                mac,
-                mtu,
-            };
-            let port = naming::endpoint_port(task);
-            let router = state
-                .spaces
-                .get_mut(&Space::Router((*id).clone()))
-                .expect("carried networks have routers");
-            let link = Link {
-                kind: LinkKind::Veth { peer },
-                mac: None,
-                mtu,
-                master: None,
-                isolated: false,
-                hairpin: false,
-            };
-            router.links.insert(port.clone(), link);
-            let settings = &mut router.objects.settings;
-            settings.insert(format!("ipv4/conf/{port}/proxy_arp"), "1".to_owned());
-            settings.insert(format!("ipv4/neigh/{port}/proxy_delay"), "0".to_owned());
-            let to = host_route(address.addr());
-            router.objects.routes.insert(Route {
-                table: MAIN_TABLE,
-                to,
-                via: None,
-                link: port,
-                protocol: OVERLAY_PROTOCOL,
-            });
-
-            inside
-                .objects
-                .addresses
-                .insert((name.clone(), address.into()));
-            let Some(gateway) = gateway(slice) else {
-                continue;
-            };
-            let via = Some(gateway.into());
-            if way_out == Some(*id) {
-                let (to, link) = (default_route(), name.clone());
-                inside.objects.routes.insert(Route {
-                    table: MAIN_TABLE,
-                    to,
-                    via,
-                    link,
-                    protocol: OVERLAY_PROTOCOL,
-                });
-            }
-            if slice.ingress {
-                let from = Some(host_route(address.addr()));
-                let rule = Rule {
-                    from,
-                    mark: None,
-                    table: INGRESS_TABLE,
-                    priority: RULE_PRIORITY,
-                    protocol: OVERLAY_PROTOCOL,
-                };
-                inside.objects.rules.insert(rule);
-                let route = Route {
-                    table: INGRESS_TABLE,
-                    to: default_route(),
-                    via,
-                    link: name,
-                    protocol: OVERLAY_PROTOCOL,
-                };
-                inside.objects.routes.insert(route);
-            }
-        }
-        state
-            .spaces
-            .insert(Space::Container(task.to_string()), inside);
     }
 
     fn mtu(&self, slice: &NetworkSlice) -> u32 {

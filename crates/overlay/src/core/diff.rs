@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, fmt, net::IpAddr};
 use ipnet::IpNet;
 
 use super::{
+    ipvs_wire::{Edit, Service, ServiceKey},
     naming::Mac,
     nft::Table,
     nft_wire::ElementEdit,
@@ -62,6 +63,21 @@ pub enum Change {
         /// To be added then.
         add: Vec<ElementEdit>,
     },
+    /// Changes a service of IPVS.
+    Ipvs(IpvsStep),
+}
+
+/// A change of a service of IPVS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IpvsStep {
+    /// Makes it, without destinations.
+    New(ServiceKey, String),
+    /// Changes its scheduler.
+    Set(ServiceKey, String),
+    /// Removes it.
+    Delete(ServiceKey),
+    /// Changes a destination, with the weight that it is to have.
+    Destination(ServiceKey, Edit, (IpAddr, u16), u32),
 }
 
 impl fmt::Display for NetOp {
@@ -88,6 +104,15 @@ impl fmt::Display for NetOp {
             Change::EditElements { table, .. } => {
                 write!(f, "update sets of nftables table {table}")
             }
+            Change::Ipvs(step) => match step {
+                IpvsStep::New(key, _) => write!(f, "make IPVS service {:#x}", key.mark),
+                IpvsStep::Set(key, _) => write!(f, "change IPVS service {:#x}", key.mark),
+                IpvsStep::Delete(key) => write!(f, "remove IPVS service {:#x}", key.mark),
+                IpvsStep::Destination(key, _, (address, _), _) => {
+                    let mark = key.mark;
+                    write!(f, "change destination {address} of IPVS service {mark:#x}")
+                }
+            },
         }?;
         write!(f, " in the {}", self.space)
     }
@@ -153,6 +178,7 @@ pub fn diff(want: &KernelState, have: &Observed) -> Vec<NetOp> {
         let wanted = want.spaces.get(space).unwrap_or(&nothing);
         let mut changes = object_changes(space, wanted, &held.objects);
         changes.extend(table_changes(wanted, held));
+        changes.extend(ipvs_changes(&wanted.ipvs, &held.ipvs));
         ops.extend(changes.into_iter().map(|change| op(space, change)));
     }
     ops
@@ -165,6 +191,9 @@ fn op(space: &Space, change: Change) -> NetOp {
     }
 }
 
+/// Kinds of interfaces that we make. Some kernels put others into every namespace, which cannot even be removed.
+const OURS: [&str; 3] = ["bridge", "veth", "vxlan"];
+
 /// Interfaces that must go: not wanted any more, of another kind, or one whose other end is not where it belongs.
 fn surplus_links(space: &Space, wanted: &SpaceState, have: &Observed) -> Vec<String> {
     if matches!(space, Space::Container(_)) {
@@ -173,7 +202,7 @@ fn surplus_links(space: &Space, wanted: &SpaceState, have: &Observed) -> Vec<Str
     let held = have.spaces[space]
         .links
         .iter()
-        .filter(|(_, link)| !link.kind.is_empty());
+        .filter(|(_, link)| OURS.contains(&link.kind.as_str()));
     // A router's uplink is the far end of a port in the host, which decides about both.
     let held = held
         .filter(|(name, _)| !(matches!(space, Space::Router(_)) && *name == super::naming::UPLINK));
@@ -322,6 +351,43 @@ fn object_changes(space: &Space, wanted: &SpaceState, held: &Objects) -> Vec<Cha
             .map(|rule| Change::Rule(Add, rule.clone())),
     );
     changes
+}
+
+fn ipvs_changes(
+    want: &BTreeMap<ServiceKey, Service>,
+    have: &BTreeMap<ServiceKey, Service>,
+) -> Vec<Change> {
+    let mut steps = Vec::new();
+    for key in have.keys().filter(|key| !want.contains_key(key)) {
+        steps.push(IpvsStep::Delete(*key));
+    }
+    let nothing = BTreeMap::new();
+    for (key, service) in want {
+        let found = have.get(key);
+        match found {
+            None => steps.push(IpvsStep::New(*key, service.scheduler.clone())),
+            Some(found) if found.scheduler != service.scheduler => {
+                steps.push(IpvsStep::Set(*key, service.scheduler.clone()));
+            }
+            Some(_) => {}
+        }
+        let held = found.map_or(&nothing, |found| &found.destinations);
+        for (at, weight) in &service.destinations {
+            let edit = match held.get(at) {
+                None => Edit::Add,
+                Some(found) if found != weight => Edit::Set,
+                Some(_) => continue,
+            };
+            steps.push(IpvsStep::Destination(*key, edit, *at, *weight));
+        }
+        for at in held
+            .keys()
+            .filter(|at| !service.destinations.contains_key(at))
+        {
+            steps.push(IpvsStep::Destination(*key, Edit::Remove, *at, 0));
+        }
+    }
+    steps.into_iter().map(Change::Ipvs).collect()
 }
 
 fn table_changes(wanted: &SpaceState, held: &ObservedSpace) -> Vec<Change> {

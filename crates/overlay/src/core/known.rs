@@ -35,6 +35,11 @@ impl Known {
         self.spaces.is_empty()
     }
 
+    /// Somebody else was at work in this namespace.
+    pub fn forget(&mut self, space: &Space) {
+        self.spaces.remove(space);
+    }
+
     /// What is known of a namespace, if the file of this inode is still the one that was read.
     pub fn get(&self, space: &Space, inode: u64) -> Option<&KnownSpace> {
         self.spaces.get(space).filter(|known| known.inode == inode)
@@ -87,7 +92,10 @@ impl Known {
                             .insert(path.clone(), value.clone());
                     }
                 }
-                Change::ReplaceTable(_) | Change::RemoveTable(..) | Change::EditElements { .. } => {
+                Change::ReplaceTable(_)
+                | Change::RemoveTable(..)
+                | Change::EditElements { .. }
+                | Change::Ipvs(_) => {
                     if let Some(known) = self.spaces.get_mut(space) {
                         known.tables_current = false;
                     }

@@ -6,12 +6,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use shoal_api::network::Protocol;
 
-use super::nft::Element;
+use super::{nft::Element, state::Family};
 
 /// Numbers of slots, ascending.
 pub const CLASSES: [u32; 4] = [12, 60, 840, 10_080];
@@ -38,13 +38,41 @@ pub const VIP: &str = "vip";
 /// The same for published ports.
 pub const PORT: &str = "port";
 
+/// Name of the map that gives a virtual address the mark by which IPVS knows its service.
+pub const VIP_MARK: &str = "vip_mark";
+/// The same for published ports.
+pub const PORT_MARK: &str = "port_mark";
+
+/// Bit of the marks of virtual addresses; those of published ports are lower. All of them are below the marks of peers,
+/// which are IPv4 addresses, since none begins with 0.
+const VIP_MARK_BIT: u32 = 1 << 23;
+
+/// The mark of a virtual address: its last bits, which differ within a subnet.
+pub fn vip_mark(vip: IpAddr) -> u32 {
+    let low = match vip {
+        IpAddr::V4(v4) => u32::from(v4),
+        IpAddr::V6(v6) => u32::from_be_bytes(v6.octets()[12..].try_into().unwrap_or_default()),
+    };
+    VIP_MARK_BIT | (low & (VIP_MARK_BIT - 1))
+}
+
+/// The mark of a published port.
+pub fn port_mark(protocol: Protocol, port: u16) -> u32 {
+    let number = match protocol {
+        Protocol::Tcp => 1,
+        Protocol::Udp => 2,
+        Protocol::Sctp => 3,
+    };
+    number << 16 | u32::from(port)
+}
+
 /// Name of a class: of its chain and of its map.
 pub fn class_name(kind: &str, slots: u32) -> String {
     format!("{kind}{slots}")
 }
 
 /// Adds a virtual address that leads to `backends`; without backends nothing is added, so connections are refused.
-pub fn add_vip(elements: &mut Elements, vip: Ipv4Addr, backends: &[Ipv4Addr]) {
+pub fn add_vip(elements: &mut Elements, vip: IpAddr, backends: &[IpAddr]) {
     if backends.is_empty() {
         return;
     }
@@ -53,12 +81,12 @@ pub fn add_vip(elements: &mut Elements, vip: Ipv4Addr, backends: &[Ipv4Addr]) {
     elements
         .entry(VIP.to_owned())
         .or_default()
-        .insert(vip.octets().to_vec(), Element::Goto(class.clone()));
+        .insert(octets(vip), Element::Goto(class.clone()));
     let map = elements.entry(class).or_default();
     for (slot, backend) in (0..slots).zip(backends.iter().cycle()) {
         map.insert(
-            key(&[&vip.octets(), &slot.to_ne_bytes()]),
-            Element::Value(backend.octets().to_vec()),
+            key(&[&octets(vip), &slot.to_ne_bytes()]),
+            Element::Value(octets(*backend)),
         );
     }
 }
@@ -69,7 +97,7 @@ pub fn add_port(
     protocol: Protocol,
     published: u16,
     target: u16,
-    backends: &[Ipv4Addr],
+    backends: &[IpAddr],
 ) {
     if backends.is_empty() {
         return;
@@ -83,23 +111,36 @@ pub fn add_port(
         .insert(port.clone(), Element::Goto(class.clone()));
     let map = elements.entry(class).or_default();
     for (slot, backend) in (0..slots).zip(backends.iter().cycle()) {
-        let to = key(&[&backend.octets(), &target.to_be_bytes()]);
+        let to = key(&[&octets(*backend), &target.to_be_bytes()]);
         map.insert(key(&[&port, &slot.to_ne_bytes()]), Element::Value(to));
     }
 }
 
 /// All backends of virtual addresses and published ports.
-pub fn backends(elements: &Elements) -> BTreeSet<Ipv4Addr> {
+pub fn backends(family: Family, elements: &Elements) -> BTreeSet<IpAddr> {
     let classes = elements
         .iter()
-        .filter(|(name, _)| name.starts_with(VIP) || name.starts_with(PORT));
+        .filter(|(name, _)| name.starts_with(VIP) || name.starts_with(PORT))
+        .filter(|(name, _)| ![VIP_MARK, PORT_MARK].contains(&name.as_str()));
+    let address = |value: &[u8]| match family {
+        Family::V4 => value.first_chunk::<4>().map(|bytes| IpAddr::from(*bytes)),
+        Family::V6 => value.first_chunk::<16>().map(|bytes| IpAddr::from(*bytes)),
+    };
     let values = classes
         .flat_map(|(_, map)| map.values())
         .filter_map(|element| match element {
-            Element::Value(value) => value.first_chunk::<4>(),
+            Element::Value(value) => address(value),
             Element::Member | Element::Goto(_) => None,
         });
-    values.map(|octets| Ipv4Addr::from(*octets)).collect()
+    values.collect()
+}
+
+/// An address as packets carry it.
+pub fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
 }
 
 /// Key of a protocol and port.
@@ -153,15 +194,15 @@ mod tests {
 
     #[test]
     fn every_backend_gets_its_share_of_slots() {
-        let backends: Vec<Ipv4Addr> = (1..=7).map(|n| Ipv4Addr::new(10, 0, 0, n)).collect();
+        let backends: Vec<IpAddr> = (1..=7).map(|n| IpAddr::from([10, 0, 0, n])).collect();
         let mut elements = Elements::new();
-        add_vip(&mut elements, Ipv4Addr::new(10, 0, 0, 99), &backends);
+        add_vip(&mut elements, [10, 0, 0, 99].into(), &backends);
         let map = &elements["vip60"];
         assert_eq!(map.len(), 60);
         for backend in &backends {
             let share = map
                 .values()
-                .filter(|e| **e == Element::Value(backend.octets().to_vec()))
+                .filter(|e| **e == Element::Value(octets(*backend)))
                 .count();
             assert!((8..=9).contains(&share));
         }
@@ -174,7 +215,7 @@ mod tests {
     #[test]
     fn a_service_without_backends_has_no_element() {
         let mut elements = Elements::new();
-        add_vip(&mut elements, Ipv4Addr::new(10, 0, 0, 99), &[]);
+        add_vip(&mut elements, [10, 0, 0, 99].into(), &[]);
         add_port(&mut elements, Protocol::Tcp, 80, 80, &[]);
         assert!(elements.is_empty());
     }

@@ -2,10 +2,12 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv6Addr},
 };
 
 use shoal_api::{NetworkId, TaskId};
+
+use super::state::Family;
 
 /// VXLAN device inside a router namespace.
 pub const VXLAN: &str = "vx0";
@@ -15,6 +17,11 @@ pub const UPLINK: &str = "up0";
 pub const ENDPOINT_PREFIX: &str = "e";
 /// Start of the file names of router namespaces.
 pub const ROUTER_PREFIX: &str = "router-";
+
+/// Part of the link-local addresses that stand for peers.
+const PEER_HOP_TAG: u16 = 0x5368;
+/// Link-local address of every router on every of its ports: the next hop of its containers for IPv6.
+pub const ROUTER_HOP: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// An Ethernet address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -69,8 +76,15 @@ pub fn peer_mark(underlay: IpAddr) -> u32 {
 }
 
 /// Next hop that stands for a peer inside router namespaces; it exists only there, as a permanent neighbour.
-pub fn peer_hop(underlay: IpAddr) -> Ipv4Addr {
-    four_bytes(underlay).into()
+pub fn peer_hop(family: Family, underlay: IpAddr) -> IpAddr {
+    let [a, b, c, d] = four_bytes(underlay);
+    match family {
+        Family::V4 => [a, b, c, d].into(),
+        Family::V6 => {
+            let (high, low) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+            Ipv6Addr::new(0xfe80, 0, 0, 0, 0, PEER_HOP_TAG, high, low).into()
+        }
+    }
 }
 
 /// Name of an endpoint's port in its router namespace.
@@ -114,6 +128,6 @@ mod tests {
         let peer: IpAddr = "192.0.2.1".parse().unwrap();
         assert_eq!(mac_of(peer).to_string(), "02:42:c0:00:02:01");
         assert_eq!(peer_mark(peer), 0xc000_0201);
-        assert_eq!(peer_hop(peer).to_string(), "192.0.2.1");
+        assert_eq!(peer_hop(Family::V4, peer).to_string(), "192.0.2.1");
     }
 }

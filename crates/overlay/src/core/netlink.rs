@@ -122,6 +122,8 @@ pub struct Received<'a> {
     pub kind: u16,
     /// Sequence number of the request it answers.
     pub sequence: u32,
+    /// Port of the socket whose request caused it; 0 for the kernel itself.
+    pub port: u32,
     /// Everything after the header.
     pub body: &'a [u8],
 }
@@ -133,6 +135,7 @@ pub fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Received<'_>> {
         let message = datagram.get(..length)?;
         let kind = native_u16(message.get(4..6)?)?;
         let sequence = native_u32(message.get(8..12)?)?;
+        let port = native_u32(message.get(12..16)?)?;
         let body = message.get(HEADER_LENGTH..)?;
         datagram = datagram
             .get(length.next_multiple_of(4)..)
@@ -140,6 +143,7 @@ pub fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Received<'_>> {
         Some(Received {
             kind,
             sequence,
+            port,
             body,
         })
     })

@@ -93,6 +93,8 @@ pub enum SetData {
 pub enum Part {
     /// IPv4 address.
     Ipv4 = 7,
+    /// IPv6 address.
+    Ipv6 = 8,
     /// Ethernet address.
     Ether = 9,
     /// Transport protocol number.
@@ -108,6 +110,14 @@ pub enum Part {
 }
 
 impl Part {
+    /// An address of a family.
+    pub fn address(family: Family) -> Self {
+        match family {
+            Family::V4 => Self::Ipv4,
+            Family::V6 => Self::Ipv6,
+        }
+    }
+
     /// Bytes it takes, before padding.
     pub fn width(self) -> u32 {
         match self {
@@ -115,7 +125,7 @@ impl Part {
             Self::Ether => 6,
             Self::Protocol => 1,
             Self::Port => 2,
-            Self::Interface => 16,
+            Self::Interface | Self::Ipv6 => 16,
         }
     }
 }
@@ -254,9 +264,9 @@ pub struct Outline {
 
 impl Table {
     /// A table without chains.
-    pub fn new(name: &str) -> Self {
+    pub fn new(family: Family, name: &str) -> Self {
         Self {
-            family: Family::V4,
+            family,
             name: name.to_owned(),
             chains: Vec::new(),
             sets: BTreeMap::new(),

@@ -236,6 +236,7 @@ fn message(command: Command, family: Family, flags: u16) -> Message {
 fn family_number(family: Family) -> u8 {
     match family {
         Family::V4 => 2,
+        Family::V6 => 10,
     }
 }
 

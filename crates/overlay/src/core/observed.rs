@@ -1,8 +1,14 @@
 //! The kernel state as it was read back.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use shoal_api::TaskId;
 
 use super::{
+    ipvs_wire::{Service, ServiceKey},
     lb::Elements,
     naming::Mac,
     nft::Outline,
@@ -25,8 +31,10 @@ pub struct ObservedSpace {
     pub objects: Objects,
     /// Our nftables tables.
     pub tables: BTreeMap<(Family, String), ObservedTable>,
-    /// Whether somebody else set a default route here.
-    pub foreign_default: bool,
+    /// Services of IPVS.
+    pub ipvs: BTreeMap<ServiceKey, Service>,
+    /// Families for which somebody else set a default route here.
+    pub foreign_default: BTreeSet<Family>,
 }
 
 /// An interface.
@@ -66,8 +74,10 @@ pub struct ObservedTable {
 pub struct Facts {
     /// MTU of the interface that carries the underlay address, in bytes.
     pub underlay_mtu: u32,
-    /// Local containers whose namespaces exist.
+    /// Local containers whose namespaces exist, each by the first of its tasks.
     pub containers: BTreeMap<String, ContainerFacts>,
+    /// Further tasks of a container by their first: a container on several networks without a service has one each.
+    pub further: BTreeMap<TaskId, TaskId>,
 }
 
 /// What a container's namespace held before.
@@ -75,8 +85,8 @@ pub struct Facts {
 pub struct ContainerFacts {
     /// Ethernet addresses of interfaces by name.
     pub interfaces: BTreeMap<String, Option<Mac>>,
-    /// Whether somebody else set a default route.
-    pub foreign_default: bool,
+    /// Families for which somebody else set a default route.
+    pub foreign_default: BTreeSet<Family>,
 }
 
 impl From<&ObservedSpace> for ContainerFacts {
@@ -87,7 +97,7 @@ impl From<&ObservedSpace> for ContainerFacts {
                 .iter()
                 .map(|(name, link)| (name.clone(), link.mac))
                 .collect(),
-            foreign_default: space.foreign_default,
+            foreign_default: space.foreign_default.clone(),
         }
     }
 }

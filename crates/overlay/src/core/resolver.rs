@@ -5,7 +5,10 @@
 
 use std::net::Ipv4Addr;
 
-use super::nft::{Base, Expr, Hook, HookPoint, Meta, RuleText, Table};
+use super::{
+    nft::{Base, Expr, Hook, HookPoint, Meta, RuleText, Table},
+    state::Family,
+};
 
 /// Name of the table in a container's namespace.
 pub const TABLE: &str = "shoal-resolver";
@@ -64,7 +67,7 @@ pub fn table(address: Ipv4Addr, port: u16, udp: u16, tcp: u16) -> Table {
         at: HookPoint::Output,
         priority: RAW,
     };
-    let mut table = Table::new(TABLE);
+    let mut table = Table::new(Family::V4, TABLE);
     table.chain("output", Some(hook), rules);
     table
 }

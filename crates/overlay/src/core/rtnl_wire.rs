@@ -10,7 +10,7 @@ use super::{
     naming::Mac,
     netlink::{Message, attribute, flags, native_u16, native_u32, text},
     observed::ObservedLink,
-    state::{Link, LinkKind, Route, Rule},
+    state::{Family, Link, LinkKind, Route, Rule},
 };
 
 const NEWLINK: u16 = 16;
@@ -33,6 +33,9 @@ const UP: u32 = 1;
 const BRIDGE_FAMILY: u8 = 7;
 const PERMANENT: u16 = 0x80;
 const NTF_SELF: u8 = 2;
+const UNICAST: u8 = 1;
+const LOCAL: u8 = 2;
+const NO_DUPLICATE_DETECTION: u32 = 2;
 const MAKE: u16 = flags::CREATE | flags::EXCL;
 
 /// Whether an entry is to be made or removed.
@@ -142,7 +145,9 @@ pub fn address(verb: Verb, index: u32, net: &IpNet) -> Message {
         .attr(1, &bytes);
     match net {
         IpNet::V4(v4) if v4.prefix_len() < 31 => m.attr(4, &v4.broadcast().octets()),
-        _ => m,
+        IpNet::V4(_) => m,
+        // Nobody else can have it: to look for others would only delay its first packet.
+        IpNet::V6(_) => m.u32(8, NO_DUPLICATE_DETECTION),
     }
 }
 
@@ -172,7 +177,7 @@ pub fn route(verb: Verb, index: u32, route: &Route) -> Message {
             table,
             route.protocol,
             scope,
-            1,
+            if route.local { LOCAL } else { UNICAST },
         ],
         &flags.to_ne_bytes()[..],
     ]
@@ -207,7 +212,7 @@ pub fn fdb(verb: Verb, index: u32, mac: Mac, remote: IpAddr) -> Message {
 
 /// Asks for all neighbours.
 pub fn list_neighbours() -> Message {
-    Message::new(GETNEIGH, flags::DUMP, &neighbour_header(2, 0, 0))
+    Message::new(GETNEIGH, flags::DUMP, &neighbour_header(0, 0, 0))
 }
 
 /// Asks for all forwarding entries.
@@ -224,7 +229,10 @@ pub fn rule(verb: Verb, rule: &Rule) -> Message {
     const TO_TABLE: u8 = 1;
     let prefix = rule.from.map_or(0, |net| net.prefix_len());
     let table = u8::try_from(rule.table).unwrap_or(0);
-    let family = rule.from.map_or(2, |net| family(net.addr()));
+    let family = match rule.family {
+        Family::V4 => 2,
+        Family::V6 => 10,
+    };
     let fixed = [family, 0, prefix, 0, table, 0, 0, TO_TABLE, 0, 0, 0, 0];
     let m = Message::new(pick(verb, NEWRULE, DELRULE), make(verb), &fixed)
         .u32(15, rule.table)
@@ -287,13 +295,13 @@ pub fn read_address(body: &[u8]) -> Option<(u32, IpNet)> {
     ))
 }
 
-/// Reads a unicast route from an answer to [`list_routes`]: interface index, protocol, and the route without its link.
+/// Reads a unicast or local route from an answer to [`list_routes`]: interface index, protocol, and the route without its link.
 pub fn read_route(body: &[u8]) -> Option<(u32, Route)> {
     let &[family, prefix, _, _, table, protocol, _, kind, ..] = body.get(..12)? else {
         return None;
     };
     let attrs = body.get(12..)?;
-    if kind != 1 {
+    if ![UNICAST, LOCAL].contains(&kind) {
         return None;
     }
     let to = match attribute(attrs, 1) {
@@ -302,6 +310,7 @@ pub fn read_route(body: &[u8]) -> Option<(u32, Route)> {
         None => IpAddr::from([0; 16]),
     };
     let route = Route {
+        local: kind == LOCAL,
         table: attribute(attrs, 15)
             .and_then(native_u32)
             .unwrap_or_else(|| table.into()),
@@ -335,11 +344,12 @@ pub fn read_fdb(body: &[u8]) -> Option<(u32, Mac, IpAddr)> {
 
 /// Reads a rule from an answer to [`list_rules`].
 pub fn read_rule(body: &[u8]) -> Option<Rule> {
-    let &[_, _, prefix, _, table, ..] = body.get(..12)? else {
+    let &[family, _, prefix, _, table, ..] = body.get(..12)? else {
         return None;
     };
     let attrs = body.get(12..)?;
     Some(Rule {
+        family: if family == 2 { Family::V4 } else { Family::V6 },
         from: attribute(attrs, 2)
             .and_then(ip_address)
             .and_then(|net| IpNet::new(net, prefix).ok()),

@@ -1,14 +1,15 @@
 //! The rules of router namespaces and of the host: few, fixed, fed by maps.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use shoal_api::network::Protocol;
 
 use super::{
     lb::{self, CLASSES, PORT, VIP, class_name, key},
     naming::{self, Mac, UPLINK, VXLAN},
     nft::{Base, Ct, Element, Expr, Hook, HookPoint, Meta, Part, RuleText, SetData, Table},
+    state::Family,
 };
 
 pub(crate) const PRE_NAT: Hook = Hook {
@@ -55,124 +56,85 @@ pub(crate) const DESTINATION_REWRITTEN: u32 = 0x20;
 pub(crate) const LOCAL: u32 = 2;
 const REPLY: u8 = 1;
 
+/// Registers of four bytes that an address takes.
+fn registers(family: Family) -> u32 {
+    family.width() / 4
+}
+
 /// What the rules of a router namespace depend on.
 #[derive(Debug)]
 pub struct Router<'a> {
+    /// Family of the rules and of all addresses but those of peers.
+    pub family: Family,
     /// Whether published ports enter here.
     pub ingress: bool,
+    /// Whether the rules only mark what IPVS is to distribute, rather than distributing it themselves.
+    pub ipvs: bool,
     /// Gateway address: the source that a task sees when it reaches itself through a virtual address.
-    pub gateway: Ipv4Addr,
+    pub gateway: IpAddr,
     /// The other nodes' underlay addresses.
     pub peers: &'a [IpAddr],
-    /// Addresses of local endpoints.
-    pub local: &'a [Ipv4Addr],
+    /// Local endpoints: the port of each, and its address.
+    pub local: &'a [(String, IpAddr)],
 }
 
 /// Rules of a router namespace; load-balancing elements are added by the caller.
 pub fn router(name: &str, router: &Router<'_>) -> Table {
-    let mut table = Table::new(name);
+    let (family, width) = (router.family, registers(router.family));
+    let address = Part::address(family);
+    let mut table = Table::new(family, name);
     table
         .set("peers", &[Part::Ether], SetData::Parts(vec![Part::Mark]))
-        .set("hairpin", &[Part::Ipv4, Part::Ipv4], SetData::None)
-        .set(VIP, &[Part::Ipv4], SetData::Verdict);
-    for slots in CLASSES {
-        let class = class_name(VIP, slots);
-        table.set(
-            &class,
-            &[Part::Ipv4, Part::Mark],
-            SetData::Parts(vec![Part::Ipv4]),
-        );
-        let to = Expr::Map {
-            key: 0,
-            map: class.clone(),
-            to: 0,
-        };
-        let does = vec![
-            destination(0),
-            Expr::Turn {
-                modulus: slots,
-                to: 1,
-            },
-            to,
-            Expr::Dnat(0, None),
-        ];
-        table.chain(&class, None, vec![rule("virtual address to backend", does)]);
+        .set("hairpin", &[address, address], SetData::None)
+        .set("sources", &[Part::Interface, address], SetData::None);
+    let mut dnat = Vec::new();
+    if router.ipvs {
+        table.set(lb::VIP_MARK, &[address], SetData::Parts(vec![Part::Mark]));
+    } else {
+        table.set(VIP, &[address], SetData::Verdict);
+        for slots in CLASSES {
+            vip_class(&mut table, slots);
+        }
+        let lookup = vec![destination(family, 0), Expr::VerdictMap(0, VIP.into())];
+        dnat.push(rule("virtual address to its slots", lookup));
     }
-    let mut dnat = vec![rule(
-        "virtual address to its slots",
-        vec![destination(0), Expr::VerdictMap(0, VIP.into())],
-    )];
+    let by_stranger = vec![
+        Expr::Meta(Meta::Mark, 0),
+        Expr::Is(0, vec![0; 4]),
+        Expr::Drop,
+    ];
+    let from = vec![source_mac(0), map(0, "peers", 0), Expr::SetMark(0)];
     let mut entry = vec![
-        rule(
-            "which node it comes from",
-            [
-                came_by(VXLAN),
-                vec![source_mac(0), map(0, "peers", 0), Expr::SetMark(0)],
-            ]
-            .concat(),
-        ),
+        rule("which node it comes from", [came_by(VXLAN), from].concat()),
         rule(
             "only nodes of this cluster",
-            [
-                came_by(VXLAN),
-                vec![
-                    Expr::Meta(Meta::Mark, 0),
-                    Expr::Is(0, vec![0; 4]),
-                    Expr::Drop,
-                ],
-            ]
-            .concat(),
+            [came_by(VXLAN), by_stranger].concat(),
         ),
     ];
     if router.ingress {
         let proto_port = [Part::Protocol, Part::Port];
-        table.set(PORT, &proto_port, SetData::Verdict);
-        for slots in CLASSES {
-            let class = class_name(PORT, slots);
-            let parts = [Part::Protocol, Part::Port, Part::Mark];
-            table.set(&class, &parts, SetData::Parts(vec![Part::Ipv4, Part::Port]));
-            let draw = vec![
-                Expr::Turn {
-                    modulus: slots,
-                    to: 2,
-                },
-                map(0, &class, 0),
-                Expr::Dnat(0, Some(1)),
-            ];
-            table.chain(
-                &class,
-                None,
-                vec![rule(
-                    "published port to backend",
-                    [protocol_and_port(), draw].concat(),
-                )],
-            );
+        if router.ipvs {
+            let mark = SetData::Parts(vec![Part::Mark]);
+            table.set(lb::PORT_MARK, &proto_port, mark);
+        } else {
+            table.set(PORT, &proto_port, SetData::Verdict);
+            for slots in CLASSES {
+                port_class(&mut table, slots);
+            }
+            let lookup = vec![Expr::VerdictMap(0, PORT.into())];
+            let lookup = [came_by(UPLINK), protocol_and_port(), lookup].concat();
+            dnat.insert(0, rule("published port to its slots", lookup));
         }
-        let lookup = vec![Expr::VerdictMap(0, PORT.into())];
-        dnat.insert(
-            0,
-            rule(
-                "published port to its slots",
-                [came_by(UPLINK), protocol_and_port(), lookup].concat(),
-            ),
-        );
+        let remember = vec![Expr::Meta(Meta::Mark, 0), Expr::SetCtMark(0)];
         entry.push(rule(
             "remember the node of entry",
-            [
-                came_by(VXLAN),
-                connection_is(NEW),
-                vec![Expr::Meta(Meta::Mark, 0), Expr::SetCtMark(0)],
-            ]
-            .concat(),
+            [came_by(VXLAN), connection_is(NEW), remember].concat(),
         ));
     }
+    let forget = vec![Expr::Load(0, vec![0; 4]), Expr::SetMark(0)];
     entry.push(rule(
         "the mark ends here",
-        [
-            came_by(VXLAN),
-            vec![Expr::Load(0, vec![0; 4]), Expr::SetMark(0)],
-        ]
-        .concat(),
+        [came_by(VXLAN), forget].concat(),
     ));
     if router.ingress {
         let reply = vec![
@@ -186,18 +148,33 @@ pub fn router(name: &str, router: &Router<'_>) -> Table {
         ];
         entry.push(rule("answers leave by the node of entry", reply));
     }
+    if router.ipvs {
+        let mark = |key: Vec<Expr>, of: &str| [key, vec![map(0, of, 0), Expr::SetMark(0)]].concat();
+        entry.push(rule(
+            "virtual address for IPVS",
+            mark(vec![destination(family, 0)], lb::VIP_MARK),
+        ));
+        if router.ingress {
+            let key = [came_by(UPLINK), protocol_and_port()].concat();
+            entry.push(rule("published port for IPVS", mark(key, lb::PORT_MARK)));
+        }
+    }
+    // IPVS rewrites without telling the connection's status; nothing else leads an endpoint to itself.
+    let rewritten = match router.ipvs {
+        true => Vec::new(),
+        false => destination_rewritten(),
+    };
     let itself = vec![
-        Expr::Ct(Ct::Status, 0),
-        Expr::And(0, DESTINATION_REWRITTEN),
-        Expr::IsNot(0, vec![0; 4]),
-        source(0),
-        destination(1),
+        source(family, 0),
+        destination(family, width),
         Expr::InSet(0, "hairpin".into()),
-        Expr::Load(0, router.gateway.octets().to_vec()),
+        Expr::Load(0, lb::octets(router.gateway)),
         Expr::Snat(0),
     ];
+    let itself = [rewritten, itself].concat();
     let out = [leaves_by(UPLINK), vec![Expr::Masquerade]].concat();
     table
+        .chain("raw", Some(RAW), vec![only_own_source(family)])
         .chain("entry", Some(ENTRY), entry)
         .chain("prerouting", Some(PRE_NAT), dnat)
         .chain(
@@ -211,84 +188,146 @@ pub fn router(name: &str, router: &Router<'_>) -> Table {
         let Mac(mac) = naming::mac_of(*peer);
         table.element("peers", mac.to_vec(), Element::Value(mark.to_vec()));
     }
-    for address in router.local {
-        table.element(
-            "hairpin",
-            key(&[&address.octets(), &address.octets()]),
-            Element::Member,
-        );
+    for (port, address) in router.local {
+        let address = lb::octets(*address);
+        table.element("hairpin", key(&[&address, &address]), Element::Member);
+        let source = key(&[&interface(port), &address]);
+        table.element("sources", source, Element::Member);
     }
     table
+}
+
+/// A container sends from its own address and from no other's.
+fn only_own_source(family: Family) -> RuleText {
+    let is_other = |name: &str| [Expr::Meta(Meta::InName, 0), Expr::IsNot(0, interface(name))];
+    let mut does = [is_other(VXLAN), is_other(UPLINK), is_other("lo")].concat();
+    if family == Family::V6 {
+        // Neighbours are found by link-local addresses, which no router passes on.
+        does.push(Expr::Payload {
+            base: Base::Network,
+            offset: source_offset(family),
+            len: 2,
+            to: 0,
+        });
+        does.push(Expr::IsNot(0, vec![0xfe, 0x80]));
+    }
+    does.extend([
+        Expr::Meta(Meta::InName, 0),
+        source(family, 4),
+        Expr::NotInSet(0, "sources".into()),
+        Expr::Drop,
+    ]);
+    rule("nobody sends under another's address", does)
+}
+
+fn vip_class(table: &mut Table, slots: u32) {
+    let (family, width) = (table.family, registers(table.family));
+    let (address, class) = (Part::address(family), class_name(VIP, slots));
+    let to = SetData::Parts(vec![address]);
+    table.set(&class, &[address, Part::Mark], to);
+    let draw = Expr::Turn {
+        modulus: slots,
+        to: width,
+    };
+    let does = vec![
+        destination(family, 0),
+        draw,
+        map(0, &class, 0),
+        Expr::Dnat(0, None),
+    ];
+    table.chain(&class, None, vec![rule("virtual address to backend", does)]);
+}
+
+fn port_class(table: &mut Table, slots: u32) {
+    let (address, width) = (Part::address(table.family), registers(table.family));
+    let class = class_name(PORT, slots);
+    let parts = [Part::Protocol, Part::Port, Part::Mark];
+    let to = SetData::Parts(vec![address, Part::Port]);
+    table.set(&class, &parts, to);
+    let draw = vec![
+        Expr::Turn {
+            modulus: slots,
+            to: 2,
+        },
+        map(0, &class, 0),
+        Expr::Dnat(0, Some(width)),
+    ];
+    let does = [protocol_and_port(), draw].concat();
+    table.chain(&class, None, vec![rule("published port to backend", does)]);
 }
 
 /// What the host's rules depend on.
 #[derive(Debug)]
 pub struct Host<'a> {
+    /// Family of the rules and of all addresses but those of peers.
+    pub family: Family,
     /// Bridge of the routers' uplinks.
     pub bridge: &'a str,
     /// Its subnet.
-    pub subnet: Ipv4Net,
+    pub subnet: IpNet,
     /// UDP port of VXLAN.
     pub vxlan_port: u16,
     /// VXLAN network identifiers in use.
     pub vnis: &'a [u32],
-    /// Underlay addresses of all peers.
-    pub peers: &'a [IpAddr],
+    /// Underlay addresses of the nodes that take part in a network, with its identifier.
+    pub members: &'a [(IpAddr, u32)],
     /// Published ports with the uplink address of the router that takes them.
-    pub published: &'a [(Protocol, u16, Ipv4Addr)],
+    pub published: &'a [(Protocol, u16, IpAddr)],
 }
 
 /// Rules of the host's namespace.
 pub fn host(name: &str, host: &Host<'_>) -> Table {
-    let mut table = Table::new(name);
+    let family = host.family;
+    let (address, width) = (Part::address(family), registers(family));
+    let mut table = Table::new(family, name);
     table
         .set(
             "published",
             &[Part::Protocol, Part::Port],
-            SetData::Parts(vec![Part::Ipv4]),
+            SetData::Parts(vec![address]),
         )
         .set("vnis", &[Part::Integer], SetData::None)
-        .set("peers", &[Part::Ipv4], SetData::None);
+        .set("members", &[address, Part::Integer], SetData::None);
     let local = vec![
         Expr::DestinationType(0),
         Expr::Is(0, LOCAL.to_ne_bytes().to_vec()),
     ];
     let publish = |why| {
+        let to_router = vec![map(0, "published", 0), Expr::Dnat(0, None)];
         rule(
             why,
-            [
-                local.clone(),
-                protocol_and_port(),
-                vec![map(0, "published", 0), Expr::Dnat(0, None)],
-            ]
-            .concat(),
+            [local.clone(), protocol_and_port(), to_router].concat(),
         )
     };
-    let loopback = |at| ipv4_net(at, Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));
+    let loopback = |of: End| match family {
+        Family::V4 => net(
+            family,
+            of,
+            Ipv4Net::new_assert([127, 0, 0, 0].into(), 8).into(),
+        ),
+        Family::V6 => net(family, of, IpAddr::from(Ipv6Addr::LOCALHOST).into()),
+    };
+    // The identifier's three bytes and a reserved one, after UDP's 8 bytes and 4 of flags (RFC 7348 §5).
+    let identifier = |to| Expr::Payload {
+        base: Base::Transport,
+        offset: 12,
+        len: 4,
+        to,
+    };
     let stranger = vec![
         Expr::Meta(Meta::Protocol, 0),
         Expr::Is(0, vec![lb::protocol_number(Protocol::Udp)]),
-        Expr::Payload {
-            base: Base::Transport,
-            offset: 2,
-            len: 2,
-            to: 0,
-        },
+        destination_port(0),
         Expr::Is(0, host.vxlan_port.to_be_bytes().to_vec()),
-        // The identifier's three bytes and a reserved one, after UDP's 8 bytes and 4 of flags (RFC 7348 §5).
-        Expr::Payload {
-            base: Base::Transport,
-            offset: 12,
-            len: 4,
-            to: 0,
-        },
+        identifier(0),
         Expr::InSet(0, "vnis".into()),
-        source(0),
-        Expr::NotInSet(0, "peers".into()),
+        source(family, 0),
+        identifier(width),
+        Expr::NotInSet(0, "members".into()),
         Expr::Drop,
     ];
     let way_out = [
-        ipv4_net(SOURCE, host.subnet),
+        net(family, End::Source, host.subnet),
         vec![
             Expr::Meta(Meta::OutName, 0),
             Expr::IsNot(0, interface(host.bridge)),
@@ -296,24 +335,28 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
         ],
     ]
     .concat();
+    let not_for_containers = [
+        came_by(host.bridge),
+        loopback(End::Destination),
+        vec![Expr::Drop],
+    ]
+    .concat();
+    let unanswerable = [
+        leaves_by(host.bridge),
+        loopback(End::Source),
+        vec![Expr::Masquerade],
+    ]
+    .concat();
     table
         .chain(
             "raw",
             Some(RAW),
-            vec![rule(
-                "loopback is not for containers",
-                [
-                    came_by(host.bridge),
-                    loopback(DESTINATION),
-                    vec![Expr::Drop],
-                ]
-                .concat(),
-            )],
+            vec![rule("loopback is not for containers", not_for_containers)],
         )
         .chain(
             "input",
             Some(INPUT),
-            vec![rule("VXLAN from nodes of this cluster only", stranger)],
+            vec![rule("VXLAN from nodes of its network only", stranger)],
         )
         .chain(
             "prerouting",
@@ -329,15 +372,7 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
             "postrouting",
             Some(POST_NAT),
             vec![
-                rule(
-                    "loopback cannot be answered",
-                    [
-                        leaves_by(host.bridge),
-                        loopback(SOURCE),
-                        vec![Expr::Masquerade],
-                    ]
-                    .concat(),
-                ),
+                rule("loopback cannot be answered", unanswerable),
                 rule("way out", way_out),
             ],
         )
@@ -347,57 +382,64 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
             only_answers_and_published_out(host.bridge),
         );
     for vni in host.vnis {
-        table.element("vnis", (vni << 8).to_be_bytes().to_vec(), Element::Member);
+        table.element("vnis", on_wire(*vni), Element::Member);
     }
-    for peer in host.peers {
-        if let IpAddr::V4(v4) = peer {
-            table.element("peers", v4.octets().to_vec(), Element::Member);
-        }
+    for (peer, vni) in host
+        .members
+        .iter()
+        .filter(|(peer, _)| Family::of(*peer) == family)
+    {
+        let member = key(&[&lb::octets(*peer), &on_wire(*vni)]);
+        table.element("members", member, Element::Member);
     }
     for (protocol, port, router) in host.published {
         table.element(
             "published",
             lb::port_key(*protocol, *port),
-            Element::Value(router.octets().to_vec()),
+            Element::Value(lb::octets(*router)),
         );
     }
     table
 }
 
+/// An identifier as VXLAN carries it.
+fn on_wire(vni: u32) -> Vec<u8> {
+    (vni << 8).to_be_bytes().to_vec()
+}
+
 /// A table that uses every expression of the others: what a kernel must be able to load.
-pub fn everything(name: &str) -> Table {
-    let none = Ipv4Addr::UNSPECIFIED;
+pub fn everything(family: Family, name: &str) -> Table {
+    let none: IpAddr = match family {
+        Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+        Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+    };
     let mut table = router(
         name,
         &Router {
+            family,
             ingress: true,
+            ipvs: false,
             gateway: none,
             peers: &[],
             local: &[],
         },
     );
-    let subnet = Ipv4Net::new_assert(none, 8);
     let more = host(
         name,
         &Host {
+            family,
             bridge: "lo",
-            subnet,
+            subnet: IpNet::new_assert(none, 8),
             vxlan_port: 0,
             vnis: &[],
-            peers: &[],
+            members: &[],
             published: &[],
         },
     );
-    table.chains.extend(
-        more.chains
-            .into_iter()
-            .filter(|chain| chain.name == "output" || chain.name == "raw"),
-    );
-    table.sets.extend(
-        more.sets
-            .into_iter()
-            .filter(|(name, _)| name == "published"),
-    );
+    let output = more.chains.into_iter().filter(|c| c.name == "output");
+    table.chains.extend(output);
+    let published = more.sets.into_iter().filter(|(set, _)| set == "published");
+    table.sets.extend(published);
     table
 }
 
@@ -413,12 +455,7 @@ fn only_answers_and_published_out(interface: &str) -> Vec<RuleText> {
 }
 
 fn guard(which: &[Expr]) -> Vec<RuleText> {
-    let published = vec![
-        Expr::Ct(Ct::Status, 0),
-        Expr::And(0, DESTINATION_REWRITTEN),
-        Expr::IsNot(0, vec![0; 4]),
-        Expr::Accept,
-    ];
+    let published = [destination_rewritten(), vec![Expr::Accept]].concat();
     vec![
         rule(
             "answers",
@@ -434,6 +471,14 @@ fn guard(which: &[Expr]) -> Vec<RuleText> {
             "nothing else comes in",
             [which.to_vec(), vec![Expr::Drop]].concat(),
         ),
+    ]
+}
+
+fn destination_rewritten() -> Vec<Expr> {
+    vec![
+        Expr::Ct(Ct::Status, 0),
+        Expr::And(0, DESTINATION_REWRITTEN),
+        Expr::IsNot(0, vec![0; 4]),
     ]
 }
 
@@ -484,21 +529,61 @@ pub(crate) fn destination_port(to: u32) -> Expr {
     }
 }
 
-fn source(to: u32) -> Expr {
+/// Which address of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Source,
+    Destination,
+}
+
+/// Offsets in the headers of IPv4 (RFC 791 §3.1) and IPv6 (RFC 8200 §3).
+fn source_offset(family: Family) -> u32 {
+    match family {
+        Family::V4 => SOURCE,
+        Family::V6 => 8,
+    }
+}
+
+fn source(family: Family, to: u32) -> Expr {
     Expr::Payload {
         base: Base::Network,
-        offset: SOURCE,
-        len: 4,
+        offset: source_offset(family),
+        len: family.width(),
         to,
     }
 }
 
-pub(crate) fn destination(to: u32) -> Expr {
+pub(crate) fn destination(family: Family, to: u32) -> Expr {
     Expr::Payload {
         base: Base::Network,
-        offset: DESTINATION,
-        len: 4,
+        offset: source_offset(family) + family.width(),
+        len: family.width(),
         to,
+    }
+}
+
+/// Ends the rule unless an address is in a network whose prefix is of whole bytes, or of IPv4.
+fn net(family: Family, end: End, net: IpNet) -> Vec<Expr> {
+    let offset = match end {
+        End::Source => source_offset(family),
+        End::Destination => source_offset(family) + family.width(),
+    };
+    match net {
+        IpNet::V4(v4) => ipv4_net(offset, v4),
+        IpNet::V6(v6) => {
+            let len = u32::from(v6.prefix_len() / 8);
+            let base = Base::Network;
+            let payload = Expr::Payload {
+                base,
+                offset,
+                len,
+                to: 0,
+            };
+            vec![
+                payload,
+                Expr::Is(0, v6.network().octets()[..len as usize].to_vec()),
+            ]
+        }
     }
 }
 

@@ -8,7 +8,11 @@ use std::{
 use ipnet::IpNet;
 use shoal_api::NetworkId;
 
-use super::{naming::Mac, nft::Table};
+use super::{
+    ipvs_wire::{Service, ServiceKey},
+    naming::Mac,
+    nft::Table,
+};
 
 /// Protocol number of routes and rules of cluster networks, so that those of others are left alone. Unassigned in
 /// `rtnetlink.h`.
@@ -18,6 +22,8 @@ pub const BRIDGE_PROTOCOL: u8 = 84;
 
 /// The kernel's main routing table.
 pub const MAIN_TABLE: u32 = 254;
+/// The kernel's table of its own addresses.
+pub const LOCAL_TABLE: u32 = 255;
 /// Priority of our policy rules: before the main table's 32766.
 pub const RULE_PRIORITY: u32 = 1_000;
 
@@ -58,6 +64,8 @@ pub struct SpaceState {
     pub objects: Objects,
     /// Our nftables tables.
     pub tables: BTreeMap<(Family, String), Table>,
+    /// Services of IPVS.
+    pub ipvs: BTreeMap<ServiceKey, Service>,
 }
 
 /// Addresses, routes and settings of one namespace.
@@ -128,9 +136,11 @@ pub struct VethPeer {
     pub mtu: Option<u32>,
 }
 
-/// A unicast route of ours.
+/// A route of ours.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Route {
+    /// Whether it leads to this host itself, rather than on.
+    pub local: bool,
     /// Routing table; 254 is the main one.
     pub table: u32,
     /// Destination.
@@ -146,6 +156,8 @@ pub struct Route {
 /// A policy rule of ours: which packets look into which table.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rule {
+    /// Family of the packets.
+    pub family: Family,
     /// Source of the packets.
     pub from: Option<IpNet>,
     /// Mark of the packets.
@@ -163,4 +175,28 @@ pub struct Rule {
 pub enum Family {
     /// IPv4.
     V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The family of an address.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() {
+            Self::V4
+        } else {
+            Self::V6
+        }
+    }
+
+    /// Bytes of an address.
+    pub fn width(self) -> u32 {
+        match self {
+            Self::V4 => 4,
+            Self::V6 => 16,
+        }
+    }
 }

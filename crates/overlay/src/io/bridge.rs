@@ -7,22 +7,26 @@ use std::{
     ops::RangeInclusive,
     os::fd::{AsRawFd, OwnedFd},
     path::PathBuf,
+    sync::Arc,
 };
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, socket};
 use shoal_api::network::Protocol;
+use tokio::sync::Notify;
 
 use super::{
     actor::{Actor, Stopped},
+    error::PlaneError,
     kernel::Kernel,
     netns::{self, NetnsError},
     observe,
-    plane::PlaneError,
+    watch::{Held, Watch},
 };
 pub use crate::core::bridge::{Attachment, BridgeSpec, BridgeView, PublishedPort};
 use crate::core::{
     bridge,
     diff::{NetOp, diff},
+    notice::Scope,
     observed::{ContainerFacts, Observed},
     state::{BRIDGE_PROTOCOL, Family, Space},
 };
@@ -112,6 +116,7 @@ pub struct PortRequest {
 #[derive(Debug, Clone)]
 pub struct Bridges {
     actor: Actor<Worker>,
+    alarm: Arc<Notify>,
 }
 
 impl Bridges {
@@ -124,17 +129,21 @@ impl Bridges {
             Some(path) => netns::open(path)?,
             None => netns::current()?,
         };
+        let alarm = Arc::new(Notify::new());
         let worker = Worker {
             prefix: config.prefix,
             home,
             view: BridgeView::default(),
             held: BTreeMap::new(),
+            places: BTreeMap::new(),
+            watch: Watch::start("bridges-watch", Arc::clone(&alarm))?,
         };
         let enter = |worker: &mut Worker| {
             netns::visit(&worker.home, &worker.home, || ()).map_err(BridgeError::Start)
         };
         let bridges = Self {
             actor: Actor::start("bridges", worker, enter)?,
+            alarm,
         };
         bridges.run(move |worker| worker.adopt(view)).await?;
         Ok(bridges)
@@ -194,11 +203,13 @@ impl Bridges {
             if !worker.view.networks.contains_key(&attachment.network) {
                 return Err(BridgeError::NoNetwork(attachment.network));
             }
-            worker.change(Some((&container, netns)), |view| {
+            worker.change(Some((&container, netns.clone())), |view| {
                 let attachments = view.attachments.entry(container.clone()).or_default();
                 attachments.retain(|other| other.network != attachment.network);
                 attachments.push(attachment);
-            })
+            })?;
+            worker.places.insert(container, netns);
+            Ok(())
         })
         .await
     }
@@ -248,9 +259,14 @@ impl Bridges {
         .await
     }
 
+    /// Waits until somebody else has changed what is ours in the kernel. For one waiter at a time.
+    pub async fn disturbed(&self) {
+        self.alarm.notified().await;
+    }
+
     /// Repairs what somebody removed.
     pub async fn converge(&self) -> Result<(), BridgeError> {
-        self.run(|worker| worker.change(None, |_| ())).await
+        self.run(Worker::repair).await
     }
 
     /// Removes all bridge networks and their rules.
@@ -281,6 +297,9 @@ struct Worker {
     view: BridgeView,
     /// Sockets that keep published ports from other processes, by container.
     held: BTreeMap<String, Vec<OwnedFd>>,
+    /// Namespaces of containers that were attached by this daemon.
+    places: BTreeMap<String, PathBuf>,
+    watch: Watch,
 }
 
 impl Worker {
@@ -318,6 +337,18 @@ impl Worker {
         Err(BridgeError::Kernel(failed))
     }
 
+    /// Makes again what somebody removed, also inside the containers.
+    fn repair(&mut self) -> Result<(), BridgeError> {
+        let attached = &self.view.attachments;
+        self.places
+            .retain(|id, path| attached.contains_key(id) && path.exists());
+        self.change(None, |_| ())?;
+        for (container, path) in self.places.clone() {
+            self.change(Some((&container, path)), |_| ())?;
+        }
+        Ok(())
+    }
+
     fn bring_about(
         &self,
         before: &BridgeView,
@@ -333,6 +364,14 @@ impl Worker {
             .map(|(id, path)| (id.clone(), path))
             .collect();
         let mut kernel = Kernel::new(&self.home, PathBuf::new(), containers);
+        let watch = self.watch.shared();
+        let mut watch = watch.hold();
+        // Everything of the host is read each time anyway.
+        watch.take_disturbed();
+        if let Err(source) = self.listen(&mut watch) {
+            let space = Space::Host;
+            errors.push(PlaneError::Observe { space, source });
+        }
         let Some((have, ops)) = self.plan(&mut kernel, before, spaces, &mut errors) else {
             return errors;
         };
@@ -345,7 +384,42 @@ impl Worker {
                 .into_iter()
                 .map(PlaneError::from),
         );
+        let ours = self.scope(&kernel, &have);
+        watch.settle(BTreeMap::from([(Space::Host, ours)]));
         errors
+    }
+
+    fn listen(&self, watch: &mut Held<'_>) -> io::Result<()> {
+        if watch.is_listening(&Space::Host, 0) {
+            return Ok(());
+        }
+        netns::visit(&self.home, &self.home, || {
+            watch.listen_here(&Space::Host, 0)
+        })?
+    }
+
+    /// What nobody else should touch in the host's namespace.
+    fn scope(&self, kernel: &Kernel<'_>, have: &Observed) -> Scope {
+        let bridges = self.view.networks.values().map(|spec| spec.ifname.clone());
+        let ports = self.view.attachments.iter().flat_map(|(id, attachments)| {
+            let name = |at: &Attachment| bridge::port_name(&self.prefix, id, &at.network);
+            attachments.iter().map(name)
+        });
+        let mut ours = Scope {
+            links: bridges.chain(ports).collect(),
+            protocol: BRIDGE_PROTOCOL,
+            table: bridge::table_name(&self.prefix),
+            ..Scope::default()
+        };
+        let found = have.spaces.get(&Space::Host);
+        let found = found.into_iter().flat_map(|host| &host.links);
+        let found = found.map(|(name, link)| (name, link.index));
+        for (name, index) in found.chain(kernel.interfaces(&Space::Host)) {
+            if ours.links.contains(name) {
+                ours.indices.insert(index);
+            }
+        }
+        ours
     }
 
     fn plan(

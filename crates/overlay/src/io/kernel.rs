@@ -2,9 +2,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
-    io,
-    net::Ipv4Addr,
-    os::fd::{AsRawFd, OwnedFd},
+    fs, io,
+    net::IpAddr,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
     path::PathBuf,
 };
 
@@ -17,13 +20,14 @@ use super::{
 };
 use crate::core::{
     conntrack_wire,
-    diff::{Change, NetOp},
+    diff::{Change, IpvsStep, NetOp},
+    ipvs_wire::{self, Edit},
     naming,
     netlink::Message,
     nft_wire,
     observed::Observed,
     rtnl_wire::{self, LinkPlaces, Verb},
-    state::{Link, LinkKind, Space},
+    state::{Family, Link, LinkKind, Space},
 };
 
 /// A namespace with sockets into it.
@@ -32,6 +36,7 @@ pub(crate) struct Handle {
     pub(crate) fd: OwnedFd,
     pub(crate) route: Socket,
     pub(crate) netfilter: Option<Socket>,
+    generic: Option<Socket>,
 }
 
 /// Namespaces in use, opened when they are first needed, and the interfaces known in them.
@@ -42,6 +47,8 @@ pub(crate) struct Kernel<'a> {
     containers: BTreeMap<String, PathBuf>,
     handles: BTreeMap<Space, Handle>,
     indices: BTreeMap<Space, BTreeMap<String, u32>>,
+    /// Number of the IPVS family, where it is used.
+    ipvs: Option<u16>,
 }
 
 /// A step that failed.
@@ -64,7 +71,14 @@ impl<'a> Kernel<'a> {
             containers,
             handles: BTreeMap::new(),
             indices: BTreeMap::new(),
+            ipvs: None,
         }
+    }
+
+    /// The same, with IPVS by the number of its family.
+    pub(crate) fn with_ipvs(mut self, family: Option<u16>) -> Self {
+        self.ipvs = family;
+        self
     }
 
     /// File of a namespace; `None` for the host's.
@@ -73,6 +87,21 @@ impl<'a> Kernel<'a> {
             Space::Host => None,
             Space::Router(network) => Some(self.directory.join(naming::router_handle(network))),
             Space::Container(id) => self.containers.get(id).cloned(),
+        }
+    }
+
+    /// Number of a namespace's file; 0 for the host's.
+    pub(crate) fn inode(&self, space: &Space) -> Result<u64, NetnsError> {
+        let Some(path) = self.path(space) else {
+            return Ok(0);
+        };
+        match fs::metadata(&path) {
+            Ok(file) => Ok(file.ino()),
+            Err(source) => Err(NetnsError {
+                action: "open",
+                path,
+                source,
+            }),
         }
     }
 
@@ -108,6 +137,7 @@ impl<'a> Kernel<'a> {
             fd,
             route,
             netfilter,
+            generic: None,
         }))
     }
 
@@ -159,14 +189,17 @@ impl<'a> Kernel<'a> {
     pub(crate) fn end_flows(
         &mut self,
         space: &Space,
-        gone: &BTreeSet<Ipv4Addr>,
+        gone: &BTreeSet<IpAddr>,
     ) -> Result<(), Failure> {
         let mut end = || {
             let socket = self.tables(space)?;
             let mut removals = Vec::new();
-            socket.dump(conntrack_wire::list(), |body| {
-                removals.extend(conntrack_wire::removal(body, gone))
-            })?;
+            let families: BTreeSet<Family> = gone.iter().map(|gone| Family::of(*gone)).collect();
+            for family in families {
+                socket.dump(conntrack_wire::list(family), |body| {
+                    removals.extend(conntrack_wire::removal(family, body, gone))
+                })?;
+            }
             socket
                 .requests(removals)
                 .into_iter()
@@ -229,6 +262,7 @@ impl<'a> Kernel<'a> {
             } => self
                 .tables(space)?
                 .transaction(nft_wire::edit(*family, table, remove, add)),
+            Change::Ipvs(step) => self.ipvs_step(space, step),
             Change::Address(..)
             | Change::Neighbour(..)
             | Change::Fdb(..)
@@ -338,11 +372,54 @@ impl<'a> Kernel<'a> {
         Ok(())
     }
 
+    /// The way to IPVS in a namespace, with the number of its family; `None` where it is not used.
+    pub(crate) fn ipvs(&mut self, space: &Space) -> io::Result<Option<(&mut Socket, u16)>> {
+        let (Some(family), home) = (self.ipvs, self.home) else {
+            return Ok(None);
+        };
+        let handle = self.handle(space)?;
+        if handle.generic.is_none() {
+            let opened = netns::visit(&handle.fd, home, || Socket::open(Kind::Generic))??;
+            handle.generic = Some(opened);
+        }
+        Ok(handle.generic.as_mut().map(|socket| (socket, family)))
+    }
+
+    fn ipvs_step(&mut self, space: &Space, step: &IpvsStep) -> io::Result<()> {
+        let (socket, family) = self.ipvs(space)?.ok_or(io::ErrorKind::Unsupported)?;
+        match step {
+            IpvsStep::New(key, scheduler) => {
+                socket.request(ipvs_wire::new_service(family, *key, scheduler))
+            }
+            IpvsStep::Set(key, scheduler) => {
+                socket.request(ipvs_wire::set_service(family, *key, scheduler))
+            }
+            IpvsStep::Delete(key) => {
+                tolerate_absence(socket.request(ipvs_wire::delete_service(family, *key)))
+            }
+            IpvsStep::Destination(key, edit, at, weight) => {
+                let done =
+                    socket.request(ipvs_wire::destination(family, *key, *edit, *at, *weight));
+                if *edit == Edit::Remove {
+                    tolerate_absence(done)
+                } else {
+                    done
+                }
+            }
+        }
+    }
+
     fn tables(&mut self, space: &Space) -> io::Result<&mut Socket> {
         self.handle(space)?
             .netfilter
             .as_mut()
             .ok_or_else(|| io::ErrorKind::Unsupported.into())
+    }
+
+    /// The interfaces of a namespace by name, as far as they are known.
+    pub(crate) fn interfaces(&self, space: &Space) -> impl Iterator<Item = (&String, u32)> {
+        let known = self.indices.get(space).into_iter().flatten();
+        known.map(|(name, index)| (name, *index))
     }
 
     fn index(&self, space: &Space, link: &str) -> Option<u32> {

@@ -2,9 +2,14 @@
 
 mod actor;
 pub mod bridge;
+pub mod config;
+pub mod error;
 pub mod kernel;
 pub mod netns;
 pub mod observe;
 pub mod plane;
+mod ports;
+mod probe;
 pub mod resolver;
 pub mod socket;
+pub mod watch;

@@ -1,10 +1,16 @@
 //! Reads back what a namespace holds.
 
-use std::{collections::BTreeMap, fs, io, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    net::IpAddr,
+    path::Path,
+};
 
-use super::kernel::Handle;
+use super::{kernel::Handle, socket::Socket};
 use crate::core::{
-    naming::VXLAN,
+    ipvs_wire::{self, Service, ServiceKey},
+    naming::{ROUTER_HOP, VXLAN},
     nft::Outline,
     nft_wire,
     observed::{ObservedSpace, ObservedTable},
@@ -29,21 +35,20 @@ pub(crate) fn space(handle: &mut Handle, protocol: u8) -> io::Result<ObservedSpa
     socket.dump(rtnl_wire::list_addresses(), |body| {
         if let Some((index, net)) = rtnl_wire::read_address(body)
             && let Some(name) = names.get(&index)
-            && net.addr().is_ipv4()
-            && !net.addr().is_loopback()
+            && may_be_ours(net.addr())
         {
             objects.addresses.insert((name.clone(), net));
         }
     })?;
-    let mut foreign_default = false;
+    let mut foreign_default = BTreeSet::new();
     socket.dump(rtnl_wire::list_routes(), |body| {
         let Some((index, route)) = rtnl_wire::read_route(body) else {
             return;
         };
         if route.protocol != protocol {
-            foreign_default |= route.to.prefix_len() == 0
-                && route.table == MAIN_TABLE
-                && route.to.addr().is_ipv4();
+            if route.to.prefix_len() == 0 && route.table == MAIN_TABLE {
+                foreign_default.insert(Family::of(route.to.addr()));
+            }
         } else if let Some(name) = names.get(&index) {
             objects.routes.insert(Route {
                 link: name.clone(),
@@ -56,14 +61,14 @@ pub(crate) fn space(handle: &mut Handle, protocol: u8) -> io::Result<ObservedSpa
             .rules
             .extend(rtnl_wire::read_rule(body).filter(|rule| rule.protocol == protocol))
     })?;
+    socket.dump(rtnl_wire::list_neighbours(), |body| {
+        if let Some((index, at, mac)) = rtnl_wire::read_neighbour(body)
+            && let Some(name) = names.get(&index)
+        {
+            objects.neighbours.insert((name.clone(), at), mac);
+        }
+    })?;
     if found.links.contains_key(VXLAN) {
-        socket.dump(rtnl_wire::list_neighbours(), |body| {
-            if let Some((index, at, mac)) = rtnl_wire::read_neighbour(body)
-                && let Some(name) = names.get(&index)
-            {
-                objects.neighbours.insert((name.clone(), at), mac);
-            }
-        })?;
         socket.dump(rtnl_wire::list_fdb(), |body| {
             if let Some((index, mac, remote)) = rtnl_wire::read_fdb(body)
                 && let Some(name) = names.get(&index)
@@ -74,6 +79,14 @@ pub(crate) fn space(handle: &mut Handle, protocol: u8) -> io::Result<ObservedSpa
     }
     found.foreign_default = foreign_default;
     Ok(found)
+}
+
+/// Whether it is not one of those that the kernel gives to interfaces by itself.
+fn may_be_ours(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => !v4.is_loopback(),
+        IpAddr::V6(v6) => v6 == ROUTER_HOP || !(v6.is_loopback() || v6.is_unicast_link_local()),
+    }
 }
 
 /// Reads our nftables table, if it is there.
@@ -114,6 +127,27 @@ pub(crate) fn table(
         })?;
     }
     Ok(Some(found))
+}
+
+/// Reads the services of IPVS that are known by marks; all of them are ours, for the namespace is.
+pub(crate) fn ipvs(socket: &mut Socket, family: u16) -> io::Result<BTreeMap<ServiceKey, Service>> {
+    let mut found = Vec::new();
+    socket.dump(ipvs_wire::list_services(family), |body| {
+        found.extend(ipvs_wire::read_service(body));
+    })?;
+    let mut services = BTreeMap::new();
+    for (key, scheduler) in found {
+        let mut destinations = BTreeMap::new();
+        socket.dump(ipvs_wire::list_destinations(family, key), |body| {
+            destinations.extend(ipvs_wire::read_destination(key.family, body));
+        })?;
+        let service = Service {
+            scheduler,
+            destinations,
+        };
+        services.insert(key, service);
+    }
+    Ok(services)
 }
 
 /// Reads kernel settings in the namespace of the calling thread; those that do not exist are left out.

@@ -3,133 +3,53 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
-    net::Ipv4Addr,
-    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    net::IpAddr,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-use ipnet::Ipv4Net;
-use nix::errno::Errno;
 use shoal_api::{
-    NodeId,
+    NodeId, TaskId,
     network::{LocalNamespaces, NetworkView},
 };
+use tokio::sync::Notify;
 
 use super::{
     actor::{Actor, Stopped},
-    kernel::{Failure, Kernel},
-    netns::{self, NetnsError},
-    observe,
-    socket::{Kind, Socket},
+    config::{LbDriver, PlaneConfig},
+    error::PlaneError,
+    kernel::Kernel,
+    netns, observe,
+    ports::HeldPorts,
+    probe::probe,
+    watch::{Held, Watch},
 };
 use crate::core::{
-    desired::{DesiredError, Params, desired},
+    desired::{Params, desired},
     diff::{NetOp, diff},
     known::Known,
     lb, naming,
-    nft::Table,
-    nft_wire,
+    notice::Scope,
     observed::{ContainerFacts, Facts, Observed, ObservedSpace},
-    rtnl_wire::{self, LinkPlaces},
-    state::{Family, KernelState, Link, LinkKind, OVERLAY_PROTOCOL, Space},
+    state::{Family, KernelState, OVERLAY_PROTOCOL, Space},
 };
 
+/// Whether bridged packets pass the rules of IPv6 before it sees them. Those turn back addresses, and IPv6 takes nothing
+/// for loopback from outside.
+const BRIDGE_CALLS_IP6: &str = "bridge/bridge-nf-call-ip6tables";
 /// MTU taken for an underlay whose interface is not on this host (an address behind NAT), in bytes.
 const UNDERLAY_MTU_DEFAULT: u32 = 1500;
-
-/// What is set per daemon.
-#[derive(Debug, Clone)]
-pub struct PlaneConfig {
-    /// Handles of router namespaces live in `<run_dir>/netns`.
-    pub run_dir: PathBuf,
-    /// Start of the names of our interfaces and tables, one to six characters.
-    pub prefix: String,
-    /// Name of the bridge that joins the routers with the host.
-    pub gwbridge: String,
-    /// Its subnet; the first address is the host's.
-    pub gwbridge_subnet: Ipv4Net,
-    /// The host's network namespace; `None` for that of the caller of [`Plane::open`].
-    pub host_netns: Option<PathBuf>,
-    /// MTU of the underlay in bytes; `None` to ask the interface that has the underlay address.
-    pub underlay_mtu: Option<u32>,
-}
-
-impl PlaneConfig {
-    /// Docker's customary names and ranges, with handles below `run_dir`.
-    pub fn new(run_dir: impl Into<PathBuf>) -> Self {
-        Self {
-            run_dir: run_dir.into(),
-            prefix: "shoal".to_owned(),
-            gwbridge: "shoal_gwbridge".to_owned(),
-            gwbridge_subnet: Ipv4Net::new_assert([172, 18, 0, 0].into(), 16),
-            host_netns: None,
-            underlay_mtu: None,
-        }
-    }
-}
-
-/// What would not converge.
-#[derive(Debug, thiserror::Error)]
-pub enum PlaneError {
-    /// A name in the configuration that the kernel cannot take.
-    #[error("invalid {what} {value:?} for the network plane")]
-    Config {
-        /// Which setting.
-        what: &'static str,
-        /// Its value.
-        value: String,
-    },
-    /// The kernel lacks something that overlay networks need.
-    #[error("this kernel lacks {feature}, which overlay networks need")]
-    Unsupported {
-        /// What it lacks.
-        feature: &'static str,
-        /// What it said when asked.
-        source: io::Error,
-    },
-    /// A namespace could not be opened.
-    #[error(transparent)]
-    Netns(#[from] NetnsError),
-    /// A namespace could not be read.
-    #[error("cannot read back the {space}")]
-    Observe {
-        /// Which.
-        space: Space,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// The view makes no sense for this node.
-    #[error(transparent)]
-    Desired(#[from] DesiredError),
-    /// The kernel refused a step.
-    #[error("cannot {step}")]
-    Step {
-        /// What was attempted, and where.
-        step: String,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// The plane's thread could not be started.
-    #[error("cannot start the network plane")]
-    Start(#[from] io::Error),
-    /// The plane's thread has ended.
-    #[error("the network plane has stopped")]
-    Stopped,
-}
-
-impl From<Failure> for PlaneError {
-    fn from(failure: Failure) -> Self {
-        Self::Step {
-            step: failure.step,
-            source: failure.source,
-        }
-    }
-}
 
 /// The network plane of this node. All its work is done by one thread of its own, one call after another.
 #[derive(Debug, Clone)]
 pub struct Plane {
     actor: Actor<Worker>,
+    alarm: Arc<Notify>,
+    uses_ipvs: bool,
 }
 
 impl Plane {
@@ -156,16 +76,29 @@ impl Plane {
             Some(path) => netns::open(path)?,
             None => netns::current()?,
         };
+        let alarm = Arc::new(Notify::new());
         let worker = Worker {
             config,
             home,
             asked: None,
             known: Known::default(),
+            watch: Watch::start("network-watch", Arc::clone(&alarm))?,
+            ports: HeldPorts::default(),
+            ipv6: false,
+            ipvs: None,
         };
-        let actor = Actor::start("network-plane", worker, |worker: &mut Worker| {
-            worker.enter()
+        let told = Arc::new(AtomicBool::new(false));
+        let tell = Arc::clone(&told);
+        let actor = Actor::start("network-plane", worker, move |worker: &mut Worker| {
+            worker.enter()?;
+            tell.store(worker.uses_ipvs(), Ordering::Release);
+            Ok::<_, PlaneError>(())
         })?;
-        Ok(Self { actor })
+        Ok(Self {
+            actor,
+            alarm,
+            uses_ipvs: told.load(Ordering::Acquire),
+        })
     }
 
     /// Brings the kernel to what the view says for node `me` with these containers.
@@ -187,6 +120,31 @@ impl Plane {
             .unwrap_or_else(|Stopped| Err(vec![PlaneError::Stopped]))
     }
 
+    /// What distributes connections here: `nftables` or `IPVS`.
+    pub fn lb_driver(&self) -> &'static str {
+        if self.uses_ipvs { "IPVS" } else { "nftables" }
+    }
+
+    /// Waits until somebody else has changed, in the kernel, what the plane made. For one waiter at a time.
+    pub async fn disturbed(&self) {
+        self.alarm.notified().await;
+    }
+
+    /// Like [`Self::converge`] with the arguments of the last call, but only reads back the namespaces in which
+    /// somebody was at work.
+    pub async fn repair(
+        &self,
+        view: &NetworkView,
+        me: &NodeId,
+        local: &LocalNamespaces,
+    ) -> Result<(), Vec<PlaneError>> {
+        let (view, me, local) = (view.clone(), me.clone(), local.clone());
+        self.actor
+            .run(move |worker| worker.bring_about((&view, &me, &local)))
+            .await
+            .unwrap_or_else(|Stopped| Err(vec![PlaneError::Stopped]))
+    }
+
     /// The steps that [`Self::converge`] would take now, without taking them.
     pub async fn plan(
         &self,
@@ -199,7 +157,7 @@ impl Plane {
             let mut errors = Vec::new();
             worker.known = Known::default();
             let planned = worker
-                .plan((&view, &me, &local), &mut errors)
+                .plan((&view, &me, &local), None, &mut errors)
                 .map(|planned| planned.ops);
             planned.filter(|_| errors.is_empty()).ok_or(errors)
         };
@@ -224,6 +182,13 @@ struct Worker {
     /// Arguments of the last call that succeeded.
     asked: Option<(NetworkView, NodeId, LocalNamespaces)>,
     known: Known,
+    watch: Watch,
+    /// Sockets that keep published ports from programs of the host.
+    ports: HeldPorts,
+    /// Whether the kernel can carry IPv6 in these networks.
+    ipv6: bool,
+    /// Number of the generic netlink family of IPVS.
+    ipvs: Option<u16>,
 }
 
 type Inputs<'a> = (&'a NetworkView, &'a NodeId, &'a LocalNamespaces);
@@ -234,29 +199,60 @@ struct Planned<'a> {
     read: BTreeMap<Space, (u64, ObservedSpace)>,
     have: Observed,
     ops: Vec<NetOp>,
+    /// What of it all is ours, by namespace.
+    want: KernelState,
     /// Backends that each router no longer leads to.
-    gone: Vec<(Space, BTreeSet<Ipv4Addr>)>,
+    gone: Vec<(Space, BTreeSet<IpAddr>)>,
 }
 
 impl Worker {
     /// Moves the thread into the host's namespace, and checks the kernel in a throw-away one.
-    fn enter(&self) -> Result<(), PlaneError> {
+    fn enter(&mut self) -> Result<(), PlaneError> {
         let step = |step: &str| {
             let step = step.to_owned();
             move |source| PlaneError::Step { step, source }
         };
         netns::visit(&self.home, &self.home, || ())
             .map_err(step("enter the host's network namespace"))?;
-        netns::visit_fresh(&self.home, probe).map_err(step("create a network namespace"))?
+        let abilities =
+            netns::visit_fresh(&self.home, probe).map_err(step("create a network namespace"))??;
+        if !abilities.ipv6 {
+            tracing::warn!(
+                "this kernel lacks IPv6 or nftables for it: the cluster's networks have IPv4 alone here"
+            );
+        }
+        if abilities.ipv6
+            && observe::settings([BRIDGE_CALLS_IP6.to_owned()].iter())
+                .values()
+                .any(|value| value != "0")
+        {
+            tracing::info!(
+                "net.{} is on: published ports are not reached at [::1], only at other addresses",
+                BRIDGE_CALLS_IP6.replace('/', ".")
+            );
+        }
+        self.ipv6 = abilities.ipv6;
+        self.ipvs = abilities.ipvs;
+        if self.config.lb_driver == LbDriver::Ipvs && self.ipvs.is_none() {
+            tracing::warn!(
+                "this kernel lacks IPVS (CONFIG_IP_VS): nftables distributes connections"
+            );
+        }
+        Ok(())
     }
 
     fn converge(&mut self, inputs: Inputs<'_>) -> Result<(), Vec<PlaneError>> {
-        let (view, me, local) = inputs;
         let asked = self.asked.as_ref();
         let repeated = asked.is_none_or(|(v, m, l)| (v, m, l) == inputs);
         if repeated {
             self.known = Known::default();
         }
+        self.bring_about(inputs)
+    }
+
+    fn bring_about(&mut self, inputs: Inputs<'_>) -> Result<(), Vec<PlaneError>> {
+        let (view, me, local) = inputs;
+        self.ports.hold(view, &self.home, self.ipv6);
         let mut outcome = self.attempt(inputs);
         if outcome.is_err() && !std::mem::take(&mut self.known).is_empty() {
             outcome = self.attempt(inputs);
@@ -269,13 +265,19 @@ impl Worker {
 
     fn attempt(&mut self, inputs: Inputs<'_>) -> Result<(), Vec<PlaneError>> {
         let mut errors = Vec::new();
+        let watch = self.watch.shared();
+        let mut watch = watch.hold();
+        for space in watch.take_disturbed() {
+            self.known.forget(&space);
+        }
         let Some(Planned {
             mut kernel,
             read,
             have,
             ops,
+            want,
             gone,
-        }) = self.plan(inputs, &mut errors)
+        }) = self.plan(inputs, Some(&mut watch), &mut errors)
         else {
             return Err(errors);
         };
@@ -296,6 +298,22 @@ impl Worker {
                     .err(),
             );
         }
+        let scopes = want
+            .spaces
+            .keys()
+            .filter(|space| !matches!(space, Space::Container(_)))
+            .map(|space| {
+                let scope = self.scope(inputs, &kernel, &want, &read, space);
+                (space.clone(), scope)
+            });
+        let scopes: BTreeMap<Space, Scope> = scopes.collect();
+        for space in scopes.keys() {
+            // Those that were made just now.
+            let inode = kernel.inode(space).unwrap_or_default();
+            errors.extend(self.listen(&mut kernel, &mut watch, space, inode).err());
+        }
+        watch.keep_only(|space| scopes.contains_key(space));
+        watch.settle(scopes);
         drop(kernel);
         if !errors.is_empty() {
             return Err(errors);
@@ -304,32 +322,117 @@ impl Worker {
         Ok(())
     }
 
+    fn uses_ipvs(&self) -> bool {
+        self.config.lb_driver == LbDriver::Ipvs && self.ipvs.is_some()
+    }
+
+    /// Starts to listen in a namespace, if there are no ears in it yet.
+    fn listen(
+        &self,
+        kernel: &mut Kernel<'_>,
+        watch: &mut Held<'_>,
+        space: &Space,
+        inode: u64,
+    ) -> Result<(), PlaneError> {
+        if watch.is_listening(space, inode) {
+            return Ok(());
+        }
+        let handle = kernel.handle(space)?;
+        netns::visit(&handle.fd, &self.home, || watch.listen_here(space, inode))
+            .and_then(|opened| opened)
+            .map_err(|source| PlaneError::Observe {
+                space: space.clone(),
+                source,
+            })
+    }
+
+    /// What in a namespace nobody else should touch.
+    fn scope(
+        &self,
+        (view, me, _): Inputs<'_>,
+        kernel: &Kernel<'_>,
+        want: &KernelState,
+        read: &BTreeMap<Space, (u64, ObservedSpace)>,
+        space: &Space,
+    ) -> Scope {
+        let mut links: BTreeSet<String> = want.spaces[space].links.keys().cloned().collect();
+        let mut watched = BTreeSet::new();
+        if *space == Space::Host {
+            let underlay = view.peers.get(me).map(|peer| peer.underlay);
+            let host = read.get(&Space::Host).map(|(_, host)| host);
+            watched.extend(host.and_then(|host| underlay_link(host, underlay?).cloned()));
+        } else {
+            links.insert(naming::UPLINK.to_owned());
+        }
+        let (mut indices, mut neighbours) = (BTreeSet::new(), BTreeSet::new());
+        let held = read.get(space).map(|(_, found)| &found.links);
+        let held = held
+            .into_iter()
+            .flatten()
+            .map(|(name, link)| (name, link.index));
+        for (name, index) in held.chain(kernel.interfaces(space)) {
+            if links.contains(name) || name == "lo" {
+                indices.insert(index);
+            }
+            if [naming::VXLAN, naming::UPLINK, &self.config.gwbridge].contains(&name.as_str()) {
+                neighbours.insert(index);
+            }
+        }
+        Scope {
+            links,
+            indices,
+            neighbours,
+            watched,
+            protocol: OVERLAY_PROTOCOL,
+            table: self.config.prefix.clone(),
+        }
+    }
+
     /// Reads the kernel back and computes the steps; what cannot be read is reported and left alone.
     fn plan(
         &self,
         (view, me, local): Inputs<'_>,
+        mut watch: Option<&mut Held<'_>>,
         errors: &mut Vec<PlaneError>,
     ) -> Option<Planned<'_>> {
-        let containers = local
-            .iter()
-            .map(|(task, path)| (task.to_string(), path.clone()))
-            .collect();
-        let mut kernel = Kernel::new(&self.home, self.config.run_dir.join("netns"), containers);
+        let (containers, further) = by_namespace(local);
+        let mut kernel = Kernel::new(
+            &self.home,
+            self.config.run_dir.join("netns"),
+            containers.clone(),
+        )
+        .with_ipvs(self.ipvs);
         let mut read = BTreeMap::new();
         let spaces = std::iter::once(Space::Host)
             .chain(self.routers())
-            .chain(local.keys().map(|task| Space::Container(task.to_string())));
+            .chain(containers.into_keys().map(Space::Container));
+        let spaces: Vec<Space> = spaces.collect();
+        if let Some(watch) = &mut watch {
+            // Ears in a namespace keep it alive, also one whose handle somebody removed.
+            watch.keep_only(|space| spaces.contains(space));
+        }
         for space in spaces {
+            if let Some(watch) = &mut watch
+                && !matches!(space, Space::Container(_))
+                && let Ok(inode) = kernel.inode(&space)
+            {
+                errors.extend(self.listen(&mut kernel, watch, &space, inode).err());
+            }
             match self.read_links(&mut kernel, &space) {
                 Ok(found) => drop(read.insert(space, found)),
                 Err(error) => errors.push(error),
             }
         }
-        let facts = self.facts(view, me, &read);
+        let facts = Facts {
+            further,
+            ..self.facts(view, me, &read)
+        };
         let params = Params {
             prefix: self.config.prefix.clone(),
             gwbridge: self.config.gwbridge.clone(),
             gwbridge_subnet: self.config.gwbridge_subnet,
+            ipvs: self.uses_ipvs(),
+            gwbridge_subnet6: self.ipv6.then_some(self.config.gwbridge_subnet6),
         };
         let want = desired(view, me, &facts, &params)
             .map_err(|error| errors.push(error.into()))
@@ -358,12 +461,12 @@ impl Worker {
             })
             .map(|(space, wanted, found)| {
                 let stay: BTreeSet<_> = wanted
-                    .flat_map(|table| lb::backends(&table.elements))
+                    .flat_map(|table| lb::backends(table.family, &table.elements))
                     .collect();
                 let mut gone: BTreeSet<_> = found
                     .tables
-                    .values()
-                    .flat_map(|held| lb::backends(&held.elements))
+                    .iter()
+                    .flat_map(|((family, _), held)| lb::backends(*family, &held.elements))
                     .collect();
                 gone.retain(|backend| !stay.contains(backend));
                 (space.clone(), gone)
@@ -375,6 +478,7 @@ impl Worker {
             read,
             have,
             ops,
+            want,
             gone,
         })
     }
@@ -397,16 +501,7 @@ impl Worker {
         kernel: &mut Kernel<'_>,
         space: &Space,
     ) -> Result<(u64, ObservedSpace), PlaneError> {
-        let inode = match kernel.path(space) {
-            Some(path) => fs::metadata(&path)
-                .map_err(|source| NetnsError {
-                    action: "open",
-                    path,
-                    source,
-                })?
-                .ino(),
-            None => 0,
-        };
+        let inode = kernel.inode(space)?;
         if let Some(known) = self
             .known
             .get(space, inode)
@@ -457,12 +552,23 @@ impl Worker {
         found.tables.clear();
         if let Some(known) = known.filter(|known| known.tables_current) {
             found.tables = known.found.tables.clone();
-        } else if let Some(table) =
-            observe::table(kernel.handle(space)?, Family::V4, &self.config.prefix)?
+            found.ipvs = known.found.ipvs.clone();
+            return Ok(());
+        }
+        found.ipvs.clear();
+        if matches!(space, Space::Router(_))
+            && let Some((socket, family)) = kernel.ipvs(space)?
         {
-            found
-                .tables
-                .insert((Family::V4, self.config.prefix.clone()), table);
+            found.ipvs = observe::ipvs(socket, family)?;
+        }
+        let families = Family::ALL
+            .into_iter()
+            .filter(|family| *family == Family::V4 || self.ipv6);
+        for family in families {
+            let name = &self.config.prefix;
+            if let Some(table) = observe::table(kernel.handle(space)?, family, name)? {
+                found.tables.insert((family, name.clone()), table);
+            }
         }
         Ok(())
     }
@@ -474,14 +580,9 @@ impl Worker {
         read: &BTreeMap<Space, (u64, ObservedSpace)>,
     ) -> Facts {
         let underlay = view.peers.get(me).map(|peer| peer.underlay);
-        let measured = read.get(&Space::Host).and_then(|(_, host)| {
-            let (name, _) = host
-                .objects
-                .addresses
-                .iter()
-                .find(|(_, net)| Some(net.addr()) == underlay)?;
-            Some(host.links.get(name)?.mtu)
-        });
+        let host = read.get(&Space::Host).map(|(_, host)| host);
+        let measured =
+            host.and_then(|host| Some(host.links.get(underlay_link(host, underlay?)?)?.mtu));
         let containers = read.iter().filter_map(|(space, (_, found))| match space {
             Space::Container(id) => Some((id.clone(), ContainerFacts::from(found))),
             Space::Host | Space::Router(_) => None,
@@ -493,6 +594,7 @@ impl Worker {
                 .or(measured)
                 .unwrap_or(UNDERLAY_MTU_DEFAULT),
             containers: containers.collect(),
+            further: BTreeMap::new(),
         }
     }
 
@@ -505,70 +607,39 @@ impl Worker {
         let is_port = |name: &String| name.strip_prefix(&port).is_some_and(|rest| rest.len() == 8);
         host.links.retain(|name, _| name == bridge || is_port(name));
         host.objects.addresses.retain(|(name, _)| name == bridge);
-        host.objects.routes.clear();
+        host.objects.routes.retain(|route| route.link == *bridge);
         host.objects.rules.clear();
-        host.objects.neighbours.clear();
+        host.objects
+            .neighbours
+            .retain(|(name, _), _| name == bridge);
         host.objects.fdb.clear();
     }
+}
+
+/// Namespaces by the first of their tasks, and that task for each of the others.
+fn by_namespace(local: &LocalNamespaces) -> (BTreeMap<String, PathBuf>, BTreeMap<TaskId, TaskId>) {
+    let mut first: BTreeMap<&PathBuf, &TaskId> = BTreeMap::new();
+    let mut further = BTreeMap::new();
+    for (task, path) in local {
+        let leader = *first.entry(path).or_insert(task);
+        if leader != task {
+            further.insert(task.clone(), leader.clone());
+        }
+    }
+    let containers = first
+        .into_iter()
+        .map(|(path, task)| (task.to_string(), path.clone()));
+    (containers.collect(), further)
+}
+
+/// The interface that has the underlay address.
+fn underlay_link(host: &ObservedSpace, underlay: IpAddr) -> Option<&String> {
+    let mut addresses = host.objects.addresses.iter();
+    let (name, _) = addresses.find(|(_, net)| net.addr() == underlay)?;
+    Some(name)
 }
 
 fn is_namespace(path: &Path) -> bool {
     const NSFS_MAGIC: i64 = 0x6e73_6673;
     nix::sys::statfs::statfs(path).is_ok_and(|fs| fs.filesystem_type().0 == NSFS_MAGIC)
-}
-
-/// Asks the kernel for a VXLAN device, a veth pair and a table, in the namespace of the calling thread.
-fn probe() -> Result<(), PlaneError> {
-    let lacks = |feature| {
-        move |source: io::Error| match source.raw_os_error().map(Errno::from_raw) {
-            Some(
-                Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT | Errno::ENOENT,
-            ) => PlaneError::Unsupported { feature, source },
-            _ => PlaneError::Step {
-                step: format!("ask the kernel for {feature}"),
-                source,
-            },
-        }
-    };
-    let mut route = Socket::open(Kind::Route).map_err(lacks("rtnetlink"))?;
-    let mut make = |name: &str, kind| {
-        let link = Link {
-            kind,
-            mac: None,
-            mtu: None,
-            master: None,
-            isolated: false,
-            hairpin: false,
-        };
-        route.request(rtnl_wire::create_link(name, &link, LinkPlaces::default()))
-    };
-    make("bridge", LinkKind::Bridge).map_err(lacks("bridges (CONFIG_BRIDGE)"))?;
-    let local = Ipv4Addr::LOCALHOST.into();
-    make(
-        "vxlan",
-        LinkKind::Vxlan {
-            vni: 1,
-            port: 4789,
-            local,
-        },
-    )
-    .map_err(lacks("VXLAN (CONFIG_VXLAN)"))?;
-    let peer = crate::core::state::VethPeer {
-        space: Space::Host,
-        name: "far".to_owned(),
-        mac: naming::Mac([2, 0, 0, 0, 0, 1]),
-        mtu: None,
-    };
-    make("near", LinkKind::Veth { peer }).map_err(lacks("veth pairs (CONFIG_VETH)"))?;
-    let mut netfilter =
-        Socket::open(Kind::Netfilter).map_err(lacks("nftables (CONFIG_NF_TABLES)"))?;
-    netfilter
-        .transaction(nft_wire::replace(&Table::new("probe")))
-        .map_err(lacks("nftables for IPv4 (CONFIG_NF_TABLES_IPV4)"))?;
-    let rules = crate::core::ruleset::everything("probe");
-    netfilter
-        .transaction(nft_wire::replace(&rules))
-        .map_err(lacks(
-            "nftables expressions (CONFIG_NFT_NAT, _MASQ, _FIB_IPV4, _NUMGEN, _CT)",
-        ))
 }

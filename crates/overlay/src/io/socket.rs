@@ -2,7 +2,8 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use nix::{
@@ -16,7 +17,10 @@ use nix::{
     },
 };
 
-use crate::core::netlink::{Message, Received, flags, messages, native_u32};
+use crate::core::{
+    netlink::{Message, Received, flags, messages, native_u32},
+    notice::OWN_PORTS,
+};
 
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
@@ -28,6 +32,10 @@ const SEND_BUFFER_BYTES: usize = 8 << 20;
 const REQUESTS_PER_SEND_MAX: usize = 64;
 /// The kernel answers from within the request; this only ends a wait for an answer lost to a full buffer.
 const ANSWER_TIMEOUT_S: i64 = 5;
+/// Room for the notices of a burst of changes; if it does not suffice, everything is read again.
+const NOTICE_BUFFER_BYTES: usize = 4 << 20;
+/// Ports tried before giving up: other processes may use the same.
+const PORT_ATTEMPTS_MAX: usize = 64;
 
 /// Which part of the kernel it talks to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +44,18 @@ pub enum Kind {
     Route,
     /// nftables.
     Netfilter,
+    /// Families that have no protocol of their own, as IPVS.
+    Generic,
+}
+
+impl Kind {
+    fn protocol(self) -> SockProtocol {
+        match self {
+            Self::Route => SockProtocol::NetlinkRoute,
+            Self::Netfilter => SockProtocol::NetlinkNetFilter,
+            Self::Generic => SockProtocol::NetlinkGeneric,
+        }
+    }
 }
 
 /// A netlink socket.
@@ -49,17 +69,13 @@ pub struct Socket {
 impl Socket {
     /// Opens a socket in the namespace of the calling thread.
     pub fn open(kind: Kind) -> io::Result<Self> {
-        let protocol = match kind {
-            Kind::Route => SockProtocol::NetlinkRoute,
-            Kind::Netfilter => SockProtocol::NetlinkNetFilter,
-        };
         let fd = socket(
             AddressFamily::Netlink,
             SockType::Raw,
             SockFlag::SOCK_CLOEXEC,
-            protocol,
+            kind.protocol(),
         )?;
-        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+        bind_own_port(&fd)?;
         if kind == Kind::Netfilter {
             setsockopt(&fd, sockopt::SndBufForce, &SEND_BUFFER_BYTES)?;
         }
@@ -152,6 +168,24 @@ impl Socket {
         failed.map_or(Ok(()), Err)
     }
 
+    /// Asks for one thing; `answer` gets its body.
+    pub fn ask(&mut self, request: Message, mut on: impl FnMut(&[u8])) -> io::Result<()> {
+        self.sequence += 1;
+        let sequence = self.sequence;
+        let bytes = request.finish(sequence, 0);
+        send(self.fd.as_raw_fd(), &bytes, MsgFlags::empty())?;
+        self.receive(|m| {
+            if m.sequence != sequence {
+                return Ok(false);
+            }
+            if m.kind == ERROR {
+                return answer(m).map(|()| true);
+            }
+            on(m.body);
+            Ok(true)
+        })
+    }
+
     /// Asks for a list; `each` gets the body of every entry.
     pub fn dump(&mut self, request: Message, mut each: impl FnMut(&[u8])) -> io::Result<()> {
         self.sequence += 1;
@@ -189,6 +223,71 @@ impl Socket {
                 return Ok(());
             }
         }
+    }
+}
+
+/// Binds to a port of ours, so that notices of what we did ourselves can be told from others.
+fn bind_own_port(fd: &OwnedFd) -> io::Result<()> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let mut outcome = Err(Errno::EADDRINUSE);
+    for _ in 0..PORT_ATTEMPTS_MAX {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed) % (OWN_PORTS.end() - OWN_PORTS.start());
+        outcome = bind(
+            fd.as_raw_fd(),
+            &NetlinkAddr::new(OWN_PORTS.start() + number, 0),
+        );
+        if outcome != Err(Errno::EADDRINUSE) {
+            break;
+        }
+    }
+    outcome.map_err(io::Error::from)
+}
+
+/// A socket on which the kernel tells of changes.
+#[derive(Debug)]
+pub struct Listener {
+    fd: OwnedFd,
+    buffer: Vec<u8>,
+}
+
+impl Listener {
+    /// Listens in the namespace of the calling thread.
+    pub fn open(kind: Kind, groups: &[u32]) -> io::Result<Self> {
+        let fd = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+            kind.protocol(),
+        )?;
+        // Groups up to 32 are bits of the address.
+        let bits = groups.iter().fold(0, |bits, group| bits | 1 << (group - 1));
+        setsockopt(&fd, sockopt::RcvBufForce, &NOTICE_BUFFER_BYTES)?;
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, bits))?;
+        Ok(Self {
+            fd,
+            buffer: vec![0; DATAGRAM_BYTES_MAX],
+        })
+    }
+
+    /// Takes everything that has been told; `each` sees every message. Returns whether something was lost.
+    pub fn drain(&mut self, mut each: impl FnMut(Received<'_>)) -> bool {
+        let mut lost = false;
+        loop {
+            match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
+                Ok(length) => messages(&self.buffer[..length]).for_each(&mut each),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return lost,
+                Err(Errno::ENOBUFS) => lost = true,
+                // Nothing else is known to happen; whoever repairs will find out.
+                Err(_) => return true,
+            }
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

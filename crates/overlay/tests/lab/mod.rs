@@ -4,7 +4,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{self, Read, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::PathBuf,
     process::Command,
@@ -19,8 +19,9 @@ use shoal_api::network::{
 use shoal_overlay::{Plane, PlaneConfig, PlaneError, core::diff::NetOp, netns};
 
 const HOSTS: [&str; 2] = ["h1", "h2"];
-/// How long a packet that must not arrive is waited for.
-const LOST: Duration = Duration::from_millis(700);
+/// How long a packet that must not arrive is waited for: long enough for the second try of one that was dropped while
+/// the kernel had not opened a new link yet.
+const LOST: Duration = Duration::from_millis(1300);
 
 pub struct Lab {
     dir: PathBuf,
@@ -91,6 +92,29 @@ pub fn view() -> NetworkView {
     }
 }
 
+/// The same with IPv6 beside IPv4: fd00:1::11 is t1 on n1.
+pub fn dual() -> NetworkView {
+    let mut view = view();
+    for network in view.networks.values_mut() {
+        let n = network.vni - 4096;
+        network.subnets.push(Subnet {
+            range: format!("fd00:{n}::/64").parse().unwrap(),
+            gateway: format!("fd00:{n}::1").parse().unwrap(),
+        });
+        for endpoint in network.endpoints.values_mut() {
+            let ipnet = endpoint.addresses[0].addr().to_string();
+            let last = ipnet.rsplit('.').next().unwrap();
+            endpoint
+                .addresses
+                .push(format!("fd00:{n}::{last}/64").parse().unwrap());
+        }
+        for service in network.services.values_mut() {
+            service.vips.push(format!("fd00:{n}::2").parse().unwrap());
+        }
+    }
+    view
+}
+
 /// Makes the underlay and the planes, or says what the machine lacks.
 pub async fn lab() -> Result<Lab, String> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -137,6 +161,10 @@ pub trait Traffic {
     fn ask(&self, place: &str, at: &str) -> io::Result<String>;
     /// Answers every datagram with who it is.
     fn serve_datagrams(&self, place: &str, at: &str);
+    /// Answers every line with who it is, for as long as the connection lasts.
+    fn serve_lines(&self, place: &str, at: &str);
+    /// A connection that lasts.
+    fn talk(&self, place: &str, to: &str) -> Talk;
     /// A socket that sends datagrams from one port.
     fn datagrams(&self, place: &str, to: &str) -> UdpSocket;
     /// Asks several times, and counts the different answers.
@@ -152,6 +180,19 @@ pub trait Traffic {
     }
     fn ping(&self, place: &str, to: &str) -> bool {
         self.run(place, "ping", &["-c1", "-W2", to])
+    }
+}
+
+/// A connection that lasts.
+pub struct Talk(BufReader<TcpStream>);
+
+impl Talk {
+    /// Says a line and returns the answer.
+    pub fn say(&mut self, line: &str) -> String {
+        writeln!(self.0.get_mut(), "{line}").unwrap();
+        let mut answer = String::new();
+        self.0.read_line(&mut answer).unwrap();
+        answer.trim_end().to_owned()
     }
 }
 
@@ -196,6 +237,33 @@ impl Traffic for Lab {
         });
     }
 
+    fn serve_lines(&self, place: &str, at: &str) {
+        let at: SocketAddr = at.parse().unwrap();
+        let listener = netns::run_in(&self.place(place), move || TcpListener::bind(at))
+            .unwrap()
+            .unwrap();
+        let name = place.to_owned();
+        std::thread::spawn(move || {
+            for connection in listener.incoming().flatten() {
+                let name = name.clone();
+                std::thread::spawn(move || {
+                    let lines = BufReader::new(connection.try_clone().unwrap()).lines();
+                    for _ in lines.map_while(Result::ok) {
+                        let _ = writeln!(&connection, "{name}");
+                    }
+                });
+            }
+        });
+    }
+
+    fn talk(&self, place: &str, to: &str) -> Talk {
+        let to: SocketAddr = to.parse().unwrap();
+        let connect = move || TcpStream::connect_timeout(&to, LOST);
+        let connection = netns::run_in(&self.place(place), connect).unwrap().unwrap();
+        connection.set_read_timeout(Some(LOST)).unwrap();
+        Talk(BufReader::new(connection))
+    }
+
     fn datagrams(&self, place: &str, to: &str) -> UdpSocket {
         let to: SocketAddr = to.parse().unwrap();
         let socket = netns::run_in(&self.place(place), || UdpSocket::bind("0.0.0.0:0"))
@@ -226,6 +294,19 @@ impl Lab {
         self.local[host].insert(id(task), self.place(task));
     }
 
+    /// Takes a port, and lets go of it.
+    pub fn bind(&self, place: &str, at: &str) -> io::Result<()> {
+        let at: SocketAddr = at.parse().unwrap();
+        netns::run_in(&self.place(place), move || TcpListener::bind(at))
+            .unwrap()
+            .map(drop)
+    }
+
+    /// Makes an empty namespace that is no task's.
+    pub fn place_only(&self, name: &str) {
+        netns::create(&self.place(name)).unwrap();
+    }
+
     /// Says that there is a container where there is none.
     pub fn lose_container(&mut self, task: &str, host: usize) {
         self.local[host].insert(id(task), self.place(task));
@@ -250,6 +331,35 @@ impl Lab {
         self.planes[host]
             .converge(view, &id(HOSTS[host]), &self.local[host])
             .await
+    }
+
+    /// Repairs a host's part of the view whenever somebody disturbs it, as a daemon does.
+    pub fn guard(&self, host: usize, view: &NetworkView) -> tokio::task::JoinHandle<()> {
+        let plane = self.planes[host].clone();
+        let (view, local) = (view.clone(), self.local[host].clone());
+        tokio::spawn(async move {
+            loop {
+                plane.disturbed().await;
+                // What one repair meets in the middle of a change, the next one sees.
+                let _ = plane.repair(&view, &id(HOSTS[host]), &local).await;
+            }
+        })
+    }
+
+    /// Repairs until the kernel has nothing more to tell.
+    pub async fn settle(&self, host: usize, view: &NetworkView) {
+        while self.is_disturbed(host).await {
+            let me = id(HOSTS[host]);
+            let done = self.planes[host].repair(view, &me, &self.local[host]);
+            done.await.unwrap();
+        }
+    }
+
+    /// Whether a host's plane is told of somebody else's work while a packet could be lost.
+    pub async fn is_disturbed(&self, host: usize) -> bool {
+        tokio::time::timeout(LOST, self.planes[host].disturbed())
+            .await
+            .is_ok()
     }
 
     pub async fn plan(&self, host: usize, view: &NetworkView) -> Vec<NetOp> {
@@ -294,6 +404,9 @@ impl Lab {
         self.planes.clear();
         for (host, name) in HOSTS.iter().enumerate() {
             let mut config = PlaneConfig::new(self.run_dir(host));
+            if let Ok(driver) = std::env::var("SHOAL_LB_DRIVER") {
+                config.lb_driver = driver.parse().unwrap();
+            }
             config.host_netns = Some(self.place(name));
             match Plane::open(config) {
                 Ok(plane) => self.planes.push(plane),

@@ -11,6 +11,7 @@ use tokio::{
 };
 
 use super::{
+    calls::AgentCalls,
     dial::dial,
     foreman::{Command, Foreman, Inherited, Outbox},
     ledger::{Ledger, LedgerError},
@@ -73,6 +74,7 @@ pub struct Agent {
     state: watch::Receiver<SessionState>,
     tasks: JoinSet<()>,
     closed: oneshot::Receiver<()>,
+    tls: watch::Receiver<Arc<ClientConfig>>,
 }
 
 impl Agent {
@@ -126,7 +128,7 @@ impl Agent {
         tasks.spawn(keep_session(
             desk,
             Managers::new(managers),
-            config.tls,
+            config.tls.clone(),
             state_holder,
         ));
         Ok(Self {
@@ -134,12 +136,21 @@ impl Agent {
             state,
             tasks,
             closed,
+            tls: config.tls,
         })
     }
 
     /// What the session tells, to be watched.
     pub fn state(&self) -> watch::Receiver<SessionState> {
         self.state.clone()
+    }
+
+    /// A way to ask managers for something, apart from the session.
+    pub fn calls(&self) -> AgentCalls {
+        AgentCalls {
+            state: self.state.clone(),
+            tls: self.tls.clone(),
+        }
     }
 
     /// Stops the agent and waits until it has let go of its files. Its tasks run on, for the next agent to take up.

@@ -368,6 +368,13 @@ impl Dispatcher for Ears {
             .send(Event::Acknowledged(request.into_inner().version));
         Ok(Response::new(wire::AcknowledgeViewResponse {}))
     }
+
+    async fn attach(
+        &self,
+        _: Request<wire::AttachRequest>,
+    ) -> Result<Response<wire::AttachResponse>, Status> {
+        Err(Status::unimplemented("no networks on this stage"))
+    }
 }
 
 #[async_trait]

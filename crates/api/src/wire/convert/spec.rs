@@ -34,7 +34,7 @@ messages! {
     ServiceSpec {
         annotations, task, mode, update, rollback, endpoint, progress_deadline, depends_on, depends_on_timeout,
     }
-    TaskSpec { container, resources, restart, placement, networks, log_driver, force_update }
+    TaskSpec { container, resources, restart, placement, networks, log_driver, force_update, attached_container }
     ContainerTaskSpec {
         image, labels, command, args, hostname, env, dir, user, groups, tty, open_stdin, read_only, init, mounts,
         stop_signal, stop_grace_period, healthcheck, hosts, dns, secrets, configs, sysctls, cap_add, cap_drop, ulimits,

@@ -187,6 +187,12 @@ impl Given {
         let subnet = subnets
             .find(|subnet| subnet.range.contains(&address))
             .ok_or_else(|| format!("address {address} is not part of network {name}"))?;
+        let v4_broadcast = address.is_ipv4() && address == subnet.range.broadcast();
+        if address == subnet.range.network() || v4_broadcast {
+            return Err(format!(
+                "address {address} of network {name} is not one of a host"
+            ));
+        }
         let key = (network.id.clone(), address);
         if state
             .holder(&Claim::Address(network.id.clone(), address))

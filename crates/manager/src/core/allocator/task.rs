@@ -1,9 +1,9 @@
 //! Tasks: an address per attached network, then New → Pending.
 
 use shoal_api::{
-    NetworkId, TaskState,
+    NetworkId, ServiceId, TaskState,
     object::{Object, Service, Task, TaskAttachment, TaskStatus},
-    spec::{NetworkAttachmentSpec, NetworkTarget},
+    spec::{EndpointSpec, NetworkAttachmentSpec, NetworkTarget},
 };
 
 use super::{Given, TASKS_PER_PLAN_MAX, networks_of};
@@ -28,24 +28,17 @@ pub(super) fn allocate_all(
     let mut missing: Option<String> = None;
     for task in waiting.take(TASKS_PER_PLAN_MAX) {
         let attachments = match &missing {
-            None => attachments(state, service, task, given),
+            None => attachments(state, &service.spec.endpoint, task, given),
             Some(missing) => Err(missing.clone()),
         };
         let changed = match attachments {
             Ok(networks) => {
-                let mut changed = task.as_ref().clone();
-                changed.networks = networks;
+                let mut changed = allocated(task, networks, cx);
                 changed.ports = service
                     .endpoint
                     .iter()
                     .flat_map(|endpoint| endpoint.ports.clone())
                     .collect();
-                changed.status = TaskStatus {
-                    state: TaskState::Pending,
-                    at: cx.now,
-                    message: "pending task scheduling".to_owned(),
-                    ..TaskStatus::default()
-                };
                 changed
             }
             Err(text) => {
@@ -57,6 +50,43 @@ pub(super) fn allocate_all(
         };
         plan.update(Object::Task(changed));
     }
+}
+
+/// Gives the containers that users attach, which have no service, their addresses.
+pub(super) fn allocate_attachments(
+    state: &State,
+    service: &ServiceId,
+    cx: &Ctx<'_>,
+    plan: &mut Plan,
+) {
+    let mut given = Given::default();
+    let waiting = state.tasks_of_service(service).filter(|task| {
+        task.is_attachment()
+            && task.status.state == TaskState::New
+            && task.desired_state <= TaskState::Complete
+    });
+    for task in waiting {
+        match attachments(state, &EndpointSpec::default(), task, &mut given) {
+            Ok(networks) => plan.update(Object::Task(allocated(task, networks, cx))),
+            Err(text) => {
+                if let Some(explained) = explained(task, &text, cx) {
+                    plan.update(Object::Task(explained));
+                }
+            }
+        }
+    }
+}
+
+fn allocated(task: &Task, networks: Vec<TaskAttachment>, cx: &Ctx<'_>) -> Task {
+    let mut task = task.clone();
+    task.networks = networks;
+    task.status = TaskStatus {
+        state: TaskState::Pending,
+        at: cx.now,
+        message: "pending task scheduling".to_owned(),
+        ..TaskStatus::default()
+    };
+    task
 }
 
 /// Tells the new tasks of a service what it misses.
@@ -94,12 +124,12 @@ fn asked_for<'a>(task: &'a Task, network: &NetworkId) -> Option<&'a NetworkAttac
 /// The attachments of a task in the order of its service's networks, ingress first.
 fn attachments(
     state: &State,
-    service: &Service,
+    endpoint: &EndpointSpec,
     task: &Task,
     given: &mut Given,
 ) -> Result<Vec<TaskAttachment>, String> {
     let mut attachments = Vec::new();
-    for id in networks_of(state, &service.spec.endpoint, &task.spec)? {
+    for id in networks_of(state, endpoint, &task.spec)? {
         let asked = asked_for(task, &id);
         let network = state
             .network(&id)

@@ -117,6 +117,8 @@ fn ingress_spec() -> NetworkSpec {
             options: Default::default(),
         },
         ingress: true,
+        // Published ports answer over both families; a node that lacks IPv6 leaves it out.
+        ipv6: true,
         ..NetworkSpec::default()
     }
 }

@@ -148,6 +148,21 @@ fn endpoint(state: &State, network: &Network, task: &Task) -> Option<Endpoint> {
     let short_id = container
         .and_then(|id| id.get(..SHORT_ID_LENGTH))
         .map(str::to_owned);
+    if task.is_attachment() {
+        let container = &task.spec.attached_container;
+        let short_id = container.get(..SHORT_ID_LENGTH).unwrap_or(container);
+        let names = [task.service_name.to_string(), short_id.to_owned()];
+        return Some(Endpoint {
+            serving: is_serving(state, task),
+            node,
+            service: None,
+            addresses: attachment.addresses.clone(),
+            names: names
+                .into_iter()
+                .chain(attachment.aliases.iter().cloned())
+                .collect(),
+        });
+    }
     Some(Endpoint {
         serving: is_serving(state, task),
         node,
@@ -162,7 +177,7 @@ pub fn is_serving(state: &State, task: &Task) -> bool {
     let node = task.node.as_ref().and_then(|node| state.node(node));
     task.status.state == TaskState::Running
         && (task.desired_state <= TaskState::Complete || planted(Bug::ViewServesAll))
-        && state.service(&task.service).is_some()
+        && (task.is_attachment() || state.service(&task.service).is_some())
         && node.is_some_and(|node| !is_lost(node))
 }
 

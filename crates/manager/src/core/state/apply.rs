@@ -102,7 +102,9 @@ impl State {
             })
         };
         match (old, new) {
-            (None, Some(Object::Task(task))) if self.service(&task.service).is_none() => {
+            (None, Some(Object::Task(task)))
+                if self.service(&task.service).is_none() && !task.is_attachment() =>
+            {
                 illegal("its service does not exist")
             }
             (None, Some(Object::Task(task)))

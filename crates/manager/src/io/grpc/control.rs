@@ -55,6 +55,7 @@ pub fn to_status(refusal: &Refusal) -> Status {
     let code = match refusal.kind {
         RefusalKind::InvalidArgument => Code::InvalidArgument,
         RefusalKind::NotFound => Code::NotFound,
+        RefusalKind::PermissionDenied => Code::PermissionDenied,
         RefusalKind::AlreadyExists => Code::AlreadyExists,
         RefusalKind::FailedPrecondition => Code::FailedPrecondition,
         RefusalKind::Unimplemented => Code::Unimplemented,

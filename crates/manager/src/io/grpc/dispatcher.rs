@@ -11,8 +11,9 @@ use shoal_api::{
     object::NodeDescription,
     wire::{
         AcknowledgeViewRequest, AcknowledgeViewResponse, AssignmentsMessage, AssignmentsRequest,
-        HeartbeatRequest, HeartbeatResponse, SessionMessage, SessionRequest,
-        UpdateTaskStatusRequest, UpdateTaskStatusResponse, dispatcher_server::Dispatcher,
+        AttachRequest, AttachResponse, HeartbeatRequest, HeartbeatResponse, SessionMessage,
+        SessionRequest, UpdateTaskStatusRequest, UpdateTaskStatusResponse,
+        dispatcher_server::Dispatcher,
     },
 };
 use tokio::sync::{mpsc, oneshot};
@@ -20,7 +21,10 @@ use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use tonic::{Request, Response, Status, async_trait};
 
 use super::{authorize::caller, server::Caller};
-use crate::io::{dispatcher::Command, manager::Desk};
+use crate::{
+    core::control::AttachmentWish,
+    io::{dispatcher::Command, manager::Desk},
+};
 
 /// The `Dispatcher` service.
 pub(crate) struct DispatcherService {
@@ -178,6 +182,34 @@ impl Dispatcher for DispatcherService {
         })
         .await?;
         Ok(Response::new(AcknowledgeViewResponse {}))
+    }
+
+    async fn attach(
+        &self,
+        request: Request<AttachRequest>,
+    ) -> Result<Response<AttachResponse>, Status> {
+        let node = caller(&request)?.node_id.clone();
+        self.desk.require_leader().await?;
+        let request = request.into_inner();
+        let addresses = request.addresses.iter().map(|text| {
+            let bad = |_| invalid(format!("address {text:?} is not an IP address"));
+            text.parse().map_err(bad)
+        });
+        let wish = AttachmentWish {
+            id: request.attachment_id.parse().map_err(invalid)?,
+            network: request.network,
+            addresses: addresses.collect::<Result<_, _>>()?,
+            container: request.container_id,
+            name: request.container_name,
+            aliases: request.aliases,
+        };
+        if wish.container.is_empty() {
+            return Err(missing("container_id"));
+        }
+        let network = self.desk.attach(&node, &wish).await?;
+        Ok(Response::new(AttachResponse {
+            network_id: network.to_string(),
+        }))
     }
 }
 

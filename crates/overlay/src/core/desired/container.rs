@@ -1,0 +1,174 @@
+//! What connects a container with the routers of its networks.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use ipnet::{IpNet, Ipv6Net};
+use shoal_api::{NetworkId, TaskId, network::NetworkSlice};
+
+use super::{Cx, INGRESS_TABLE, Place, default_route, host_route, of_family};
+use crate::core::{
+    naming::{self, ROUTER_HOP},
+    observed::ContainerFacts,
+    state::{
+        Family, KernelState, Link, LinkKind, MAIN_TABLE, OVERLAY_PROTOCOL, RULE_PRIORITY, Route,
+        Rule, Space, SpaceState, VethPeer,
+    },
+};
+
+/// What an interface inside a container needs to know.
+struct Inside<'a> {
+    link: &'a str,
+    address: IpNet,
+    gateway: IpAddr,
+    is_way_out: bool,
+}
+
+impl Cx<'_> {
+    /// Connects a container with the routers of its networks, the first of which becomes eth0.
+    pub(super) fn container(
+        &self,
+        state: &mut KernelState,
+        container: &TaskId,
+        places: &[Place<'_>],
+        found: &ContainerFacts,
+    ) {
+        let mut inside = SpaceState::default();
+        let mut taken: BTreeSet<String> = found.interfaces.keys().cloned().collect();
+        for Place { id, slice, task } in places {
+            let endpoint = &slice.endpoints[*task];
+            let Some(first) = endpoint.addresses.first() else {
+                continue;
+            };
+            let mac = naming::mac_of(first.addr());
+            let held = found
+                .interfaces
+                .iter()
+                .find(|(_, held)| **held == Some(mac))
+                .map(|(name, _)| name.clone());
+            let name = held.unwrap_or_else(|| {
+                let free = (0..)
+                    .map(|n| format!("eth{n}"))
+                    .find(|name| !taken.contains(name));
+                free.expect("a container has finitely many interfaces")
+            });
+            taken.insert(name.clone());
+            let mtu = Some(self.mtu(slice));
+            let peer = VethPeer {
+                space: Space::Container(container.to_string()),
+                name: name.clone(),
+                mac,
+                mtu,
+            };
+            let port = naming::endpoint_port(task);
+            let router = state
+                .spaces
+                .get_mut(&Space::Router((*id).clone()))
+                .expect("carried networks have routers");
+            let link = Link {
+                kind: LinkKind::Veth { peer },
+                mac: None,
+                mtu,
+                master: None,
+                isolated: false,
+                hairpin: false,
+            };
+            router.links.insert(port.clone(), link);
+            for (family, gateway) in self.families(slice) {
+                let Some(address) = of_family(&endpoint.addresses, family) else {
+                    continue;
+                };
+                self.port_family(router, &port, address);
+                let is_way_out = !found.foreign_default.contains(&family)
+                    && self.way_out(places, family) == Some(*id);
+                let place = Inside {
+                    link: &name,
+                    address,
+                    gateway,
+                    is_way_out,
+                };
+                self.inside_family(&mut inside, slice, family, &place);
+            }
+        }
+        state
+            .spaces
+            .insert(Space::Container(container.to_string()), inside);
+    }
+
+    /// The network by which a container leaves the cluster: the first that leads out, ingress last.
+    fn way_out<'p>(&self, places: &[Place<'p>], family: Family) -> Option<&'p NetworkId> {
+        let leads_out = |place: &&Place<'_>| {
+            let mut families = self.families(place.slice);
+            !place.slice.internal && families.any(|(carried, _)| carried == family)
+        };
+        let outward = || places.iter().filter(leads_out);
+        let found = outward().find(|place| !place.slice.ingress);
+        found.or_else(|| outward().next()).map(|place| place.id)
+    }
+
+    /// The router's side of an endpoint in one family.
+    fn port_family(&self, router: &mut SpaceState, port: &str, address: IpNet) {
+        let objects = &mut router.objects;
+        if address.addr().is_ipv4() {
+            let settings = &mut objects.settings;
+            settings.insert(format!("ipv4/conf/{port}/proxy_arp"), "1".to_owned());
+            settings.insert(format!("ipv4/neigh/{port}/proxy_delay"), "0".to_owned());
+        } else {
+            let hop = Ipv6Net::new_assert(ROUTER_HOP, 64);
+            objects.addresses.insert((port.to_owned(), hop.into()));
+        }
+        objects.routes.insert(Route {
+            local: false,
+            table: MAIN_TABLE,
+            to: host_route(address.addr()),
+            via: None,
+            link: port.to_owned(),
+            protocol: OVERLAY_PROTOCOL,
+        });
+    }
+
+    /// The container's side of an endpoint in one family.
+    fn inside_family(
+        &self,
+        inside: &mut SpaceState,
+        slice: &NetworkSlice,
+        family: Family,
+        place: &Inside<'_>,
+    ) {
+        let objects = &mut inside.objects;
+        let link = || place.link.to_owned();
+        let route = |table, to, via| Route {
+            local: false,
+            table,
+            to,
+            via: Some(via),
+            link: link(),
+            protocol: OVERLAY_PROTOCOL,
+        };
+        // IPv4's neighbours are all answered for by the router; with IPv6 everything goes to the router outright.
+        let (address, via) = match family {
+            Family::V4 => (place.address, place.gateway),
+            Family::V6 => (host_route(place.address.addr()), ROUTER_HOP.into()),
+        };
+        objects.addresses.insert((link(), address));
+        if family == Family::V6 {
+            let subnet = place.address.trunc();
+            objects.routes.insert(route(MAIN_TABLE, subnet, via));
+        }
+        if place.is_way_out {
+            let to = default_route(family);
+            objects.routes.insert(route(MAIN_TABLE, to, via));
+        }
+        if slice.ingress {
+            objects.rules.insert(Rule {
+                family,
+                from: Some(host_route(place.address.addr())),
+                mark: None,
+                table: INGRESS_TABLE,
+                priority: RULE_PRIORITY,
+                protocol: OVERLAY_PROTOCOL,
+            });
+            let to = default_route(family);
+            objects.routes.insert(route(INGRESS_TABLE, to, via));
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! What the kernel must be able to do.
+
+use std::{io, net::Ipv4Addr, path::Path};
+
+use nix::errno::Errno;
+
+use super::{
+    error::PlaneError,
+    socket::{Kind, Socket},
+};
+use crate::core::{
+    ipvs_wire, naming,
+    nft::Table,
+    nft_wire,
+    rtnl_wire::{self, LinkPlaces},
+    ruleset,
+    state::{Family, Link, LinkKind, Space, VethPeer},
+};
+
+/// What the kernel can do besides what is needed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Abilities {
+    /// Addresses, routes and rules of IPv6.
+    pub(crate) ipv6: bool,
+    /// Number of the generic netlink family of IPVS.
+    pub(crate) ipvs: Option<u16>,
+}
+
+/// Asks the kernel for a VXLAN device, a veth pair and a table, in the namespace of the calling thread.
+pub(crate) fn probe() -> Result<Abilities, PlaneError> {
+    let lacks = |feature| {
+        move |source: io::Error| match source.raw_os_error().map(Errno::from_raw) {
+            Some(
+                Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT | Errno::ENOENT,
+            ) => PlaneError::Unsupported { feature, source },
+            _ => PlaneError::Step {
+                step: format!("ask the kernel for {feature}"),
+                source,
+            },
+        }
+    };
+    let mut route = Socket::open(Kind::Route).map_err(lacks("rtnetlink"))?;
+    let mut make = |name: &str, kind| {
+        let link = Link {
+            kind,
+            mac: None,
+            mtu: None,
+            master: None,
+            isolated: false,
+            hairpin: false,
+        };
+        route.request(rtnl_wire::create_link(name, &link, LinkPlaces::default()))
+    };
+    make("bridge", LinkKind::Bridge).map_err(lacks("bridges (CONFIG_BRIDGE)"))?;
+    let local = Ipv4Addr::LOCALHOST.into();
+    make(
+        "vxlan",
+        LinkKind::Vxlan {
+            vni: 1,
+            port: 4789,
+            local,
+        },
+    )
+    .map_err(lacks("VXLAN (CONFIG_VXLAN)"))?;
+    let peer = VethPeer {
+        space: Space::Host,
+        name: "far".to_owned(),
+        mac: naming::Mac([2, 0, 0, 0, 0, 1]),
+        mtu: None,
+    };
+    make("near", LinkKind::Veth { peer }).map_err(lacks("veth pairs (CONFIG_VETH)"))?;
+    let mut netfilter =
+        Socket::open(Kind::Netfilter).map_err(lacks("nftables (CONFIG_NF_TABLES)"))?;
+    netfilter
+        .transaction(nft_wire::replace(&Table::new(Family::V4, "probe")))
+        .map_err(lacks("nftables for IPv4 (CONFIG_NF_TABLES_IPV4)"))?;
+    let rules = |family| nft_wire::replace(&ruleset::everything(family, "probe"));
+    netfilter.transaction(rules(Family::V4)).map_err(lacks(
+        "nftables expressions (CONFIG_NFT_NAT, _MASQ, _FIB_IPV4, _NUMGEN, _CT)",
+    ))?;
+    let ipv6 = Path::new("/proc/sys/net/ipv6/conf/all/forwarding").exists()
+        && netfilter.transaction(rules(Family::V6)).is_ok();
+    Ok(Abilities {
+        ipv6,
+        ipvs: ipvs_family(),
+    })
+}
+
+/// Asks for IPVS; the kernel loads its module if it has one.
+fn ipvs_family() -> Option<u16> {
+    let mut family = None;
+    let mut socket = Socket::open(Kind::Generic).ok()?;
+    // A kernel without it answers with an error, which says the same.
+    let _ = socket.ask(ipvs_wire::ask_family(), |body| {
+        family = ipvs_wire::read_family(body);
+    });
+    family
+}

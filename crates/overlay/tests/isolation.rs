@@ -1,0 +1,365 @@
+//! Who cannot talk to whom, and under which address; and how full a packet may be.
+//!
+//! Needs what `net.rs` needs, and is skipped for the same reasons.
+#![allow(clippy::print_stderr, reason = "tests say why they were skipped")]
+#![allow(unreachable_pub, reason = "a test is a crate without a surface")]
+
+mod lab;
+
+use std::collections::BTreeMap;
+
+use lab::{Lab, Traffic, id, lab, view};
+use shoal_api::network::NetworkView;
+use shoal_overlay::{Attachment, BridgeSpec, BridgeView, Bridges, BridgesConfig};
+
+macro_rules! or_skip {
+    ($lab:expr) => {
+        match $lab {
+            Ok(lab) => lab,
+            Err(missing) => return eprintln!("skipped, because {missing}"),
+        }
+    };
+}
+
+fn bridge(n: u8) -> BridgeSpec {
+    BridgeSpec {
+        id: format!("net{n}"),
+        ifname: format!("br-net{n}"),
+        subnet: format!("172.{}.0.0/16", 20 + n).parse().unwrap(),
+        gateway: [172, 20 + n, 0, 1].into(),
+        internal: false,
+        mtu: None,
+        icc: true,
+        masquerade: true,
+    }
+}
+
+/// All on h1: t1 on n1 and ingress, t4 on n2, t5 on the internal n3, b1 and b2 on bridges of their own; t6 on n3 at h2.
+/// Each serves at port 80, and so does h1 at its addresses.
+async fn everybody() -> Result<(Lab, Bridges), String> {
+    let mut lab = lab().await?;
+    let config = BridgesConfig {
+        prefix: "shoal".into(),
+        host_netns: Some(lab.place("h1")),
+    };
+    let bridges = Bridges::open(config, BridgeView::default()).await.unwrap();
+    for (task, host) in [("t1", 0), ("t4", 0), ("t5", 0), ("t6", 1)] {
+        lab.container(task, host);
+    }
+    lab.converge(&view()).await;
+    for n in 1..=2 {
+        bridges.create(bridge(n)).await.unwrap();
+        let container = format!("b{n}");
+        lab.place_only(&container);
+        let attachment = Attachment {
+            network: format!("net{n}"),
+            address: [172, 20 + n, 0, 2].into(),
+            mac: None,
+            ifname: "eth0".into(),
+        };
+        let netns = lab.place(&container);
+        bridges.attach(&container, netns, attachment).await.unwrap();
+    }
+    for place in ["t1", "t4", "t5", "t6", "b1", "b2", "client"] {
+        lab.serve(place, "0.0.0.0:80");
+    }
+    Ok((lab, bridges))
+}
+
+#[tokio::test]
+async fn only_those_with_a_common_network_reach_one_another() {
+    let (lab, _bridges) = or_skip!(everybody().await);
+    let address = BTreeMap::from([
+        ("t1", "10.0.1.11"),
+        ("t4", "10.0.2.11"),
+        ("t5", "10.0.3.11"),
+        ("t6", "10.0.3.12"),
+        ("b1", "172.21.0.2"),
+        ("b2", "172.22.0.2"),
+        ("client", "192.0.2.99"),
+    ]);
+    let allowed = |from: &str, to: &str| match (from, to) {
+        ("t5", "t6") | ("t6", "t5") => true,
+        // Everybody gets out, but for those on an internal network; nobody gets in.
+        (from, "client") => !["t5", "t6"].contains(&from),
+        _ => false,
+    };
+    for from in address.keys() {
+        for (to, at) in address.iter().filter(|(to, _)| *to != from) {
+            let answer = lab.ask(from, &format!("{at}:80"));
+            assert_eq!(
+                answer.is_ok(),
+                allowed(from, to),
+                "{from} asked {to}: {answer:?}"
+            );
+        }
+    }
+    // Each other's gateways and virtual addresses do not lead on either.
+    for (from, to) in [
+        ("t4", "10.0.1.2"),
+        ("b1", "10.0.1.2"),
+        ("b1", "10.0.1.1"),
+        ("t5", "172.21.0.1"),
+        ("t5", "192.0.2.1"),
+    ] {
+        assert!(
+            lab.ask(from, &format!("{to}:80")).is_err(),
+            "{from} asked {to}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_container_cannot_send_under_anothers_address() {
+    let mut lab = or_skip!(lab().await);
+    for (task, host) in [("t1", 0), ("t2", 1), ("t3", 0)] {
+        lab.container(task, host);
+    }
+    lab.converge(&view()).await;
+    lab.serve_datagrams("t2", "10.0.1.12:53");
+    let heard = |from: &str| lab.run("t3", "ping", &["-c1", "-W1", "-I", from, "10.0.1.12"]);
+    assert!(heard("10.0.1.13"), "its own address");
+    for stolen in ["10.0.1.11", "10.0.1.99", "10.0.1.1"] {
+        let with_prefix = format!("{stolen}/32");
+        assert!(lab.run("t3", "ip", &["addr", "add", &with_prefix, "dev", "eth1"]));
+        assert!(!heard(stolen), "{stolen} is not its own");
+        assert!(lab.run("t3", "ip", &["addr", "del", &with_prefix, "dev", "eth1"]));
+    }
+    let dropped = lab.text(
+        &lab.router(0, "n1"),
+        "nft",
+        &["list", "chain", "ip", "shoal", "raw"],
+    );
+    assert!(
+        dropped.contains("nobody sends under another's address"),
+        "{dropped}"
+    );
+}
+
+/// A tunnel of one's own into a network, from a host that may have it or not.
+fn forge(lab: &Lab, from: &str, vni: u32) -> bool {
+    let own = if from == "h2" {
+        "192.0.2.2"
+    } else {
+        "192.0.2.99"
+    };
+    let vni = vni.to_string();
+    let words = [
+        "link",
+        "add",
+        "forged",
+        "type",
+        "vxlan",
+        "id",
+        &vni,
+        "dstport",
+        "4789",
+        "local",
+        own,
+        "remote",
+        "192.0.2.1",
+        "nolearning",
+    ];
+    assert!(lab.run(from, "ip", &words));
+    for command in [
+        // The source that the router expects of the node h2.
+        "link set forged address 02:42:c0:00:02:02 up",
+        "addr add 10.0.2.77/24 dev forged",
+        "neigh add 10.0.2.11 lladdr 02:42:c0:00:02:01 dev forged nud permanent",
+    ] {
+        assert!(
+            lab.run(from, "ip", &command.split(' ').collect::<Vec<_>>()),
+            "{command}"
+        );
+    }
+    let before = received(lab);
+    let _ = lab.run(from, "ping", &["-c2", "-W1", "10.0.2.11"]);
+    let arrived = received(lab) > before;
+    assert!(lab.run(from, "ip", &["link", "del", "forged"]));
+    arrived
+}
+
+/// Packets that the tunnel of n2 on h1 has taken.
+fn received(lab: &Lab) -> u64 {
+    let shown = lab.text(
+        &lab.router(0, "n2"),
+        "cat",
+        &["/sys/class/net/vx0/statistics/rx_packets"],
+    );
+    shown.trim().parse().unwrap_or_else(|_| {
+        let dev = lab.text(&lab.router(0, "n2"), "cat", &["/proc/net/dev"]);
+        let line = dev
+            .lines()
+            .find(|line| line.contains("vx0:"))
+            .unwrap()
+            .to_owned();
+        line.split_whitespace().nth(2).unwrap().parse().unwrap()
+    })
+}
+
+#[tokio::test]
+async fn a_tunnel_takes_packets_of_nodes_of_its_network_only() {
+    let mut lab = or_skip!(lab().await);
+    lab.container("t4", 0);
+    let mut view = view();
+    view.networks
+        .get_mut("n2")
+        .unwrap()
+        .endpoints
+        .get_mut("t4")
+        .unwrap()
+        .serving = false;
+    lab.converge(&view).await;
+    // n2 is on h1 alone: neither a stranger nor another node of the cluster has any business there.
+    assert!(!forge(&lab, "client", 4098), "a stranger");
+    assert!(!forge(&lab, "h2", 4098), "a node without this network");
+    // Once h2 takes part it is heard.
+    let mut joined = view.clone();
+    let mut endpoint = joined.networks["n2"].endpoints["t4"].clone();
+    endpoint.node = id("h2");
+    endpoint.addresses = vec!["10.0.2.77/24".parse().unwrap()];
+    joined
+        .networks
+        .get_mut("n2")
+        .unwrap()
+        .endpoints
+        .insert(id("t9"), endpoint);
+    lab.try_converge(0, &joined).await.unwrap();
+    assert!(forge(&lab, "h2", 4098), "a node with this network");
+}
+
+#[tokio::test]
+async fn the_mtu_follows_the_underlay_and_full_packets_pass() {
+    for underlay in [1400u32, 9000] {
+        let mut lab = or_skip!(lab().await);
+        for place in ["switch", "h1", "h2", "client"] {
+            for link in ["br0", "h1", "h2", "client", "eth0"] {
+                // Not every place has all of them.
+                let mtu = underlay.to_string();
+                let _ = lab.run(place, "ip", &["link", "set", link, "mtu", &mtu]);
+            }
+        }
+        for (task, host) in [("t1", 0), ("t2", 1)] {
+            lab.container(task, host);
+        }
+        lab.converge(&view()).await;
+        let fits = underlay - 50;
+        let shown = lab.text("t1", "cat", &["/proc/self/net/dev_mcast"]);
+        assert!(!shown.is_empty());
+        let link = lab.text("t1", "ip", &["-o", "link", "show", "eth1"]);
+        assert!(link.contains(&format!("mtu {fits} ")), "{link}");
+        // 20 bytes of IP and 8 of ICMP.
+        let payload = |size: u32| format!("-s{}", size - 28);
+        let ping = |size: u32| {
+            lab.run(
+                "t1",
+                "ping",
+                &["-c1", "-W2", "-Mdo", &payload(size), "10.0.1.12"],
+            )
+        };
+        assert!(ping(fits), "{underlay}: a full packet");
+        assert!(!ping(fits + 1), "{underlay}: one byte more");
+    }
+}
+
+#[tokio::test]
+async fn another_port_than_vxlans_own_carries_the_packets() {
+    let mut lab = or_skip!(lab().await);
+    for (task, host) in [("t1", 0), ("t2", 1)] {
+        lab.container(task, host);
+    }
+    let mut view = view();
+    view.data_path_port = 7789;
+    lab.converge(&view).await;
+    assert!(lab.ping("t1", "10.0.1.12"));
+    let device = lab.text(&lab.router(0, "n1"), "ip", &["-d", "link", "show", "vx0"]);
+    assert!(device.contains("dstport 7789"), "{device}");
+    // Back again: the devices are made anew.
+    view.data_path_port = 4789;
+    lab.converge(&view).await;
+    assert!(lab.ping("t1", "10.0.1.12"));
+}
+
+#[tokio::test]
+async fn a_thousand_connections_are_spread_evenly_and_running_ones_are_kept() {
+    let mut lab = or_skip!(lab().await);
+    let mut view = view();
+    let tasks = ["t1", "t2", "t3", "ta", "tb"];
+    for (last, (task, host)) in (14u8..).zip([("ta", 0), ("tb", 1)]) {
+        for (network, n) in [("ingress", 0), ("n1", 1)] {
+            let slice = view.networks.get_mut(network).unwrap();
+            let mut endpoint = slice.endpoints["t1"].clone();
+            endpoint.node = id(["h1", "h2"][host]);
+            endpoint.addresses = vec![format!("10.0.{n}.{last}/24").parse().unwrap()];
+            slice.endpoints.insert(id(task), endpoint);
+        }
+    }
+    for (task, host) in tasks.into_iter().zip([0, 1, 0, 0, 1]) {
+        lab.container(task, host);
+    }
+    lab.converge(&view).await;
+    for task in tasks {
+        lab.serve(task, "0.0.0.0:80");
+    }
+    let answers = lab.count("t1", "10.0.1.2:80", 1_000);
+    let counts: Vec<usize> = answers.values().copied().collect();
+    assert_eq!(answers.len(), tasks.len(), "{answers:?}");
+    assert!(
+        counts.iter().all(|count| (150..=250).contains(count)),
+        "{answers:?}"
+    );
+
+    // A connection that stands outlives the draining of its backend; new ones go elsewhere.
+    for task in tasks {
+        lab.serve_lines(task, "0.0.0.0:81");
+    }
+    let mut talk = lab.talk("t1", "10.0.1.2:81");
+    let backend = talk.say("who");
+    for network in ["ingress", "n1"] {
+        let slice = view.networks.get_mut(network).unwrap();
+        slice.endpoints.get_mut(backend.as_str()).unwrap().serving = false;
+    }
+    lab.converge(&view).await;
+    for _ in 0..5 {
+        assert_eq!(talk.say("who"), backend, "the connection goes on");
+    }
+    let now = lab.count("t1", "10.0.1.2:80", 60);
+    assert!(
+        now.keys()
+            .all(|who| !who.starts_with(&format!("{backend} "))),
+        "{now:?}"
+    );
+}
+
+#[tokio::test]
+async fn networks_that_come_and_go_leave_nothing() {
+    let mut lab = or_skip!(lab().await);
+    lab.container("t1", 0);
+    let all = view();
+    let mut without: NetworkView = all.clone();
+    without.networks.remove("n1");
+    lab.try_converge(0, &without).await.unwrap();
+    let open_files = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let standing = |lab: &Lab| {
+        let links = lab.text("h1", "ip", &["-br", "link"]);
+        let tables = lab.text("h1", "nft", &["list", "ruleset"]);
+        (links.lines().count(), tables, lab.routers(0))
+    };
+    let (before, files) = (standing(&lab), open_files());
+    for _ in 0..500 {
+        lab.try_converge(0, &all).await.unwrap();
+        lab.try_converge(0, &without).await.unwrap();
+    }
+    assert_eq!(standing(&lab), before);
+    // Other tests of this program have files open too, but not hundreds.
+    assert!(
+        open_files() < files + 100,
+        "{} and {files} files",
+        open_files()
+    );
+    lab.try_converge(0, &all).await.unwrap();
+    assert!(
+        lab.ping("t1", "10.0.1.1"),
+        "and it works as on the first day"
+    );
+}

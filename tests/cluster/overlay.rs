@@ -1,0 +1,165 @@
+//! The cluster's networks as users see them: plain containers in them, addresses, names, ways out.
+
+use anyhow::{Result, ensure};
+use shoal_tests::{lab::TestLab, wait};
+
+/// Starts a container of the demo image, which answers on port 80.
+fn run(lab: &TestLab, host: &str, name: &str, more: &[&str]) -> Result<()> {
+    let words = [
+        &["run", "-d", "--name", name][..],
+        more,
+        &["shoal-demo:latest"],
+    ];
+    lab.on(host, &words.concat()).map(drop)
+}
+
+/// Address of a container in a network.
+fn address(lab: &TestLab, host: &str, container: &str, network: &str) -> Result<String> {
+    let format = format!("{{{{(index .NetworkSettings.Networks \"{network}\").IPAddress}}}}");
+    let shown = lab.on(host, &["inspect", "--format", &format, container])?;
+    Ok(shown.trim().to_owned())
+}
+
+/// What a container gets from an address or name at once.
+fn ask(lab: &TestLab, host: &str, container: &str, to: &str) -> Result<String> {
+    lab.on(host, &["exec", container, "/demo", "get", to])
+}
+
+/// Waits until a container gets an answer from an address or a name.
+fn reaches(lab: &TestLab, host: &str, container: &str, to: &str) -> Result<String> {
+    wait(&format!("{container} on {host} to reach {to}"), || {
+        Ok(ask(lab, host, container, to).map_err(|error| format!("{error:#}")))
+    })
+}
+
+#[test]
+fn plain_containers_join_attachable_networks_on_managers_and_workers() -> Result<()> {
+    let lab = TestLab::up(2, 1)?;
+    lab.on(
+        "n1",
+        &["network", "create", "-d", "overlay", "--attachable", "ov"],
+    )?;
+    lab.on("n1", &["network", "create", "-d", "overlay", "closed"])?;
+    let words = "service create --detach --name web --network ov --replicas 2 shoal-demo:latest";
+    lab.on("n1", &words.split(' ').collect::<Vec<_>>())?;
+    lab.wait_running("web", 2)?;
+
+    // A network that is not for plain containers, and one that does not exist; nothing is left of the attempts.
+    let (_, said) = lab.refused(
+        "n1",
+        &["run", "-d", "--network", "closed", "shoal-demo:latest"],
+    )?;
+    ensure!(
+        said.contains("network closed not manually attachable"),
+        "{said}"
+    );
+    let (_, said) = lab.refused(
+        "n2",
+        &["run", "-d", "--network", "nowhere", "shoal-demo:latest"],
+    )?;
+    ensure!(said.contains("network nowhere not found"), "{said}");
+
+    run(
+        &lab,
+        "n1",
+        "one",
+        &["--network", "ov", "--network-alias", "first"],
+    )?;
+    run(&lab, "n2", "two", &["--network", "ov"])?;
+    let (one, two) = (
+        address(&lab, "n1", "one", "ov")?,
+        address(&lab, "n2", "two", "ov")?,
+    );
+    for to in ["web", "tasks.web", "two", two.as_str()] {
+        reaches(&lab, "n1", "one", to)?;
+    }
+    for to in ["web", "one", "first", one.as_str()] {
+        let answer = reaches(&lab, "n2", "two", to)?;
+        ensure!(
+            to == "web" || answer.contains(&format!("client={two}")),
+            "{answer}"
+        );
+    }
+    for (host, name) in [("n1", "one"), ("n2", "two")] {
+        let shown = lab.on(host, &["network", "inspect", "ov"])?;
+        ensure!(shown.contains(&format!("\"Name\": \"{name}\"")), "{shown}");
+    }
+    // It counts as a user of the network.
+    let (_, said) = lab.refused("n1", &["network", "rm", "closed", "ov"])?;
+    ensure!(said.contains("is in use by"), "{said}");
+
+    // Live: into a second network with an address of choice, and out again.
+    let second = "network create -d overlay --attachable --subnet 10.77.0.0/24 second";
+    lab.on("n1", &second.split(' ').collect::<Vec<_>>())?;
+    run(&lab, "n1", "three", &["--network", "second"])?;
+    lab.on(
+        "n2",
+        &["network", "connect", "--ip", "10.77.0.77", "second", "two"],
+    )?;
+    ensure!(address(&lab, "n2", "two", "second")? == "10.77.0.77");
+    reaches(&lab, "n1", "three", "two")?;
+    reaches(&lab, "n2", "two", "three")?;
+    reaches(&lab, "n2", "two", "one")?;
+    let (_, said) = lab.refused(
+        "n1",
+        &[
+            "run",
+            "-d",
+            "--network",
+            "second",
+            "--ip",
+            "10.77.0.77",
+            "shoal-demo:latest",
+        ],
+    )?;
+    ensure!(said.contains("10.77.0.77"), "{said}");
+    lab.on("n2", &["network", "disconnect", "second", "two"])?;
+    ensure!(
+        ask(&lab, "n2", "two", "three").is_err(),
+        "no way back into the network that was left"
+    );
+    reaches(&lab, "n2", "two", "one")?;
+
+    // A restarted daemon keeps the places of running containers; a stopped container gives its own back.
+    lab.lab("kill", &["--daemon", "n2"])?;
+    lab.lab("start", &["n2"])?;
+    reaches(&lab, "n1", "one", "two")?;
+    lab.on("n2", &["stop", "-t", "0", "two"])?;
+    wait("the name to go with the container", || {
+        Ok(match ask(&lab, "n1", "one", "two") {
+            Ok(answer) => Err(answer),
+            Err(_) => Ok(()),
+        })
+    })?;
+    lab.on("n2", &["start", "two"])?;
+    reaches(&lab, "n1", "one", "two")?;
+    for (host, name) in [("n1", "one"), ("n1", "three"), ("n2", "two")] {
+        lab.on(host, &["rm", "-f", name])?;
+    }
+    lab.on("n1", &["service", "rm", "web"])?;
+    wait("the networks to be free", || {
+        Ok(lab
+            .on("n1", &["network", "rm", "ov", "second", "closed"])
+            .map_err(|error| format!("{error:#}"))
+            .or_else(|error| {
+                let left = lab.on(
+                    "n1",
+                    &[
+                        "network",
+                        "ls",
+                        "-q",
+                        "-f",
+                        "driver=overlay",
+                        "-f",
+                        "type=custom",
+                    ],
+                );
+                if left.is_ok_and(|left| left.trim().is_empty()) {
+                    Ok(String::new())
+                } else {
+                    Err(error)
+                }
+            }))
+    })?;
+    Ok(())
+}
