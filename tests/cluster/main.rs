@@ -1,9 +1,12 @@
 //! Whole clusters on one machine: real daemons, real images, pulled cables.
 #![allow(clippy::unwrap_used)]
 
+mod autolock;
+mod certificates;
 mod exec;
 mod failures;
 mod lossless;
+mod membership;
 mod options;
 mod overlay;
 mod real_images;

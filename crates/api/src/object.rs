@@ -65,8 +65,9 @@ pub struct NodeDescription {
     pub plugins: Vec<String>,
     /// Address at which other nodes reach its data path; `None` is the address of its session.
     pub data_path_addr: Option<IpAddr>,
-    /// PEM of the root certificate that it trusts, for root rotation.
-    pub trust_root_digest: String,
+    /// Which authority issued its certificate, as the digest of that authority's root. Filled in by the manager of its
+    /// session, who has seen the certificate; what the node says of it does not count.
+    pub certificate_issuer: String,
 }
 
 /// Whether a node is there.
@@ -397,6 +398,28 @@ pub struct Cluster {
     pub blacklisted: BTreeMap<NodeId, Timestamp>,
     /// Greatest Raft id ever given; ids are never reused. Writer: dispatcher (membership).
     pub last_raft_id: u64,
+    /// Key under which managers seal their disks, 32 bytes; empty without autolock. Writer: user. Never leaves managers.
+    pub unlock_key: Vec<u8>,
+    /// A new root on its way in. Begun by the user, ended by the dispatcher when all nodes have certificates from it.
+    pub root_rotation: Option<RootRotation>,
+}
+
+/// A new root certificate on its way in: nodes get certificates from it, which those that trust the old root believe
+/// because of the cross-signed one.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootRotation {
+    /// PEM of the new root certificate.
+    pub ca_cert: String,
+    /// PEM of its key.
+    pub ca_key: String,
+    /// PEM of a certificate of the new root's key by the old root.
+    pub cross_signed: String,
+}
+
+impl std::fmt::Debug for RootRotation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RootRotation").finish_non_exhaustive()
+    }
 }
 
 impl std::fmt::Debug for Cluster {

@@ -663,6 +663,8 @@ pub struct ClusterSpec {
     pub data_path_port: u16,
     /// Whether managers' disks are sealed.
     pub autolock: bool,
+    /// Raised to have the root certificate replaced.
+    pub force_rotate: u64,
 }
 
 impl Default for ClusterSpec {
@@ -681,6 +683,7 @@ impl Default for ClusterSpec {
             subnet_size: 24,
             data_path_port: crate::network::VXLAN_PORT,
             autolock: false,
+            force_rotate: 0,
         }
     }
 }

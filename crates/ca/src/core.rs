@@ -3,3 +3,4 @@
 pub mod authorize;
 pub mod role;
 pub mod token;
+pub mod unlock_key;

@@ -10,11 +10,12 @@ pub use crate::core::{
     authorize::{is_allowed, is_listed},
     role::{PeerIdentity, Role},
     token::{JoinToken, TokenError, admitted_role},
+    unlock_key::UnlockKey,
 };
 pub use io::{
     api_tls::{ApiClientTls, ApiServerTls, KeyFiles},
     bootstrap::fetch_root,
-    files::IdentityFiles,
+    files::{IdentityFiles, KeySeal, StoredIdentity},
     issuer::{NODE_CERTIFICATE_VALIDITY, NodeKey, RootCa, RootCertificate, Subject},
     tls::{ClientAuth, NodeIdentity, client_config, peer_identity, server_config, server_name},
 };

@@ -1,6 +1,7 @@
 //! The commands, one file per noun.
 
 mod build;
+mod cluster;
 mod completion;
 mod container;
 mod container_flags;
@@ -80,6 +81,7 @@ Cluster Commands:
   swarm       Manage the cluster
 
 Shoal Commands:
+  cluster     Back up, restore and recover the cluster
   completion  Generate the autocompletion script for the specified shell
   daemon      Run the daemon of this host
   lab         Make a cluster of several hosts on this machine
@@ -156,6 +158,8 @@ enum Command {
     Builder(BuilderCommand),
     Commit(container_more::Commit),
     Completion(completion::Args),
+    #[command(subcommand)]
+    Cluster(cluster::Command),
     #[command(subcommand)]
     Config(data::ConfigCommand),
     #[command(subcommand)]
@@ -262,6 +266,7 @@ async fn dispatch(command: Command, client: &Client) -> Result<()> {
         Command::Builder(BuilderCommand::Build(args)) => args.run(client).await,
         Command::Builder(BuilderCommand::Prune(args)) => args.run(client).await,
         Command::Commit(args) => args.run(client).await,
+        Command::Cluster(command) => command.run(client).await,
         Command::Config(command) => command.run(client).await,
         Command::Container(command) => command.run(client).await,
         Command::Cp(args) => args.run(client).await,

@@ -94,6 +94,28 @@ impl Drop for RawMode {
     }
 }
 
+/// Asks for a line that nobody else shall read: on a terminal it is not shown while it is typed.
+pub(crate) fn ask_secret(prompt: &str) -> Result<String> {
+    let stdin = std::io::stdin();
+    let mut hidden = None;
+    if stdin.is_terminal() {
+        output::write_error(prompt.as_bytes());
+        let before =
+            termios::tcgetattr(stdin.as_fd()).context("cannot read the terminal's mode")?;
+        let mut quiet = before.clone();
+        quiet.local_flags.remove(termios::LocalFlags::ECHO);
+        termios::tcsetattr(stdin.as_fd(), SetArg::TCSANOW, &quiet)
+            .context("cannot keep the terminal from showing the key")?;
+        hidden = Some(RawMode(before));
+    }
+    let mut line = String::new();
+    stdin.read_line(&mut line).context("cannot read the key")?;
+    if hidden.is_some() {
+        output::write_error(b"\n");
+    }
+    Ok(line.trim().to_owned())
+}
+
 /// Whether a terminal can be given to a process: `-t` wants one on standard input when that is attached.
 pub(crate) fn check_tty(stdin: bool, tty: bool) -> Result<()> {
     if stdin && tty && !std::io::stdin().is_terminal() {

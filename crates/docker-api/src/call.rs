@@ -73,8 +73,10 @@ impl Call {
         let segments: Vec<&str> = path.iter().map(String::as_str).collect();
         let archive = matches!(
             (&parts.method, segments.as_slice()),
-            (&Method::POST, ["images", "load" | "create"] | ["build"])
-                | (&Method::PUT, ["containers", _, "archive"])
+            (
+                &Method::POST,
+                ["images", "load" | "create"] | ["build"] | ["shoal", "cluster", "restore"]
+            ) | (&Method::PUT, ["containers", _, "archive"])
         );
         let body = if archive {
             Body::Archive(body)

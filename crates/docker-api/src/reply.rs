@@ -86,6 +86,12 @@ pub(crate) fn error(error: &ApiError) -> Reply {
     json(error.status, &json!({"message": error.message}))
 }
 
+/// 200 with plain bytes.
+pub(crate) fn bytes(bytes: Vec<u8>) -> Reply {
+    let once = stream::once(async move { Ok(Bytes::from(bytes)) });
+    stream("application/octet-stream", once)
+}
+
 /// 200 with a body that comes piece by piece.
 pub(crate) fn stream(
     content_type: &'static str,

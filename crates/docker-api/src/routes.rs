@@ -1,6 +1,7 @@
 //! Who answers which path: one file per kind of object.
 
 mod build;
+mod cluster;
 mod configs;
 mod containers;
 mod execs;
@@ -45,10 +46,11 @@ pub(crate) async fn answer(api: &Api, mut call: Call) -> ApiResult<Reply> {
         ["swarm", ..] => swarm::answer(api, call, &path).await,
         ["nodes", ..] => nodes::answer(api, call, &path).await,
         ["services", ..] => services::answer(api, call, &path).await,
+        ["shoal", "cluster", ..] => cluster::answer(api, call, &path).await,
+        ["shoal", ..] => shoal::answer(api, call, &path).await,
         ["tasks", ..] => tasks::answer(api, call, &path).await,
         ["secrets", ..] => secrets::answer(api, call, &path).await,
         ["configs", ..] => configs::answer(api, call, &path).await,
-        ["shoal", ..] => shoal::answer(api, call, &path).await,
         ["plugins"] if get => Ok(reply::ok(&[(); 0])),
         ["plugins", name, "json"] if get => {
             Err(ApiError::not_found(format!("plugin \"{name}\" not found")))

@@ -1,6 +1,7 @@
 //! Decisions: pure functions and values, the same on every manager and in the simulator.
 
 pub mod allocator;
+pub mod attempts;
 pub mod audit;
 pub mod consensus;
 pub mod control;

@@ -5,6 +5,7 @@ mod control_loop;
 mod dispatcher;
 mod exec_broker;
 pub mod grpc;
+pub mod keys;
 mod leader;
 mod log_broker;
 pub mod manager;

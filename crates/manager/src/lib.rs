@@ -13,8 +13,10 @@ pub use crate::core::{
 };
 pub use io::{
     grpc::client::{JoinError, join_cluster, renew_identity},
+    keys::{LockFile, NodeLock},
     manager::{
-        Begin, Founding, LogStream, Manager, ManagerConfig, ManagerError, NewCluster, WriteError,
+        Anew, Backup, BackupError, Begin, Founding, LogStream, Manager, ManagerConfig,
+        ManagerError, NewCluster, RestoreError, WriteError, is_locked, read_backup,
     },
     raft::{Leadership, RaftConfig},
     store::{Notice, Watch},

@@ -2,17 +2,27 @@
 
 mod address;
 mod api;
+mod authority;
 mod events;
 mod membership;
 mod processes;
+mod recovery;
 mod seat;
 mod upkeep;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use shoal_api::spec::Availability;
-use shoal_ca::{NodeIdentity, Role};
-use shoal_manager::{Begin, JoinError, Manager, ManagerError, NewCluster, join_cluster};
+use shoal_ca::{NodeIdentity, Role, UnlockKey};
+use shoal_manager::{
+    Begin, JoinError, Manager, ManagerError, NewCluster, RestoreError, WriteError, join_cluster,
+};
 use shoal_worker::{
     io::agent::{Agent, AgentConfig, AgentError},
     ports::Executor,
@@ -25,8 +35,8 @@ use crate::{
     network::{NodeNetworks, chain},
     plane::ClusterPlane,
 };
-use membership::{Membership, MembershipFiles};
-use seat::Seat;
+use membership::{Membership, MembershipFiles, Stored, at};
+use seat::{Lock, Seat};
 use upkeep::Upkeep;
 
 pub use address::AddressError;
@@ -50,12 +60,38 @@ pub enum ClusterError {
         "You are attempting to leave the swarm on a node that is participating as a manager. {0} Use `--force` to suppress this message."
     )]
     ManagerLeaves(String),
+    /// In docker's words.
+    #[error(
+        "Swarm is encrypted and needs to be unlocked before it can be used. Please use \"docker swarm unlock\" to unlock it."
+    )]
+    Locked,
+    /// In docker's words.
+    #[error("swarm is not locked")]
+    NotLocked,
+    /// In SwarmKit's words.
+    #[error("invalid key string")]
+    NoUnlockKey,
+    /// In docker's words.
+    #[error("swarm could not be unlocked: invalid key provided")]
+    WrongUnlockKey,
+    /// The cluster's settings cannot be read.
+    #[error("cannot read the swarm's settings: {0}")]
+    Settings(WriteError),
     /// An address that cannot be used.
     #[error(transparent)]
     Address(#[from] AddressError),
     /// The data path cannot work on this kernel.
     #[error("this node cannot take part in a swarm: {0}")]
     NoDataPath(String),
+    /// In docker's words.
+    #[error(
+        "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. Please run this \
+         command on a manager node or promote the current node to a manager."
+    )]
+    NotManager,
+    /// A backup that cannot be restored.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     /// Not admitted.
     #[error(transparent)]
     Join(#[from] JoinError),
@@ -97,6 +133,8 @@ pub struct ClusterNode {
     /// Why overlay networks cannot be had here, if they cannot.
     no_data_path: Option<String>,
     active: RwLock<Option<Active>>,
+    /// Whether an earlier membership waits for the unlock key.
+    is_locked: AtomicBool,
     /// Held while the place changes.
     changing: Mutex<()>,
 }
@@ -110,7 +148,7 @@ impl ClusterNode {
         plane: Arc<ClusterPlane>,
         no_data_path: Option<String>,
     ) -> Self {
-        let (active, changing) = Default::default();
+        let (active, is_locked, changing) = Default::default();
         Self {
             config,
             engine,
@@ -118,6 +156,7 @@ impl ClusterNode {
             plane,
             no_data_path,
             active,
+            is_locked,
             changing,
         }
     }
@@ -139,10 +178,50 @@ impl ClusterNode {
     /// Takes up the membership that an earlier daemon left.
     pub async fn resume(&self) -> Result<(), ClusterError> {
         let _changing = self.changing.lock().await;
-        match self.files().load()? {
-            Some((identity, membership)) => self.activate(identity, membership, None).await,
-            None => Ok(()),
+        match self.files().load(None)? {
+            Stored::Open(identity, mut membership) => {
+                self.settle_address(&mut membership)?;
+                self.activate(*identity, membership, None, None).await
+            }
+            Stored::Locked => {
+                self.is_locked.store(true, Ordering::Relaxed);
+                tracing::warn!("the swarm is locked: containers go on, `swarm unlock` opens it");
+                Ok(())
+            }
+            Stored::Nothing => Ok(()),
         }
+    }
+
+    /// Takes up the membership of a locked manager.
+    async fn unlock(&self, key: &str) -> Result<(), ClusterError> {
+        let _changing = self.changing.lock().await;
+        if self.active.read().await.is_some() {
+            return Err(ClusterError::NotLocked);
+        }
+        if !self.is_locked() {
+            return Err(ClusterError::NotIn);
+        }
+        let key = UnlockKey::parse(key).ok_or(ClusterError::NoUnlockKey)?;
+        let files = self.files();
+        let opened = files.lock().open(&key).map_err(at(&files.manager()))?;
+        let lock = opened.ok_or(ClusterError::WrongUnlockKey)?;
+        let Stored::Open(identity, mut membership) = files.load(Some(&lock))? else {
+            return Err(ClusterError::WrongUnlockKey);
+        };
+        self.settle_address(&mut membership)?;
+        let lock = Lock {
+            key,
+            lock,
+            is_settled: false,
+        };
+        self.activate(*identity, membership, None, Some(lock))
+            .await?;
+        self.is_locked.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn is_locked(&self) -> bool {
+        self.is_locked.load(Ordering::Relaxed)
     }
 
     /// Makes a cluster of this node.
@@ -159,15 +238,16 @@ impl ClusterNode {
             advertise: membership.advertise.to_string(),
         }
         .found()?;
-        self.remember(&founding.identity, &membership)?;
+        let files = self.files();
+        // Sealed before anything is written that the keys could open.
+        let lock = self.make_lock(founding.unlock_key)?;
+        files.save(&membership)?;
+        files.save_identity(&founding.identity, lock.as_ref().map(|lock| &lock.lock))?;
+        let begin = Begin::Found {
+            state: founding.state,
+        };
         let begun = self
-            .activate(
-                founding.identity,
-                membership,
-                Some(Begin::Found {
-                    state: founding.state,
-                }),
-            )
+            .activate(founding.identity, membership, Some(begin), lock)
             .await;
         self.forget_unless(begun).await
     }
@@ -189,11 +269,12 @@ impl ClusterNode {
                 Ok(identity) => {
                     // Only now is it known which way leads to the managers.
                     let membership = self.membership(&place, vec![remote])?;
-                    self.remember(&identity, &membership)?;
+                    let files = self.files();
+                    files.save(&membership)?;
+                    files.save_identity(&identity, None)?;
                     let managers = membership.managers.clone();
-                    let begun = self
-                        .activate(identity, membership, Some(Begin::Join { managers }))
-                        .await;
+                    let begin = Some(Begin::Join { managers });
+                    let begun = self.activate(identity, membership, begin, None).await;
                     self.forget_unless(begun).await?;
                     return Ok(());
                 }
@@ -209,6 +290,9 @@ impl ClusterNode {
     /// Leaves the cluster; what belongs to it alone is gone afterwards.
     async fn leave(&self, force: bool) -> Result<(), ClusterError> {
         let _changing = self.changing.lock().await;
+        if self.is_locked() {
+            return self.leave_locked(force).await;
+        }
         {
             let active = self.active.read().await;
             let active = active.as_ref().ok_or(ClusterError::NotIn)?;
@@ -232,6 +316,26 @@ impl ClusterNode {
         self.forget().await
     }
 
+    /// Leaves without a word to anybody: the keys to speak with are sealed. The others see a node that is down.
+    async fn leave_locked(&self, force: bool) -> Result<(), ClusterError> {
+        if !force {
+            return Err(ClusterError::Locked);
+        }
+        // Somebody must take down what the cluster's tasks are here.
+        let files = self.files();
+        let membership = files.load_membership()?;
+        let agent = Agent::orphaned(
+            files.ledger(),
+            Arc::new(self.executor(&membership)),
+            Arc::clone(&self.plane) as _,
+            Arc::clone(&self.plane) as _,
+        );
+        agent.await?.leave().await;
+        self.forget().await?;
+        self.is_locked.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Stops agent and manager and leaves everything as it is, for the next daemon.
     pub async fn stop(&self) {
         let _changing = self.changing.lock().await;
@@ -245,6 +349,9 @@ impl ClusterNode {
     async fn require_inactive(&self) -> Result<(), ClusterError> {
         if self.active.read().await.is_some() {
             return Err(ClusterError::AlreadyIn);
+        }
+        if self.is_locked() {
+            return Err(ClusterError::Locked);
         }
         match &self.no_data_path {
             Some(reason) => Err(ClusterError::NoDataPath(reason.clone())),
@@ -261,18 +368,9 @@ impl ClusterNode {
             listen,
             advertise,
             data_path,
+            is_own_address: recovery::is_own(advertise.ip()),
             managers,
         })
-    }
-
-    fn remember(
-        &self,
-        identity: &NodeIdentity,
-        membership: &Membership,
-    ) -> Result<(), ClusterError> {
-        let files = self.files();
-        files.save(membership)?;
-        files.save_identity(identity)
     }
 
     /// Undoes a beginning that failed.
@@ -299,6 +397,7 @@ impl ClusterNode {
         identity: NodeIdentity,
         membership: Membership,
         begin: Option<Begin>,
+        lock: Option<Lock>,
     ) -> Result<(), ClusterError> {
         let files = self.files();
         self.plane.set_identity(identity.peer().node_id.clone());
@@ -306,7 +405,7 @@ impl ClusterNode {
         let mut managers = membership.managers.clone();
         let role = identity.peer().role;
         let advertise = membership.advertise.to_string();
-        let seat = Arc::new(Seat::new(files.clone(), identity, membership)?);
+        let seat = Arc::new(Seat::new(files.clone(), identity, membership, lock)?);
         match (role, begin) {
             (Role::Manager, Some(begin)) => seat.start_manager(begin).await?,
             (Role::Manager, None) => {
@@ -315,7 +414,10 @@ impl ClusterNode {
                 }
             }
             // Whatever an interrupted demotion left.
-            (Role::Worker, _) => files.forget_manager()?,
+            (Role::Worker, _) => {
+                files.forget_manager()?;
+                files.forget_lock()?;
+            }
         }
         if role == Role::Manager {
             managers.insert(0, advertise);

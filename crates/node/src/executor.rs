@@ -108,7 +108,7 @@ impl Executor for NodeExecutor {
                 .collect(),
             plugins: plugins.map(str::to_owned).to_vec(),
             data_path_addr: self.data_path_addr,
-            trust_root_digest: String::new(),
+            certificate_issuer: String::new(),
         })
     }
 

@@ -195,7 +195,7 @@ impl Manager {
         let cluster: ClusterId = "cluster".parse().expect("letters");
         let vault = Vault {
             disk: Arc::new(disk.clone()),
-            key: DataKey::new([me.host as u8 + 1; 32]),
+            key: DataKey::new([me.host as u8 + 1; 32]).into(),
             owner: Owner::new(&cluster, &node_of(me.host)),
         };
         let (storage, kept) =

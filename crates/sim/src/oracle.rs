@@ -395,7 +395,9 @@ impl Oracle {
                 };
                 let is_done = match intent.as_ref() {
                     Intent::Create(_) => before.is_none() && after == Some(*index),
-                    Intent::Update { version, .. } | Intent::Rollback { version, .. } => {
+                    Intent::Update { version, .. }
+                    | Intent::Rollback { version, .. }
+                    | Intent::RotateRoot { version, .. } => {
                         before == Some(*version) && after == Some(*index)
                     }
                     Intent::Remove { .. } => before.is_some() && after.is_none(),

@@ -174,12 +174,12 @@ structs! {
     ConfigSpec { annotations, data, templating }
     ClusterSpec {
         annotations, task_history_limit, snapshot_interval, heartbeat_period, cert_expiry, default_address_pools,
-        subnet_size, data_path_port, autolock,
+        subnet_size, data_path_port, autolock, force_rotate,
     }
     Meta { version, created_at, updated_at }
     Node { id, meta, spec, description, status, role, manager, availability_since }
     NodeDescription {
-        hostname, platform, resources, engine_version, engine_labels, plugins, data_path_addr, trust_root_digest,
+        hostname, platform, resources, engine_version, engine_labels, plugins, data_path_addr, certificate_issuer,
     }
     NodeStatus { state, message, addr, since }
     ManagerInfo { raft_id, addr }
@@ -204,7 +204,9 @@ structs! {
     Config { id, meta, spec }
     Cluster {
         id, meta, spec, root_ca_cert, root_ca_key, worker_token, manager_token, blacklisted, last_raft_id,
+        unlock_key, root_rotation,
     }
+    RootRotation { ca_cert, ca_key, cross_signed }
     Batch { actor, at, changes }
     NetworkView { version, data_path_port, peers, networks }
     Peer { underlay, hostname }

@@ -82,6 +82,28 @@ mod tests {
         check("/shoal.v1.Control/Write", false, false, true);
     }
 
+    /// The whole table: who may make which call without a certificate, as a worker, and as a manager.
+    const WHO_MAY: &str = "\
+NodeCa.GetRootCertificate        anyone worker manager
+NodeCa.IssueNodeCertificate      anyone worker manager
+Control.Write                    -      -      manager
+Dispatcher.Session               -      worker manager
+Dispatcher.Heartbeat             -      worker manager
+Dispatcher.Assignments           -      worker manager
+Dispatcher.UpdateTaskStatus      -      worker manager
+Dispatcher.AcknowledgeView       -      worker manager
+Dispatcher.Attach                -      worker manager
+ExecBroker.CarryExec             -      worker manager
+Execs.Exec                       -      -      manager
+LogBroker.ListenSubscriptions    -      worker manager
+LogBroker.PublishLogs            -      worker manager
+Logs.SubscribeLogs               -      -      manager
+Raft.StreamMessages              -      -      manager
+Raft.StreamSnapshot              -      -      manager
+RaftMembership.Join              -      -      manager
+RaftMembership.Leave             -      -      manager
+";
+
     #[test]
     fn every_rpc_has_a_row() {
         let rooms = [
@@ -93,6 +115,7 @@ mod tests {
             include_str!("../../../../proto/raft.proto"),
         ];
         let mut service = "";
+        let mut told = String::new();
         for line in rooms.iter().flat_map(|room| room.lines()) {
             if let Some(name) = line.strip_prefix("service ") {
                 service = name.trim_end_matches(" {");
@@ -104,8 +127,18 @@ mod tests {
             {
                 let path = format!("/shoal.v1.{service}/{method}");
                 assert!(is_listed(&path), "{path}");
+                let callers = [
+                    ("anyone", None),
+                    ("worker", Some(Role::Worker)),
+                    ("manager", Some(Role::Manager)),
+                ];
+                let may =
+                    callers.map(|(name, role)| if is_allowed(&path, role) { name } else { "-" });
+                let call = format!("{service}.{method}");
+                told.push_str(&format!("{call:33}{:6} {:6} {}\n", may[0], may[1], may[2]));
             }
         }
+        assert_eq!(told, WHO_MAY);
     }
 
     #[test]

@@ -10,11 +10,38 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{issuer::RootCertificate, tls::NodeIdentity};
+use base64::Engine;
+
+use super::{
+    issuer::{RootCertificate, pem_text},
+    tls::NodeIdentity,
+};
 use crate::CaError;
 
 const ROOT: &str = "swarm-root-ca.crt";
 const NODE: &str = "swarm-node.pem";
+const KEY_BEGIN: &str = "-----BEGIN PRIVATE KEY-----";
+const SEALED: &str = "SHOAL SEALED PRIVATE KEY";
+const SEALED_BEGIN: &str = "-----BEGIN SHOAL SEALED PRIVATE KEY-----";
+
+/// Seals a node's private key, where the cluster locks its managers.
+pub trait KeySeal {
+    /// Seals.
+    fn seal(&self, plain: &[u8]) -> Vec<u8>;
+    /// Opens what was sealed; `None` if it was sealed otherwise or is damaged.
+    fn open(&self, sealed: &[u8]) -> Option<Vec<u8>>;
+}
+
+/// What is kept of an identity.
+#[derive(Debug)]
+pub enum StoredIdentity {
+    /// Nothing: the node never had one, or it was cleared.
+    Nothing,
+    /// Its private key is sealed, and not by the given seal.
+    Sealed,
+    /// All of it.
+    Open(Box<NodeIdentity>),
+}
 
 /// The directory of a node's certificates.
 #[derive(Debug, Clone)]
@@ -30,25 +57,33 @@ impl IdentityFiles {
         }
     }
 
-    /// Reads the identity; `None` when the node never had one or it was cleared.
-    pub fn load(&self) -> Result<Option<NodeIdentity>, CaError> {
+    /// Reads the identity, with the seal of its key where there is one.
+    pub fn load(&self, seal: Option<&dyn KeySeal>) -> Result<StoredIdentity, CaError> {
         let (Some(root), Some(node)) = (self.read(ROOT)?, self.read(NODE)?) else {
-            return Ok(None);
+            return Ok(StoredIdentity::Nothing);
         };
-        let (certificate, key) = node
-            .split_once("-----BEGIN PRIVATE KEY-----")
-            .ok_or_else(|| CaError::invalid("node key", format!("{NODE} holds no private key")))?;
-        let key = format!("-----BEGIN PRIVATE KEY-----{key}");
-        NodeIdentity::new(
-            RootCertificate::from_pem(&root)?,
-            certificate.to_owned(),
-            key,
-        )
-        .map(Some)
+        let (certificate, key) = match node.split_once(SEALED_BEGIN) {
+            Some((certificate, sealed)) => {
+                let Some(key) = seal.and_then(|seal| open(seal, sealed)) else {
+                    return Ok(StoredIdentity::Sealed);
+                };
+                (certificate, key)
+            }
+            None => {
+                let missing =
+                    || CaError::invalid("node key", format!("{NODE} holds no private key"));
+                let (certificate, key) = node.split_once(KEY_BEGIN).ok_or_else(missing)?;
+                (certificate, format!("{KEY_BEGIN}{key}"))
+            }
+        };
+        let root = RootCertificate::from_pem(&root)?;
+        let identity = NodeIdentity::new(root, certificate.to_owned(), key)?;
+        Ok(StoredIdentity::Open(Box::new(identity)))
     }
 
-    /// Writes the identity so that it survives a loss of power once this returns. Files are readable by the owner only.
-    pub fn save(&self, identity: &NodeIdentity) -> Result<(), CaError> {
+    /// Writes the identity so that it survives a loss of power once this returns. Files are readable by the owner only;
+    /// the key is sealed where there is a seal.
+    pub fn save(&self, identity: &NodeIdentity, seal: Option<&dyn KeySeal>) -> Result<(), CaError> {
         let write = |name: &str, text: &str| {
             write_atomically(&self.directory, name, text.as_bytes()).map_err(|source| {
                 CaError::File {
@@ -58,11 +93,12 @@ impl IdentityFiles {
                 }
             })
         };
+        let key = match seal {
+            Some(seal) => pem_text(SEALED, &seal.seal(identity.key_pem().as_bytes())),
+            None => identity.key_pem().to_owned(),
+        };
         write(ROOT, identity.root().pem())?;
-        write(
-            NODE,
-            &format!("{}{}", identity.certificate_pem(), identity.key_pem()),
-        )
+        write(NODE, &format!("{}{key}", identity.certificate_pem()))
     }
 
     /// Forgets the identity, for a node that leaves its cluster.
@@ -94,6 +130,15 @@ impl IdentityFiles {
             }),
         }
     }
+}
+
+/// Opens what follows [`SEALED_BEGIN`].
+fn open(seal: &dyn KeySeal, text: &str) -> Option<String> {
+    let body: String = text.split("-----").next()?.split_whitespace().collect();
+    let sealed = base64::engine::general_purpose::STANDARD
+        .decode(body)
+        .ok()?;
+    String::from_utf8(seal.open(&sealed)?).ok()
 }
 
 fn write_atomically(directory: &Path, name: &str, content: &[u8]) -> io::Result<()> {

@@ -6,11 +6,12 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
-    SubjectPublicKeyInfo,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo, string::PrintableString,
 };
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, pem::PemObject};
+use sha2::{Digest, Sha256};
 use shoal_api::{ClusterId, NodeId};
 use x509_parser::prelude::{FromDer, X509CertificationRequest};
 
@@ -60,6 +61,32 @@ impl RootCertificate {
     pub fn der(&self) -> &CertificateDer<'static> {
         &self.der
     }
+
+    /// Names the root: SHA-256 of the certificate, lower-case hexadecimal.
+    pub fn digest(&self) -> String {
+        let digest = Sha256::digest(&self.der);
+        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Whether this root's key has signed the certificate.
+    pub fn has_signed(&self, certificate: &CertificateDer<'_>) -> bool {
+        let parse = |der| x509_parser::parse_x509_certificate(der).ok();
+        let (Some((_, issuer)), Some((_, issued))) = (parse(&self.der), parse(certificate)) else {
+            return false;
+        };
+        issued.verify_signature(Some(issuer.public_key())).is_ok()
+    }
+
+    /// DER of its subject and of its public key, as docker shows them; empty when it cannot be read.
+    pub fn subject_and_public_key(&self) -> (Vec<u8>, Vec<u8>) {
+        match x509_parser::parse_x509_certificate(&self.der) {
+            Ok((_, parsed)) => (
+                parsed.subject().as_raw().to_vec(),
+                parsed.public_key().raw.to_vec(),
+            ),
+            Err(_) => Default::default(),
+        }
+    }
 }
 
 /// Whom a node certificate names.
@@ -77,6 +104,8 @@ pub struct Subject {
 pub struct RootCa {
     certificate: RootCertificate,
     issuer: Issuer<'static, KeyPair>,
+    /// PEM of what comes between a certificate and an older root; empty but for a rotation of the root.
+    intermediate: String,
 }
 
 impl fmt::Debug for RootCa {
@@ -105,6 +134,7 @@ impl RootCa {
         Ok(Self {
             certificate: RootCertificate::from_der(certificate.der().clone()),
             issuer: Issuer::new(params, key),
+            intermediate: String::new(),
         })
     }
 
@@ -116,7 +146,83 @@ impl RootCa {
         Ok(Self {
             certificate,
             issuer,
+            intermediate: String::new(),
         })
+    }
+
+    /// Takes up a root that a user brings along.
+    ///
+    /// # Errors
+    /// It is no authority, not valid now, or the key is not its key.
+    pub fn from_user(
+        certificate_pem: &str,
+        key_pem: &str,
+        now: SystemTime,
+    ) -> Result<Self, CaError> {
+        const WHAT: &str = "CA certificate";
+        let root = RootCertificate::from_pem(certificate_pem)
+            .map_err(|_| CaError::invalid(WHAT, "expected a certificate as PEM"))?;
+        let (_, parsed) = x509_parser::parse_x509_certificate(root.der())
+            .map_err(|error| CaError::invalid(WHAT, error))?;
+        if !parsed.is_ca() {
+            return Err(CaError::invalid(
+                WHAT,
+                "it may not issue certificates (basic constraint CA)",
+            ));
+        }
+        let seconds = now
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
+        let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
+        let validity = parsed.validity();
+        if !(validity.not_before.timestamp()..=validity.not_after.timestamp()).contains(&seconds) {
+            return Err(CaError::invalid(WHAT, "it is not valid now"));
+        }
+        let key = KeyPair::from_pem(key_pem).map_err(|_| {
+            CaError::invalid("CA key", "expected a P-256 or Ed25519 key as PKCS#8 PEM")
+        })?;
+        if key.subject_public_key_info() != parsed.public_key().raw {
+            return Err(CaError::invalid(
+                "CA key",
+                "it is not the key of the CA certificate",
+            ));
+        }
+        Self::from_pem(certificate_pem, key_pem)
+    }
+
+    /// The same authority, whose certificates are believed under an older root too because of this certificate
+    /// ([`RootCa::cross_sign`] of the older one).
+    #[must_use]
+    pub fn with_intermediate(self, intermediate_pem: &str) -> Self {
+        Self {
+            intermediate: intermediate_pem.to_owned(),
+            ..self
+        }
+    }
+
+    /// Certifies the key of another root, so that whoever trusts this one believes the other's certificates. Returns PEM.
+    pub fn cross_sign(&self, other: &Self, now: SystemTime) -> Result<String, CaError> {
+        const WHAT: &str = "CA certificate";
+        let (_, parsed) = x509_parser::parse_x509_certificate(other.certificate.der())
+            .map_err(|error| CaError::invalid(WHAT, error))?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = copy_name(parsed.subject());
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.serial_number = Some(random_serial());
+        params.not_before = (now - BACKDATE).into();
+        params.not_after = (now + ROOT_VALIDITY).into();
+        let certificate = params.signed_by(other.issuer.key(), &self.issuer)?;
+        let (_, made) = x509_parser::parse_x509_certificate(certificate.der())
+            .map_err(|error| CaError::invalid(WHAT, error))?;
+        if made.subject().as_raw() != parsed.subject().as_raw() {
+            return Err(CaError::invalid(
+                WHAT,
+                "its subject cannot be written alike in another certificate; use printable or UTF-8 strings",
+            ));
+        }
+        Ok(certificate.pem())
     }
 
     /// The public half.
@@ -171,7 +277,8 @@ impl RootCa {
         params.use_authority_key_identifier_extension = true;
         params.not_before = (now - BACKDATE).into();
         params.not_after = (now + validity.max(NODE_CERTIFICATE_VALIDITY_MIN)).into();
-        Ok(params.signed_by(&public_key, &self.issuer)?.pem())
+        let certificate = params.signed_by(&public_key, &self.issuer)?.pem();
+        Ok(format!("{certificate}{}", self.intermediate))
     }
 }
 
@@ -219,10 +326,32 @@ fn public_key_of_request(request_pem: &str) -> Result<SubjectPublicKeyInfo, CaEr
         SubjectPublicKeyInfo::from_der(request.certification_request_info.subject_pki.raw)
             .map_err(|_| CaError::invalid(WHAT, "keys of this type are not supported"))?;
     let allowed = [&PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ED25519];
-    if !allowed.contains(&rcgen::PublicKeyData::algorithm(&public_key)) {
+    if !allowed.contains(&PublicKeyData::algorithm(&public_key)) {
         return Err(CaError::invalid(WHAT, "the key must be P-256 or Ed25519"));
     }
     Ok(public_key)
+}
+
+/// A distinguished name with the same attributes, in the same kinds of strings.
+fn copy_name(name: &x509_parser::x509::X509Name<'_>) -> DistinguishedName {
+    let mut copy = DistinguishedName::new();
+    for attribute in name.iter_attributes() {
+        let Ok(text) = attribute.as_str() else {
+            continue; // noticed when both are compared
+        };
+        let oid: Vec<u64> = attribute.attr_type().iter().into_iter().flatten().collect();
+        let kind = DnType::from_oid(&oid);
+        let is_printable =
+            attribute.attr_value().tag() == x509_parser::asn1_rs::Tag::PrintableString;
+        let printable = PrintableString::try_from(text)
+            .ok()
+            .filter(|_| is_printable);
+        match printable {
+            Some(text) => copy.push(kind, DnValue::PrintableString(text)),
+            None => copy.push(kind, text),
+        }
+    }
+    copy
 }
 
 fn random_bytes<const N: usize>() -> [u8; N] {

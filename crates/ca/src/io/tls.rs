@@ -50,12 +50,21 @@ impl NodeIdentity {
         let der = CertificateDer::from_pem_slice(certificate_pem.as_bytes())
             .map_err(|error| CaError::invalid(WHAT, error))?;
         let peer = peer_identity(&der)?;
-        let (_, leaf) = x509_parser::parse_x509_certificate(&der)
-            .map_err(|error| CaError::invalid(WHAT, error))?;
-        let (_, issuer) = x509_parser::parse_x509_certificate(root.der())
-            .map_err(|error| CaError::invalid("root certificate", error))?;
-        leaf.verify_signature(Some(issuer.public_key()))
-            .map_err(|_| CaError::invalid(WHAT, "it was not issued by the cluster's root"))?;
+        // While the root is replaced, a certificate from the new one comes with the old one's word for it.
+        let intermediates = CertificateDer::pem_slice_iter(certificate_pem.as_bytes())
+            .skip(1)
+            .filter_map(Result::ok)
+            .map(RootCertificate::from_der);
+        let is_believed = root.has_signed(&der)
+            || intermediates
+                .into_iter()
+                .any(|between| root.has_signed(between.der()) && between.has_signed(&der));
+        if !is_believed {
+            return Err(CaError::invalid(
+                WHAT,
+                "it was not issued by the cluster's root",
+            ));
+        }
         let identity = Self {
             root,
             certificate_pem,
@@ -76,6 +85,20 @@ impl NodeIdentity {
     /// The root that we trust.
     pub fn root(&self) -> &RootCertificate {
         &self.root
+    }
+
+    /// The same certificate and key under another root that has issued it.
+    ///
+    /// # Errors
+    /// That root has not issued it.
+    pub fn under_root(&self, root: RootCertificate) -> Result<Self, CaError> {
+        Self::new(root, self.certificate_pem.clone(), self.key_pem.clone())
+    }
+
+    /// Whether this root's key has signed our certificate.
+    pub fn is_issued_by(&self, root: &RootCertificate) -> bool {
+        CertificateDer::from_pem_slice(self.certificate_pem.as_bytes())
+            .is_ok_and(|der| root.has_signed(&der))
     }
 
     /// Our certificate as PEM.

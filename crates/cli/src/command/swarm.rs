@@ -1,5 +1,8 @@
 //! `shoal swarm`: the cluster itself.
 
+mod ca;
+mod lock;
+
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -17,10 +20,13 @@ const CONTROL_PORT: u16 = 2377;
 /// Manage the cluster
 #[derive(Subcommand)]
 pub(crate) enum Command {
+    Ca(ca::Ca),
     Init(Init),
     Join(Join),
     JoinToken(JoinToken),
     Leave(Leave),
+    Unlock(lock::Unlock),
+    UnlockKey(lock::UnlockKey),
     Update(Update),
 }
 
@@ -187,6 +193,9 @@ pub(crate) struct Update {
 impl Command {
     pub(crate) async fn run(self, client: &Client) -> Result<()> {
         match self {
+            Self::Ca(args) => args.run(client).await,
+            Self::Unlock(args) => args.run(client).await,
+            Self::UnlockKey(args) => args.run(client).await,
             Self::Init(args) => init(args, client).await,
             Self::Join(args) => join(args, client).await,
             Self::JoinToken(args) => join_token(args, client).await,
@@ -230,6 +239,12 @@ async fn init(args: Init, client: &Client) -> Result<()> {
     });
     let id = client.post(Target::new("/swarm/init", &[]), body).await?;
     let id = id.as_str().unwrap_or_default();
+    if args.force_new_cluster {
+        output::line(format!(
+            "Swarm initialized: current node ({id}) is now a manager, and the only one.\n"
+        ));
+        return print_join_command("manager", client).await;
+    }
     output::line(format!(
         "Swarm initialized: current node ({id}) is now a manager.\n"
     ));
@@ -237,6 +252,10 @@ async fn init(args: Init, client: &Client) -> Result<()> {
     output::line(
         "To add a manager to this swarm, run 'shoal swarm join-token manager' and follow the instructions.",
     );
+    if args.settings.autolock == Some(true) {
+        output::line("");
+        lock::print_unlock_command(client).await?;
+    }
     Ok(())
 }
 
@@ -309,6 +328,9 @@ async fn update(args: &Update, client: &Client) -> Result<()> {
     let target = Target::new("/swarm/update", &[]).arg("version", number(&swarm, "/Version/Index"));
     client.post(target, spec).await?;
     output::line("Swarm updated.");
+    if args.settings.autolock == Some(true) {
+        lock::print_unlock_command(client).await?;
+    }
     Ok(())
 }
 

@@ -105,6 +105,21 @@ pub struct SwarmJoin {
     pub availability: Availability,
 }
 
+/// What `cluster restore` says. Addresses as in [`SwarmInit`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ClusterRestore {
+    /// Where the manager listens.
+    pub listen_addr: String,
+    /// Where others reach it.
+    pub advertise_addr: String,
+    /// Where others reach its data path.
+    pub data_path_addr: String,
+    /// The unlock key, if the backup is sealed.
+    pub unlock_key: String,
+    /// What [`ClusterBackend::cluster_backup`] gave.
+    pub backup: Vec<u8>,
+}
+
 /// The cluster as managers show it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SwarmView {
@@ -114,10 +129,38 @@ pub struct SwarmView {
     pub worker_token: String,
     /// Whole join token of managers.
     pub manager_token: String,
+    /// The root that nodes trust, and who issues certificates now.
+    pub tls: TlsInfo,
+}
+
+/// Whom a node trusts and who has issued its certificate.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TlsInfo {
+    /// PEM of the root certificate.
+    pub trust_root: String,
+    /// DER of the issuer's subject.
+    pub issuer_subject: Vec<u8>,
+    /// DER of the issuer's public key.
+    pub issuer_public_key: Vec<u8>,
+}
+
+/// A certificate authority of the user's own.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SigningCa {
+    /// PEM of the certificate.
+    pub cert: String,
+    /// PEM of the key.
+    pub key: String,
+}
+
+impl std::fmt::Debug for SigningCa {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SigningCa").finish_non_exhaustive()
+    }
 }
 
 /// Secrets that `swarm update` makes anew.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rotations {
     /// The workers' join token.
     pub worker_token: bool,
@@ -125,6 +168,8 @@ pub struct Rotations {
     pub manager_token: bool,
     /// The key that opens sealed managers.
     pub unlock_key: bool,
+    /// A root to go over to; without it [`ClusterSpec::force_rotate`] says whether a fresh one is wanted.
+    pub signing_ca: Option<SigningCa>,
 }
 
 /// A node with what only the leader knows of it.
@@ -134,6 +179,8 @@ pub struct NodeView {
     pub node: Node,
     /// For managers.
     pub manager: Option<ManagerView>,
+    /// Its certificate.
+    pub tls: TlsInfo,
 }
 
 /// A manager as the leader sees it.
@@ -230,6 +277,15 @@ pub trait ClusterBackend: Send + Sync + 'static {
     /// The key that opens sealed managers; empty without autolock.
     async fn swarm_unlock_key(&self) -> ApiResult<String> {
         Err(ApiError::not_implemented("the unlock key of a swarm"))
+    }
+    /// Everything that the cluster is, in a form that [`Self::cluster_restore`] takes.
+    async fn cluster_backup(&self) -> ApiResult<Vec<u8>> {
+        Err(ApiError::not_implemented("a backup of the swarm"))
+    }
+    /// Makes this node the only manager of the cluster in a backup; answers its id there. A backup of a locked cluster
+    /// needs its unlock key.
+    async fn cluster_restore(&self, _request: ClusterRestore) -> ApiResult<NodeId> {
+        Err(ApiError::not_implemented("restoring a swarm"))
     }
 
     /// All nodes.

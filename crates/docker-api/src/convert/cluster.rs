@@ -18,7 +18,7 @@ use super::{
     time::nanos,
 };
 use crate::{
-    backend::{ApiError, ApiResult, NodeView, SwarmInit, SwarmJoin, SwarmView},
+    backend::{ApiError, ApiResult, NodeView, SigningCa, SwarmInit, SwarmJoin, SwarmView, TlsInfo},
     fields::Fields,
 };
 
@@ -32,7 +32,13 @@ const AVAILABILITIES: [(&str, Availability); 3] = [
 /// Reads the body of `POST /swarm/init`.
 pub(crate) fn read_init(body: &[u8]) -> ApiResult<SwarmInit> {
     let mut f = Fields::body(body)?;
-    let mut spec = read_spec(f.object_or_empty("Spec")?)?;
+    let (mut spec, signing_ca) = read_spec(f.object_or_empty("Spec")?)?;
+    if signing_ca.is_some() {
+        return Err(ApiError::invalid(
+            "invalid Spec.CAConfig.SigningCACert: a new swarm makes its own root; bring your own with `swarm ca --rotate \
+             --ca-cert`",
+        ));
+    }
     spec.annotations.name = "default".to_owned();
     let pools: Vec<IpNet> = f.get("DefaultAddrPool")?;
     if !pools.is_empty() {
@@ -85,17 +91,21 @@ pub(crate) fn read_join(body: &[u8]) -> ApiResult<SwarmJoin> {
 }
 
 /// Reads the body of `POST /swarm/update`; what only `init` can say is kept from `old`.
-pub(crate) fn read_update(body: &[u8], old: &ClusterSpec) -> ApiResult<ClusterSpec> {
-    let new = read_spec(Fields::body(body)?)?;
-    Ok(ClusterSpec {
+pub(crate) fn read_update(
+    body: &[u8],
+    old: &ClusterSpec,
+) -> ApiResult<(ClusterSpec, Option<SigningCa>)> {
+    let (new, signing_ca) = read_spec(Fields::body(body)?)?;
+    let spec = ClusterSpec {
         default_address_pools: old.default_address_pools.clone(),
         subnet_size: old.subnet_size,
         data_path_port: old.data_path_port,
         ..new
-    })
+    };
+    Ok((spec, signing_ca))
 }
 
-fn read_spec(mut f: Fields) -> ApiResult<ClusterSpec> {
+fn read_spec(mut f: Fields) -> ApiResult<(ClusterSpec, Option<SigningCa>)> {
     let default = ClusterSpec::default();
     let annotations = read_annotations(&mut f)?;
     let mut orchestration = f.object_or_empty("Orchestration")?;
@@ -117,6 +127,7 @@ fn read_spec(mut f: Fields) -> ApiResult<ClusterSpec> {
             .unwrap_or(default.heartbeat_period),
         cert_expiry: some(ca.nanos("NodeCertExpiry")?).unwrap_or(default.cert_expiry),
         autolock: encryption.get("AutoLockManagers")?,
+        force_rotate: ca.get("ForceRotate")?,
         ..default
     };
     if spec.cert_expiry < Duration::from_secs(3_600) {
@@ -130,16 +141,34 @@ fn read_spec(mut f: Fields) -> ApiResult<ClusterSpec> {
         "ElectionTick",
         "HeartbeatTick",
     ]);
-    ca.ignore(&["SigningCACert", "ForceRotate"]);
+    let (cert, key): (String, String) = (ca.get("SigningCACert")?, ca.get("SigningCAKey")?);
+    let signing_ca = match (cert.is_empty(), key.is_empty()) {
+        (true, true) => None,
+        (false, false) => Some(SigningCa { cert, key }),
+        // Docker would hand this to an external authority, which there is none of here.
+        (false, true) => {
+            return Err(ApiError::invalid(
+                "rpc error: code = InvalidArgument desc = a signing CA certificate was given without its key: give \
+                 --ca-key as well",
+            ));
+        }
+        (true, false) => {
+            return Err(ApiError::invalid(
+                "rpc error: code = InvalidArgument desc = if a signing CA key is provided, a signing CA cert must also \
+                 be provided",
+            ));
+        }
+    };
     for rest in [orchestration, raft, dispatcher, ca, encryption, f] {
         rest.finish()?;
     }
-    Ok(spec)
+    Ok((spec, signing_ca))
 }
 
 /// The answer of `GET /swarm`.
 pub(crate) fn swarm(view: &SwarmView) -> Value {
     let mut answer = cluster_info(&view.cluster);
+    answer["TLSInfo"] = tls_info(&view.tls);
     answer["JoinTokens"] = json!({"Worker": view.worker_token, "Manager": view.manager_token});
     answer
 }
@@ -160,7 +189,10 @@ pub(crate) fn cluster_info(cluster: &Cluster) -> Value {
             "HeartbeatTick": 1,
         },
         "Dispatcher": {"HeartbeatPeriod": nanos(spec.heartbeat_period)},
-        "CAConfig": {"NodeCertExpiry": nanos(spec.cert_expiry)},
+        "CAConfig": {
+            "NodeCertExpiry": nanos(spec.cert_expiry),
+            "ForceRotate": spec.force_rotate,
+        },
         "TaskDefaults": {},
         "EncryptionConfig": {"AutoLockManagers": spec.autolock},
     });
@@ -169,11 +201,19 @@ pub(crate) fn cluster_info(cluster: &Cluster) -> Value {
         "CertIssuerSubject": "",
         "CertIssuerPublicKey": "",
     });
-    answer["RootRotationInProgress"] = json!(false);
+    answer["RootRotationInProgress"] = json!(cluster.root_rotation.is_some());
     answer["DefaultAddrPool"] = json!(spec.default_address_pools);
     answer["SubnetSize"] = json!(spec.subnet_size);
     answer["DataPathPort"] = json!(spec.data_path_port);
     answer
+}
+
+fn tls_info(tls: &TlsInfo) -> Value {
+    json!({
+        "TrustRoot": tls.trust_root,
+        "CertIssuerSubject": BASE64.encode(&tls.issuer_subject),
+        "CertIssuerPublicKey": BASE64.encode(&tls.issuer_public_key),
+    })
 }
 
 /// Docker's word for a role.
@@ -193,8 +233,8 @@ pub(crate) fn availability(availability: Availability) -> &'static str {
     }
 }
 
-/// A node; `root` is the cluster's root certificate, which a node in session trusts.
-pub(crate) fn node(view: &NodeView, root: &str) -> Value {
+/// A node.
+pub(crate) fn node(view: &NodeView) -> Value {
     let node = &view.node;
     let mut answer = object(node.id.as_str(), &node.meta);
     let spec = &node.spec;
@@ -228,11 +268,7 @@ pub(crate) fn node(view: &NodeView, root: &str) -> Value {
             "Labels": description.engine_labels,
             "Plugins": plugins,
         },
-        "TLSInfo": {
-            "TrustRoot": root,
-            "CertIssuerSubject": "",
-            "CertIssuerPublicKey": "",
-        },
+        "TLSInfo": tls_info(&view.tls),
     });
     let mut status = Map::new();
     status.insert("State".to_owned(), json!(node.status.state.as_str()));

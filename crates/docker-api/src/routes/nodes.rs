@@ -29,7 +29,7 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
         ("GET", [name]) => {
             let nodes = api.cluster.nodes().await?;
             let found = find(&nodes, &named(name))?;
-            Ok(reply::ok(&cluster::node(found, &root(api).await?)))
+            Ok(reply::ok(&cluster::node(found)))
         }
         ("DELETE", [name]) => {
             let nodes = api.cluster.nodes().await?;
@@ -49,10 +49,6 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
     }
 }
 
-async fn root(api: &Api) -> ApiResult<String> {
-    Ok(api.cluster.swarm_inspect().await?.cluster.root_ca_cert)
-}
-
 /// Finds a node by id, hostname or prefix of the id.
 pub(super) fn find<'a>(nodes: &'a [NodeView], wanted: &str) -> ApiResult<&'a NodeView> {
     resolve(
@@ -69,7 +65,6 @@ async fn list(api: &Api, query: &Query) -> ApiResult<Reply> {
         query
             .filters()?
             .only(&["id", "label", "membership", "name", "node.label", "role"])?;
-    let root = root(api).await?;
     let nodes: Vec<Value> = api
         .cluster
         .nodes()
@@ -85,7 +80,7 @@ async fn list(api: &Api, query: &Query) -> ApiResult<Reply> {
                 // A node is in the cluster once it has its certificate; there is no other membership.
                 && filters.exact("membership", "accepted")
         })
-        .map(|view| cluster::node(view, &root))
+        .map(|view| cluster::node(view))
         .collect();
     Ok(reply::ok(&nodes))
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use shoal_api::{
-    ServiceId,
-    object::{Service, Task},
+    ServiceId, TaskState,
+    object::{NodeState, Service, Task},
     spec::PullAuth,
 };
 
@@ -156,7 +156,18 @@ async fn list(api: &Api, query: &Query) -> ApiResult<Reply> {
             services: services.iter().map(|service| service.id.clone()).collect(),
             nodes: Vec::new(),
         };
-        for task in api.cluster.tasks(selection).await? {
+        let nodes = api.cluster.nodes().await?;
+        let is_down = |task: &Task| {
+            let node = nodes
+                .iter()
+                .find(|view| Some(&view.node.id) == task.node.as_ref());
+            node.is_some_and(|view| view.node.status.state == NodeState::Down)
+        };
+        for mut task in api.cluster.tasks(selection).await? {
+            // What its node said last is no news any more; docker does not count it either.
+            if task.status.state == TaskState::Running && is_down(&task) {
+                task.status.state = TaskState::Orphaned;
+            }
             tasks.entry(task.service.clone()).or_default().push(task);
         }
     }

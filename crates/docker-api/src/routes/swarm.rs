@@ -35,20 +35,26 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
             Ok(reply::done())
         }
         ("POST", ["leave"]) => {
-            if api.cluster.swarm_info().await.state == LocalNodeState::Inactive {
-                return Err(ApiError::unavailable("This node is not part of a swarm"));
+            let force = query.flag("force");
+            match api.cluster.swarm_info().await.state {
+                LocalNodeState::Inactive => {
+                    return Err(ApiError::unavailable("This node is not part of a swarm"));
+                }
+                LocalNodeState::Locked if !force => return Err(ApiError::swarm_locked()),
+                _ => {}
             }
-            api.cluster.swarm_leave(query.flag("force")).await?;
+            api.cluster.swarm_leave(force).await?;
             Ok(reply::done())
         }
         ("POST", ["update"]) => {
             api.manager().await?;
             let old = api.cluster.swarm_inspect().await?;
-            let spec = cluster::read_update(&call.bytes(), &old.cluster.spec)?;
+            let (spec, signing_ca) = cluster::read_update(&call.bytes(), &old.cluster.spec)?;
             let rotate = Rotations {
                 worker_token: query.flag("rotateWorkerToken"),
                 manager_token: query.flag("rotateManagerToken"),
                 unlock_key: query.flag("rotateManagerUnlockKey"),
+                signing_ca,
             };
             api.cluster
                 .swarm_update(query.object_version()?, spec, rotate)

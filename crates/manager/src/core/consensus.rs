@@ -10,7 +10,7 @@ use shoal_api::{
     planted::{Bug, planted},
 };
 
-mod log;
+pub(crate) mod log;
 pub mod node;
 pub mod record;
 pub mod roles;

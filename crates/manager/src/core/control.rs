@@ -15,14 +15,16 @@ mod tests;
 
 use shoal_api::{
     Actor,
-    object::{Batch, Change, Expect, Meta, Object, ObjectKey},
+    object::{Batch, Change, Expect, Meta, Object, ObjectKey, RootRotation},
     spec::{ClusterSpec, ConfigSpec, NetworkSpec, NodeSpec, SecretSpec, ServiceSpec},
 };
 
 use super::{reconcile::Ctx, state::LogIndex, validate::Refusal};
 
 pub use attachment::{AttachmentWish, attachable_network, create_attachment, give_up_attachment};
-pub use cluster::{Bootstrap, bootstrap, rotate_tokens, update_cluster};
+pub use cluster::{
+    Bootstrap, bootstrap, end_root_rotation, rotate_root, rotate_tokens, update_cluster,
+};
 pub use data::{
     create_config, create_secret, remove_config, remove_secret, update_config, update_secret,
 };
@@ -95,6 +97,17 @@ pub enum Intent {
         worker: bool,
         /// The one for managers.
         manager: bool,
+        /// The key under which managers seal their disks, if they do.
+        unlock_key: bool,
+    },
+    /// Begin to replace the root certificate, and change the cluster's settings along with it.
+    RotateRoot {
+        /// The version of the cluster's object that the user has read.
+        version: LogIndex,
+        /// The settings.
+        spec: Box<ClusterSpec>,
+        /// The root to come, certified by the one in force.
+        rotation: RootRotation,
     },
 }
 
@@ -146,7 +159,16 @@ pub fn decide(state: &super::state::State, cx: &mut Ctx<'_>, intent: Intent) -> 
                 Err(Refusal::invalid(format!("{key:?} cannot be removed")))
             }
         },
-        Intent::RotateTokens { worker, manager } => rotate_tokens(state, cx, worker, manager),
+        Intent::RotateTokens {
+            worker,
+            manager,
+            unlock_key,
+        } => rotate_tokens(state, cx, worker, manager, unlock_key),
+        Intent::RotateRoot {
+            version,
+            spec,
+            rotation,
+        } => rotate_root(state, cx, version, *spec, rotation),
     }
 }
 

@@ -329,6 +329,10 @@ impl Dispatcher<'_> {
                 .cluster()
                 .map(|cluster| cluster.root_ca_cert.clone())
                 .unwrap_or_default(),
+            incoming_root_pem: state
+                .cluster()
+                .and_then(|cluster| Some(cluster.root_rotation.as_ref()?.ca_cert.clone()))
+                .unwrap_or_default(),
         }
     }
 

@@ -2,7 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use shoal_api::Timestamp;
+use shoal_api::{RandomIds, Timestamp};
+use shoal_ca::RootCertificate;
 use tokio::sync::{mpsc, watch};
 
 use super::{
@@ -11,7 +12,7 @@ use super::{
     manager::Desk,
     raft::{ProposeError, RemoveError},
 };
-use crate::core::consensus::roles::role_work;
+use crate::core::{consensus::roles::role_work, control::end_root_rotation, reconcile::Ctx};
 
 /// Pause before leading again in the same term.
 const REIGN_PAUSE: Duration = Duration::from_millis(100);
@@ -55,6 +56,35 @@ async fn reign(desk: &Desk) {
         () = control_loop::run(&desk.store, acknowledged) => {}
         () = dispatcher::run(desk, inbox, weak, acknowledged_holder) => {}
         () = keep_roles(desk) => {}
+        () = keep_root(desk) => {}
+    }
+}
+
+/// Ends the replacement of the root certificate when all nodes have certificates from the new one.
+async fn keep_root(desk: &Desk) {
+    let mut watch = desk.store.watch();
+    let mut state = desk.store.state();
+    loop {
+        let rotation = state.cluster().and_then(|c| c.root_rotation.clone());
+        let incoming =
+            rotation.and_then(|rotation| RootCertificate::from_pem(&rotation.ca_cert).ok());
+        if let Some(incoming) = incoming {
+            let batch = {
+                let mut cx = Ctx {
+                    now: Timestamp::now(),
+                    ids: &mut RandomIds,
+                };
+                end_root_rotation(&state, &mut cx, &incoming.digest())
+            };
+            if let Some(batch) = batch {
+                match desk.store.propose(&batch).await {
+                    Ok(_) => tracing::info!("the root certificate is replaced"),
+                    Err(ProposeError::Rejected(_)) => {} // somebody else wrote meanwhile; that wakes us below
+                    Err(_) => return,
+                }
+            }
+        }
+        state = watch.next().await.state().clone();
     }
 }
 

@@ -1,10 +1,8 @@
 //! A manager as its node sees it.
 
 use std::{
-    fs, io,
-    io::Write,
+    io,
     net::SocketAddr,
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -15,15 +13,14 @@ use shoal_api::{
     RandomIds, Timestamp,
     object::Object,
     wire::{
-        RaftJoinRequest, RaftLeaveRequest, control_client::ControlClient,
-        control_server::ControlServer, dispatcher_server::DispatcherServer,
-        exec_broker_server::ExecBrokerServer, execs_server::ExecsServer,
-        log_broker_server::LogBrokerServer, logs_server::LogsServer, node_ca_server::NodeCaServer,
-        raft_membership_client::RaftMembershipClient, raft_membership_server::RaftMembershipServer,
-        raft_server::RaftServer,
+        RaftJoinRequest, RaftLeaveRequest, control_server::ControlServer,
+        dispatcher_server::DispatcherServer, exec_broker_server::ExecBrokerServer,
+        execs_server::ExecsServer, log_broker_server::LogBrokerServer, logs_server::LogsServer,
+        node_ca_server::NodeCaServer, raft_membership_client::RaftMembershipClient,
+        raft_membership_server::RaftMembershipServer, raft_server::RaftServer,
     },
 };
-use shoal_ca::{CaError, ClientAuth, NodeIdentity, client_config, server_config};
+use shoal_ca::{CaError, ClientAuth, NodeIdentity, UnlockKey, client_config, server_config};
 use tokio::{
     net::TcpListener,
     runtime::Handle,
@@ -38,35 +35,40 @@ use super::{
     exec_broker::ExecBroker,
     grpc::{
         CaService, ControlService, DispatcherService, ExecService, LogsService, RaftService,
-        authorize::Authorize, client, control, from_status, server,
+        authorize::Authorize, client, server,
     },
+    keys::{self, NodeLock},
     leader,
     log_broker::LogBroker,
     raft::{
-        Leadership, ProposeError, Raft, RaftConfig, Start, StartError, Vault,
-        disk::OsDisk,
-        membership::has_place,
-        seal::{DataKey, Owner},
-        transport::GrpcTransport,
-        wal::WalError,
+        Leadership, ProposeError, Raft, RaftConfig, Start, StartError, Vault, disk::OsDisk,
+        membership::has_place, seal::Owner, transport::GrpcTransport, wal::WalError,
     },
-    store::{Replica, Store, Watch},
+    store::{Notice, Replica, Store, Watch},
 };
 use crate::core::{
     consensus::{Member, MemberChange, Members},
     control::{Intent, decide},
     reconcile::Ctx,
-    state::State,
+    state::{Event, State},
     validate::Refusal,
 };
 
 mod exec;
+mod forward;
 mod founding;
+mod locking;
 mod logs;
+mod recovery;
+mod relocation;
+
+use locking::Keys;
 
 pub use exec::ExecStream;
 pub use founding::{Founding, NewCluster};
+pub use locking::is_locked;
 pub use logs::LogStream;
+pub use recovery::{Anew, Backup, BackupError, RestoreError, read_backup};
 
 /// How long a write may wait for a leader.
 const LEADER_TIMEOUT: Duration = Duration::from_secs(15);
@@ -82,8 +84,6 @@ const RAFT_MESSAGE_BYTES_MAX: usize = 64 << 20;
 const ADMISSION_BYTES_MAX: usize = 64 << 10;
 /// Largest report of a node's task statuses.
 const REPORT_BYTES_MAX: usize = 16 << 20;
-/// File of the data key beside the log's directory.
-const DATA_KEY: &str = "raft.key";
 
 /// Where a manager lives.
 #[derive(Debug, Clone)]
@@ -94,6 +94,8 @@ pub struct ManagerConfig {
     pub listen: SocketAddr,
     /// `host:port` at which other nodes reach it.
     pub advertise: String,
+    /// What seals the key, where the cluster locks its managers.
+    pub lock: Option<NodeLock>,
     /// Times and sizes of consensus.
     pub raft: RaftConfig,
 }
@@ -111,6 +113,8 @@ pub enum Begin {
         /// Whom to ask.
         managers: Vec<String>,
     },
+    /// As the only one of a cluster that was, from a backup.
+    Anew(Box<Anew>),
     /// With the log that it has.
     Restart,
 }
@@ -143,6 +147,9 @@ pub enum ManagerError {
     /// No manager admitted it.
     #[error("cannot join the managers: {}", .0.message())]
     Join(Box<Status>),
+    /// It has stopped meanwhile.
+    #[error("the manager has stopped")]
+    Stopped,
     /// The cluster to be founded makes no sense.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -163,7 +170,7 @@ pub enum WriteError {
     /// Too few managers are there. Docker's words.
     #[error(
         "The swarm does not have a leader. It's possible that too few managers are online. Make sure more than half \
-         of the managers are online."
+         of the managers are online. If the others are lost for good, run `shoal cluster recover` on this manager."
     )]
     NoLeader,
     /// The leader changed on the way: it may or may not have come to pass.
@@ -182,6 +189,9 @@ pub struct Manager {
     server_tls: watch::Sender<Arc<ServerConfig>>,
     client_tls: watch::Sender<Arc<ClientConfig>>,
     address: SocketAddr,
+    keys: Mutex<Keys>,
+    /// The key under which the cluster wants managers to seal their disks, as far as this one knows.
+    unlock_key: watch::Receiver<Option<UnlockKey>>,
     stop: CancellationToken,
     tasks: Mutex<JoinSet<()>>,
 }
@@ -209,9 +219,12 @@ impl Manager {
             directory: config.directory.clone(),
             source,
         };
+        let keys = keys::load_or_make(&config.directory, config.lock.as_ref());
+        let keys = keys.map_err(in_directory)?;
+        let log = recovery::log_directory(&config.directory).map_err(in_directory)?;
         let vault = Vault {
-            disk: Arc::new(OsDisk::open(&config.directory.join("raft")).map_err(in_directory)?),
-            key: data_key(&config.directory).map_err(in_directory)?,
+            disk: Arc::new(OsDisk::open(&log).map_err(in_directory)?),
+            key: keys.clone(),
             owner: Owner::new(&identity.peer().cluster_id, &identity.peer().node_id),
         };
         let listener = TcpListener::bind(config.listen).await;
@@ -251,6 +264,7 @@ impl Manager {
             execs: ExecBroker::default(),
         };
         let stop = CancellationToken::new();
+        let gate = server::Gate::default();
         let mut tasks = JoinSet::new();
         let raft_service = RaftService { desk: desk.clone() };
         let logs_service = LogsService { desk: desk.clone() };
@@ -258,7 +272,7 @@ impl Manager {
         let serving = Server::builder()
             .layer(Authorize::new(replica))
             .add_service(
-                NodeCaServer::new(CaService { desk: desk.clone() })
+                NodeCaServer::new(CaService::new(desk.clone()))
                     .max_decoding_message_size(ADMISSION_BYTES_MAX),
             )
             .add_service(
@@ -275,36 +289,58 @@ impl Manager {
             .add_service(LogsServer::new(logs_service))
             .add_service(ExecBrokerServer::new(exec_service.clone()))
             .add_service(ExecsServer::new(exec_service))
-            .serve_with_incoming(server::accept(listener, server_tls_now, stop.clone()));
+            .serve_with_incoming(server::accept(
+                listener,
+                server_tls_now,
+                gate.clone(),
+                stop.clone(),
+            ));
         tasks.spawn(async move {
             if let Err(error) = serving.await {
                 tracing::error!(%error, "the manager's server ended");
             }
         });
         tasks.spawn(leader::run(desk.clone()));
+        tasks.spawn(relocation::announce(desk.clone(), config.advertise.clone()));
+        tasks.spawn(shut_out(desk.store.clone(), gate));
+        let (unlock_key_holder, unlock_key) =
+            watch::channel(locking::unlock_key(&desk.store.state()));
+        tasks.spawn(locking::follow(desk.store.clone(), unlock_key_holder));
+        let keys = Keys {
+            directory: config.directory,
+            ring: keys,
+            lock: config.lock,
+        };
         Ok(Self {
             desk,
             identity,
             server_tls,
             client_tls,
             address,
+            keys: Mutex::new(keys),
+            unlock_key,
             stop,
             tasks: Mutex::new(tasks),
         })
     }
 
     /// Whether a manager was here before and [`Begin::Restart`] is the way to begin.
-    pub fn has_log(directory: &Path, identity: &NodeIdentity) -> Result<bool, ManagerError> {
-        if !directory.join(DATA_KEY).exists() {
+    pub fn has_log(
+        directory: &Path,
+        identity: &NodeIdentity,
+        lock: Option<&NodeLock>,
+    ) -> Result<bool, ManagerError> {
+        if !keys::exists(directory) {
             return Ok(false);
         }
         let in_directory = |source| ManagerError::Directory {
             directory: directory.to_owned(),
             source,
         };
+        let log = recovery::log_directory(directory).map_err(in_directory)?;
         let vault = Vault {
-            disk: Arc::new(OsDisk::open(&directory.join("raft")).map_err(in_directory)?),
-            key: data_key(directory).map_err(in_directory)?,
+            disk: Arc::new(OsDisk::open(&log).map_err(in_directory)?),
+            key: keys::load_or_make(directory, lock).map_err(in_directory)?,
             owner: Owner::new(&identity.peer().cluster_id, &identity.peer().node_id),
         };
         Ok(has_place(&vault)?)
@@ -505,7 +541,7 @@ impl Desk {
                 let outcome = if leadership.borrow().is_leader {
                     self.write_as_leader(intent.clone()).await
                 } else {
-                    self.forward(&intent).await
+                    self.forward(&intent, &mut leadership).await
                 };
                 match outcome {
                     Err(WriteError::NoLeader) => wait_for_change(&mut leadership).await,
@@ -547,24 +583,30 @@ impl Desk {
         }
         Err(refused.into())
     }
+}
 
-    async fn forward(&self, intent: &Intent) -> Result<Option<Object>, WriteError> {
-        let address = self.leader_address().ok_or(WriteError::NoLeader)?;
-        let tls = Arc::clone(&self.client_tls.borrow());
-        // Nothing was said yet to a leader that cannot be reached: the next one may be asked.
-        let channel = client::connect(&address, tls)
-            .await
-            .map_err(|_| WriteError::NoLeader)?;
-        let answer = ControlClient::new(channel)
-            .write(Request::new(intent.into()))
-            .await;
-        match answer {
-            Ok(answer) => control::written(answer.into_inner()).map_err(|error| {
-                WriteError::Forward(Box::new(Status::internal(error.to_string())))
-            }),
-            Err(status) if client::is_not_leader(&status) => Err(WriteError::NoLeader),
-            Err(status) => Err(from_status(&status)
-                .map_or_else(|| WriteError::Forward(Box::new(status)), Into::into)),
+/// Cuts what nodes have open that may no longer take part, until consensus stops.
+async fn shut_out(store: Store, gate: server::Gate) {
+    let mut watch = store.watch();
+    loop {
+        let notice = watch.next().await;
+        let may_concern = match &notice {
+            Notice::Applied { events, .. } => events
+                .iter()
+                .any(|event| matches!(event, Event::Cluster(_) | Event::Node(_))),
+            Notice::Everything { .. } => true,
+        };
+        if !may_concern {
+            continue;
+        }
+        let Some(cluster) = notice.state().cluster() else {
+            continue;
+        };
+        for node in gate.nodes() {
+            if cluster.blacklisted.contains_key(&node) {
+                tracing::info!(node.id = %node, "shutting out a removed node");
+                gate.shut(&node);
+            }
         }
     }
 }
@@ -587,6 +629,9 @@ async fn place(
 ) -> Result<Start, ManagerError> {
     match begin {
         Begin::Restart => Ok(Start::Restart),
+        Begin::Anew(anew) => {
+            Ok(anew.start(identity.peer().node_id.clone(), config.advertise.clone()))
+        }
         Begin::Found { state } => {
             let node_id = identity.peer().node_id.clone();
             Ok(Start::Bootstrap {
@@ -606,6 +651,7 @@ async fn place(
                 let answer = client::call_leader(&manager, &tls, |channel| {
                     let request = Request::new(RaftJoinRequest {
                         addr: config.advertise.clone(),
+                        raft_id: 0,
                     });
                     async move { RaftMembershipClient::new(channel).join(request).await }
                 });
@@ -636,38 +682,6 @@ async fn place(
 
 fn join_failed(error: &dyn std::error::Error) -> ManagerError {
     ManagerError::Join(Box::new(Status::internal(error.to_string())))
-}
-
-/// Reads the data key, or makes one.
-fn data_key(directory: &Path) -> io::Result<DataKey> {
-    let path = directory.join(DATA_KEY);
-    match fs::read(&path) {
-        Ok(bytes) => {
-            let key = bytes.try_into().map_err(|_| {
-                io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    format!("{} is not a key of 32 bytes", path.display()),
-                )
-            })?;
-            Ok(DataKey::new(key))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let key = DataKey::generate();
-            let temporary = path.with_extension("tmp");
-            let mut file = fs::OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&temporary)?;
-            file.write_all(key.reveal())?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            fs::File::open(directory)?.sync_all()?;
-            Ok(key)
-        }
-        Err(error) => Err(error),
-    }
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use crate::core::consensus::{LogIndex, Member, Members, RaftId, node::BeginError
 pub mod disk;
 pub mod membership;
 mod node;
+pub mod salvage;
 pub mod seal;
 pub mod snapshot;
 pub mod storage;
@@ -24,7 +25,7 @@ pub mod wal;
 
 use disk::Disk;
 use node::{Driver, Input};
-use seal::{DataKey, Owner};
+use seal::{DataKey, KeyRing, Owner};
 use wal::WalError;
 
 /// How much may wait for the node's thread. Beyond it proposals wait and messages are dropped, as Raft allows.
@@ -59,8 +60,10 @@ pub struct RaftConfig {
 impl Default for RaftConfig {
     fn default() -> Self {
         Self {
-            tick: Duration::from_millis(100),
-            election_ticks: 10,
+            // A leader that is gone is missed after 400 to 800 ms, so that a write waits for less than a second; stalls of
+            // a loaded machine are shorter.
+            tick: Duration::from_millis(50),
+            election_ticks: 8,
             snapshot_entries: 10_000,
             snapshot_bytes: 64 << 20,
             kept_entries: 500,
@@ -74,8 +77,8 @@ impl Default for RaftConfig {
 pub struct Vault {
     /// The directory.
     pub disk: Arc<dyn Disk>,
-    /// The data key.
-    pub key: DataKey,
+    /// The data key, and those before it if one is being replaced.
+    pub key: KeyRing,
     /// Whose files they are.
     pub owner: Owner,
 }
@@ -96,6 +99,19 @@ pub enum Start {
         raft_id: RaftId,
         /// The members that it was told of.
         members: Members,
+    },
+    /// It is the only manager that is left of an earlier group, or begins with the state of one.
+    Anew {
+        /// Its id, which nobody has had.
+        raft_id: RaftId,
+        /// Itself, and the ids of those that once were members.
+        members: Members,
+        /// The state.
+        state: Vec<u8>,
+        /// Index of the last entry in it.
+        index: LogIndex,
+        /// A term that nobody has had.
+        term: u64,
     },
     /// It has a log already.
     Restart,
@@ -241,6 +257,21 @@ impl Raft {
     /// Removes a manager for good.
     pub async fn remove(&self, raft_id: RaftId) -> Result<(), RemoveError> {
         self.ask(|reply| Input::Remove { raft_id, reply }).await?
+    }
+
+    /// Tells everyone that a member is reached elsewhere now. It must be the node that it was.
+    pub async fn relocate(&self, raft_id: RaftId, member: Member) -> Result<(), ProposeError> {
+        self.ask(|reply| Input::Relocate {
+            raft_id,
+            member,
+            reply,
+        })
+        .await?
+    }
+
+    /// Seals everything on disk anew with this data key; when it returns nothing is left that another one could open.
+    pub async fn rekey(&self, key: DataKey) -> Result<(), ProposeError> {
+        self.ask(|reply| Input::Rekey { key, reply }).await
     }
 
     /// Hands leadership over, if this manager leads and another one can. Returns when that is settled.

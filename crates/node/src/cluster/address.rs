@@ -48,6 +48,12 @@ pub(super) fn listen(text: &str) -> Result<SocketAddr, AddressError> {
     one("listen address", text, CLUSTER_PORT)
 }
 
+/// All addresses of this host but link-local ones; none when they cannot be read.
+pub(super) fn own_addresses() -> Vec<IpAddr> {
+    let all = addresses(|_, _| true);
+    all.into_iter().map(|(_, address)| address).collect()
+}
+
 /// Where others reach this node; nothing is the address that leads to `towards`, else the only address it has.
 pub(super) fn advertise(
     text: &str,

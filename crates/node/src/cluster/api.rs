@@ -13,10 +13,11 @@ use shoal_api::{
     spec::{ClusterSpec, ConfigSpec, NetworkSpec, NodeSpec, SecretSpec, ServiceSpec},
     wire::{DecodeError, LogMessage, LogSelector, SubscribeLogsRequest},
 };
+use shoal_ca::UnlockKey;
 use shoal_docker_api::backend::{
-    ApiError, ApiResult, ClusterBackend, CreatedService, ItemStream, LocalNetwork, LocalNodeState,
-    LogSelection, ManagerView, NodeView, RemoteManager, Rotations, SwarmInfo, SwarmInit, SwarmJoin,
-    SwarmView, TaskExec, TaskLogLine, TaskSelection,
+    ApiError, ApiResult, ClusterBackend, ClusterRestore, CreatedService, ItemStream, LocalNetwork,
+    LocalNodeState, LogSelection, ManagerView, NodeView, RemoteManager, Rotations, SwarmInfo,
+    SwarmInit, SwarmJoin, SwarmView, TaskExec, TaskLogLine, TaskSelection,
 };
 use shoal_manager::{
     Intent, Manager, Refusal, Spec, State, WriteError,
@@ -25,7 +26,7 @@ use shoal_manager::{
     io::store::Notice,
 };
 
-use super::{ClusterError, ClusterNode, Init, Place, events, processes};
+use super::{ClusterError, ClusterNode, Init, Place, authority, events, processes};
 use crate::network::chain;
 
 /// How long the removal of a network waits for tasks that are stopping: the default grace and some more.
@@ -80,7 +81,12 @@ fn cluster_error(error: ClusterError) -> ApiError {
         ClusterError::AlreadyIn | ClusterError::NotIn | ClusterError::ManagerLeaves(_) => {
             ApiError::unavailable(text)
         }
-        ClusterError::Address(_) => ApiError::invalid(text),
+        ClusterError::Locked => ApiError::swarm_locked(),
+        ClusterError::NotManager => ApiError::not_a_manager(),
+        ClusterError::Restore(_) => ApiError::invalid(text),
+        ClusterError::NotLocked => ApiError::conflict(text),
+        ClusterError::WrongUnlockKey => ApiError::unauthorized(text),
+        ClusterError::Address(_) | ClusterError::NoUnlockKey => ApiError::invalid(text),
         _ => ApiError::internal(text),
     }
 }
@@ -89,9 +95,15 @@ impl ClusterNode {
     async fn managing(&self) -> ApiResult<Arc<Manager>> {
         match (self.manager().await, self.active.read().await.is_some()) {
             (Some(manager), _) => Ok(manager),
+            (None, false) if self.is_locked() => Err(ApiError::swarm_locked()),
             (None, true) => Err(ApiError::not_a_manager()),
             (None, false) => Err(ApiError::no_swarm()),
         }
+    }
+
+    async fn own_id(&self) -> ApiResult<NodeId> {
+        let node = self.swarm_info().await.node_id;
+        node.ok_or_else(|| ApiError::internal("the swarm was left at once"))
     }
 
     /// The state with everything that anybody was told before this call.
@@ -173,7 +185,14 @@ impl ClusterBackend for ClusterNode {
     async fn swarm_info(&self) -> SwarmInfo {
         let active = self.active.read().await;
         let Some(active) = active.as_ref() else {
-            return SwarmInfo::default();
+            return SwarmInfo {
+                state: if self.is_locked() {
+                    LocalNodeState::Locked
+                } else {
+                    LocalNodeState::Inactive
+                },
+                ..SwarmInfo::default()
+            };
         };
         let session = active.agent.state().borrow().clone();
         let membership = active.seat.membership();
@@ -214,26 +233,25 @@ impl ClusterBackend for ClusterNode {
     }
 
     async fn swarm_init(&self, request: SwarmInit) -> ApiResult<NodeId> {
-        if request.force_new_cluster {
-            return Err(ApiError::not_implemented("--force-new-cluster"));
-        }
-        if request.spec.autolock {
-            return Err(ApiError::not_implemented("--autolock"));
-        }
         let place = Place {
             listen: request.listen_addr,
             advertise: request.advertise_addr,
             data_path: request.data_path_addr,
             availability: request.availability,
         };
+        if request.force_new_cluster && self.swarm_info().await.state != LocalNodeState::Inactive {
+            self.force_new_cluster(&place)
+                .await
+                .map_err(cluster_error)?;
+            return self.own_id().await;
+        }
         self.init(Init {
             place,
             spec: request.spec,
         })
         .await
         .map_err(cluster_error)?;
-        let node = self.swarm_info().await.node_id;
-        node.ok_or_else(|| ApiError::internal("the swarm was left at once"))
+        self.own_id().await
     }
 
     async fn swarm_join(&self, request: SwarmJoin) -> ApiResult<()> {
@@ -256,11 +274,13 @@ impl ClusterBackend for ClusterNode {
         let state = manager.latest().await.map_err(write_error)?;
         let missing = || ApiError::internal("the cluster's own object is missing");
         let cluster = state.cluster().ok_or_else(missing)?.as_ref().clone();
+        let tls = authority::cluster_tls(&cluster);
         let (worker_token, manager_token) = manager.join_tokens().ok_or_else(missing)?;
         Ok(SwarmView {
             cluster,
             worker_token,
             manager_token,
+            tls,
         })
     }
 
@@ -270,19 +290,58 @@ impl ClusterBackend for ClusterNode {
         spec: ClusterSpec,
         rotate: Rotations,
     ) -> ApiResult<()> {
-        if spec.autolock || rotate.unlock_key {
-            return Err(ApiError::not_implemented("--autolock"));
-        }
-        self.update(ObjectKey::Cluster, version, Spec::Cluster(spec))
-            .await?;
-        if rotate.worker_token || rotate.manager_token {
+        let state = self.latest().await?;
+        let cluster = state.cluster().ok_or_else(ApiError::no_swarm)?;
+        let intent = match authority::rotation(cluster, &spec, rotate.signing_ca.as_ref())? {
+            Some(rotation) => Intent::RotateRoot {
+                version,
+                spec: Box::new(spec),
+                rotation,
+            },
+            None => Intent::Update {
+                key: ObjectKey::Cluster,
+                version,
+                spec: Spec::Cluster(spec),
+            },
+        };
+        self.write(intent).await?;
+        if rotate.worker_token || rotate.manager_token || rotate.unlock_key {
             let intent = Intent::RotateTokens {
                 worker: rotate.worker_token,
                 manager: rotate.manager_token,
+                unlock_key: rotate.unlock_key,
             };
             self.write(intent).await?;
         }
         Ok(())
+    }
+
+    async fn cluster_backup(&self) -> ApiResult<Vec<u8>> {
+        self.managing().await?.backup().await.map_err(write_error)
+    }
+
+    async fn cluster_restore(&self, request: ClusterRestore) -> ApiResult<NodeId> {
+        let place = Place {
+            listen: request.listen_addr,
+            advertise: request.advertise_addr,
+            data_path: request.data_path_addr,
+            ..Place::default()
+        };
+        self.restore(&place, &request.backup, &request.unlock_key)
+            .await
+            .map_err(cluster_error)?;
+        self.own_id().await
+    }
+
+    async fn swarm_unlock(&self, key: &str) -> ApiResult<()> {
+        self.unlock(key).await.map_err(cluster_error)
+    }
+
+    async fn swarm_unlock_key(&self) -> ApiResult<String> {
+        let state = self.latest().await?;
+        let key = state.cluster().map(|cluster| cluster.unlock_key.as_slice());
+        let key = key.and_then(UnlockKey::from_bytes);
+        Ok(key.map(|key| key.reveal()).unwrap_or_default())
     }
 
     async fn nodes(&self) -> ApiResult<Vec<NodeView>> {
@@ -298,6 +357,10 @@ impl ClusterBackend for ClusterNode {
                 ),
                 addr: place.addr.clone(),
             }),
+            tls: state
+                .cluster()
+                .map(|cluster| authority::node_tls(cluster, node))
+                .unwrap_or_default(),
             node: node.as_ref().clone(),
         };
         Ok(state.nodes().map(view).collect())

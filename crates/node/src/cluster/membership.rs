@@ -8,7 +8,8 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use shoal_ca::{IdentityFiles, NodeIdentity};
+use shoal_ca::{IdentityFiles, KeySeal, NodeIdentity, Role, StoredIdentity};
+use shoal_manager::{LockFile, NodeLock, is_locked};
 
 use super::ClusterError;
 
@@ -21,6 +22,9 @@ pub(super) struct Membership {
     pub(super) advertise: SocketAddr,
     /// Where others reach its data path.
     pub(super) data_path: IpAddr,
+    /// Whether [`Self::advertise`] was an address of this host when it was chosen.
+    #[serde(default)]
+    pub(super) is_own_address: bool,
     /// Other managers, as last heard of.
     pub(super) managers: Vec<String>,
 }
@@ -42,6 +46,17 @@ impl Membership {
         }
         is_news
     }
+}
+
+/// What an earlier daemon left.
+#[derive(Debug)]
+pub(super) enum Stored {
+    /// Nothing: the node is in no cluster.
+    Nothing,
+    /// A manager whose keys are sealed.
+    Locked,
+    /// A membership to take up.
+    Open(Box<NodeIdentity>, Membership),
 }
 
 /// The directory of a membership.
@@ -69,15 +84,36 @@ impl MembershipFiles {
         self.directory.join("manager")
     }
 
-    /// What an earlier daemon left; `None` if it was in no cluster.
-    pub(super) fn load(&self) -> Result<Option<(NodeIdentity, Membership)>, ClusterError> {
-        let Some(identity) = self.identity().load()? else {
-            return Ok(None);
+    /// Where the lock of a locked manager is kept.
+    pub(super) fn lock(&self) -> LockFile {
+        LockFile::new(self.directory.join("lock"))
+    }
+
+    /// Forgets the lock, when nothing is sealed by it.
+    pub(super) fn forget_lock(&self) -> Result<(), ClusterError> {
+        let path = self.directory.join("lock");
+        self.lock().remove().map_err(at(&path))
+    }
+
+    /// What an earlier daemon left.
+    pub(super) fn load(&self, lock: Option<&NodeLock>) -> Result<Stored, ClusterError> {
+        let identity = match self.identity().load(seal(lock))? {
+            StoredIdentity::Nothing => return Ok(Stored::Nothing),
+            StoredIdentity::Sealed => return Ok(Stored::Locked),
+            StoredIdentity::Open(identity) => identity,
         };
+        let is_locked = || is_locked(&self.manager()).map_err(at(&self.manager()));
+        if identity.peer().role == Role::Manager && lock.is_none() && is_locked()? {
+            return Ok(Stored::Locked);
+        }
+        Ok(Stored::Open(identity, self.load_membership()?))
+    }
+
+    /// Where the node lives.
+    pub(super) fn load_membership(&self) -> Result<Membership, ClusterError> {
         let path = self.directory.join("membership.json");
         let read = || Ok(serde_json::from_slice(&fs::read(&path)?)?);
-        let membership = read().map_err(at(&path))?;
-        Ok(Some((identity, membership)))
+        read().map_err(at(&path))
     }
 
     /// Writes where the node lives so that it survives a loss of power.
@@ -96,8 +132,13 @@ impl MembershipFiles {
     }
 
     /// Writes the certificate. A node that has one counts itself in: [`Self::save`] comes first.
-    pub(super) fn save_identity(&self, identity: &NodeIdentity) -> Result<(), ClusterError> {
-        Ok(self.identity().save(identity)?)
+    /// Its key is sealed where there is a lock.
+    pub(super) fn save_identity(
+        &self,
+        identity: &NodeIdentity,
+        lock: Option<&NodeLock>,
+    ) -> Result<(), ClusterError> {
+        Ok(self.identity().save(identity, seal(lock))?)
     }
 
     /// Forgets the manager's log, for a node that is none any more.
@@ -110,6 +151,10 @@ impl MembershipFiles {
         self.identity().clear()?;
         remove(&self.directory)
     }
+}
+
+fn seal(lock: Option<&NodeLock>) -> Option<&dyn KeySeal> {
+    lock.map(|lock| lock as _)
 }
 
 fn remove(path: &Path) -> Result<(), ClusterError> {
@@ -134,6 +179,7 @@ mod tests {
             listen: "0.0.0.0:2377".parse().expect("an address"),
             advertise: "192.0.2.2:2377".parse().expect("an address"),
             data_path: "192.0.2.2".parse().expect("an address"),
+            is_own_address: false,
             managers: vec!["192.0.2.1:2377".to_owned()],
         }
     }
@@ -160,9 +206,10 @@ mod tests {
     fn a_node_that_has_no_certificate_is_in_no_cluster() {
         let directory = tempfile::tempdir().expect("a directory");
         let files = MembershipFiles::new(directory.path().join("swarm"));
-        assert!(files.load().expect("nothing there").is_none());
+        let is_nothing = || matches!(files.load(None), Ok(Stored::Nothing));
+        assert!(is_nothing());
         files.save(&membership()).expect("saved");
-        assert!(files.load().expect("readable").is_none());
+        assert!(is_nothing());
         files.forget_manager().expect("there is none");
         files.forget().expect("forgotten");
         files.forget().expect("forgotten again");

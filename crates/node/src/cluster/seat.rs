@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use shoal_ca::{ClientConfig, NodeIdentity, client_config};
-use shoal_manager::{Begin, Manager, ManagerConfig, renew_identity};
+use shoal_ca::{ClientConfig, NodeIdentity, Role, RootCertificate, UnlockKey, client_config};
+use shoal_manager::{Begin, Manager, ManagerConfig, NodeLock, renew_identity};
 use tokio::sync::watch;
 
 use super::{
@@ -23,7 +23,18 @@ struct Held {
     membership: Membership,
     identity: Arc<NodeIdentity>,
     manager: Option<Arc<Manager>>,
+    /// What seals this manager's keys, and under which unlock key that is kept.
+    lock: Option<Lock>,
     trouble: Option<String>,
+}
+
+/// A lock in force.
+#[derive(Clone)]
+pub(super) struct Lock {
+    pub(super) key: UnlockKey,
+    pub(super) lock: NodeLock,
+    /// Whether everything is sealed by it and nothing by an older one.
+    pub(super) is_settled: bool,
 }
 
 impl Seat {
@@ -32,6 +43,7 @@ impl Seat {
         files: MembershipFiles,
         identity: NodeIdentity,
         membership: Membership,
+        lock: Option<Lock>,
     ) -> Result<Self, ClusterError> {
         let tls = client_config(identity.root(), Some(&identity))?;
         Ok(Self {
@@ -41,6 +53,7 @@ impl Seat {
                 membership,
                 identity: Arc::new(identity),
                 manager: None,
+                lock,
                 trouble: None,
             }),
         })
@@ -70,6 +83,11 @@ impl Seat {
         self.held().manager.clone()
     }
 
+    /// What seals its keys, if anything does.
+    pub(super) fn lock(&self) -> Option<Lock> {
+        self.held().lock.clone()
+    }
+
     /// What its upkeep last failed at.
     pub(super) fn trouble(&self) -> Option<String> {
         self.held().trouble.clone()
@@ -94,11 +112,29 @@ impl Seat {
 
     /// Gets the next certificate, with the role that the cluster gives the node now.
     pub(super) async fn renew(&self, managers: &[String]) -> Result<(), ClusterError> {
+        let identity = renew_identity(managers, &self.identity()).await?;
+        let role = identity.peer().role;
+        self.take_up(identity)?;
+        tracing::info!(%role, "renewed the node's certificate");
+        Ok(())
+    }
+
+    /// Trusts another root from now on, under which the node's certificate is valid as well.
+    pub(super) fn trust(&self, root_pem: &str) -> Result<(), ClusterError> {
+        let root = RootCertificate::from_pem(root_pem)?;
+        self.take_up(self.identity().under_root(root)?)?;
+        tracing::info!("the cluster has a new root certificate");
+        Ok(())
+    }
+
+    fn take_up(&self, identity: NodeIdentity) -> Result<(), ClusterError> {
         let old = self.identity();
-        let identity = renew_identity(managers, &old).await?;
-        self.files.save_identity(&identity)?;
+        // A worker knows no unlock key, so nothing of it is sealed.
+        let lock = self.held().lock.clone();
+        let lock = lock.filter(|_| identity.peer().role == Role::Manager);
+        self.files
+            .save_identity(&identity, lock.as_ref().map(|lock| &lock.lock))?;
         let tls = client_config(identity.root(), Some(&identity))?;
-        tracing::info!(role = %identity.peer().role, "renewed the node's certificate");
         let manager = {
             let mut held = self.held();
             held.identity = Arc::new(identity.clone());
@@ -115,7 +151,13 @@ impl Seat {
     }
 
     fn has_log(&self) -> Result<bool, ClusterError> {
-        Ok(Manager::has_log(&self.files.manager(), &self.identity())?)
+        let lock = self.held().lock.clone();
+        let lock = lock.as_ref().map(|lock| &lock.lock);
+        Ok(Manager::has_log(
+            &self.files.manager(),
+            &self.identity(),
+            lock,
+        )?)
     }
 
     /// Starts the manager that was here before, if there was one.
@@ -133,6 +175,7 @@ impl Seat {
             directory: self.files.manager(),
             listen: membership.listen,
             advertise: membership.advertise.to_string(),
+            lock: self.held().lock.clone().map(|lock| lock.lock),
             raft: Default::default(),
         };
         std::fs::create_dir_all(&config.directory).map_err(at(&config.directory))?;
@@ -143,8 +186,9 @@ impl Seat {
         };
         let identity = NodeIdentity::clone(&self.identity());
         let manager = Manager::start(config, identity, begin).await?;
-        self.held().manager = Some(Arc::new(manager));
-        Ok(())
+        let manager = Arc::new(manager);
+        self.held().manager = Some(Arc::clone(&manager));
+        Ok(manager.finish_rekeying().await?)
     }
 
     /// Stops the manager and leaves its log, for the next daemon.
@@ -158,6 +202,66 @@ impl Seat {
     /// Stops the manager for good: others have taken it out of their group.
     pub(super) async fn dismiss_manager(&self) -> Result<(), ClusterError> {
         self.stop_manager().await;
-        self.files.forget_manager()
+        self.files.forget_manager()?;
+        self.files.forget_lock()?;
+        self.held().lock = None;
+        Ok(())
+    }
+
+    /// Whether this manager's keys may be sealed otherwise than the cluster wants it.
+    pub(super) fn lock_differs(&self) -> bool {
+        let held = self.held();
+        let Some(manager) = &held.manager else {
+            return false;
+        };
+        let wanted = manager.unlock_key();
+        let wanted = wanted.borrow();
+        match &held.lock {
+            Some(lock) => !lock.is_settled || wanted.as_ref() != Some(&lock.key),
+            None => wanted.is_some(),
+        }
+    }
+
+    /// Seals this manager's keys as the cluster wants it, or unseals them. Every step can be the last before a crash: the
+    /// lock file opens whatever is sealed at that moment.
+    pub(super) async fn settle_lock(&self) -> Result<(), ClusterError> {
+        let Some(manager) = self.manager() else {
+            return Ok(());
+        };
+        // What this manager happens to have heard of may be older than the key that opened it.
+        let state = manager.latest().await.map_err(ClusterError::Settings)?;
+        let wanted = state.cluster().map(|cluster| cluster.unlock_key.as_slice());
+        let wanted = wanted.and_then(UnlockKey::from_bytes);
+        let held = self.held().lock.clone();
+        let Some(wanted) = wanted else {
+            self.files.save_identity(&self.identity(), None)?;
+            manager.reseal(None).await?;
+            self.files.forget_lock()?;
+            self.held().lock = None;
+            return Ok(());
+        };
+        let path = self.files.manager();
+        let next = match held {
+            Some(lock) if lock.key == wanted => lock.lock,
+            Some(lock) => lock.lock.succeed(),
+            None => NodeLock::generate(),
+        };
+        let save = |lock: &NodeLock| self.files.lock().save(lock, &wanted).map_err(at(&path));
+        save(&next)?;
+        let mut lock = Lock {
+            key: wanted.clone(),
+            lock: next,
+            is_settled: false,
+        };
+        self.held().lock = Some(lock.clone());
+        self.files
+            .save_identity(&self.identity(), Some(&lock.lock))?;
+        lock.lock = lock.lock.alone();
+        manager.reseal(Some(lock.lock.clone())).await?;
+        save(&lock.lock)?;
+        lock.is_settled = true;
+        self.held().lock = Some(lock);
+        tracing::info!("this manager's keys are sealed under the swarm's unlock key");
+        Ok(())
     }
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use shoal_api::{Timestamp, spec::NodeRole};
-use shoal_ca::{NodeIdentity, Role};
+use shoal_ca::{NodeIdentity, Role, RootCertificate, UnlockKey};
 use shoal_manager::{Begin, Leadership};
 use shoal_worker::io::agent::SessionState;
 use tokio::{sync::watch, task::JoinHandle};
@@ -29,6 +29,12 @@ enum Need {
     NoManager,
     /// A manager.
     Manager,
+    /// To have its keys sealed otherwise.
+    Lock,
+    /// To trust the root that the cluster has now.
+    Root,
+    /// A certificate from the root that is on its way in.
+    Issuer,
     /// A certificate that lasts longer.
     Renewal,
 }
@@ -37,7 +43,12 @@ impl Need {
     const fn pause_max(self) -> Duration {
         match self {
             Self::Renewal => RENEWAL_PAUSE_MAX,
-            Self::Role | Self::NoManager | Self::Manager => ROLE_PAUSE_MAX,
+            Self::Role
+            | Self::NoManager
+            | Self::Manager
+            | Self::Lock
+            | Self::Root
+            | Self::Issuer => ROLE_PAUSE_MAX,
         }
     }
 
@@ -47,6 +58,9 @@ impl Need {
             Self::Role => "cannot take on the role that the cluster gives this node",
             Self::NoManager => "cannot cease to be a manager",
             Self::Manager => "cannot become a manager",
+            Self::Lock => "cannot seal the keys of this manager as the swarm wants it",
+            Self::Root => "cannot take over the new root certificate of the swarm",
+            Self::Issuer => "cannot get a certificate from the new root of the swarm",
             Self::Renewal => "cannot renew the certificate of this node",
         }
     }
@@ -63,6 +77,12 @@ struct Facts {
     /// Whether its manager was taken out of the group although the node shall be a manager: it was demoted and promoted
     /// again meanwhile, and its log is worth nothing.
     is_expelled: bool,
+    /// Whether its keys are sealed otherwise than the cluster wants it.
+    lock_differs: bool,
+    /// Whether the cluster's root is another than the one that the node trusts.
+    root_differs: bool,
+    /// Whether a root is on its way in and the certificate is not from it.
+    issuer_differs: bool,
     renew_at: Timestamp,
 }
 
@@ -79,6 +99,9 @@ impl Facts {
             differs.then_some(Need::Role),
             is_superfluous.then_some(Need::NoManager),
             (is_manager && !self.runs_manager).then_some(Need::Manager),
+            (is_manager && self.lock_differs).then_some(Need::Lock),
+            self.root_differs.then_some(Need::Root),
+            self.issuer_differs.then_some(Need::Issuer),
             (self.renew_at <= now).then_some(Need::Renewal),
         ]
         .into_iter()
@@ -178,7 +201,10 @@ async fn run(seat: Arc<Seat>, mut session: watch::Receiver<SessionState>) {
             identity = seat.identity();
             renew_at = renewal_of(&identity).max(Timestamp::now() + RENEWAL_PERIOD_MIN);
         }
-        let mut leadership = seat.manager().map(|manager| manager.leadership());
+        let running = seat.manager();
+        let mut leadership = running.as_ref().map(|manager| manager.leadership());
+        let mut unlock_key = running.as_ref().map(|manager| manager.unlock_key());
+        let (root_differs, issuer_differs) = roots_differ(&identity, &told);
         let is_removed = leadership
             .as_ref()
             .is_some_and(|now| now.borrow().is_removed);
@@ -187,6 +213,9 @@ async fn run(seat: Arc<Seat>, mut session: watch::Receiver<SessionState>) {
             assigned: assigned_role(&told),
             runs_manager: leadership.is_some(),
             is_expelled: is_removed && shall_manage(&told),
+            lock_differs: seat.lock_differs(),
+            root_differs,
+            issuer_differs,
             renew_at,
         };
         let now = Timestamp::now();
@@ -207,6 +236,7 @@ async fn run(seat: Arc<Seat>, mut session: watch::Receiver<SessionState>) {
                 tokio::select! {
                     changed = session.changed() => if changed.is_err() { return },
                     () = removal(leadership.as_mut()), if !is_removed => {}
+                    () = another_key(unlock_key.as_mut()) => {}
                     () = tokio::time::sleep(at.since(now)) => {}
                 }
             }
@@ -245,6 +275,28 @@ async fn removal(leadership: Option<&mut watch::Receiver<Leadership>>) {
     std::future::pending().await
 }
 
+/// Whether the node is to trust another root, and whether it is to have a certificate from another one.
+fn roots_differ(identity: &NodeIdentity, told: &SessionState) -> (bool, bool) {
+    if told.manager.is_none() {
+        return (false, false);
+    }
+    let root = |pem: &str| RootCertificate::from_pem(pem).ok();
+    let another_root = root(&told.root_pem).is_some_and(|root| root != *identity.root());
+    let incoming = root(&told.incoming_root_pem);
+    let another_issuer = incoming.is_some_and(|incoming| !identity.is_issued_by(&incoming));
+    (another_root, another_issuer)
+}
+
+/// Waits until the manager, if there is one, hears of another unlock key.
+async fn another_key(unlock_key: Option<&mut watch::Receiver<Option<UnlockKey>>>) {
+    if let Some(unlock_key) = unlock_key
+        && unlock_key.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
+}
+
 /// Other managers that can be asked, the likeliest first.
 fn others(seat: &Seat, told: &SessionState) -> Vec<String> {
     let membership = seat.membership();
@@ -268,7 +320,9 @@ fn without_repeats(managers: Vec<String>, own: &str) -> Vec<String> {
 async fn meet(seat: &Seat, need: Need, told: &SessionState) -> Result<(), String> {
     let failed = |error: ClusterError| chain(&error);
     match need {
-        Need::Role | Need::Renewal => {
+        Need::Lock => seat.settle_lock().await.map_err(failed),
+        Need::Root => seat.trust(&told.root_pem).map_err(failed),
+        Need::Role | Need::Renewal | Need::Issuer => {
             let mut managers = others(seat, told);
             if let Some(manager) = seat.manager() {
                 managers.splice(0..0, manager.manager_addresses());

@@ -26,6 +26,9 @@ use crate::{
     ports::{Chain, Executor, NamePlane, NetworkPlane},
 };
 
+/// The node's side of TLS as it is now.
+type Tls = watch::Receiver<Arc<ClientConfig>>;
+
 /// Messages between session and foreman; one is in hand while the next is read.
 const COMMANDS_MAX: usize = 2;
 
@@ -61,6 +64,8 @@ pub struct SessionState {
     pub node: Option<Node>,
     /// PEM of the cluster's root certificates, empty if not told.
     pub root_pem: String,
+    /// PEM of a root that is on its way in, from which the node shall have a certificate; empty if there is none.
+    pub incoming_root_pem: String,
     /// Why managers refuse this node, in the words of the last one that did; `None` as soon as one takes it again.
     ///
     /// A node that was removed from the cluster is refused for good.
@@ -74,7 +79,8 @@ pub struct Agent {
     state: watch::Receiver<SessionState>,
     tasks: JoinSet<()>,
     closed: oneshot::Receiver<()>,
-    tls: watch::Receiver<Arc<ClientConfig>>,
+    /// `None` when it has lost its keys.
+    tls: Option<Tls>,
 }
 
 impl Agent {
@@ -85,15 +91,37 @@ impl Agent {
         network: Arc<dyn NetworkPlane>,
         names: Arc<dyn NamePlane>,
     ) -> Result<Self, AgentError> {
-        let path = config.ledger;
+        let AgentConfig {
+            managers,
+            ledger,
+            tls,
+        } = config;
+        let session = Some((managers, tls));
+        Self::begin(ledger, session, executor, network, names).await
+    }
+
+    /// Takes up the tasks of an earlier agent without ever looking for a session: the node has lost its keys.
+    pub async fn orphaned(
+        ledger: PathBuf,
+        executor: Arc<dyn Executor>,
+        network: Arc<dyn NetworkPlane>,
+        names: Arc<dyn NamePlane>,
+    ) -> Result<Self, AgentError> {
+        Self::begin(ledger, None, executor, network, names).await
+    }
+
+    async fn begin(
+        ledger: PathBuf,
+        session: Option<(Vec<String>, Tls)>,
+        executor: Arc<dyn Executor>,
+        network: Arc<dyn NetworkPlane>,
+        names: Arc<dyn NamePlane>,
+    ) -> Result<Self, AgentError> {
+        let path = ledger;
         let opened = tokio::task::spawn_blocking(move || Ledger::open(&path)).await;
         let (ledger, remembered, closed) = opened
             .expect("opening the ledger does not panic")
             .map_err(AgentError::Ledger)?;
-        let mut managers = config.managers;
-        managers.extend(remembered.managers);
-        let mut seen = std::collections::BTreeSet::new();
-        managers.retain(|address| seen.insert(address.clone()));
 
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
         let outbox = Arc::new(Outbox::default());
@@ -125,18 +153,24 @@ impl Agent {
         let mut tasks = JoinSet::new();
         tasks.spawn(plane_work);
         tasks.spawn(foreman.run(receiver));
-        tasks.spawn(keep_session(
-            desk,
-            Managers::new(managers),
-            config.tls.clone(),
-            state_holder,
-        ));
+        let tls = session.as_ref().map(|(_, tls)| tls.clone());
+        if let Some((mut managers, tls)) = session {
+            managers.extend(remembered.managers);
+            let mut seen = std::collections::BTreeSet::new();
+            managers.retain(|address| seen.insert(address.clone()));
+            tasks.spawn(keep_session(
+                desk,
+                Managers::new(managers),
+                tls,
+                state_holder,
+            ));
+        }
         Ok(Self {
             commands,
             state,
             tasks,
             closed,
-            tls: config.tls,
+            tls,
         })
     }
 
@@ -175,7 +209,7 @@ impl Agent {
 async fn keep_session(
     desk: Desk,
     mut managers: Managers,
-    tls: watch::Receiver<Arc<ClientConfig>>,
+    mut tls: Tls,
     state: watch::Sender<SessionState>,
 ) {
     loop {
@@ -186,8 +220,8 @@ async fn keep_session(
                 continue;
             }
         };
-        let tls = Arc::clone(&tls.borrow());
-        let channel = match dial(&address, Arc::clone(&tls)).await {
+        let current = Arc::clone(&tls.borrow_and_update());
+        let channel = match dial(&address, Arc::clone(&current)).await {
             Ok(channel) => channel,
             Err(error) => {
                 tracing::info!(manager = address, error = %Chain(&error), "cannot reach a manager");
@@ -198,9 +232,9 @@ async fn keep_session(
         let known = managers.known().to_vec();
         let peer = Peer {
             address: address.clone(),
-            tls,
+            tls: current,
         };
-        let ended = hold(&desk, peer, channel, |message| {
+        let held = hold(&desk, peer, channel, |message| {
             if managers.redirect(&address, &message.leader) {
                 return Err(SessionError::Redirected {
                     leader: message.leader.clone(),
@@ -224,12 +258,20 @@ async fn keep_session(
                 leader: message.leader.clone(),
                 node,
                 root_pem: message.root_pem.clone(),
+                incoming_root_pem: message.incoming_root_pem.clone(),
                 refused: None,
             });
             Ok(())
-        })
-        .await;
+        });
+        // A session does not outlive its certificate; with the next one it goes on before anybody misses it.
+        let ended = tokio::select! {
+            ended = held => ended,
+            Ok(()) = tls.changed() => Err(SessionError::Renewed),
+        };
         let Err(error) = ended;
+        if matches!(error, SessionError::Renewed) {
+            managers.redirect("", &address);
+        }
         tracing::info!(manager = address, error = %Chain(&error), "a session ended");
         state.send_modify(|state| {
             state.manager = None;

@@ -38,7 +38,7 @@ pub enum CallError {
 #[derive(Debug, Clone)]
 pub struct AgentCalls {
     pub(super) state: watch::Receiver<SessionState>,
-    pub(super) tls: watch::Receiver<Arc<ClientConfig>>,
+    pub(super) tls: Option<watch::Receiver<Arc<ClientConfig>>>,
 }
 
 impl AgentCalls {
@@ -52,7 +52,8 @@ impl AgentCalls {
                 Ok(Ok(state)) => state.manager.clone().unwrap_or_default(),
                 _ => return Err(CallError::NoManager),
             };
-            let tls = Arc::clone(&self.tls.borrow());
+            let tls = self.tls.as_ref().ok_or(CallError::NoManager)?;
+            let tls = Arc::clone(&tls.borrow());
             let answer = async {
                 let channel = dial(&manager, tls).await.ok()?;
                 let mut client = DispatcherClient::new(channel);

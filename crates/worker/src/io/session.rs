@@ -54,6 +54,8 @@ pub(super) enum SessionError {
     Gap(#[source] Gap),
     #[error("the leader is {leader}")]
     Redirected { leader: String },
+    #[error("the node's certificate was renewed")]
+    Renewed,
     #[error("the agent ends")]
     Ending,
 }

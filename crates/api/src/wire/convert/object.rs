@@ -6,8 +6,8 @@ use crate::{
     object::{
         Batch, Change, Cluster, Config, ContainerStatus, Expect, JobStatus, ManagerInfo, Meta,
         Network, NetworkAllocation, Node, NodeDescription, NodeState, NodeStatus, Object,
-        ObjectKey, Revision, Secret, Service, ServiceEndpoint, Task, TaskAttachment, TaskStatus,
-        UpdateState, UpdateStatus, VirtualIp,
+        ObjectKey, Revision, RootRotation, Secret, Service, ServiceEndpoint, Task, TaskAttachment,
+        TaskStatus, UpdateState, UpdateStatus, VirtualIp,
     },
     wire,
 };
@@ -26,7 +26,7 @@ messages! {
     Meta { version, created_at, updated_at }
     Node { id, meta, spec, description, status, role, manager, availability_since }
     NodeDescription {
-        hostname, platform, resources, engine_version, engine_labels, plugins, data_path_addr, trust_root_digest,
+        hostname, platform, resources, engine_version, engine_labels, plugins, data_path_addr, certificate_issuer,
     }
     NodeStatus { state, message, addr, since }
     ManagerInfo { raft_id, addr }
@@ -51,7 +51,9 @@ messages! {
     Config { id, meta, spec }
     Cluster {
         id, meta, spec, root_ca_cert, root_ca_key, worker_token, manager_token, blacklisted, last_raft_id,
+        unlock_key, root_rotation,
     }
+    RootRotation { ca_cert, ca_key, cross_signed }
     Batch { actor, at, changes }
 }
 

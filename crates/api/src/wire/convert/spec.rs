@@ -74,7 +74,7 @@ messages! {
     ConfigSpec { annotations, data, templating }
     ClusterSpec {
         annotations, task_history_limit, snapshot_interval, heartbeat_period, cert_expiry, default_address_pools,
-        subnet_size, data_path_port, autolock,
+        subnet_size, data_path_port, autolock, force_rotate,
     }
     Subnet { range, gateway }
 }

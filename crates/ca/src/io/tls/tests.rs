@@ -11,7 +11,7 @@ use crate::{
     core::token::{JoinToken, TokenError},
     io::{
         bootstrap::fetch_root,
-        files::IdentityFiles,
+        files::{IdentityFiles, KeySeal, StoredIdentity},
         issuer::{NODE_CERTIFICATE_VALIDITY, NodeKey, RootCa, Subject},
     },
 };
@@ -183,12 +183,17 @@ fn an_identity_is_kept_on_disk_for_its_owner_only() {
     use std::os::unix::fs::PermissionsExt;
     let directory = tempfile::tempdir().unwrap();
     let files = IdentityFiles::new(directory.path().join("certificates"));
-    assert!(files.load().unwrap().is_none());
+    let nothing =
+        |files: &IdentityFiles| matches!(files.load(None).unwrap(), StoredIdentity::Nothing);
+    assert!(nothing(&files));
     let ca = new_ca();
-    files.save(&identity(&ca, Role::Manager)).unwrap();
+    files.save(&identity(&ca, Role::Manager), None).unwrap();
     let renewed = identity(&ca, Role::Worker);
-    files.save(&renewed).unwrap();
-    assert_eq!(files.load().unwrap().unwrap().peer(), renewed.peer());
+    files.save(&renewed, None).unwrap();
+    let StoredIdentity::Open(loaded) = files.load(None).unwrap() else {
+        panic!("it was not sealed")
+    };
+    assert_eq!(loaded.peer(), renewed.peer());
     for entry in std::fs::read_dir(directory.path().join("certificates")).unwrap() {
         assert_eq!(
             entry.unwrap().metadata().unwrap().permissions().mode() & 0o777,
@@ -196,7 +201,154 @@ fn an_identity_is_kept_on_disk_for_its_owner_only() {
         );
     }
     files.clear().unwrap();
-    assert!(files.load().unwrap().is_none());
+    assert!(nothing(&files));
+}
+
+/// Turns every byte; enough to see that a seal is asked.
+struct Turned(u8);
+
+impl KeySeal for Turned {
+    fn seal(&self, plain: &[u8]) -> Vec<u8> {
+        let turned = plain.iter().map(|byte| byte ^ 0xa5);
+        [self.0].into_iter().chain(turned).collect()
+    }
+    fn open(&self, sealed: &[u8]) -> Option<Vec<u8>> {
+        let (by, body) = sealed.split_first()?;
+        (*by == self.0).then(|| body.iter().map(|byte| byte ^ 0xa5).collect())
+    }
+}
+
+#[test]
+fn a_sealed_key_is_nowhere_on_disk_and_opens_with_its_seal_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let files = IdentityFiles::new(directory.path());
+    let manager = identity(&new_ca(), Role::Manager);
+    files.save(&manager, Some(&Turned(1))).unwrap();
+    let key_line = manager.key_pem().lines().nth(1).unwrap();
+    for entry in std::fs::read_dir(directory.path()).unwrap() {
+        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        assert!(!text.contains(key_line) && !text.contains("BEGIN PRIVATE KEY"));
+    }
+    for wrong in [None, Some(&Turned(2) as &dyn KeySeal)] {
+        assert!(matches!(files.load(wrong).unwrap(), StoredIdentity::Sealed));
+    }
+    let StoredIdentity::Open(loaded) = files.load(Some(&Turned(1))).unwrap() else {
+        panic!("its own seal opens it")
+    };
+    assert_eq!(loaded.key_pem(), manager.key_pem());
+}
+
+/// A root on its way in, as the cluster issues from it meanwhile.
+fn incoming(old: &RootCa) -> (RootCa, RootCa) {
+    let now = SystemTime::now();
+    let new = new_ca();
+    let between = old.cross_sign(&new, now).unwrap();
+    let issuing = RootCa::from_pem(new.certificate().pem(), &new.key_pem())
+        .unwrap()
+        .with_intermediate(&between);
+    (new, issuing)
+}
+
+/// An identity issued by `ca`, held by a node that trusts `trusted`.
+fn identity_under(ca: &RootCa, trusted: &RootCa, role: Role) -> Result<NodeIdentity, CaError> {
+    let key = NodeKey::generate().unwrap();
+    let subject = Subject {
+        node_id: "node1".parse().unwrap(),
+        role,
+        cluster_id: "cluster1".parse().unwrap(),
+    };
+    let request = key.request_pem().unwrap();
+    let certificate = ca
+        .issue(
+            &request,
+            &subject,
+            NODE_CERTIFICATE_VALIDITY,
+            SystemTime::now(),
+        )
+        .unwrap();
+    NodeIdentity::new(trusted.certificate().clone(), certificate, key.pem())
+}
+
+#[tokio::test]
+async fn while_the_root_is_replaced_every_node_believes_every_other() {
+    let old = new_ca();
+    let (new, issuing) = incoming(&old);
+    // Before its turn, with a certificate from the new root, and when the new root is the only one.
+    let node = |role| {
+        let moved = identity_under(&issuing, &old, role).unwrap();
+        let done = moved.under_root(new.certificate().clone()).unwrap();
+        assert!(moved.is_issued_by(new.certificate()) && !moved.is_issued_by(old.certificate()));
+        [identity(&old, role), moved, done]
+    };
+    let (managers, workers) = (node(Role::Manager), node(Role::Worker));
+    for (server, client) in [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 1), (2, 2)] {
+        let (server, client) = (&managers[server], &workers[client]);
+        let seen = talk(server, ClientAuth::Required, client.root(), Some(client)).await;
+        assert_eq!(seen.unwrap().unwrap().role, Role::Worker);
+    }
+    // Whoever missed it all is left behind.
+    let late = talk(
+        &managers[2],
+        ClientAuth::Required,
+        old.certificate(),
+        Some(&workers[0]),
+    )
+    .await;
+    assert!(late.is_err(), "{late:?}");
+}
+
+#[test]
+fn a_root_that_nobody_vouched_for_issues_to_nobody() {
+    let (old, stranger) = (new_ca(), new_ca());
+    identity_under(&stranger, &old, Role::Manager).unwrap_err();
+    // Nor does another root's word help.
+    let (_, issuing) = incoming(&stranger);
+    identity_under(&issuing, &old, Role::Manager).unwrap_err();
+}
+
+#[test]
+fn a_root_of_the_users_own_is_checked() {
+    let now = SystemTime::now();
+    let (good, other) = (new_ca(), new_ca());
+    let check = |certificate: &str, key: &str, now, want: &str| {
+        let refused = RootCa::from_user(certificate, key, now)
+            .unwrap_err()
+            .to_string();
+        assert!(refused.starts_with(want), "{refused}");
+    };
+    let (certificate, key) = (good.certificate().pem(), good.key_pem());
+    RootCa::from_user(certificate, &key, now).unwrap();
+    check(
+        certificate,
+        &other.key_pem(),
+        now,
+        "invalid CA key: it is not the key",
+    );
+    check(
+        certificate,
+        "nonsense",
+        now,
+        "invalid CA key: expected a P-256",
+    );
+    check(
+        "nonsense",
+        &key,
+        now,
+        "invalid CA certificate: expected a certificate",
+    );
+    check(
+        certificate,
+        &key,
+        now - 2 * DAY,
+        "invalid CA certificate: it is not valid now",
+    );
+    let leaf = identity(&good, Role::Manager);
+    check(
+        leaf.certificate_pem(),
+        leaf.key_pem(),
+        now,
+        "invalid CA certificate: it may not issue",
+    );
 }
 
 /// Serves handshakes of this identity on loopback until dropped; gives the address.

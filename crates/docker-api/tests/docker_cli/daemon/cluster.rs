@@ -149,6 +149,7 @@ impl ClusterBackend for MemoryCluster {
         };
         let meta = state.meta();
         state.nodes.push(NodeView {
+            tls: TlsInfo::default(),
             node: Node {
                 id: id.clone(),
                 meta,
@@ -231,9 +232,12 @@ impl ClusterBackend for MemoryCluster {
                 manager_token: "never shown".to_owned(),
                 blacklisted: BTreeMap::new(),
                 last_raft_id: 1,
+                unlock_key: Vec::new(),
+                root_rotation: None,
             },
             worker_token: "SWMTKN-1-worker".to_owned(),
             manager_token: "SWMTKN-1-manager".to_owned(),
+            tls: TlsInfo::default(),
         })
     }
 

@@ -122,6 +122,12 @@ impl Log {
         self.entries.get(usize::try_from(position).ok()?)
     }
 
+    /// The entries behind an index.
+    pub(crate) fn entries_after(&self, index: LogIndex) -> Vec<Entry> {
+        let first = self.entries.partition_point(|entry| entry.index <= index);
+        self.entries[first..].to_vec()
+    }
+
     pub(crate) fn append(&mut self, entries: &[Entry]) {
         let Some(first) = entries.first() else { return };
         let keep = first

@@ -9,6 +9,7 @@ mod batch;
 mod places;
 mod transfer;
 mod values;
+mod whole;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -591,13 +592,7 @@ impl Node {
         if !wished && !due {
             return;
         }
-        let mut snapshot = Snapshot {
-            data: snapshot_data(&self.members, &self.state.snapshot()),
-            ..Snapshot::default()
-        };
-        let metadata = snapshot.mut_metadata();
-        (metadata.index, metadata.term) = (self.applied, self.applied_term);
-        metadata.set_conf_state(self.raw.store().conf_state().clone());
+        let snapshot = self.make_snapshot();
         if due {
             self.effects.push_back(Effect::Persist(Persist {
                 snapshot: Some(snapshot.clone()),
@@ -669,7 +664,10 @@ fn to_raft(change: &MemberChange) -> ConfChange {
 }
 
 /// Reads a snapshot into the state machine; gives the members that it knows of.
-fn restore(state: &mut dyn StateMachine, snapshot: &Snapshot) -> Result<Members, String> {
+pub(crate) fn restore(
+    state: &mut dyn StateMachine,
+    snapshot: &Snapshot,
+) -> Result<Members, String> {
     let mut input = Reader::new(&snapshot.data);
     let members = Members::decode(&mut input).map_err(|error| error.to_string())?;
     state.restore(input.bytes().map_err(|error| error.to_string())?)?;

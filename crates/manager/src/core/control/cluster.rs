@@ -3,11 +3,11 @@
 use std::net::IpAddr;
 
 use shoal_api::{
-    ClusterId, NodeId,
+    Actor, ClusterId, NodeId,
     id::base36,
     object::{
         Batch, Change, Cluster, Expect, ManagerInfo, Network, Node, NodeDescription, NodeState,
-        NodeStatus, Object, ObjectKey,
+        NodeStatus, Object, ObjectKey, RootRotation,
     },
     spec::{
         Annotations, Availability, ClusterSpec, Driver, Labels, NetworkSpec, NodeRole, NodeSpec,
@@ -53,6 +53,11 @@ pub struct Bootstrap {
 /// Settings that make no sense.
 pub fn bootstrap(cx: &mut Ctx<'_>, new: Bootstrap) -> Result<Batch, Refusal> {
     validate::cluster(&new.spec)?;
+    let unlock_key = if new.spec.autolock {
+        fresh_key(cx)
+    } else {
+        Vec::new()
+    };
     let cluster = Cluster {
         id: new.cluster,
         meta: unborn(),
@@ -63,6 +68,8 @@ pub fn bootstrap(cx: &mut Ctx<'_>, new: Bootstrap) -> Result<Batch, Refusal> {
         manager_token: token(cx),
         blacklisted: Default::default(),
         last_raft_id: FIRST_RAFT_ID,
+        unlock_key,
+        root_rotation: None,
     };
     let node = Node {
         id: new.node,
@@ -142,15 +149,70 @@ pub fn update_cluster(
     }
     same_version(&old.meta, version)?;
     let mut cluster = old.as_ref().clone();
+    match (spec.autolock, cluster.unlock_key.is_empty()) {
+        (true, true) => cluster.unlock_key = fresh_key(cx),
+        (false, false) => cluster.unlock_key = Vec::new(),
+        _ => {}
+    }
     cluster.spec = spec;
     Ok(update(cx, Object::Cluster(cluster)))
 }
 
-/// Makes join tokens invalid and new ones.
+/// Begins to replace the root certificate. A rotation that is under way is given up for this one.
+///
+/// # Errors
+/// As [`update_cluster`]'s.
+pub fn rotate_root(
+    state: &State,
+    cx: &mut Ctx<'_>,
+    version: LogIndex,
+    spec: ClusterSpec,
+    rotation: RootRotation,
+) -> Outcome {
+    let mut decision = update_cluster(state, cx, version, spec)?;
+    for change in &mut decision.batch.changes {
+        if let Change::Put { object, .. } = change
+            && let Object::Cluster(cluster) = object.as_mut()
+        {
+            cluster.root_rotation = Some(rotation.clone());
+        }
+    }
+    Ok(decision)
+}
+
+/// Makes the new root the only one, when every node has a certificate from it: `issuer` is its name in
+/// [`NodeDescription::certificate_issuer`]. Join tokens name the root, so there are new ones. `None` until then.
+///
+/// As in SwarmKit a node that is down holds this up until it is back or removed: it could not come back otherwise.
+pub fn end_root_rotation(state: &State, cx: &mut Ctx<'_>, issuer: &str) -> Option<Batch> {
+    let old = state.cluster()?;
+    let rotation = old.root_rotation.as_ref()?;
+    let has_moved = |node: &std::sync::Arc<Node>| node.description.certificate_issuer == issuer;
+    if !state.nodes().all(has_moved) {
+        return None;
+    }
+    let mut cluster = old.as_ref().clone();
+    cluster.root_ca_cert.clone_from(&rotation.ca_cert);
+    cluster.root_ca_key.clone_from(&rotation.ca_key);
+    cluster.root_rotation = None;
+    cluster.worker_token = token(cx);
+    cluster.manager_token = token(cx);
+    let mut batch = update(cx, Object::Cluster(cluster)).batch;
+    batch.actor = Actor::Dispatcher;
+    Some(batch)
+}
+
+/// Makes join tokens, or the unlock key, invalid and new ones.
 ///
 /// # Errors
 /// There is no cluster.
-pub fn rotate_tokens(state: &State, cx: &mut Ctx<'_>, worker: bool, manager: bool) -> Outcome {
+pub fn rotate_tokens(
+    state: &State,
+    cx: &mut Ctx<'_>,
+    worker: bool,
+    manager: bool,
+    unlock_key: bool,
+) -> Outcome {
     let old = state
         .cluster()
         .ok_or_else(|| Refusal::not_found("cluster", "default"))?;
@@ -161,7 +223,17 @@ pub fn rotate_tokens(state: &State, cx: &mut Ctx<'_>, worker: bool, manager: boo
     if manager {
         cluster.manager_token = token(cx);
     }
+    // Without autolock there is nothing to renew; SwarmKit lets that pass too.
+    if unlock_key && cluster.spec.autolock {
+        cluster.unlock_key = fresh_key(cx);
+    }
     Ok(update(cx, Object::Cluster(cluster)))
+}
+
+/// A key of 32 bytes.
+fn fresh_key(cx: &mut Ctx<'_>) -> Vec<u8> {
+    let halves = [cx.ids.next_bits(), cx.ids.next_bits()];
+    halves.iter().flat_map(|half| half.to_le_bytes()).collect()
 }
 
 /// The secret part of a join token.

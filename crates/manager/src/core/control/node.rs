@@ -35,9 +35,8 @@ pub fn update_node(
         .ok_or_else(|| Refusal::not_found("node", id))?;
     validate::node(&spec)?;
     if old.spec.role == NodeRole::Manager && spec.role == NodeRole::Worker {
-        let managers = state
-            .nodes()
-            .filter(|node| node.spec.role == NodeRole::Manager);
+        // Those that take part; after a recovery others may only be named as managers.
+        let managers = state.nodes().filter(|node| node.manager.is_some());
         let (others, reachable) =
             managers
                 .filter(|node| node.id != *id)
@@ -52,7 +51,7 @@ pub fn update_node(
                 "attempting to demote the last manager of the swarm",
             ));
         }
-        if reachable < others / 2 + 1 {
+        if old.manager.is_some() && reachable < others / 2 + 1 {
             return Err(Refusal::precondition(
                 "can't remove member from the raft: this would result in a loss of quorum",
             ));

@@ -539,7 +539,7 @@ fn tokens_are_rotated_one_by_one() {
     let before = world.state.cluster().unwrap().clone();
     assert_ne!(before.worker_token, before.manager_token);
     world
-        .user(|state, cx| rotate_tokens(state, cx, true, false))
+        .user(|state, cx| rotate_tokens(state, cx, true, false, false))
         .unwrap();
     let after = world.state.cluster().unwrap();
     assert_ne!(after.worker_token, before.worker_token);

@@ -179,12 +179,14 @@ fn cluster(actor: Actor, old: &Cluster, new: &Cluster) -> Result<(), Foreign> {
     }
     owned!(Cluster, actor, old, new, {
         spec: [User],
-        root_ca_cert: [User],
-        root_ca_key: [User],
-        worker_token: [User],
-        manager_token: [User],
+        root_ca_cert: [User, Dispatcher],
+        root_ca_key: [User, Dispatcher],
+        worker_token: [User, Dispatcher],
+        manager_token: [User, Dispatcher],
         blacklisted: [Dispatcher, User],
         last_raft_id: [Dispatcher],
+        unlock_key: [User],
+        root_rotation: [User, Dispatcher],
     })
 }
 

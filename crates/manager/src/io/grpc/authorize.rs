@@ -7,6 +7,7 @@ use std::{
 };
 
 use futures_util::future::Either;
+use shoal_api::spec::NodeRole;
 use shoal_ca::{PeerIdentity, Role, is_allowed};
 use tonic::{Request, Status};
 use tower::{Layer, Service};
@@ -90,6 +91,19 @@ fn judge(state: &State, path: &str, caller: Option<&PeerIdentity>) -> Result<(),
         return Err(Status::permission_denied(
             "the certificate is of another cluster",
         ));
+    }
+    // A certificate says what its holder was; demoted, it is a worker from then on. Messages of consensus are bound to the
+    // membership instead, which also tells an expelled member that it is one.
+    let is_demoted = identity.role == Role::Manager
+        && !path.starts_with("/shoal.v1.Raft/")
+        && state
+            .node(&identity.node_id)
+            .is_some_and(|node| node.role == NodeRole::Worker);
+    if is_demoted && !is_allowed(path, Some(Role::Worker)) {
+        return Err(Status::permission_denied(format!(
+            "node {} is no longer a manager",
+            identity.node_id
+        )));
     }
     if cluster.blacklisted.contains_key(&identity.node_id) {
         return Err(Status::permission_denied(format!(

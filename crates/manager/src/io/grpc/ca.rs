@@ -1,6 +1,9 @@
 //! Admission of nodes: the root for everyone, certificates for tokens and for nodes that renew.
 
-use std::time::SystemTime;
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
 
 use shoal_api::{
     NodeId, ObjectId, Timestamp,
@@ -11,18 +14,35 @@ use shoal_api::{
         IssueNodeCertificateResponse, node_ca_server::NodeCa,
     },
 };
-use shoal_ca::{JoinToken, Role, RootCa, RootCertificate, Subject, admitted_role};
+use shoal_ca::{CaError, JoinToken, Role, RootCa, RootCertificate, Subject, admitted_role};
 use tonic::{Request, Response, Status, async_trait};
 
 use super::server::Caller;
-use crate::io::{manager::Desk, raft::ProposeError};
+use crate::{
+    core::attempts::Attempts,
+    io::{manager::Desk, raft::ProposeError},
+};
 
 /// Longest hostname that is taken down (RFC 1035 §2.3.4).
 const HOSTNAME_BYTES_MAX: usize = 255;
 
 /// The `NodeCa` service.
 pub(crate) struct CaService {
-    pub(crate) desk: Desk,
+    desk: Desk,
+    attempts: Mutex<Attempts>,
+}
+
+impl CaService {
+    pub(crate) fn new(desk: Desk) -> Self {
+        Self {
+            desk,
+            attempts: Mutex::default(),
+        }
+    }
+
+    fn attempts(&self) -> MutexGuard<'_, Attempts> {
+        self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[async_trait]
@@ -44,6 +64,10 @@ impl NodeCa for CaService {
             .extensions()
             .get::<Caller>()
             .and_then(|caller| caller.identity.clone());
+        let address = request
+            .extensions()
+            .get::<Caller>()
+            .map(|caller| caller.address.ip().to_canonical());
         let request = request.into_inner();
         let state = self
             .desk
@@ -66,7 +90,20 @@ impl NodeCa for CaService {
             })?;
             (node.id.clone(), node.role)
         } else {
-            let role = admit(cluster, &request.token)?;
+            let now = Timestamp::now();
+            if let Some(address) = address.filter(|address| !self.attempts().may_try(*address, now))
+            {
+                tracing::warn!(peer = %address, "too many failed attempts to join");
+                return Err(Status::resource_exhausted(format!(
+                    "too many failed attempts to join from {address}: wait a minute"
+                )));
+            }
+            let admitted = admit(cluster, &request.token);
+            if let (Err(refused), Some(address)) = (&admitted, address) {
+                self.attempts().failed(address, now);
+                tracing::warn!(peer = %address, "a join was refused: {}", refused.message());
+            }
+            let role = admitted?;
             (NodeId::random(), role)
         };
         let subject = Subject {
@@ -75,7 +112,7 @@ impl NodeCa for CaService {
             cluster_id: cluster.id.clone(),
         };
         // Issued before the node is made, so that a bad request leaves nothing behind.
-        let certificate_pem = RootCa::from_pem(&cluster.root_ca_cert, &cluster.root_ca_key)
+        let certificate_pem = authority(cluster)
             .and_then(|ca| {
                 ca.issue(
                     &request.csr_pem,
@@ -114,6 +151,15 @@ impl Desk {
             ProposeError::Rejected(rejected) => Status::aborted(rejected.to_string()),
             ProposeError::Lost | ProposeError::Stopped => Status::unavailable(error.to_string()),
         }
+    }
+}
+
+/// Who issues certificates now: while the root is replaced the new one, vouched for by the old one.
+fn authority(cluster: &Cluster) -> Result<RootCa, CaError> {
+    match &cluster.root_rotation {
+        Some(rotation) => Ok(RootCa::from_pem(&rotation.ca_cert, &rotation.ca_key)?
+            .with_intermediate(&rotation.cross_signed)),
+        None => RootCa::from_pem(&cluster.root_ca_cert, &cluster.root_ca_key),
     }
 }
 

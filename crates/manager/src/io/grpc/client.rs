@@ -76,12 +76,14 @@ impl Connector {
     }
 
     async fn connect(self) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
-        let stream =
-            tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(&self.address)).await??;
-        stream.set_nodelay(true)?;
-        Ok(TokioIo::new(
-            self.tls.connect(server_name(Role::Manager), stream).await?,
-        ))
+        // With the handshake: a manager that stands still takes connections all the same.
+        let connected = async {
+            let stream = TcpStream::connect(&self.address).await?;
+            stream.set_nodelay(true)?;
+            self.tls.connect(server_name(Role::Manager), stream).await
+        };
+        let stream = tokio::time::timeout(CONNECT_TIMEOUT, connected).await??;
+        Ok(TokioIo::new(stream))
     }
 }
 

@@ -6,7 +6,7 @@ use shoal_api::{
         self, DecodeError, WriteRequest, WriteResponse,
         control_server::Control,
         spec::Kind,
-        write_request::{Create, Op, Remove, RotateTokens, Update},
+        write_request::{Create, Op, Remove, RotateRoot, RotateTokens, Update},
     },
 };
 use tonic::{Code, Request, Response, Status, async_trait};
@@ -106,9 +106,23 @@ impl From<&Intent> for WriteRequest {
                 key: wire_key(key),
                 force: *force,
             }),
-            Intent::RotateTokens { worker, manager } => Op::RotateTokens(RotateTokens {
+            Intent::RotateTokens {
+                worker,
+                manager,
+                unlock_key,
+            } => Op::RotateTokens(RotateTokens {
                 worker: *worker,
                 manager: *manager,
+                unlock_key: *unlock_key,
+            }),
+            Intent::RotateRoot {
+                version,
+                spec,
+                rotation,
+            } => Op::RotateRoot(RotateRoot {
+                version: *version,
+                spec: Some(spec.as_ref().into()),
+                rotation: Some(rotation.into()),
             }),
         };
         Self { op: Some(op) }
@@ -152,9 +166,24 @@ impl TryFrom<WriteRequest> for Intent {
                 key: read_key(remove.key)?,
                 force: remove.force,
             },
-            Op::RotateTokens(RotateTokens { worker, manager }) => {
-                Self::RotateTokens { worker, manager }
-            }
+            Op::RotateTokens(RotateTokens {
+                worker,
+                manager,
+                unlock_key,
+            }) => Self::RotateTokens {
+                worker,
+                manager,
+                unlock_key,
+            },
+            Op::RotateRoot(RotateRoot {
+                version,
+                spec,
+                rotation,
+            }) => Self::RotateRoot {
+                version,
+                spec: Box::new(spec.ok_or_else(|| missing("spec"))?.try_into()?),
+                rotation: rotation.ok_or_else(|| missing("rotation"))?.try_into()?,
+            },
         })
     }
 }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use futures_util::{Stream, StreamExt};
+use rustls::pki_types::CertificateDer;
 use shoal_api::{
     NodeId, Timestamp,
     object::NodeDescription,
@@ -16,6 +17,7 @@ use shoal_api::{
         dispatcher_server::Dispatcher,
     },
 };
+use shoal_ca::RootCertificate;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use tonic::{Request, Response, Status, async_trait};
@@ -44,6 +46,26 @@ impl DispatcherService {
     }
 }
 
+impl DispatcherService {
+    /// The digest of the root that has issued a certificate: the one in force, or the one on its way in.
+    fn issuer_of(&self, certificate: &CertificateDer<'_>) -> String {
+        let state = self.desk.store.state();
+        let Some(cluster) = state.cluster() else {
+            return String::new();
+        };
+        let incoming = cluster
+            .root_rotation
+            .as_ref()
+            .map(|rotation| &rotation.ca_cert);
+        let roots = [Some(&cluster.root_ca_cert), incoming]
+            .into_iter()
+            .flatten();
+        let mut roots = roots.filter_map(|pem| RootCertificate::from_pem(pem).ok());
+        let issuer = roots.find(|root| root.has_signed(certificate));
+        issuer.map(|root| root.digest()).unwrap_or_default()
+    }
+}
+
 #[async_trait]
 impl Dispatcher for DispatcherService {
     type SessionStream = Pin<Box<dyn Stream<Item = Result<SessionMessage, Status>> + Send>>;
@@ -59,11 +81,18 @@ impl Dispatcher for DispatcherService {
             .get::<Caller>()
             .map(|caller| caller.address.ip());
         let address = address.ok_or_else(|| Status::internal("a connection without an address"))?;
+        let certificate = request
+            .extensions()
+            .get::<Caller>()
+            .and_then(|caller| caller.certificate.clone());
+        let issuer = certificate.map(|certificate| self.issuer_of(&certificate));
+        let issuer = issuer.unwrap_or_default();
         let description = request
             .into_inner()
             .description
             .ok_or_else(|| missing("description"))?;
-        let description = Box::new(NodeDescription::try_from(description).map_err(invalid)?);
+        let mut description = Box::new(NodeDescription::try_from(description).map_err(invalid)?);
+        description.certificate_issuer = issuer;
         let dispatcher = match self.desk.dispatcher().await {
             Ok(dispatcher) => dispatcher,
             Err(refused) => {

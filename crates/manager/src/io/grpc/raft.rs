@@ -2,10 +2,14 @@
 
 use std::sync::Arc;
 
-use shoal_api::wire::{
-    RaftJoinRequest, RaftJoinResponse, RaftLeaveRequest, RaftLeaveResponse, RaftMember,
-    RaftMessage, SnapshotChunk, StreamMessagesResponse, StreamSnapshotResponse,
-    raft_membership_server::RaftMembership, raft_server,
+use sha2::{Digest, Sha256};
+use shoal_api::{
+    spec::NodeRole,
+    wire::{
+        RaftJoinRequest, RaftJoinResponse, RaftLeaveRequest, RaftLeaveResponse, RaftMember,
+        RaftMessage, SnapshotChunk, StreamMessagesResponse, StreamSnapshotResponse,
+        raft_membership_server::RaftMembership, raft_server,
+    },
 };
 use shoal_ca::PeerIdentity;
 use tonic::{Request, Response, Status, Streaming, async_trait};
@@ -84,6 +88,12 @@ impl raft_server::Raft for RaftService {
             }
             data.extend_from_slice(&chunk.data);
         }
+        // Whatever happened on the way: half a state is never taken over.
+        if Sha256::digest(&data)[..] != first.digest[..] {
+            return Err(Status::data_loss(
+                "the snapshot is not the one that was sent",
+            ));
+        }
         message.mut_snapshot().data = data.into();
         self.desk.store.raft().mailbox().deliver(message);
         Ok(Response::new(StreamSnapshotResponse {}))
@@ -98,7 +108,10 @@ impl RaftMembership for RaftService {
     ) -> Result<Response<RaftJoinResponse>, Status> {
         let caller = calling_manager(&request)?;
         self.desk.require_leader().await?;
-        let address = request.into_inner().addr;
+        let RaftJoinRequest {
+            addr: address,
+            raft_id: own_id,
+        } = request.into_inner();
         if address
             .rsplit_once(':')
             .is_none_or(|(_, port)| port.parse::<u16>().is_err())
@@ -112,10 +125,23 @@ impl RaftMembership for RaftService {
             address,
         };
         let raft = self.desk.store.raft();
-        let (raft_id, members) = raft
-            .admit(member)
-            .await
-            .map_err(|error| self.desk.status_of(error))?;
+        let failed = |error| self.desk.status_of(error);
+        // What a certificate said once may have been overtaken: the role in the state counts.
+        let state = self.desk.store.latest().await.map_err(failed)?;
+        let wanted = state.node(&caller.node_id).map(|node| node.spec.role);
+        if wanted != Some(NodeRole::Manager) {
+            return Err(Status::permission_denied(format!(
+                "node {} is not to be a manager: promote it first",
+                caller.node_id
+            )));
+        }
+        let (raft_id, members) = if own_id == 0 {
+            raft.admit(member).await.map_err(failed)?
+        } else {
+            let raft = self.desk.store.raft();
+            raft.relocate(own_id, member).await.map_err(failed)?;
+            (own_id, Arc::clone(&raft.members().borrow()))
+        };
         let member = |(raft_id, member): (RaftId, &Member)| RaftMember {
             raft_id,
             node_id: member.node_id.to_string(),

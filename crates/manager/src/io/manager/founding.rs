@@ -7,7 +7,9 @@ use shoal_api::{
     object::NodeDescription,
     spec::{Availability, ClusterSpec},
 };
-use shoal_ca::{JoinToken, NodeIdentity, NodeKey, Role, RootCa, RootCertificate, Subject};
+use shoal_ca::{
+    JoinToken, NodeIdentity, NodeKey, Role, RootCa, RootCertificate, Subject, UnlockKey,
+};
 
 use super::ManagerError;
 use crate::{
@@ -44,6 +46,8 @@ pub struct Founding {
     pub identity: NodeIdentity,
     /// What [`super::Begin::Found`] begins with.
     pub state: Vec<u8>,
+    /// The key under which its managers seal their disks, if they do.
+    pub unlock_key: Option<UnlockKey>,
 }
 
 impl NewCluster {
@@ -83,6 +87,7 @@ impl NewCluster {
             .map_err(crate::core::validate::Refusal::from)?;
         Ok(Founding {
             identity,
+            unlock_key: super::locking::unlock_key(&state),
             state: encode_state(&state),
         })
     }

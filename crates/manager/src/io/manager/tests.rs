@@ -1,6 +1,9 @@
 //! Managers with real ports, certificates and files, on loopback.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use shoal_api::{
     NodeId,
@@ -10,6 +13,7 @@ use shoal_api::{
 use shoal_ca::{Role, RootCa};
 use tempfile::TempDir;
 
+mod hostile;
 mod sessions;
 
 use super::*;
@@ -17,6 +21,7 @@ use crate::{
     core::control::Spec,
     io::grpc::client::{JoinError, join_cluster, renew_identity},
 };
+use shoal_api::wire::control_client::ControlClient;
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -41,6 +46,7 @@ async fn config(directory: &Path) -> ManagerConfig {
         directory: directory.to_owned(),
         listen,
         advertise: listen.to_string(),
+        lock: None,
         raft: RaftConfig {
             tick: Duration::from_millis(20),
             ..RaftConfig::default()
@@ -62,7 +68,9 @@ impl Cluster {
             address: LOOPBACK,
             advertise: config.advertise.clone(),
         };
-        let Founding { identity, state } = founding.found().unwrap();
+        let Founding {
+            identity, state, ..
+        } = founding.found().unwrap();
         let manager = Manager::start(config.clone(), identity.clone(), Begin::Found { state })
             .await
             .unwrap();
@@ -156,7 +164,7 @@ async fn a_founded_cluster_takes_writes_and_survives_a_restart() {
         assert!(matches!(twice, WriteError::Refused(_)), "{twice:?}");
         let tokens = cluster.manager(0).join_tokens();
         let (identity, config) = cluster.stop(0).await;
-        assert!(Manager::has_log(&config.directory, &identity).unwrap());
+        assert!(Manager::has_log(&config.directory, &identity, None).unwrap());
         let manager = Manager::start(config, identity, Begin::Restart)
             .await
             .unwrap();
@@ -210,6 +218,7 @@ async fn a_token_admits_to_its_role_and_nothing_else_does() {
         cluster
             .manager(0)
             .write(Intent::RotateTokens {
+                unlock_key: false,
                 worker: true,
                 manager: false,
             })
@@ -238,6 +247,7 @@ async fn a_worker_may_not_do_a_managers_work() {
         let join = RaftMembershipClient::new(client::dial(&cluster.remote(), tls.clone()))
             .join(Request::new(RaftJoinRequest {
                 addr: "127.0.0.1:1".into(),
+                raft_id: 0,
             }))
             .await;
         assert_eq!(join.unwrap_err().code(), tonic::Code::PermissionDenied);

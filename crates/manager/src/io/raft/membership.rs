@@ -8,7 +8,7 @@ use super::{
     wal::{WalError, disk_error},
 };
 use crate::core::consensus::{
-    Members, RaftId,
+    LogIndex, Members, RaftId,
     node::snapshot_data,
     wire::{Malformed, Reader, Writer},
 };
@@ -28,23 +28,24 @@ pub(super) fn prepare_place(
     match (start, found) {
         (Start::Restart, Some(place)) => Ok(place),
         (Start::Restart, None) => Err(StartError::Unexpected("there is no log to start from")),
-        (Start::Bootstrap { .. } | Start::Join { .. }, Some(_)) => {
+        (Start::Bootstrap { .. } | Start::Join { .. } | Start::Anew { .. }, Some(_)) => {
             Err(StartError::Unexpected("there is a log already"))
         }
         (Start::Bootstrap { member, state }, None) => {
             let raft_id = 1;
             let members = Members::genesis(raft_id, member);
-            let mut genesis = Snapshot {
-                data: snapshot_data(&members, &state),
-                ..Snapshot::default()
-            };
-            let metadata = genesis.mut_metadata();
-            (metadata.index, metadata.term) = (1, 1);
-            metadata.mut_conf_state().voters = vec![raft_id];
-            snapshots.save(&genesis)?;
-            write_place(vault, raft_id, &members)?;
-            Ok((raft_id, members))
+            begin(vault, snapshots, (raft_id, members), &state, (1, 1))
         }
+        (
+            Start::Anew {
+                raft_id,
+                members,
+                state,
+                index,
+                term,
+            },
+            None,
+        ) => begin(vault, snapshots, (raft_id, members), &state, (index, term)),
         (Start::Join { raft_id, members }, None) => {
             write_place(vault, raft_id, &members)?;
             Ok((raft_id, members))
@@ -52,9 +53,38 @@ pub(super) fn prepare_place(
     }
 }
 
+/// Begins a log with a snapshot of a group of one.
+fn begin(
+    vault: &Vault,
+    snapshots: &Snapshots,
+    place: (RaftId, Members),
+    state: &[u8],
+    at: (LogIndex, u64),
+) -> Result<(RaftId, Members), StartError> {
+    let (raft_id, members) = place;
+    let mut genesis = Snapshot {
+        data: snapshot_data(&members, state),
+        ..Snapshot::default()
+    };
+    let metadata = genesis.mut_metadata();
+    (metadata.index, metadata.term) = at;
+    metadata.mut_conf_state().voters = vec![raft_id];
+    snapshots.save(&genesis)?;
+    write_place(vault, raft_id, &members)?;
+    Ok((raft_id, members))
+}
+
 /// Whether this vault holds a place in a group, so that [`Start::Restart`] is the way to start.
 pub fn has_place(vault: &Vault) -> Result<bool, WalError> {
     read_place(vault).map(|place| place.is_some())
+}
+
+/// Seals our place with the current key.
+pub(super) fn reseal_place(vault: &Vault) -> Result<(), WalError> {
+    match read_place(vault)? {
+        Some((raft_id, members)) => write_place(vault, raft_id, &members),
+        None => Ok(()),
+    }
 }
 
 fn read_place(vault: &Vault) -> Result<Option<(RaftId, Members)>, WalError> {
@@ -68,7 +98,8 @@ fn read_place(vault: &Vault) -> Result<Option<(RaftId, Members)>, WalError> {
     let sealed = vault.disk.read(PLACE).map_err(disk_error("read", PLACE))?;
     let plain = vault
         .key
-        .open(&sealed, &about(vault))
+        .iter()
+        .find_map(|key| key.open(&sealed, &about(vault)))
         .ok_or_else(|| WalError::Foreign {
             name: PLACE.to_owned(),
             reason: "it is damaged, or belongs to another node, or was sealed with another key",
@@ -87,7 +118,7 @@ fn write_place(vault: &Vault, raft_id: RaftId, members: &Members) -> Result<(), 
     let mut out = Writer::default();
     out.number(raft_id);
     members.encode(&mut out);
-    let sealed = vault.key.seal(&out.finish(), &about(vault));
+    let sealed = vault.key.current().seal(&out.finish(), &about(vault));
     let temporary = format!("{PLACE}.tmp");
     let mut file = vault
         .disk

@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{
     Leadership, ProposeError, RaftConfig, RemoveError, Start, StartError, StateMachine, Transport,
-    Vault, storage::Storage, wal::WalError,
+    Vault, seal::DataKey, storage::Storage, wal::WalError,
 };
 use crate::core::consensus::{
     LogIndex, Member, Members, RaftId,
@@ -43,6 +43,15 @@ pub(super) enum Input {
         raft_id: RaftId,
         reply: oneshot::Sender<Result<(), RemoveError>>,
     },
+    Relocate {
+        raft_id: RaftId,
+        member: Member,
+        reply: oneshot::Sender<Result<(), ProposeError>>,
+    },
+    Rekey {
+        key: DataKey,
+        reply: oneshot::Sender<()>,
+    },
     Transfer {
         reply: oneshot::Sender<()>,
     },
@@ -67,6 +76,7 @@ enum Reply {
     At(ProposeReply),
     Admitted(oneshot::Sender<Result<RaftId, ProposeError>>),
     Removed(oneshot::Sender<Result<(), RemoveError>>),
+    Relocated(oneshot::Sender<Result<(), ProposeError>>),
     Transferred(oneshot::Sender<()>),
 }
 
@@ -80,6 +90,8 @@ impl Reply {
             (Self::Admitted(reply), Answer::Failed(why)) => drop(reply.send(Err(why))),
             (Self::Removed(reply), Answer::Done) => drop(reply.send(Ok(()))),
             (Self::Removed(reply), Answer::NotRemoved(why)) => drop(reply.send(Err(why))),
+            (Self::Relocated(reply), Answer::Done) => drop(reply.send(Ok(()))),
+            (Self::Relocated(reply), Answer::Failed(why)) => drop(reply.send(Err(why))),
             (Self::Transferred(reply), _) => drop(reply.send(())),
             (reply, answer) => unreachable!("{answer:?} is no answer for {reply:?}"),
         }
@@ -196,14 +208,19 @@ impl Driver {
                     *stopped = Some(reply);
                     return Ok(());
                 }
-                self.handle(input);
+                self.handle(input)?;
             }
             self.carry_out()?;
         }
     }
 
-    fn handle(&mut self, input: Input) {
+    fn handle(&mut self, input: Input) -> Result<(), WalError> {
         match input {
+            Input::Rekey { key, reply } => {
+                let (snapshot, record) = self.node.whole();
+                self.storage.rekey(key, &snapshot, &record)?;
+                let _ = reply.send(()); // the asker may be gone
+            }
             Input::Propose { data, reply } => {
                 let caller = self.owe(Reply::At(reply));
                 self.node.propose(&data, caller);
@@ -228,8 +245,17 @@ impl Driver {
             Input::Unreachable(peer) => self.node.report_unreachable(peer),
             Input::Removed => self.node.report_removed(),
             Input::SnapshotSent { peer, arrived } => self.node.report_snapshot(peer, arrived),
+            Input::Relocate {
+                raft_id,
+                member,
+                reply,
+            } => {
+                let caller = self.owe(Reply::Relocated(reply));
+                self.node.relocate(raft_id, member, caller);
+            }
             Input::Stop { .. } => unreachable!("stopping is handled by the loop"),
         }
+        Ok(())
     }
 
     fn owe(&mut self, reply: Reply) -> Caller {

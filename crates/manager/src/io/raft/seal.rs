@@ -91,6 +91,62 @@ impl DataKey {
     }
 }
 
+/// A manager's data key, and those before it while something is left that they sealed.
+#[derive(Debug, Clone)]
+pub struct KeyRing {
+    /// The newest first; never empty.
+    keys: Vec<DataKey>,
+}
+
+impl From<DataKey> for KeyRing {
+    fn from(key: DataKey) -> Self {
+        Self { keys: vec![key] }
+    }
+}
+
+impl KeyRing {
+    /// The key that seals.
+    pub fn current(&self) -> &DataKey {
+        &self.keys[0]
+    }
+
+    /// All keys, the one that seals first.
+    pub fn iter(&self) -> impl Iterator<Item = &DataKey> {
+        self.keys.iter()
+    }
+
+    /// The key of this id.
+    pub fn find(&self, id: u32) -> Option<&DataKey> {
+        self.iter().find(|key| key.id() == id)
+    }
+
+    /// Whether there are keys that seal no more.
+    pub fn has_older(&self) -> bool {
+        self.keys.len() > 1
+    }
+
+    /// The ring in which another key seals from now on.
+    #[must_use]
+    pub fn succeeded_by(&self, key: DataKey) -> Self {
+        let older = self.keys.iter().cloned();
+        Self {
+            keys: std::iter::once(key).chain(older).collect(),
+        }
+    }
+
+    /// All keys, one behind the other, to be kept.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.keys.iter().flat_map(|key| key.0).collect()
+    }
+
+    /// Reads what [`Self::to_bytes`] wrote.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (keys, rest) = bytes.as_chunks::<32>();
+        let keys: Vec<_> = keys.iter().copied().map(DataKey).collect();
+        (!keys.is_empty() && rest.is_empty()).then_some(Self { keys })
+    }
+}
+
 fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).expect("the operating system gives random bytes after boot");

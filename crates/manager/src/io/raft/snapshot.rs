@@ -8,7 +8,7 @@ use shoal_api::planted::{Bug, planted};
 
 use super::{
     disk::Disk,
-    seal::{DataKey, Owner},
+    seal::{DataKey, KeyRing, Owner},
     wal::{WalError, disk_error},
 };
 use crate::core::consensus::{
@@ -27,14 +27,21 @@ const KEPT: usize = 2;
 #[derive(Debug)]
 pub struct Snapshots {
     disk: Arc<dyn Disk>,
-    key: DataKey,
+    keys: KeyRing,
     owner: Owner,
 }
 
 impl Snapshots {
     /// Names where they are kept.
-    pub fn new(disk: Arc<dyn Disk>, key: DataKey, owner: Owner) -> Self {
-        Self { disk, key, owner }
+    pub fn new(disk: Arc<dyn Disk>, keys: KeyRing, owner: Owner) -> Self {
+        Self { disk, keys, owner }
+    }
+
+    /// Goes over to another key with this snapshot; nothing that an older key could open is left.
+    pub fn rekey(&mut self, key: DataKey, snapshot: &Snapshot) -> Result<(), WalError> {
+        self.keys = key.into();
+        self.save(snapshot)?;
+        self.prune(1).map(drop)
     }
 
     /// Reads the newest readable one. Unreadable ones are reported and skipped; whether the log still reaches back
@@ -60,8 +67,8 @@ impl Snapshots {
         let mut out = Writer::default();
         wire::encode_snapshot_metadata(&mut out, snapshot.get_metadata());
         out.bytes(&snapshot.data);
-        let header = self.header();
-        let sealed = self.key.seal(&out.finish(), &header);
+        let header = self.header(self.keys.current());
+        let sealed = self.keys.current().seal(&out.finish(), &header);
         let name = snapshot_name(snapshot.get_metadata().index);
         let temporary = format!("{name}.tmp");
         let mut file = self
@@ -81,12 +88,12 @@ impl Snapshots {
         self.disk
             .sync_names()
             .map_err(disk_error("sync", "the snapshots' directory"))?;
-        self.prune()
+        self.prune(KEPT)
     }
 
-    fn prune(&self) -> Result<LogIndex, WalError> {
+    fn prune(&self, keep: usize) -> Result<LogIndex, WalError> {
         let mut indexes = self.indexes()?;
-        let kept = indexes.split_off(indexes.len().saturating_sub(KEPT));
+        let kept = indexes.split_off(indexes.len().saturating_sub(keep));
         for index in indexes {
             let name = snapshot_name(index);
             self.disk
@@ -111,7 +118,7 @@ impl Snapshots {
         let (header, sealed) = content
             .split_first_chunk::<HEADER>()
             .ok_or_else(|| damaged("it is cut off"))?;
-        let ours = self.header();
+        let ours = self.header(self.keys.current());
         if header[..8] != ours[..8] {
             return Err(damaged("its header is bad"));
         }
@@ -121,11 +128,10 @@ impl Snapshots {
         if header[16..] != ours[16..] {
             return Err(foreign("it belongs to another node or cluster"));
         }
-        if header[12..16] != ours[12..16] {
-            return Err(foreign("it was sealed with another key"));
-        }
-        let plain = self
-            .key
+        let id = u32::from_le_bytes(header[12..16].try_into().expect("4 bytes"));
+        let key = self.keys.find(id);
+        let key = key.ok_or_else(|| foreign("it was sealed with another key"))?;
+        let plain = key
             .open(sealed, header)
             .ok_or_else(|| damaged("its content is bad"))?;
         let decode = |plain: &[u8]| -> Result<Snapshot, Malformed> {
@@ -167,11 +173,11 @@ impl Snapshots {
         Ok(indexes)
     }
 
-    fn header(&self) -> [u8; HEADER] {
+    fn header(&self, key: &DataKey) -> [u8; HEADER] {
         let mut bytes = Vec::with_capacity(HEADER);
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
-        bytes.extend_from_slice(&self.key.id().to_le_bytes());
+        bytes.extend_from_slice(&key.id().to_le_bytes());
         bytes.extend_from_slice(&self.owner.0);
         bytes
             .try_into()

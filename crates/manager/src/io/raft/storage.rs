@@ -1,19 +1,25 @@
 //! A manager's log and snapshots on its disk as one: found at the start, written to in the order that makes it safe.
 
+use raft::eraftpb::Snapshot;
 use shoal_api::planted::{Bug, planted};
 
 use super::{
     Start, StartError, Vault, membership,
+    seal::DataKey,
     snapshot::Snapshots,
     wal::{Wal, WalError},
 };
-use crate::core::consensus::node::{Kept, Persist};
+use crate::core::consensus::{
+    node::{Kept, Persist},
+    record::Record,
+};
 
 /// An open log with the snapshots beside it.
 #[derive(Debug)]
 pub struct Storage {
     wal: Wal,
     snapshots: Snapshots,
+    vault: Vault,
 }
 
 impl Storage {
@@ -28,7 +34,12 @@ impl Storage {
     ) -> Result<(Self, Kept), StartError> {
         let snapshots = Snapshots::new(vault.disk.clone(), vault.key.clone(), vault.owner);
         let (raft_id, members) = membership::prepare_place(&vault, &snapshots, start)?;
-        let (wal, records) = Wal::open(vault.disk, vault.key, vault.owner, segment_bytes)?;
+        let (wal, records) = Wal::open(
+            vault.disk.clone(),
+            vault.key.clone(),
+            vault.owner,
+            segment_bytes,
+        )?;
         let snapshot = snapshots.load()?.unwrap_or_default();
         let kept = Kept {
             raft_id,
@@ -36,7 +47,31 @@ impl Storage {
             snapshot,
             records,
         };
-        Ok((Self { wal, snapshots }, kept))
+        let storage = Self {
+            wal,
+            snapshots,
+            vault,
+        };
+        Ok((storage, kept))
+    }
+
+    /// Goes over to another data key. Everything is written anew under it, beginning with this snapshot and the record of
+    /// what follows it; nothing that an older key could open is left. Until this has returned both keys are needed.
+    ///
+    /// # Errors
+    /// The disk failed; the process must end.
+    pub fn rekey(
+        &mut self,
+        key: DataKey,
+        snapshot: &Snapshot,
+        record: &Record,
+    ) -> Result<(), WalError> {
+        self.snapshots.rekey(key.clone(), snapshot)?;
+        self.vault.key = self.vault.key.succeeded_by(key.clone());
+        membership::reseal_place(&self.vault)?;
+        self.wal.rekey(key.clone(), record)?;
+        self.vault.key = key.into();
+        Ok(())
     }
 
     /// Makes durable what a step of Raft must not forget.

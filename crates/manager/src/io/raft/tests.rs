@@ -16,7 +16,7 @@ use crate::core::{
 };
 
 /// The applied entries in order; "no" is refused.
-#[derive(Clone, Default)]
+#[derive(Debug, Clone, Default)]
 struct Journal(Arc<Mutex<Vec<String>>>);
 
 impl Journal {
@@ -204,7 +204,7 @@ fn fast() -> RaftConfig {
 fn vault(directory: &Path, number: u64) -> Vault {
     Vault {
         disk: Arc::new(OsDisk::open(&directory.join(number.to_string())).unwrap()),
-        key: DataKey::new([number as u8; 32]),
+        key: DataKey::new([number as u8; 32]).into(),
         owner: Owner::new(&"cluster1".parse().unwrap(), &member(number).node_id),
     }
 }
@@ -399,6 +399,119 @@ async fn the_last_manager_and_a_needed_one_are_not_removed() {
             .wait_for(|members| members.is_voter(2))
             .await
             .unwrap();
+    })
+    .await;
+}
+
+/// Copies the files of a vault whose names begin with one of these.
+fn copy(from: &Path, to: &Path, beginnings: &[&str]) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if beginnings
+            .iter()
+            .any(|beginning| name.starts_with(beginning))
+        {
+            std::fs::copy(from.join(&name), to.join(&name)).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn after_a_new_data_key_the_old_one_opens_nothing() {
+    within(async {
+        let mut cluster = Cluster::new(fast());
+        for number in 0..50 {
+            cluster.write(&number.to_string()).await;
+        }
+        let root = cluster.directory.path().to_owned();
+        let before = root.join("before");
+        copy(&root.join("1"), &before, &["wal-", "snap-", "place"]);
+        let old: KeyRing = DataKey::new([1; 32]).into(); // as `vault` makes it
+        let new = DataKey::new([9; 32]);
+        cluster.nodes[&1].0.rekey(new.clone()).await.unwrap();
+        cluster.write("after").await;
+        let lines = cluster.nodes[&1].1.lines();
+        cluster.crash(1).await;
+
+        let begin = |directory: &Path, key: KeyRing| {
+            let journal = Journal::default();
+            let vault = Vault {
+                disk: Arc::new(OsDisk::open(directory).unwrap()),
+                key,
+                owner: Owner::new(&"cluster1".parse().unwrap(), &member(1).node_id),
+            };
+            let raft = Raft::start(fast(), vault, Start::Restart, journal.clone(), |_| {
+                Box::new(NetPort(Net::default()))
+            });
+            raft.map(|raft| (raft, journal))
+        };
+        let refused = begin(&root.join("1"), old.clone()).unwrap_err().to_string();
+        assert!(refused.contains("sealed with another key"), "{refused}");
+        for name in vault_names(&cluster, 1)
+            .iter()
+            .filter(|name| name.starts_with("wal-") || name.starts_with("snap-"))
+        {
+            let content = std::fs::read(root.join("1").join(name)).unwrap();
+            assert_eq!(content[12..16], new.id().to_le_bytes(), "{name}");
+        }
+        let (raft, journal) = begin(&root.join("1"), new.clone().into()).unwrap();
+        raft.read_barrier().await.unwrap();
+        assert_eq!(journal.lines(), lines);
+        raft.halt().await;
+
+        // Wherever it ends half way, both keys together open everything, and the rest is done then.
+        let (after, both) = (root.join("1"), old.succeeded_by(new.clone()));
+        for (step, done) in [&[][..], &["snap-"], &["snap-", "place"]]
+            .into_iter()
+            .enumerate()
+        {
+            let half = root.join(format!("half{step}"));
+            copy(&before, &half, &["wal-", "snap-", "place"]);
+            copy(&after, &half, done);
+            let (raft, journal) = begin(&half, both.clone()).unwrap();
+            raft.read_barrier().await.unwrap();
+            assert!(
+                journal.lines().len() >= 50,
+                "step {step}: {:?}",
+                journal.lines()
+            );
+            raft.rekey(new.clone()).await.unwrap();
+            raft.propose("more").await.unwrap();
+            raft.halt().await;
+            let (raft, journal) = begin(&half, new.clone().into()).unwrap();
+            raft.read_barrier().await.unwrap();
+            assert_eq!(journal.lines().last().map(String::as_str), Some("more"));
+            raft.halt().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_member_that_is_reached_elsewhere_keeps_its_place() {
+    within(async {
+        let cluster = Cluster::of_three().await;
+        cluster.write("a").await;
+        let leader = cluster.leader().await;
+        let raft = &cluster.nodes[&leader].0;
+        let mover = cluster
+            .nodes
+            .keys()
+            .copied()
+            .find(|id| *id != leader)
+            .unwrap();
+        let moved = Member {
+            address: "10.0.9.9:2377".to_owned(),
+            ..member(mover)
+        };
+        raft.relocate(mover, moved.clone()).await.unwrap();
+        let members = raft.members().borrow().clone();
+        assert_eq!(members.get(mover), Some(&moved));
+        assert!(members.is_voter(mover) && members.next_id() == 4);
+        let refused = raft.relocate(mover, member(8)).await.unwrap_err();
+        assert!(matches!(refused, ProposeError::Rejected(_)), "{refused}");
+        cluster.write("b").await;
     })
     .await;
 }

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use bytes::Bytes;
 use raft::eraftpb::Message;
 use rustls::ClientConfig;
+use sha2::{Digest, Sha256};
 use shoal_api::wire::{RaftMessage, SnapshotChunk, raft_client::RaftClient};
 use tokio::{
     runtime::Handle,
@@ -201,6 +202,7 @@ impl Line {
                 to,
                 message: encode_message(&message),
                 data: Vec::new(),
+                digest: Sha256::digest(&data).to_vec(),
             };
             let chunks = (0..data.len()).step_by(CHUNK_BYTES).map(move |start| {
                 let end = data.len().min(start + CHUNK_BYTES);
@@ -209,6 +211,7 @@ impl Line {
                     to,
                     message: Vec::new(),
                     data: data[start..end].to_vec(),
+                    digest: Vec::new(),
                 }
             });
             let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);

@@ -16,7 +16,7 @@ use shoal_api::planted::{Bug, planted};
 
 use super::{
     disk::{Disk, DiskFile},
-    seal::{DataKey, OVERHEAD, Owner},
+    seal::{DataKey, KeyRing, OVERHEAD, Owner},
 };
 use crate::core::consensus::{LogIndex, record::Record};
 
@@ -78,7 +78,7 @@ pub(super) fn disk_error(action: &'static str, name: &str) -> impl FnOnce(io::Er
 #[derive(Debug)]
 pub struct Wal {
     disk: Arc<dyn Disk>,
-    key: DataKey,
+    keys: KeyRing,
     owner: Owner,
     segment_bytes: u64,
     /// All segments, oldest first; the last one is open.
@@ -108,13 +108,13 @@ impl Wal {
     /// Opens the log of this owner, repairs its tail, and gives all records in order.
     pub fn open(
         disk: Arc<dyn Disk>,
-        key: DataKey,
+        keys: KeyRing,
         owner: Owner,
         segment_bytes: u64,
     ) -> Result<(Self, Vec<Record>), WalError> {
         let mut wal = Self {
             disk,
-            key,
+            keys,
             owner,
             segment_bytes,
             segments: VecDeque::new(),
@@ -150,7 +150,10 @@ impl Wal {
             .as_mut()
             .expect("a segment was started if none was open");
         let sequence = self.next_sequence;
-        let sealed = self.key.seal(&plain, &about(&open.header, sequence));
+        let sealed = self
+            .keys
+            .current()
+            .seal(&plain, &about(&open.header, sequence));
         let checksum = chain(self.checksum, sequence, &sealed);
         let mut bytes = Vec::with_capacity(RECORD_HEADER + sealed.len());
         let length = u32::try_from(sealed.len())
@@ -173,17 +176,37 @@ impl Wal {
         Ok(())
     }
 
+    /// Goes over to another key: what the log must still say is written anew as one record, and nothing that an older key
+    /// could open is left. A durable snapshot must cover everything before the record.
+    pub fn rekey(&mut self, key: DataKey, record: &Record) -> Result<(), WalError> {
+        self.keys = key.into();
+        self.open = None;
+        self.append(record)?;
+        while self.segments.len() > 1 {
+            self.remove_oldest()?;
+        }
+        self.disk
+            .sync_names()
+            .map_err(disk_error("sync", "the log's directory"))
+    }
+
+    fn remove_oldest(&mut self) -> Result<(), WalError> {
+        if let Some(segment) = self.segments.pop_front() {
+            let name = segment_name(segment.number);
+            self.disk
+                .remove(&name)
+                .map_err(disk_error("remove", &name))?;
+        }
+        Ok(())
+    }
+
     /// Removes segments that say nothing about entries above `index`. A durable snapshot must cover that index.
     pub fn release(&mut self, index: LogIndex) -> Result<(), WalError> {
         let mut removed = false;
         while self.segments.len() > 1
             && (self.segments[0].highest_index <= index || planted(Bug::WalReleasesAll))
         {
-            let name = segment_name(self.segments[0].number);
-            self.disk
-                .remove(&name)
-                .map_err(disk_error("remove", &name))?;
-            self.segments.pop_front();
+            self.remove_oldest()?;
             removed = true;
         }
         if removed {
@@ -261,7 +284,7 @@ impl Wal {
         let mut bytes = Vec::with_capacity(HEADER);
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
-        bytes.extend_from_slice(&self.key.id().to_le_bytes());
+        bytes.extend_from_slice(&self.keys.current().id().to_le_bytes());
         bytes.extend_from_slice(&self.owner.0);
         bytes.extend_from_slice(&number.to_le_bytes());
         bytes.extend_from_slice(&self.next_sequence.to_le_bytes());
@@ -281,10 +304,10 @@ impl Wal {
     ) -> Result<(), WalError> {
         let name = segment_name(number);
         let content = self.disk.read(&name).map_err(disk_error("read", &name))?;
-        let header = self.check_header(&name, &content, number, is_first)?;
+        let (header, key) = self.check_header(&name, &content, number, is_first)?;
         let mut highest_index = 0;
         let mut at = HEADER;
-        while let Some((record, end)) = self.read_record(&content, at, &header) {
+        while let Some((record, end)) = self.read_record(&content, at, &header, &key) {
             highest_index = highest_index.max(record.highest_index());
             records.push(record);
             at = end;
@@ -298,7 +321,7 @@ impl Wal {
             return Ok(());
         }
         let offset = at as u64;
-        if self.has_record_after(&content, at, &header) {
+        if self.has_record_after(&content, at, &header, &key) {
             return Err(WalError::Damaged {
                 name,
                 offset,
@@ -317,7 +340,8 @@ impl Wal {
                 .map_err(disk_error("write", &name))?;
             file.sync().map_err(disk_error("sync", &name))?;
         }
-        self.open = Some(OpenSegment {
+        // What an older key has sealed is read to its end and written no more.
+        self.open = (key.id() == self.keys.current().id()).then_some(OpenSegment {
             file,
             name,
             header,
@@ -334,7 +358,7 @@ impl Wal {
         content: &[u8],
         number: u64,
         is_first: bool,
-    ) -> Result<[u8; HEADER], WalError> {
+    ) -> Result<([u8; HEADER], DataKey), WalError> {
         let damaged = |reason| WalError::Damaged {
             name: name.to_owned(),
             offset: 0,
@@ -358,16 +382,15 @@ impl Wal {
         if header[16..48] != self.owner.0 {
             return Err(foreign("it belongs to another node or cluster"));
         }
-        if word(12) != self.key.id() {
-            return Err(foreign("it was sealed with another key"));
-        }
+        let key = self.keys.find(word(12)).cloned();
+        let key = key.ok_or_else(|| foreign("it was sealed with another key"))?;
         if is_first {
             (self.next_sequence, self.checksum) = (long(56), word(64));
         }
         if long(48) != number || long(56) != self.next_sequence || word(64) != self.checksum {
             return Err(damaged("the end of the segment before it is missing"));
         }
-        Ok(*header)
+        Ok((*header, key))
     }
 
     /// Reads the record at `at`, if a good one with the expected number and checksum stands there.
@@ -376,13 +399,14 @@ impl Wal {
         content: &[u8],
         at: usize,
         header: &[u8; HEADER],
+        key: &DataKey,
     ) -> Option<(Record, usize)> {
         let (checksum, sequence, body) = split_record(content, at)?;
         let sealed = &content[body.clone()];
         if sequence != self.next_sequence || checksum != chain(self.checksum, sequence, sealed) {
             return None;
         }
-        let plain = self.key.open(sealed, &about(header, sequence))?;
+        let plain = key.open(sealed, &about(header, sequence))?;
         let record = Record::decode(&plain).ok()?;
         self.next_sequence += 1;
         self.checksum = checksum;
@@ -390,17 +414,20 @@ impl Wal {
     }
 
     /// Whether anywhere behind `at` stands a record that was sealed for this segment and a later position.
-    fn has_record_after(&self, content: &[u8], at: usize, header: &[u8; HEADER]) -> bool {
+    fn has_record_after(
+        &self,
+        content: &[u8],
+        at: usize,
+        header: &[u8; HEADER],
+        key: &DataKey,
+    ) -> bool {
         let Some(end) = last_nonzero(content, at..content.len()) else {
             return false;
         };
         (at + 1..end).any(|at| {
             split_record(content, at).is_some_and(|(_, sequence, body)| {
                 (self.next_sequence..self.next_sequence + SEQUENCE_WINDOW).contains(&sequence)
-                    && self
-                        .key
-                        .open(&content[body], &about(header, sequence))
-                        .is_some()
+                    && key.open(&content[body], &about(header, sequence)).is_some()
             })
         })
     }

@@ -12,7 +12,7 @@ use shoal_manager::{Founding, Intent, Manager, NewCluster, Spec, State, join_clu
 use tempfile::TempDir;
 
 use super::*;
-use crate::cluster::membership::{Membership, MembershipFiles};
+use crate::cluster::membership::{Membership, MembershipFiles, Stored};
 
 const NOW: Timestamp = Timestamp(1_000_000_000_000);
 
@@ -22,6 +22,9 @@ fn facts(certified: Role, assigned: Option<Role>, runs_manager: bool) -> Facts {
         assigned,
         runs_manager,
         is_expelled: false,
+        lock_differs: false,
+        root_differs: false,
+        issuer_differs: false,
         renew_at: NOW + Duration::from_secs(1_000),
     }
 }
@@ -146,12 +149,20 @@ fn membership(managers: &[String]) -> Membership {
         listen: address,
         advertise: address,
         data_path: LOOPBACK,
+        is_own_address: true,
         managers: managers.to_vec(),
     }
 }
 
 fn files(directory: &TempDir, name: &str) -> MembershipFiles {
     MembershipFiles::new(directory.path().join(name))
+}
+
+fn load(files: &MembershipFiles) -> (NodeIdentity, Membership) {
+    match files.load(None).expect("readable") {
+        Stored::Open(identity, membership) => (*identity, membership),
+        stored => panic!("a membership, not {stored:?}"),
+    }
 }
 
 /// A cluster of one manager, without an agent.
@@ -164,8 +175,10 @@ async fn found(directory: &TempDir) -> Seat {
         address: LOOPBACK,
         advertise: membership.advertise.to_string(),
     };
-    let Founding { identity, state } = founding.found().expect("a cluster");
-    let seat = Seat::new(files(directory, "founder"), identity, membership).expect("a seat");
+    let Founding {
+        identity, state, ..
+    } = founding.found().expect("a cluster");
+    let seat = Seat::new(files(directory, "founder"), identity, membership, None).expect("a seat");
     let begun = seat.start_manager(Begin::Found { state }).await;
     begun.expect("the first manager");
     seat
@@ -248,14 +261,14 @@ async fn a_worker_is_renewed_promoted_and_demoted() {
         let serial = aged.peer().serial.clone();
 
         let files = files(&directory, "worker");
-        let seat = Seat::new(files.clone(), aged, membership(&[remote])).expect("a seat");
+        let seat = Seat::new(files.clone(), aged, membership(&[remote]), None).expect("a seat");
         files.save(&seat.membership()).expect("saved");
         let seat = Arc::new(seat);
         let session = watch::Sender::new(SessionState::default());
         let mut tls = seat.tls();
         let upkeep = Upkeep::start(Arc::clone(&seat), session.subscribe());
         tls.changed().await.expect("a renewal");
-        let (kept, _) = files.load().expect("readable").expect("a membership");
+        let (kept, _) = load(&files);
         assert_ne!(kept.peer().serial, serial);
         assert_eq!(kept.peer().role, Role::Worker);
 
@@ -272,7 +285,7 @@ async fn a_worker_is_renewed_promoted_and_demoted() {
         let is_worker = || seat.identity().peer().role == Role::Worker;
         until(|| is_worker() && seat.manager().is_none() && !files.manager().exists()).await;
         until(|| seat.trouble().is_none()).await;
-        let (kept, membership) = files.load().expect("readable").expect("a membership");
+        let (kept, membership) = load(&files);
         assert_eq!(kept.peer().role, Role::Worker);
         assert_eq!(membership.managers, manager.manager_addresses());
         upkeep.stop().await;

@@ -30,6 +30,11 @@ enum Request {
     Promote {
         raft_id: RaftId,
     },
+    Relocate {
+        raft_id: RaftId,
+        member: Member,
+        caller: Caller,
+    },
 }
 
 impl MembershipQueue {
@@ -44,7 +49,7 @@ impl Request {
     /// Who waits for it.
     fn caller(&self) -> Option<Caller> {
         match self {
-            Self::Admit { caller, .. } => Some(*caller),
+            Self::Admit { caller, .. } | Self::Relocate { caller, .. } => Some(*caller),
             Self::Remove { caller, .. } => *caller,
             Self::Promote { .. } => None,
         }
@@ -53,7 +58,9 @@ impl Request {
     fn refused(&self, why: ProposeError) -> Answer {
         match self {
             Self::Remove { .. } => Answer::NotRemoved(why.into()),
-            Self::Admit { .. } | Self::Promote { .. } => Answer::Failed(why),
+            Self::Admit { .. } | Self::Promote { .. } | Self::Relocate { .. } => {
+                Answer::Failed(why)
+            }
         }
     }
 }
@@ -78,6 +85,28 @@ impl Node {
         self.membership
             .waiting
             .push_back(Request::Admit { member, caller });
+    }
+
+    /// Tells everyone a member's new address; answered with [`Answer::Done`]. It keeps its id and its log.
+    pub fn relocate(&mut self, raft_id: RaftId, member: Member, caller: Caller) {
+        if !self.is_leader() {
+            let leader = self.leader();
+            return self.fail(caller, ProposeError::NotLeader { leader });
+        }
+        match self.members.get(raft_id) {
+            Some(known) if *known == member => self.answer(caller, Answer::Done),
+            Some(known) if known.node_id == member.node_id => {
+                self.membership.waiting.push_back(Request::Relocate {
+                    raft_id,
+                    member,
+                    caller,
+                });
+            }
+            _ => {
+                let reason = format!("raft member {raft_id} is not node {}", member.node_id);
+                self.fail(caller, ProposeError::Rejected(Rejected::Reference(reason)));
+            }
+        }
     }
 
     /// Removes a manager for good; answered with [`Answer::Done`].
@@ -163,6 +192,7 @@ impl Node {
         while let Some(request) = self.membership.waiting.pop_front() {
             let request = self.first_of(request);
             let Some(change) = self.change_for(&request) else {
+                self.refuse(&request, ProposeError::Lost); // it is gone meanwhile
                 continue;
             };
             let ticket = self.take_ticket();
@@ -192,7 +222,7 @@ impl Node {
     fn first_of(&mut self, request: Request) -> Request {
         let old = match &request {
             Request::Admit { member, .. } => self.members.id_of(&member.node_id),
-            Request::Remove { .. } | Request::Promote { .. } => None,
+            Request::Remove { .. } | Request::Promote { .. } | Request::Relocate { .. } => None,
         };
         let Some(raft_id) = old else { return request };
         self.membership.waiting.push_front(request);
@@ -228,6 +258,17 @@ impl Node {
                 .members
                 .get(*raft_id)
                 .map(|member| MemberChange::SetVoter(*raft_id, member.clone())),
+            Request::Relocate {
+                raft_id, member, ..
+            } => {
+                self.members.get(*raft_id)?;
+                let change = if self.members.is_voter(*raft_id) {
+                    MemberChange::SetVoter
+                } else {
+                    MemberChange::AddLearner
+                };
+                Some(change(*raft_id, member.clone()))
+            }
         }
     }
 
@@ -248,7 +289,9 @@ impl Node {
         if let Some(caller) = request.caller() {
             let answer = match request {
                 Request::Admit { .. } => Answer::Admitted(change.raft_id()),
-                Request::Remove { .. } | Request::Promote { .. } => Answer::Done,
+                Request::Remove { .. } | Request::Promote { .. } | Request::Relocate { .. } => {
+                    Answer::Done
+                }
             };
             self.answer(caller, answer);
         }

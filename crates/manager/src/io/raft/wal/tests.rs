@@ -125,7 +125,7 @@ fn owner() -> Owner {
 }
 
 fn open(disk: &TracedDisk) -> Result<(Wal, Vec<Record>), WalError> {
-    Wal::open(Arc::new(disk.clone()), key(), owner(), 2048)
+    Wal::open(Arc::new(disk.clone()), key().into(), owner(), 2048)
 }
 
 fn record(number: u64) -> Record {
@@ -277,8 +277,8 @@ fn damage_to_what_was_acknowledged_is_refused() {
 #[test]
 fn the_log_of_another_node_or_key_is_refused() {
     let (disk, ..) = written(3);
-    let reopen = |key, owner| {
-        Wal::open(Arc::new(disk.clone()), key, owner, 2048)
+    let reopen = |key: DataKey, owner| {
+        Wal::open(Arc::new(disk.clone()), key.into(), owner, 2048)
             .unwrap_err()
             .to_string()
     };
