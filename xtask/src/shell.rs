@@ -59,10 +59,20 @@ pub(crate) fn target() -> PathBuf {
 }
 
 /// Builds the `shoal` binary in a profile and returns its path.
+///
+/// For the whole workspace, as the tests are: a package by itself would have its dependencies built once more, with the
+/// fewer features that it alone asks for.
 pub(crate) fn build_shoal(profile: &str) -> Result<PathBuf> {
     run(
         &cargo(),
-        &["build", "--package", "shoal", "--profile", profile],
+        &[
+            "build",
+            "--workspace",
+            "--bin",
+            "shoal",
+            "--profile",
+            profile,
+        ],
     )?;
     let folder = if profile == "dev" { "debug" } else { profile };
     Ok(target().join(folder).join("shoal"))

@@ -48,14 +48,8 @@ pub(crate) fn run(rungs: &[&str]) -> Result<()> {
                 &["--workspace", "--exclude", "shoal-tests", "--test", "*"],
                 &mut tally,
             ),
-            "cluster" => with_shoal(
-                &["--package", "shoal-tests", "--test", "cluster"],
-                &mut tally,
-            ),
-            _ => with_shoal(
-                &["--package", "shoal-tests", "--test", "docker_compat"],
-                &mut tally,
-            ),
+            "cluster" => with_shoal(&["--workspace", "--test", "cluster"], &mut tally),
+            _ => with_shoal(&["--workspace", "--test", "docker_compat"], &mut tally),
         };
         if let Err(problem) = done {
             tally.broken.push(format!("{rung}: {problem:#}"));
