@@ -5,7 +5,6 @@ mod autolock;
 mod certificates;
 mod exec;
 mod failures;
-mod lossless;
 mod membership;
 mod options;
 mod overlay;

@@ -74,6 +74,9 @@ fn load(target: &str, rate: u64, seconds: u64) -> ! {
         let due = began + Duration::from_nanos(number * 1_000_000_000 / rate);
         thread::sleep(due.saturating_duration_since(Instant::now()));
         let asked = began.elapsed().as_millis();
+        if number % (rate * 5) == 0 {
+            println!("asked {number}");
+        }
         if let Err(problem) = fetch(target) {
             failed.fetch_add(1, Ordering::Relaxed);
             println!("request {number} of {target} at {asked} ms failed: {problem}");
