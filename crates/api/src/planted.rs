@@ -34,7 +34,7 @@ bugs! {
     WalForgetsTerm: "log", "a record that holds no entries is not written";
     WalDropsLast: "log", "the last record is dropped at the start";
     WalSegmentUnnamed: "log", "the name of a new segment is not synced";
-    WalReleasesAll: "log", "all closed segments are removed after a snapshot";
+    WalReleasesAll: "log", "all segments are removed after a snapshot, the one in use too";
     LogKeepsInstalled: "log", "entries from before an installed snapshot survive it";
     SnapshotNoSync: "log", "a snapshot is not synced";
     SnapshotCutFirst: "log", "the log is cut before the snapshot is durable";

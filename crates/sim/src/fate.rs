@@ -106,7 +106,7 @@ fn end(world: &mut World) {
     let last = world.hosts.len() - 1;
     if world.env.faults.leaves_dead && rest::may_die(world, last) {
         world.power_cut(last);
-        world.dead = Some(last);
+        world.dead.insert(last);
     }
     for host in 0..world.hosts.len() {
         world.resume(host);

@@ -21,6 +21,7 @@ pub mod rest;
 pub mod rng;
 pub mod rpc;
 pub mod run;
+pub mod script;
 pub mod trouble;
 pub mod user;
 pub mod world;

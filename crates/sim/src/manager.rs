@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use raft::eraftpb::Message;
+use raft::eraftpb::{Message, MessageType};
 use shoal_api::{
     ClusterId, NodeId, TaskId,
     object::{Batch, ObjectKey, TaskStatus},
@@ -39,6 +39,7 @@ use crate::{
     env::{Clock, Env, Event, HostId, MS},
     leader::Reign,
     oracle::SharedOracle,
+    trouble::Trouble,
     user::{Op, Reply, Want},
 };
 
@@ -374,6 +375,12 @@ impl Manager {
 
     fn send(&mut self, message: &Message, me: Me, env: &mut Env) {
         env.oracle.lock().promised(me.host, message);
+        // Nothing tempts a manager to break its word like dying right after it has given it.
+        let is_vote = message.get_msg_type() == MessageType::MsgRequestVoteResponse;
+        if is_vote && !message.reject && env.rng.chance(env.faults.crash_voting) {
+            let delay = env.rng.range(0, 2 * MS);
+            env.after(delay, Event::Trouble(Trouble::Kill(me.host)));
+        }
         let Some(member) = self.members.get(message.to) else {
             return;
         };

@@ -11,7 +11,10 @@ use shoal_dns::core::{
     answer::{Answer, answer},
     wire::Query,
 };
-use shoal_manager::core::{orchestrator::is_dirty, state::State};
+use shoal_manager::{
+    Intent,
+    core::{orchestrator::is_dirty, state::State},
+};
 
 use crate::{
     env::{HostId, MS},
@@ -118,18 +121,29 @@ fn wishes(world: &mut World, leader: HostId, truth: &State) -> bool {
     let wishes: Vec<_> = wishes.collect();
     let is_any = !wishes.is_empty();
     for intent in wishes {
-        let op = Op {
-            id: u64::MAX,
-            want: Want::Write(Box::new(intent)),
-            is_forwarded: true,
-        };
-        let me = me(world, leader);
-        if let Some(manager) = &mut world.hosts[leader].manager {
-            manager.on_request(op, me, &mut world.env);
-        }
+        ask_host(world, leader, intent);
+    }
+    is_any
+}
+
+/// Asks whoever leads, and does not wait for an answer.
+pub fn ask(world: &mut World, intent: Intent) {
+    if let Some(leader) = leader(world) {
+        ask_host(world, leader, intent);
+    }
+}
+
+fn ask_host(world: &mut World, leader: HostId, intent: Intent) {
+    let op = Op {
+        id: u64::MAX,
+        want: Want::Write(Box::new(intent)),
+        is_forwarded: true,
+    };
+    let me = me(world, leader);
+    if let Some(manager) = &mut world.hosts[leader].manager {
+        manager.on_request(op, me, &mut world.env);
     }
     world.work(leader);
-    is_any
 }
 
 fn me(world: &World, host: HostId) -> Me {
@@ -168,7 +182,7 @@ fn members(world: &World, truth: &State) -> Option<String> {
 fn nodes(world: &World, truth: &State) -> Option<String> {
     for host in &world.hosts {
         let state = truth.node(&node_of(host.id)).map(|node| node.status.state);
-        let want = if world.dead == Some(host.id) {
+        let want = if world.dead.contains(&host.id) {
             NodeState::Down
         } else {
             NodeState::Ready

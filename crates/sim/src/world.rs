@@ -1,7 +1,12 @@
 //! All of it: hosts, users and trouble, moved by one queue of events.
 
+use std::collections::BTreeSet;
+
 use shoal_api::spec::NodeRole;
-use shoal_manager::{core::consensus::Member, io::raft::Start};
+use shoal_manager::{
+    core::{consensus::Member, state::State},
+    io::raft::Start,
+};
 
 use crate::{
     agent::{Agent, Body},
@@ -72,8 +77,8 @@ pub struct World {
     pub missing: String,
     /// Events so far.
     pub steps: u64,
-    /// The last host, where it stays dead in the end.
-    pub dead: Option<HostId>,
+    /// Hosts that do not start any more.
+    pub dead: BTreeSet<HostId>,
 }
 
 impl World {
@@ -125,7 +130,7 @@ impl World {
             is_done: false,
             missing: String::new(),
             steps: 0,
-            dead: None,
+            dead: BTreeSet::new(),
         };
         let member = Member {
             node_id: node_of(0),
@@ -186,6 +191,11 @@ impl World {
             lines.into_iter().for_each(|line| self.env.tell(|| line));
         }
         true
+    }
+
+    /// The state as the newest entry left it.
+    pub fn truth(&self) -> State {
+        self.env.oracle.lock().truth.clone()
     }
 
     /// Whether something is wrong.
@@ -544,7 +554,7 @@ impl World {
         host.manager = None;
         host.agent = None;
         host.disk.crash(&mut self.env.rng);
-        let delay = *self.env.rng.pick(&[50 * MS, SECOND, 5 * SECOND]);
+        let delay = *self.env.rng.pick(&[MS, 50 * MS, SECOND, 5 * SECOND]);
         self.env.after(delay, Event::Trouble(Trouble::Start(id)));
     }
 
@@ -563,7 +573,7 @@ impl World {
 
     /// The programs of a host start.
     pub fn start(&mut self, id: HostId) {
-        if self.hosts[id].is_up || self.dead == Some(id) {
+        if self.hosts[id].is_up || self.dead.contains(&id) {
             return;
         }
         self.env.tell(|| format!("host {id} starts"));
