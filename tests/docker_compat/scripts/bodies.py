@@ -22,15 +22,15 @@ CHANGE = """
 auth containers/create containers/prune containers/nothing/start containers/nothing/stop containers/nothing/restart
 containers/nothing/kill containers/nothing/update containers/nothing/rename?name=a1 containers/nothing/pause
 containers/nothing/unpause containers/nothing/attach containers/nothing/wait containers/nothing/resize?h=1&w=1
-containers/nothing/exec exec/nothing/start exec/nothing/resize?h=1&w=1 images/create images/prune images/nothing/push
+containers/nothing/exec exec/nothing/start exec/nothing/resize?h=1&w=1 images/prune images/nothing/push
 images/nothing/tag?repo=a build/prune commit networks/create networks/prune networks/nothing/connect
 networks/nothing/disconnect volumes/create volumes/prune plugins/pull plugins/create plugins/nothing/enable swarm/join
 swarm/leave swarm/update?version=1 swarm/unlock nodes/nothing/update?version=1 services/create
 services/nothing/update?version=1 secrets/create secrets/nothing/update?version=1 configs/create
 configs/nothing/update?version=1 session nothing
 """.split()
-# Their bodies are archives, which have no limit.
-ARCHIVES = ["build", "images/load"]
+# Their bodies are archives, which have no limit, and may be refused before they were read.
+ARCHIVES = ["build", "images/load", "images/create"]
 REMOVE = "containers/nothing images/nothing networks/nothing volumes/nothing nodes/nothing services/nothing secrets/nothing configs/nothing plugins/nothing nothing".split()
 
 
@@ -59,6 +59,10 @@ def main():
         count += 1
         try:
             status, text = call(method, path, *more, **named)
+        except BrokenPipeError:
+            if path not in ARCHIVES:
+                problems.append(f"{what}: {method} {path}: the connection was closed")
+            return
         except OSError as error:
             problems.append(f"{what}: {method} {path}: {error!r}")
             return
