@@ -493,6 +493,22 @@ async fn said_at(host: &Host, image: &ImageId, path: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_dockerfile_that_only_travelled_along_is_not_copied() {
+    let host = Host::new().await;
+    let wish = BuildOptions {
+        dockerfile: ".dockerfile.of.a.client".into(),
+        ..options()
+    };
+    let files = [
+        (".dockerfile.of.a.client", "FROM box\nCOPY . /all\n"),
+        ("file", ""),
+    ];
+    let (id, log) = build_with(&host, wish, context(&files)).await;
+    let id = id.unwrap_or_else(|error| panic!("{}\n{log}", error.report()));
+    assert_eq!(said(&host, &id, "ls -A /all").await, "file\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn triggers_run_in_the_builds_that_follow() {
     let host = Host::new().await;
     let parent = BuildOptions {

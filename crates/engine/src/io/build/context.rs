@@ -18,6 +18,9 @@ use crate::{
 /// A Dockerfile or `.dockerignore`; no honest one comes near.
 const TEXT_BYTES_MAX: u64 = 8 << 20;
 
+/// Begins the name under which clients send a Dockerfile that is not of the context; it is no file to be copied.
+const FOREIGN_PREFIX: &str = ".dockerfile.";
+
 /// A context on disk.
 pub(super) struct Context {
     pub tree: Tree,
@@ -51,12 +54,12 @@ pub(super) fn receive(
             .map_err(BuildError::io("open the context"))?,
         IgnoreList::default(),
     );
-    let ignore = match read(&everything, Path::new(".dockerignore"))? {
-        Some(text) => {
-            IgnoreList::parse(&text).map_err(|error| BuildError::Invalid(error.to_string()))?
-        }
-        None => IgnoreList::default(),
-    };
+    let mut ignored = read(&everything, Path::new(".dockerignore"))?.unwrap_or_default();
+    if dockerfile.starts_with(FOREIGN_PREFIX) {
+        ignored.push_str(&format!("\n{dockerfile}\n"));
+    }
+    let ignore =
+        IgnoreList::parse(&ignored).map_err(|error| BuildError::Invalid(error.to_string()))?;
     let dockerfile = match alone {
         Some(text) => text,
         None => locate(&everything, dockerfile)?,
