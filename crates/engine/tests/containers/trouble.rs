@@ -282,8 +282,9 @@ async fn five_hundred_lives_leave_nothing() {
         assert_eq!(entries(dir), 0, "{dir}");
     }
     assert!(host.mounts().is_empty());
+    // Other tests of this process have some open, too; a leak would be one for every life.
     assert!(
-        open() <= before + 2,
+        open() < before + lives / 10,
         "{} descriptors, {before} before",
         open()
     );
