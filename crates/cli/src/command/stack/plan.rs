@@ -164,13 +164,16 @@ fn normal(spec: &Value) -> Value {
         }
     }
     // An empty label is still a label.
-    let labels = ["/Labels", "/TaskTemplate/ContainerSpec/Labels"];
-    let labels = labels.map(|at| (at, spec.pointer(at).cloned().unwrap_or_default()));
+    let has_some = |labels: &Value| labels.as_object().is_some_and(|labels| !labels.is_empty());
+    let labels_at = |at| spec.pointer(at).filter(|labels| has_some(labels)).cloned();
+    let of_service = labels_at("/Labels");
+    let of_container = labels_at("/TaskTemplate/ContainerSpec/Labels");
     let mut out = significant(&spec).unwrap_or_else(|| json!({}));
-    for (at, labels) in labels {
-        if let Some(place) = out.pointer_mut(at) {
-            *place = labels;
-        }
+    if let Some(labels) = of_service {
+        out["Labels"] = labels;
+    }
+    if let Some(labels) = of_container {
+        out["TaskTemplate"]["ContainerSpec"]["Labels"] = labels;
     }
     out
 }

@@ -81,7 +81,13 @@ fn publish(published: u16) -> PortConfig {
 fn ingress_has_the_first_subnet_and_others_follow() {
     let mut world = World::new(&["n1"]);
     let ingress = world.state.ingress_network().unwrap().id.clone();
-    assert_eq!(subnets(&world, &ingress), ["10.0.0.0/24 via 10.0.0.1"]);
+    assert_eq!(
+        subnets(&world, &ingress),
+        [
+            "10.0.0.0/24 via 10.0.0.1",
+            "fdce:602c:6da5:d342::/64 via fdce:602c:6da5:d342::1"
+        ]
+    );
     let (a, b) = (
         network(&mut world, "a", &["10.0.2.0/23"]),
         network(&mut world, "b", &[]),
@@ -122,12 +128,22 @@ fn a_service_has_one_address_per_network_and_ingress_comes_first() {
         .iter()
         .map(|vip| vip.addr.to_string())
         .collect();
-    assert_eq!(vips, ["10.0.0.2/24", "10.0.1.2/24"]);
+    assert_eq!(
+        vips,
+        ["10.0.0.2/24", "fdce:602c:6da5:d342::2/64", "10.0.1.2/24"]
+    );
     let ports: Vec<_> = endpoint.ports.iter().map(|port| port.published).collect();
     assert_eq!(ports, [8080, 30000]);
     assert_eq!(
         addresses(&world, &id),
-        ["10.0.0.3/24", "10.0.1.3/24", "10.0.0.4/24", "10.0.1.4/24"]
+        [
+            "10.0.0.3/24",
+            "fdce:602c:6da5:d342::3/64",
+            "10.0.1.3/24",
+            "10.0.0.4/24",
+            "fdce:602c:6da5:d342::4/64",
+            "10.0.1.4/24"
+        ]
     );
     let task = &world.runnable(&id)[0];
     assert_eq!(
@@ -154,7 +170,11 @@ fn addresses_and_ports_are_kept_across_updates_and_freed_when_nobody_wants_them(
     });
     world.settle();
     let after = world.service(&id).endpoint.clone().unwrap();
-    assert_eq!(before.virtual_ips[..], after.virtual_ips[..2]);
+    assert_eq!(
+        before.virtual_ips[..],
+        after.virtual_ips[..3],
+        "two of ingress, one of a"
+    );
     assert_eq!(before.ports[0], after.ports[0]);
     world.update(&id, |spec| {
         spec.endpoint.ports.clear();
