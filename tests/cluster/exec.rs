@@ -132,7 +132,9 @@ fn a_process_runs_in_a_task_of_another_host() -> Result<()> {
         wait("the process to run", || {
             let seen = lab.output("n3", &["ps", "-ef"])?;
             let seen = String::from_utf8_lossy(&seen.stdout).into_owned();
-            Ok(if seen.contains("sleep 1000") {
+            // The shell's own line has both words; it has echoed when there is one with the second alone.
+            let sleeps = |line: &str| line.contains("sleep 1000") && !line.contains("echo");
+            Ok(if seen.lines().any(sleeps) {
                 Ok(())
             } else {
                 Err(seen)

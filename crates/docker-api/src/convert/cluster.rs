@@ -167,14 +167,15 @@ fn read_spec(mut f: Fields) -> ApiResult<(ClusterSpec, Option<SigningCa>)> {
 
 /// The answer of `GET /swarm`.
 pub(crate) fn swarm(view: &SwarmView) -> Value {
-    let mut answer = cluster_info(&view.cluster);
-    answer["TLSInfo"] = tls_info(&view.tls);
+    let mut answer = cluster_info(&view.cluster, &view.tls);
     answer["JoinTokens"] = json!({"Worker": view.worker_token, "Manager": view.manager_token});
     answer
 }
 
 /// The cluster without its tokens, as `/info` shows it.
-pub(crate) fn cluster_info(cluster: &Cluster) -> Value {
+///
+/// Clients compare what it says of certificates with what each node says, to tell which nodes need a new one.
+pub(crate) fn cluster_info(cluster: &Cluster, tls: &TlsInfo) -> Value {
     let spec = &cluster.spec;
     let mut answer = object(cluster.id.as_str(), &cluster.meta);
     answer["Spec"] = json!({
@@ -196,11 +197,7 @@ pub(crate) fn cluster_info(cluster: &Cluster) -> Value {
         "TaskDefaults": {},
         "EncryptionConfig": {"AutoLockManagers": spec.autolock},
     });
-    answer["TLSInfo"] = json!({
-        "TrustRoot": cluster.root_ca_cert,
-        "CertIssuerSubject": "",
-        "CertIssuerPublicKey": "",
-    });
+    answer["TLSInfo"] = tls_info(tls);
     answer["RootRotationInProgress"] = json!(cluster.root_rotation.is_some());
     answer["DefaultAddrPool"] = json!(spec.default_address_pools);
     answer["SubnetSize"] = json!(spec.subnet_size);

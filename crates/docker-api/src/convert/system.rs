@@ -10,7 +10,7 @@ use shoal_api::{
 use super::{cluster, container_show, image, time::instant, volume};
 use crate::{
     API_VERSION, API_VERSION_MIN,
-    backend::{DiskUsage, EngineInfo, EngineVersion, LocalNodeState, SwarmInfo},
+    backend::{DiskUsage, EngineInfo, EngineVersion, LocalNodeState, SwarmInfo, TlsInfo},
 };
 
 /// The answer of `GET /version`.
@@ -50,6 +50,7 @@ pub(crate) struct ClusterSummary {
     pub(crate) nodes: usize,
     pub(crate) managers: usize,
     pub(crate) cluster: Cluster,
+    pub(crate) tls: TlsInfo,
 }
 
 /// The answer of `GET /info`.
@@ -175,7 +176,7 @@ fn swarm_block(swarm: &SwarmInfo, summary: Option<&ClusterSummary>) -> Value {
     if let Some(summary) = summary {
         answer["Nodes"] = json!(summary.nodes);
         answer["Managers"] = json!(summary.managers);
-        answer["Cluster"] = cluster::cluster_info(&summary.cluster);
+        answer["Cluster"] = cluster::cluster_info(&summary.cluster, &summary.tls);
     }
     answer
 }

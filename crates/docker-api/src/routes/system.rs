@@ -65,6 +65,7 @@ async fn info(api: &Api) -> ApiResult<Reply> {
                     nodes: nodes.len(),
                     managers: nodes.iter().filter(manager).count(),
                     cluster: view.cluster,
+                    tls: view.tls,
                 });
             }
             (Err(error), _) | (_, Err(error)) => swarm.error = error.message,

@@ -67,7 +67,7 @@ async fn rubbish_is_refused_with_its_place() {
         400 {"message":"invalid restart policy: unknown policy 'sometimes'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'"}
         400 {"message":"invalid port: \"99999\""}
         400 {"message":"invalid HostConfig.PortBindings: invalid port specification: \"http\""}
-        400 {"message":"invalid HostConfig.Mounts[0].Type: mount type \"cluster\" is not supported"}
+        400 {"message":"invalid mount config for type \"cluster\": mount type unknown"}
         400 {"message":"invalid filters: ["}
         400 {"message":"invalid filter 'colour'"}
         400 {"message":"invalid filter 'status=happy'"}
@@ -78,7 +78,7 @@ async fn rubbish_is_refused_with_its_place() {
         400 {"message":"invalid platform \"toaster\""}
         400 {"message":"invalid X-Registry-Auth header: Invalid symbol 33, offset 0."}
         501 {"message":"building images is not supported by this version of shoal"}
-        501 {"message":"copying files (docker cp) is not supported by this version of shoal"}
+        501 {"message":"copying files is not supported by this version of shoal"}
         400 {"message":"at least 1 RemoteAddr is required to join"}
         400 {"message":"invalid data path port number (must be between 1024 and 49151): 80"}
     "#]]
