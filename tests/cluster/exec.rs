@@ -128,12 +128,12 @@ fn a_process_runs_in_a_task_of_another_host() -> Result<()> {
     // A node that goes takes the process with it, and whoever waits for it is told.
     let waiting = std::thread::scope(|scope| {
         let waiting =
-            scope.spawn(|| exec("n1", &["box.n3", "sh", "-c", "echo here; sleep 1000"], b""));
+            scope.spawn(|| exec("n1", &["box.n3", "sh", "-c", "echo here; sleep 4321"], b""));
         wait("the process to run", || {
             let seen = lab.output("n3", &["ps", "-ef"])?;
             let seen = String::from_utf8_lossy(&seen.stdout).into_owned();
             // The shell's own line has both words; it has echoed when there is one with the second alone.
-            let sleeps = |line: &str| line.contains("sleep 1000") && !line.contains("echo");
+            let sleeps = |line: &str| line.contains("sleep 4321") && !line.contains("echo");
             Ok(if seen.lines().any(sleeps) {
                 Ok(())
             } else {

@@ -59,23 +59,21 @@ pub(crate) fn target() -> PathBuf {
 }
 
 /// Builds the `shoal` binary in a profile and returns its path.
+pub(crate) fn build_shoal(profile: &str) -> Result<PathBuf> {
+    build("shoal", profile)
+}
+
+/// Builds a binary in a profile and returns its path.
 ///
 /// For the whole workspace, as the tests are: a package by itself would have its dependencies built once more, with the
 /// fewer features that it alone asks for.
-pub(crate) fn build_shoal(profile: &str) -> Result<PathBuf> {
+pub(crate) fn build(name: &str, profile: &str) -> Result<PathBuf> {
     run(
         &cargo(),
-        &[
-            "build",
-            "--workspace",
-            "--bin",
-            "shoal",
-            "--profile",
-            profile,
-        ],
+        &["build", "--workspace", "--bin", name, "--profile", profile],
     )?;
     let folder = if profile == "dev" { "debug" } else { profile };
-    Ok(target().join(folder).join("shoal"))
+    Ok(target().join(folder).join(name))
 }
 
 /// Fails with a clear line unless this is root on Linux.

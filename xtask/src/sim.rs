@@ -1,6 +1,6 @@
 //! Simulated clusters, as many as asked for.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::shell;
 
@@ -9,13 +9,16 @@ const MUTANT_SEEDS: &str = "2000";
 
 /// Builds the simulator and hands it these words.
 pub(crate) fn run(words: &[&str]) -> Result<()> {
-    let mut cargo = vec!["run", "--quiet", "--package", "shoal-sim"];
-    if words.contains(&"--mutants") {
-        cargo.extend(["--features", "planted-bugs"]);
-    }
-    cargo.push("--");
+    let sim = if words.contains(&"--mutants") {
+        let package = ["--package", "shoal-sim", "--features", "planted-bugs"];
+        shell::run(&shell::cargo(), &[&["build"], &package[..]].concat())?;
+        shell::target().join("debug/shoal-sim")
+    } else {
+        shell::build("shoal-sim", "dev")?
+    };
+    let mut words = words.to_vec();
     if words.contains(&"--mutants") && !words.contains(&"--seeds") {
-        cargo.extend(["--seeds", MUTANT_SEEDS]);
+        words.extend(["--seeds", MUTANT_SEEDS]);
     }
-    shell::run(&shell::cargo(), &[&cargo, words].concat())
+    shell::run(sim.to_str().context("a path that is not UTF-8")?, &words)
 }
