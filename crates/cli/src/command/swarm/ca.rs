@@ -14,7 +14,7 @@ use crate::{
     progress::Lines,
 };
 
-/// How often the nodes are counted while somebody watches.
+/// How often the nodes are counted while somebody watches. No event of the API tells that a node has a new certificate.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Display and rotate the root CA
