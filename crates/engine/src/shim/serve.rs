@@ -348,12 +348,8 @@ impl Shim {
     }
 
     fn resize(&self, key: &Key, rows: u16, cols: u16) -> Result<(), Errno> {
-        let terminal = self
-            .processes
-            .get(key)
-            .and_then(|process| process.terminal.as_ref())
-            .ok_or(Errno::ENOTTY)?;
-        exec::set_size(terminal, rows, cols)
+        let process = self.processes.get(key).ok_or(Errno::ESRCH)?;
+        exec::set_size(process.terminal.as_ref().ok_or(Errno::ENOTTY)?, rows, cols)
     }
 
     fn on_stdin(&mut self, index: usize, payload: &[u8]) {

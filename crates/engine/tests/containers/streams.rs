@@ -93,6 +93,29 @@ async fn a_terminal_has_a_size_and_an_echo() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_size_that_comes_before_an_execs_process_is_kept_for_it() {
+    let host = Host::new().await;
+    let id = host.start(sh("echo up; sleep 1000")).await;
+    host.wait_for_output(&id, "up").await;
+    let exec = || {
+        let spec = ExecSpec {
+            cmd: vec!["stty".into(), "size".into()],
+            tty: true,
+            attach_stdout: true,
+            ..ExecSpec::default()
+        };
+        host.engine.exec_create(id.as_str(), spec)
+    };
+    let before = exec().expect("exec create");
+    let resized = host.engine.exec_resize(&before, 30, 90).await;
+    resized.expect("resize before the start");
+    let attachment = host.engine.exec_start(&before).await.expect("exec start");
+    assert_eq!(read(attachment).await, "30 90\r\n");
+    let gone = host.engine.exec_resize(&before, 31, 91).await;
+    gone.expect_err("its process has ended");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn execs_join_the_container_with_its_limits() {
     let host = Host::new().await;
     let mut spec = sh("echo up; exec sleep 1000");

@@ -153,7 +153,7 @@ impl Engine {
             stderr: spec.attach_stderr,
         };
         let action = format!("exec_start: {}", spec.cmd.join(" "));
-        let tty = spec.tty;
+        let (tty, launched_size) = (spec.tty, spec.console_size);
         let launch = ExecLaunch {
             id: id.to_owned(),
             args: spec.cmd,
@@ -168,7 +168,16 @@ impl Engine {
         match open_streams(&entry.run_dir, &Request::Exec(Box::new(launch))).await {
             Ok(connection) => {
                 let pid = connection.pid;
-                entry.live(|live| live.execs.get_mut(id).map(|exec| exec.pid = pid));
+                let size = entry.live(|live| {
+                    let exec = live.execs.get_mut(id)?;
+                    exec.pid = pid;
+                    exec.spec.console_size
+                });
+                if let Some((rows, cols)) = size.filter(|_| tty && size != launched_size) {
+                    // The process may be over already.
+                    let exec = Some(id.to_owned());
+                    let _ = self.resize_process(&entry, exec, rows, cols).await;
+                }
                 save_execs(&entry);
                 self.tell(&entry.record(), &action, &[("execID", id.to_owned())]);
                 let (engine, ended, id) = (self.clone(), entry.clone(), id.to_owned());
@@ -210,9 +219,20 @@ impl Engine {
             .ok_or_else(missing)
     }
 
-    /// Sets the size of an exec's terminal.
+    /// Sets the size of an exec's terminal. Clients send it right behind the start, on a connection of its own: what
+    /// comes before the process is there is kept for it.
     pub async fn exec_resize(&self, id: &str, rows: u16, cols: u16) -> Result<(), EngineError> {
         let entry = self.find_exec(id)?;
+        let kept = entry.live(|live| match live.execs.get_mut(id) {
+            Some(exec) if exec.pid == 0 && exec.exit_code.is_none() => {
+                exec.spec.console_size = Some((rows, cols));
+                true
+            }
+            _ => false,
+        });
+        if kept {
+            return Ok(());
+        }
         self.resize_process(&entry, Some(id.to_owned()), rows, cols)
             .await
     }
