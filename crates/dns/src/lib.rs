@@ -9,12 +9,14 @@
 pub mod core {
     //! Decides: tables, answers, the packet format, resolv.conf. Pure.
     pub mod answer;
+    mod names;
     pub mod records;
     pub mod resolv_conf;
     pub mod wire;
 }
 pub mod io {
     //! Acts: sockets in the clients' namespaces, and queries to upstream servers.
+    pub(crate) mod datagrams;
     pub mod forward;
     pub mod namespace;
     pub mod server;

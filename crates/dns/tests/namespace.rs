@@ -433,3 +433,137 @@ async fn rubbish_does_not_disturb_it() {
         ["10.9.0.1"]
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_questions_at_once_are_all_answered_in_any_mixture() {
+    let (namespace, dns) = (Namespace::new(), Dns::start(&DnsConfig::default()));
+    dns.publish(records(&[("web", 1)]));
+    let server = upstream(1).await;
+    dns.serve("c1", &namespace.path(), RESOLVER.1, scope(&[server]))
+        .await
+        .expect("served");
+    let codes = namespace
+        .run(|| {
+            let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
+            let patience = Some(Duration::from_secs(10));
+            socket.set_read_timeout(patience).expect("a time");
+            // More than a batch, of every kind: ours, nobody's type, another server's, and rubbish in between.
+            for number in 0..90u16 {
+                let (name, kind) = match number % 3 {
+                    0 => ("web.", RecordType::A),
+                    1 => ("WEB.", RecordType::AAAA),
+                    _ => ("example.com.", RecordType::A),
+                };
+                let mut message = query(name, kind);
+                message.metadata.id = number;
+                let packet = message.to_vec().expect("a packet");
+                socket.send_to(&packet, RESOLVER).expect("sent");
+                if number % 7 == 0 {
+                    socket.send_to(&[1, 2, 3], RESOLVER).expect("sent");
+                }
+            }
+            let mut codes = BTreeMap::new();
+            let mut reply = [0; 4096];
+            while codes.len() < 90 {
+                let length = socket.recv(&mut reply).expect("every question is answered");
+                let reply = Message::from_vec(&reply[..length]).expect("a reply");
+                let records = reply.answers.len();
+                codes.insert(reply.metadata.id, (reply.metadata.response_code, records));
+            }
+            codes
+        })
+        .await;
+    for (number, got) in codes {
+        let records = usize::from(number % 3 != 1);
+        assert_eq!(got, (ResponseCode::NoError, records), "question {number}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_of_internal_networks_alone_asks_nobody_outside() {
+    let (namespace, dns) = (Namespace::new(), Dns::start(&DnsConfig::default()));
+    let outside = tokio::net::UdpSocket::bind("127.0.0.1:0")
+        .await
+        .expect("a port");
+    let mut inside = Records::default();
+    inside.insert(
+        "net1".parse().expect("an id"),
+        Zone::local("front", true, Vec::new(), &[]),
+    );
+    dns.publish(Arc::new(inside));
+    let server = outside.local_addr().expect("bound");
+    dns.serve("c1", &namespace.path(), RESOLVER.1, scope(&[server]))
+        .await
+        .expect("served");
+    for name in [
+        "example.com.",
+        "secret.example.com.",
+        "4.3.2.1.in-addr.arpa.",
+    ] {
+        for kind in [RecordType::A, RecordType::TXT, RecordType::PTR] {
+            let over_udp = namespace.ask_udp(query(name, kind)).await;
+            let over_tcp = namespace.ask_tcp(query(name, kind)).await;
+            for reply in [over_udp, over_tcp] {
+                assert_eq!(
+                    reply.metadata.response_code,
+                    ResponseCode::NXDomain,
+                    "{name}"
+                );
+            }
+        }
+    }
+    // All of them have been answered, so whatever was to be sent has been.
+    let mut packet = [0; 512];
+    let heard = outside.try_recv_from(&mut packet);
+    assert_eq!(
+        heard
+            .map_err(|error| error.kind())
+            .expect_err("a packet has left"),
+        std::io::ErrorKind::WouldBlock
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_questions_that_wait_delay_nobody() {
+    let (first, second) = (Namespace::new(), Namespace::new());
+    let silent = tokio::net::UdpSocket::bind("127.0.0.1:0")
+        .await
+        .expect("a port");
+    let held = Duration::from_secs(60);
+    let dns = Dns::start(&DnsConfig {
+        next_server_after: held,
+        query_timeout: held,
+        ..DnsConfig::default()
+    });
+    dns.publish(records(&[("web", 1)]));
+    let slow = scope(&[silent.local_addr().expect("bound")]);
+    let quick = scope(&[upstream(1).await]);
+    dns.serve("c1", &first.path(), RESOLVER.1, slow)
+        .await
+        .expect("served");
+    dns.serve("c2", &second.path(), RESOLVER.1, quick)
+        .await
+        .expect("served");
+    // As many as a socket's queue holds for sure.
+    const WAITING: usize = 150;
+    first
+        .run(|| {
+            let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
+            let question = query("slow.", RecordType::A).to_vec().expect("a packet");
+            for _ in 0..WAITING {
+                socket.send_to(&question, RESOLVER).expect("sent");
+            }
+        })
+        .await;
+    let mut packet = [0; 512];
+    for _ in 0..WAITING {
+        silent
+            .recv_from(&mut packet)
+            .await
+            .expect("a question that waits");
+    }
+    let own = first.ask_udp(query("web.", RecordType::A)).await;
+    assert_eq!(addresses(&own), ["10.9.0.1"]);
+    let others = second.ask_udp(query("example.com.", RecordType::A)).await;
+    assert_eq!(addresses(&others), ["192.0.2.0"]);
+}

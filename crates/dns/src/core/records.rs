@@ -9,10 +9,13 @@ use std::{
 use ipnet::IpNet;
 use shoal_api::{
     NetworkId, ServiceId,
-    network::{NetworkSlice, NetworkView, ServiceSlice},
+    network::{Endpoint, NetworkSlice, NetworkView, ServiceSlice},
 };
 
-use super::wire::{Name, RrSet, qtype};
+use super::{
+    names::Names,
+    wire::{Name, RrSet, qtype},
+};
 
 /// How long an answer may be remembered.
 ///
@@ -28,12 +31,21 @@ pub struct Records {
 impl Records {
     /// The names of the cluster's networks.
     pub fn from_view(view: &NetworkView) -> Self {
+        Self::default().next(&NetworkView::default(), view)
+    }
+
+    /// The names of the cluster's networks at a later view than `before`, which these are of. Networks that are as they
+    /// were keep what was encoded.
+    #[must_use]
+    pub fn next(&self, before: &NetworkView, view: &NetworkView) -> Self {
+        let zone = |(id, slice): (&NetworkId, &NetworkSlice)| {
+            let held = self.zones.get(id);
+            let held = held.filter(|_| before.networks.get(id) == Some(slice));
+            let zone = held.map_or_else(|| Arc::new(Zone::of_slice(slice)), Arc::clone);
+            (id.clone(), zone)
+        };
         Self {
-            zones: view
-                .networks
-                .iter()
-                .map(|(id, slice)| (id.clone(), Arc::new(Zone::of_slice(slice))))
-                .collect(),
+            zones: view.networks.iter().map(zone).collect(),
         }
     }
 
@@ -78,7 +90,7 @@ pub struct Zone {
     /// Name of the network as labels: `web.demo_default` finds `web` in it.
     pub(super) suffix: Box<[u8]>,
     pub(super) subnets: Vec<IpNet>,
-    pub(super) names: BTreeMap<Box<[u8]>, Sets>,
+    pub(super) names: Names<Sets>,
     pub(super) reverse: BTreeMap<IpAddr, RrSet>,
 }
 
@@ -127,13 +139,16 @@ impl Zone {
                 draft.add_reverse(name, &addresses);
             }
         }
+        let mut tasks: BTreeMap<&ServiceId, Vec<&Endpoint>> = BTreeMap::new();
+        for endpoint in slice.endpoints.values().filter(|endpoint| endpoint.serving) {
+            if let Some(service) = &endpoint.service {
+                tasks.entry(service).or_default().push(endpoint);
+            }
+        }
         for (id, service) in &slice.services {
-            let serving: Vec<IpAddr> = slice
-                .endpoints
-                .values()
-                .filter(|endpoint| endpoint.serving && endpoint.service.as_ref() == Some(id))
-                .flat_map(|endpoint| endpoint.addresses.iter().map(IpNet::addr))
-                .collect();
+            let tasks = tasks.remove(id).unwrap_or_default();
+            let serving = tasks.iter().flat_map(|task| &task.addresses);
+            let serving: Vec<IpAddr> = serving.map(IpNet::addr).collect();
             let answer = if service.vips.is_empty() {
                 &serving
             } else {
@@ -144,7 +159,7 @@ impl Zone {
                 draft.add(&format!("tasks.{name}"), serving.iter().copied());
             }
             draft.add_reverse(&service.name, &service.vips);
-            draft.add_ports(slice, id, service);
+            draft.add_ports(&slice.name, &tasks, service);
         }
         draft.encode(&slice.name, slice.internal, subnets)
     }
@@ -184,23 +199,18 @@ impl Draft {
     }
 
     /// Adds a service's ports by name: `_http._tcp.web` leads to the service, `_http._tcp.tasks.web` to each task.
-    fn add_ports(&mut self, slice: &NetworkSlice, id: &ServiceId, service: &ServiceSlice) {
-        let tasks = || {
-            let serving = slice.endpoints.values();
-            serving
-                .filter(|endpoint| endpoint.serving && endpoint.service.as_ref() == Some(id))
-                .filter_map(|endpoint| endpoint.names.first())
-        };
+    fn add_ports(&mut self, network: &str, tasks: &[&Endpoint], service: &ServiceSlice) {
+        let tasks = || tasks.iter().filter_map(|task| task.names.first());
         for port in &service.named_ports {
             for alias in std::iter::once(&service.name).chain(&service.aliases) {
                 let name = format!("_{}._{}.{alias}", port.name, port.protocol);
                 if service.vips.is_empty() {
-                    self.add_port(&name, port.target, tasks(), &slice.name);
+                    self.add_port(&name, port.target, tasks(), network);
                 } else {
-                    self.add_port(&name, port.target, std::iter::once(alias), &slice.name);
+                    self.add_port(&name, port.target, std::iter::once(alias), network);
                 }
                 let name = format!("_{}._{}.tasks.{alias}", port.name, port.protocol);
-                self.add_port(&name, port.target, tasks(), &slice.name);
+                self.add_port(&name, port.target, tasks(), network);
             }
         }
     }
@@ -256,7 +266,7 @@ impl Draft {
             internal,
             suffix,
             subnets,
-            names,
+            names: Names::new(names.into_iter()),
             reverse,
         }
     }

@@ -22,13 +22,14 @@ use tokio::{
 };
 
 use super::{
+    datagrams,
     forward::{Patience, Transport, Upstreams, read_message, write_message},
     namespace,
 };
 use crate::core::{
     answer::{Answer, answer},
     records::Records,
-    wire::{Malformed, Query, Rcode, TCP_BYTES_MAX, UDP_BYTES_MAX, write_error},
+    wire::{Malformed, Query, Rcode, TCP_BYTES_MAX, write_error},
 };
 
 /// Queries of one client that may wait for upstream servers; as docker's 1024 for all of them.
@@ -126,15 +127,18 @@ struct Scope {
 
 /// What one socket's task needs to answer.
 #[derive(Clone)]
-struct Desk {
+pub(super) struct Desk {
     shared: Arc<Shared>,
     scope: Arc<ArcSwap<Scope>>,
     forwards: Arc<Semaphore>,
 }
 
-enum Verdict {
+pub(super) enum Verdict {
+    /// It is in the buffer.
     Reply,
+    /// An upstream server is to be asked.
     Forward,
+    /// Nobody is to be answered.
     Drop,
 }
 
@@ -245,7 +249,7 @@ impl From<ClientScope> for Scope {
 
 impl Desk {
     /// Answers from the table into `out`, or says that the question must be forwarded.
-    fn decide(&self, packet: &[u8], transport: Transport, out: &mut Vec<u8>) -> Verdict {
+    pub(super) fn decide(&self, packet: &[u8], transport: Transport, out: &mut Vec<u8>) -> Verdict {
         let query = match Query::parse(packet) {
             Ok(query) => query,
             Err(Malformed::Drop) => return Verdict::Drop,
@@ -328,37 +332,28 @@ async fn serve_udp(socket: Arc<UdpSocket>, desk: Desk, mut stopped: watch::Recei
 }
 
 async fn answer_udp(socket: &Arc<UdpSocket>, desk: &Desk, forwards: &mut JoinSet<()>) {
-    let mut packet = vec![0; UDP_BYTES_MAX];
-    let mut out = Vec::with_capacity(UDP_BYTES_MAX);
+    let mut strangers = Vec::new();
     loop {
-        let (length, from) = match socket.recv_from(&mut packet).await {
-            Ok(received) => received,
-            Err(error) => {
-                tracing::error!(%error, "cannot read queries; the resolver of a container stops");
-                return;
-            }
+        let served = async {
+            socket.readable().await?;
+            datagrams::serve(socket, desk, &mut strangers)
         };
-        let packet = &packet[..length];
-        match desk.decide(packet, Transport::Udp, &mut out) {
-            Verdict::Reply => {
-                // As on any network, what does not fit into the client's queue is lost and asked for again.
-                let _ = socket.try_send_to(&out, from);
-            }
-            Verdict::Forward => {
-                while forwards.try_join_next().is_some() {}
-                let Some(place) = desk.place() else {
-                    let _ = socket.try_send_to(&failure(packet), from);
-                    continue;
-                };
-                let (desk, socket, packet) =
-                    (desk.clone(), Arc::clone(socket), Arc::<[u8]>::from(packet));
-                forwards.spawn(async move {
-                    let reply = desk.forward(&packet, Transport::Udp).await;
-                    let _ = socket.send_to(&reply, from).await;
-                    drop(place);
-                });
-            }
-            Verdict::Drop => {}
+        if let Err(error) = served.await {
+            tracing::error!(%error, "cannot read queries; the resolver of a container stops");
+            return;
+        }
+        for (packet, from) in strangers.drain(..) {
+            while forwards.try_join_next().is_some() {}
+            let Some(place) = desk.place() else {
+                let _ = socket.try_send_to(&failure(&packet), from);
+                continue;
+            };
+            let (desk, socket) = (desk.clone(), Arc::clone(socket));
+            forwards.spawn(async move {
+                let reply = desk.forward(&packet, Transport::Udp).await;
+                let _ = socket.send_to(&reply, from).await;
+                drop(place);
+            });
         }
     }
 }

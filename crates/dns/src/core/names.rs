@@ -1,0 +1,70 @@
+//! Names of a network with what is known of each, found in the same time however many there are.
+
+/// A table that is made once and never changes: entries, and an index by hash with open addressing.
+#[derive(Debug, Clone)]
+pub(super) struct Names<T> {
+    entries: Vec<(Box<[u8]>, T)>,
+    /// Number of an entry plus one; 0 where there is none. At most half of it is in use.
+    index: Box<[u32]>,
+}
+
+impl<T> Default for Names<T> {
+    fn default() -> Self {
+        Self::new(std::iter::empty())
+    }
+}
+
+impl<T> Names<T> {
+    /// A table of these names, as labels in lower case, each of which comes once.
+    pub(super) fn new(entries: impl Iterator<Item = (Box<[u8]>, T)>) -> Self {
+        let entries: Vec<_> = entries.collect();
+        let size = (entries.len() * 2).next_power_of_two();
+        let mut index = vec![0; size].into_boxed_slice();
+        for (number, (name, _)) in (1u32..).zip(&entries) {
+            let mut at = place(name, size);
+            while index[at] != 0 {
+                at = (at + 1) & (size - 1);
+            }
+            index[at] = number;
+        }
+        Self { entries, index }
+    }
+
+    /// What is known of a name.
+    pub(super) fn get(&self, name: &[u8]) -> Option<&T> {
+        let mut at = place(name, self.index.len());
+        loop {
+            let number = self.index[at].checked_sub(1)?;
+            let (held, value) = &self.entries[number as usize];
+            if **held == *name {
+                return Some(value);
+            }
+            at = (at + 1) & (self.index.len() - 1);
+        }
+    }
+}
+
+/// Where in an index of a power of two to look first: FNV-1a, its upper half folded in.
+fn place(name: &[u8], size: usize) -> usize {
+    let hash = name.iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    (hash ^ (hash >> 32)) as usize & (size - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_found_and_no_other() {
+        let name = |number: usize| format!("web{number}").into_bytes().into_boxed_slice();
+        for count in [0, 1, 2, 3, 1000] {
+            let names = Names::new((0..count).map(|number| (name(number), number)));
+            for number in 0..count {
+                assert_eq!(names.get(&name(number)), Some(&number));
+            }
+            assert_eq!(names.get(&name(count)), None);
+        }
+    }
+}
