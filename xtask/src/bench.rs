@@ -5,8 +5,13 @@
 //! absolute times drift with the machine.
 
 mod containers;
+mod dns;
 mod docker;
 mod images;
+mod ingress;
+mod lb;
+mod network;
+mod overlay;
 mod scheduler;
 mod services;
 
@@ -34,7 +39,7 @@ pub(crate) struct Pair {
 
 /// What every benchmark may use.
 pub(crate) struct Bench {
-    /// The release build of the program.
+    /// The release build of the program, or the one that `SHOAL_BIN` names: packets do not care how it was built.
     pub(crate) shoal: PathBuf,
 }
 
@@ -45,6 +50,10 @@ fn pairs() -> impl Iterator<Item = &'static Pair> {
         images::PAIRS,
         services::PAIRS,
         scheduler::PAIRS,
+        overlay::PAIRS,
+        lb::PAIRS,
+        ingress::PAIRS,
+        dns::PAIRS,
     ]
     .into_iter()
     .flatten()
@@ -63,10 +72,14 @@ pub(crate) fn run(names: &[&str]) -> Result<()> {
     }
     shell::need_root("the benchmark")?;
     packages::ensure(&[packages::BUILD, packages::RUN, packages::BENCH])?;
-    println!("building shoal in release");
-    let bench = Bench {
-        shoal: shell::build_shoal("release")?,
+    let shoal = match std::env::var_os("SHOAL_BIN") {
+        Some(built) => PathBuf::from(built),
+        None => {
+            println!("building shoal in release");
+            shell::build_shoal("release")?
+        }
     };
+    let bench = Bench { shoal };
     for pair in pairs().filter(|pair| names.is_empty() || names.contains(&pair.name)) {
         (pair.run)(&bench)?;
     }

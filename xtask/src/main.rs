@@ -8,6 +8,7 @@ mod shell;
 mod sim;
 mod test;
 mod tidy;
+mod traffic;
 
 use std::process::ExitCode;
 
@@ -19,7 +20,7 @@ usage: cargo xtask COMMAND
   sim [--seeds N] [--seed S] [--trace] [--mutants]
                     many simulated clusters, or one with its story
   tidy              the house rules that a program can check
-  bench [PAIR …]    ratios against docker in the same run: run service; needs root
+  bench [PAIR …]    ratios against a peer in the same run, by name; needs root
 
 Each installs the Debian packages that it needs and builds what it runs.";
 
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         ["sim", words @ ..] => sim::run(words),
         ["tidy"] => tidy::run(),
         ["bench", pairs @ ..] => bench::run(pairs),
+        ["traffic", words @ ..] => traffic::run(words),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);

@@ -34,10 +34,13 @@ pub(crate) const TEST: &[&str] = &[
 ];
 /// The original to measure against.
 pub(crate) const BENCH: &[&str] = &[
+    "aardvark-dns",
     "busybox-static",
     "curl",
+    "dnsperf",
     "docker-registry",
     "docker.io",
+    "haproxy",
     "iptables",
 ];
 

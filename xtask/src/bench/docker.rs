@@ -77,12 +77,20 @@ impl<'a> Sides<'a> {
             dockerd: None,
         };
         sides.start_dockerd()?;
-        let folder = shell::target().join("bench");
-        let archive = busybox(&folder)?;
+        let archive = Self::archive()?;
         sides.ours(&["load", "-q", "-i", &archive.to_string_lossy()])?;
         sides.theirs(&["load", "-q", "-i", &archive.to_string_lossy()])?;
-        fs::remove_dir_all(&folder)?;
+        fs::remove_dir_all(shell::target().join("bench"))?;
         Ok(sides)
+    }
+
+    /// The image that both sides run, as an archive to be loaded. It is made anew and stays until the next run.
+    pub(super) fn archive() -> Result<PathBuf> {
+        let folder = shell::target().join("bench");
+        match fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => busybox(&folder),
+        }
     }
 
     /// Runs a command on a lab host.
@@ -90,6 +98,27 @@ impl<'a> Sides<'a> {
         let mut all = vec!["lab", "exec", "--name", LAB, host, "--"];
         all.extend(words);
         self.bench.machine(&all)
+    }
+
+    /// The words by which a command of this machine runs on a lab host.
+    pub(super) fn words(&self, host: &str) -> Vec<String> {
+        let shoal = self.bench.shoal.to_string_lossy();
+        ["env", &shoal, "lab", "exec", "--name", LAB, host, "--"]
+            .map(str::to_owned)
+            .to_vec()
+    }
+
+    /// Docker's daemon, as this machine numbers it: the process below the one that entered the host.
+    pub(super) fn dockerd_pid(&self) -> Result<u32> {
+        let mut pid = self.dockerd.as_ref().context("docker's daemon runs")?.id();
+        loop {
+            let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+            let first = children.split_whitespace().next();
+            if fs::read_to_string(format!("/proc/{pid}/comm"))?.trim() == "dockerd" {
+                return Ok(pid);
+            }
+            pid = first.context("no process of docker's daemon")?.parse()?;
+        }
     }
 
     /// Runs our client against our daemon.
