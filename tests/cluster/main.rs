@@ -6,6 +6,7 @@ mod certificates;
 mod exec;
 mod failures;
 mod membership;
+mod names;
 mod options;
 mod overlay;
 mod real_images;

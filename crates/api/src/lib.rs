@@ -5,6 +5,7 @@
 
 pub mod build;
 pub mod container;
+pub mod doctor;
 pub mod explain;
 pub mod id;
 pub mod image;

@@ -11,6 +11,7 @@ mod copy;
 mod daemon;
 mod data;
 mod disk_usage;
+mod doctor;
 mod exec;
 mod image;
 mod image_more;
@@ -84,6 +85,7 @@ Shoal Commands:
   cluster     Back up, restore and recover the cluster
   completion  Generate the autocompletion script for the specified shell
   daemon      Run the daemon of this host
+  doctor      Find what is wrong with the cluster
   lab         Make a cluster of several hosts on this machine
 
 Commands:
@@ -170,6 +172,8 @@ enum Command {
     Create(Box<run::Create>),
     Daemon(Box<daemon::Args>),
     Diff(container_more::Diff),
+    #[command(subcommand)]
+    Doctor(doctor::Command),
     Events(system::Events),
     Exec(exec::Args),
     Export(container_more::Export),
@@ -272,6 +276,7 @@ async fn dispatch(command: Command, client: &Client) -> Result<()> {
         Command::Cp(args) => args.run(client).await,
         Command::Create(args) => args.run(client).await,
         Command::Diff(args) => args.run(client).await,
+        Command::Doctor(command) => command.run(client).await,
         Command::Events(args) => args.run(client).await,
         Command::Exec(args) => args.run(client).await,
         Command::Export(args) => args.run(client).await,

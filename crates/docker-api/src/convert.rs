@@ -6,6 +6,7 @@ pub(crate) mod container_create;
 pub(crate) mod container_show;
 pub(crate) mod image;
 pub(crate) mod network;
+pub(crate) mod network_detail;
 pub(crate) mod service_read;
 pub(crate) mod service_show;
 pub(crate) mod system;

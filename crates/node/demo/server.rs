@@ -44,6 +44,11 @@ fn main() {
             Some(Err(problem)) => fail(&problem.to_string()),
             None => fail("usage: demo get NAME[:PORT]"),
         },
+        Some("resolve") => match env::args().nth(2).as_deref().map(addresses) {
+            Some(Ok(found)) => found.iter().for_each(|address| println!("{address}")),
+            Some(Err(problem)) => fail(&problem.to_string()),
+            None => fail("usage: demo resolve NAME"),
+        },
         Some("load") => match env::args().skip(2).collect::<Vec<_>>().as_slice() {
             [target, rate, seconds] => match (rate.parse(), seconds.parse()) {
                 (Ok(rate @ 1..), Ok(seconds)) => load(target, rate, seconds),
@@ -52,7 +57,7 @@ fn main() {
             _ => fail("usage: demo load NAME[:PORT] REQUESTS-PER-SECOND SECONDS"),
         },
         Some(other) => fail(&format!(
-            "unknown word {other:?}: expected nothing, idle, get NAME[:PORT] or load NAME[:PORT] RATE SECONDS"
+            "unknown word {other:?}: expected nothing, idle, get NAME[:PORT], resolve NAME or load NAME[:PORT] RATE SECONDS"
         )),
     }
 }
@@ -179,8 +184,13 @@ fn fetch(target: &str) -> io::Result<String> {
     body.ok_or_else(|| io::Error::other("answer without a body"))
 }
 
-/// The first A record of `name`, from the container's resolver (RFC 1035 §4); a static program has no NSS.
+/// The first address of a name.
 fn resolve(name: &str) -> io::Result<Ipv4Addr> {
+    Ok(addresses(name)?[0])
+}
+
+/// The A records of `name`, at least one, from the container's resolver (RFC 1035 §4); a static program has no NSS.
+fn addresses(name: &str) -> io::Result<Vec<Ipv4Addr>> {
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     socket.set_read_timeout(Some(PATIENCE))?;
     let mut query = vec![0x53, 0x48, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
@@ -197,6 +207,7 @@ fn resolve(name: &str) -> io::Result<Ipv4Addr> {
         || io::Error::other(format!("no address of {name:?} in the resolver's answer"));
     // The answers follow the question, which is repeated as it was asked. Each begins with its owner's name.
     let mut at = query.len();
+    let mut found = Vec::new();
     for _ in 0..u16::from_be_bytes([
         *reply.get(6).ok_or_else(unreadable)?,
         *reply.get(7).ok_or_else(unreadable)?,
@@ -216,9 +227,12 @@ fn resolve(name: &str) -> io::Result<Ipv4Addr> {
         let data = reply.get(at + 10..at + 10 + size).ok_or_else(unreadable)?;
         if record[..2] == [0, 1] {
             let octets: [u8; 4] = data.try_into().map_err(io::Error::other)?;
-            return Ok(octets.into());
+            found.push(octets.into());
         }
         at += 10 + size;
     }
-    Err(unreadable())
+    if found.is_empty() {
+        return Err(unreadable());
+    }
+    Ok(found)
 }

@@ -3,6 +3,7 @@
 mod address;
 mod api;
 mod authority;
+mod doctor;
 mod events;
 mod membership;
 mod processes;

@@ -134,6 +134,15 @@ impl Executor for NodeExecutor {
     async fn exec(&self, task: &Task, spec: ExecSpec) -> Result<TaskExec, ExecError> {
         exec::start(&self.engine, task, spec).await
     }
+
+    async fn look_at_network(&self, token: &str) -> Result<Vec<u8>, ExecError> {
+        let look = self.plane.look_at_network(token).await;
+        let look = look.map_err(|error| {
+            ExecError::fatal("cannot look at the network between nodes").because(error)
+        })?;
+        serde_json::to_vec(&look)
+            .map_err(|error| ExecError::fatal("cannot write what was found").because(error))
+    }
 }
 
 /// The kernel's name of this processor, as nodes are described in Swarm.

@@ -3,12 +3,13 @@
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use async_trait::async_trait;
 use shoal_api::{
     NodeId, TaskId,
+    doctor::NodeLook,
     network::{LocalNamespaces, NetworkView},
 };
 use shoal_dns::{Dns, Records};
@@ -25,7 +26,7 @@ pub(crate) const REPAIR_RETRY_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 struct Wanted {
     me: Option<NodeId>,
-    view: NetworkView,
+    view: Arc<NetworkView>,
     local: LocalNamespaces,
 }
 
@@ -47,6 +48,8 @@ pub struct ClusterPlane {
 #[derive(Debug, Default)]
 struct Names {
     cluster: Records,
+    /// The view of which `cluster` is.
+    view: Arc<NetworkView>,
     local: Records,
 }
 
@@ -73,8 +76,8 @@ impl ClusterPlane {
     }
 
     /// The view that was last received.
-    pub fn view(&self) -> NetworkView {
-        self.wanted().view.clone()
+    pub fn view(&self) -> Arc<NetworkView> {
+        Arc::clone(&self.wanted().view)
     }
 
     /// Waits until a view is there of which `answer` makes something.
@@ -99,6 +102,32 @@ impl ClusterPlane {
     /// Who this node is in its cluster.
     pub fn identity(&self) -> Option<NodeId> {
         self.wanted().me.clone()
+    }
+
+    /// Tries the ways to all other nodes, which do so at the same time with the same token.
+    ///
+    /// # Errors
+    /// This node is in no cluster, or carries no networks.
+    pub async fn look_at_network(&self, token: &str) -> std::io::Result<NodeLook> {
+        let asked_at = now();
+        let none = |what| std::io::Error::new(std::io::ErrorKind::NotFound, what);
+        let overlay = self.overlay.as_ref();
+        let overlay = overlay.ok_or_else(|| none("this kernel carries no cluster networks"))?;
+        let (me, view, _) = self
+            .latest()
+            .ok_or_else(|| none("this node is in no cluster"))?;
+        let own = view.peers.get(&me).map(|peer| peer.underlay);
+        let underlay = own.ok_or_else(|| none("this node has no underlay address yet"))?;
+        let found = overlay.look(&view, &me, token).await?;
+        Ok(NodeLook {
+            underlay,
+            underlay_mtu: found.underlay_mtu,
+            asked_at,
+            answered_at: now(),
+            kernel: overlay.features(),
+            heard: found.heard,
+            path_mtu: found.path_mtu,
+        })
     }
 
     /// Connects a task's namespace to the networks that the view names for it.
@@ -133,10 +162,10 @@ impl ClusterPlane {
         }
     }
 
-    fn latest(&self) -> Option<(NodeId, NetworkView, LocalNamespaces)> {
+    fn latest(&self) -> Option<(NodeId, Arc<NetworkView>, LocalNamespaces)> {
         let wanted = self.wanted();
         let me = wanted.me.clone()?;
-        Some((me, wanted.view.clone(), wanted.local.clone()))
+        Some((me, Arc::clone(&wanted.view), wanted.local.clone()))
     }
 
     /// Repairs what somebody else changes in the kernel, as soon as the kernel tells. Never ends.
@@ -170,7 +199,10 @@ impl ClusterPlane {
     pub async fn leave(&self) -> Result<(), Vec<shoal_overlay::PlaneError>> {
         let _turn = self.turn.lock().await;
         *self.wanted() = Wanted::default();
-        self.set_names(|names| names.cluster = Records::default());
+        self.set_names(|names| {
+            names.cluster = Records::default();
+            names.view = Arc::default();
+        });
         match &self.overlay {
             Some(overlay) => overlay.teardown_all().await,
             None => Ok(()),
@@ -192,8 +224,8 @@ impl ClusterPlane {
 
 #[async_trait]
 impl NetworkPlane for ClusterPlane {
-    async fn converge(&self, want: &NetworkView) -> Result<(), Vec<PlaneError>> {
-        self.wanted().view = want.clone();
+    async fn converge(&self, want: &Arc<NetworkView>) -> Result<(), Vec<PlaneError>> {
+        self.wanted().view = Arc::clone(want);
         self.viewed.notify_waiters();
         let done = self.bring_about().await;
         done.map_err(|errors| {
@@ -209,7 +241,18 @@ impl NetworkPlane for ClusterPlane {
 }
 
 impl NamePlane for ClusterPlane {
-    fn publish(&self, want: &NetworkView) {
-        self.set_names(|names| names.cluster = Records::from_view(want));
+    fn publish(&self, want: &Arc<NetworkView>) {
+        self.set_names(|names| {
+            names.cluster = names.cluster.next(&names.view, want);
+            names.view = Arc::clone(want);
+        });
     }
+}
+
+/// This host's clock, in nanoseconds of the era.
+pub(crate) fn now() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| {
+        i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+    })
 }

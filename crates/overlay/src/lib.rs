@@ -13,6 +13,7 @@ pub use io::{
     },
     config::{LbDriver, PlaneConfig},
     error::PlaneError,
+    look::Look,
     netns::{self, NetnsError},
     plane::Plane,
 };

@@ -50,7 +50,7 @@ async fn every_kind_of_damage_is_repaired_by_itself() {
         ("h1", "sysctl -qw net.ipv4.ip_forward=0"),
         (router, "nft flush ruleset"),
         (router, "nft flush chain ip shoal prerouting"),
-        (router, "nft flush map ip shoal vip12"),
+        (router, "nft flush map ip shoal vip_slots"),
         (router, "ip link del vx0"),
         (router, "ip link set vx0 down"),
         (router, "ip link set vx0 mtu 600"),

@@ -249,7 +249,7 @@ async fn what_somebody_destroyed_is_made_again() {
     let (chain, map) = if ipvs {
         ("entry", "vip_mark")
     } else {
-        ("prerouting", "vip12")
+        ("prerouting", "vip_slots")
     };
     let clear: (&str, &str, &[&str]) = if ipvs {
         (&router, "ipvsadm", &["-C"])

@@ -3,7 +3,7 @@
 //! Every future of a [`Controller`] may be dropped before it is done, and every method may be called again after a
 //! crash: what is done already is not done twice and is no error.
 
-use std::{error::Error, fmt, io, pin::Pin, time::Duration};
+use std::{error::Error, fmt, io, pin::Pin, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use shoal_api::{
@@ -35,6 +35,12 @@ pub trait Executor: Send + Sync {
             "task {}: this node starts no further processes",
             task.id
         )))
+    }
+
+    /// Sends frames that carry `token` to all other nodes, and listens for theirs; what was found, as JSON of
+    /// [`shoal_api::doctor::NodeLook`].
+    async fn look_at_network(&self, _token: &str) -> Result<Vec<u8>, ExecError> {
+        Err(ExecError::fatal("this node does not look at its network"))
     }
 }
 
@@ -109,13 +115,13 @@ pub trait NetworkPlane: Send + Sync {
     ///
     /// Called with views in order, never two at a time. Containers that appear later are attached by the view of the
     /// last call. What could not be made to agree is reported, after everything else was.
-    async fn converge(&self, want: &NetworkView) -> Result<(), Vec<PlaneError>>;
+    async fn converge(&self, want: &Arc<NetworkView>) -> Result<(), Vec<PlaneError>>;
 }
 
 /// Answers for the names of the cluster's networks.
 pub trait NamePlane: Send + Sync {
     /// Makes the view's names the ones that are answered, at once.
-    fn publish(&self, want: &NetworkView);
+    fn publish(&self, want: &Arc<NetworkView>);
 }
 
 /// A part of a view that the kernel would not take.

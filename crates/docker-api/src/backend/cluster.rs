@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use shoal_api::{
     ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId,
     container::{Event, ExecSpec, LogLine, LogQuery},
+    doctor,
     explain::Explanation,
     object::{Cluster, Config, Network, Node, Secret, Service, Task},
     spec::{Availability, ClusterSpec, ConfigSpec, NetworkSpec, NodeSpec, SecretSpec, ServiceSpec},
@@ -369,6 +370,16 @@ pub trait ClusterBackend: Send + Sync + 'static {
     /// The cluster's networks that this node carries, with the containers that it has in them; managers and workers alike.
     async fn carried_networks(&self) -> Vec<LocalNetwork> {
         Vec::new()
+    }
+    /// The places that plain containers have in the cluster's networks; they have tasks of no service.
+    async fn attachments(&self) -> ApiResult<Vec<Task>> {
+        Ok(Vec::new())
+    }
+    /// Has every node look at its ways to the others.
+    async fn network_doctor(&self) -> ApiResult<doctor::Report> {
+        Err(ApiError::not_implemented(
+            "a look at the network between nodes",
+        ))
     }
     /// All cluster networks.
     async fn networks(&self) -> ApiResult<Vec<Network>>;

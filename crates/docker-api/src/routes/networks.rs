@@ -7,11 +7,12 @@ use shoal_api::object::Network;
 
 use super::unknown;
 use crate::{
-    backend::{ApiError, ApiResult, LocalNetwork, LocalNodeState},
+    backend::{ApiError, ApiResult, LocalNetwork, LocalNodeState, TaskSelection},
     call::{Call, Query},
     convert::{
         container_create::read_endpoint,
         network::{self, NetworkRequest},
+        network_detail,
         service_read::NODE_NETWORKS,
     },
     fields::Fields,
@@ -171,6 +172,9 @@ async fn inspect(api: &Api, name: &str, query: &Query) -> ApiResult<Reply> {
                 if let Some(here) = here {
                     shown["Containers"] = network::members(here);
                 }
+                if query.flag("verbose") {
+                    detail(api, found, &mut shown).await?;
+                }
                 return Ok(reply::ok(&shown));
             }
             Err(_) if scope == Some("swarm") && NODE_NETWORKS.contains(&name) => {
@@ -184,6 +188,21 @@ async fn inspect(api: &Api, name: &str, query: &Query) -> ApiResult<Reply> {
         }
     }
     Err(ApiError::not_found(format!("network {name} not found")))
+}
+
+/// Adds who uses a network of the cluster.
+async fn detail(api: &Api, found: &Network, shown: &mut Value) -> ApiResult<()> {
+    let services = api.cluster.services().await?;
+    let everything = TaskSelection {
+        services: Vec::new(),
+        nodes: Vec::new(),
+    };
+    let mut tasks = api.cluster.tasks(everything).await?;
+    tasks.extend(api.cluster.attachments().await?);
+    let nodes = api.cluster.nodes().await?;
+    let nodes: Vec<_> = nodes.into_iter().map(|view| view.node).collect();
+    network_detail::add(shown, found, &services, &tasks, &nodes);
+    Ok(())
 }
 
 async fn create(api: &Api, call: Call) -> ApiResult<Reply> {

@@ -41,6 +41,7 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
                 lines.take_until(api.stop.clone().cancelled_owned()),
             ))
         }
+        ("GET", ["doctor", "network"]) => Ok(reply::ok(&api.cluster.network_doctor().await?)),
         (_, ["tasks" | "exec", ..]) => task_execs::answer(api, call, path).await,
         _ => Err(unknown()),
     }

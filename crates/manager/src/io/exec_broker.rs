@@ -17,6 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::manager::{Desk, ExecStream};
+use crate::core::state::State;
 
 /// Pieces that wait for a slow end, each way.
 const PIECES_MAX: usize = 16;
@@ -138,19 +139,7 @@ impl Desk {
         self.require_leader().await?;
         let state = self.store.latest().await;
         let state = state.map_err(|error| self.status_of(error))?;
-        let id = order.task_id.parse();
-        let id = id.map_err(|_| Status::invalid_argument("the task's id is none"))?;
-        let task = state
-            .task(&id)
-            .ok_or_else(|| Status::not_found(format!("task {id} not found")))?;
-        let running = matches!(task.status.state, TaskState::Starting | TaskState::Running);
-        let Some(node) = task.node.clone().filter(|_| running) else {
-            return Err(Status::failed_precondition(format!(
-                "task {} is not running: it is {}",
-                task.name(),
-                task.status.state
-            )));
-        };
+        let node = place_of(&state, &order)?;
         let known = state.node(&node);
         if known.is_none_or(|known| known.status.state != NodeState::Ready) {
             return Err(Status::unavailable(format!("node {node} is not available")));
@@ -183,6 +172,27 @@ impl Desk {
         });
         Ok(ReceiverStream::new(reader).boxed())
     }
+}
+
+/// The node that is to carry an order out.
+fn place_of(state: &State, order: &ExecOrder) -> Result<NodeId, Status> {
+    if !order.probe.is_empty() {
+        let id = order.node_id.parse();
+        return id.map_err(|_| Status::invalid_argument("the node's id is none"));
+    }
+    let id = order.task_id.parse();
+    let id = id.map_err(|_| Status::invalid_argument("the task's id is none"))?;
+    let task = state
+        .task(&id)
+        .ok_or_else(|| Status::not_found(format!("task {id} not found")))?;
+    let running = matches!(task.status.state, TaskState::Starting | TaskState::Running);
+    task.node.clone().filter(|_| running).ok_or_else(|| {
+        Status::failed_precondition(format!(
+            "task {} is not running: it is {}",
+            task.name(),
+            task.status.state
+        ))
+    })
 }
 
 /// Whether nothing can follow this piece.

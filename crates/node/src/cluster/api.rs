@@ -26,7 +26,7 @@ use shoal_manager::{
     io::store::Notice,
 };
 
-use super::{ClusterError, ClusterNode, Init, Place, authority, events, processes};
+use super::{ClusterError, ClusterNode, Init, Place, authority, doctor, events, processes};
 use crate::network::chain;
 
 /// How long the removal of a network waits for tasks that are stopping: the default grace and some more.
@@ -488,6 +488,16 @@ impl ClusterBackend for ClusterNode {
 
     async fn task_exec(&self, task: &TaskId, spec: ExecSpec) -> ApiResult<TaskExec> {
         processes::exec(&self.managing().await?, task, spec).await
+    }
+
+    async fn attachments(&self) -> ApiResult<Vec<Task>> {
+        let state = self.latest().await?;
+        let tasks = state.tasks().filter(|task| task.is_attachment());
+        Ok(tasks.map(|task| Task::clone(task)).collect())
+    }
+
+    async fn network_doctor(&self) -> ApiResult<shoal_api::doctor::Report> {
+        doctor::network(&self.managing().await?).await
     }
 
     async fn service_changes(&self, id: &ServiceId) -> ApiResult<ItemStream<()>> {

@@ -40,6 +40,7 @@ pub(super) async fn exec(
         privileged: spec.privileged,
         stdin: spec.attach_stdin,
         size: spec.console_size.map(|(rows, columns)| size(rows, columns)),
+        ..ExecOrder::default()
     };
     let (sender, input) = mpsc::channel(PIECES_MAX);
     let output = manager.exec(order, input).await.map_err(write_error)?;

@@ -10,7 +10,7 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use shoal_api::{
     NetworkId, NodeId, ServiceId, TaskId,
-    network::{NetworkSlice, NetworkView, VXLAN_OVERHEAD},
+    network::{NetworkSlice, NetworkView, ServiceSlice, VXLAN_OVERHEAD},
 };
 
 use super::{
@@ -154,30 +154,72 @@ struct Place<'a> {
     task: &'a TaskId,
 }
 
-/// Backends of a service in a family: its serving endpoints, in the order of their addresses.
-fn backends(slice: &NetworkSlice, service: &ServiceId, family: Family) -> Vec<IpAddr> {
-    let serving = slice
-        .endpoints
-        .values()
-        .filter(|e| e.serving && e.service.as_ref() == Some(service));
-    let addresses: BTreeSet<IpAddr> = serving
-        .filter_map(|e| of_family(&e.addresses, family))
-        .map(|net| net.addr())
-        .collect();
-    addresses.into_iter().collect()
+/// Backends of every service in a family: its serving endpoints, in the order of their addresses.
+fn backends(slice: &NetworkSlice, family: Family) -> BTreeMap<&ServiceId, Vec<IpAddr>> {
+    let mut all: BTreeMap<&ServiceId, Vec<IpAddr>> = BTreeMap::new();
+    for endpoint in slice.endpoints.values().filter(|endpoint| endpoint.serving) {
+        if let Some(service) = &endpoint.service
+            && let Some(address) = of_family(&endpoint.addresses, family)
+        {
+            all.entry(service).or_default().push(address.addr());
+        }
+    }
+    all.values_mut().for_each(|of_one| sort(of_one));
+    all
 }
 
-fn of_family(addresses: &[IpNet], family: Family) -> Option<IpNet> {
+/// Puts backends into the order in which they take slots.
+pub(super) fn sort(backends: &mut Vec<IpAddr>) {
+    backends.sort_unstable();
+    backends.dedup();
+}
+
+/// Adds all elements that lead to the backends of a service in a network.
+pub(super) fn add_service(
+    elements: &mut lb::Elements,
+    slice: &NetworkSlice,
+    service: &ServiceSlice,
+    family: Family,
+    backends: &[IpAddr],
+) {
+    let vips = service.vips.iter();
+    for vip in vips.filter(|vip| Family::of(**vip) == family) {
+        lb::add_vip(elements, *vip, backends);
+    }
+    for port in service.ports.iter().filter(|_| slice.ingress) {
+        lb::add_port(
+            elements,
+            port.protocol,
+            port.published,
+            port.target,
+            backends,
+        );
+    }
+}
+
+pub(super) fn of_family(addresses: &[IpNet], family: Family) -> Option<IpNet> {
     let mut addresses = addresses.iter().copied();
     addresses.find(|net| Family::of(net.addr()) == family)
 }
 
-fn gateway(slice: &NetworkSlice, family: Family) -> Option<IpAddr> {
+pub(super) fn gateway(slice: &NetworkSlice, family: Family) -> Option<IpAddr> {
     let mut gateways = slice.subnets.iter().map(|subnet| subnet.gateway);
     gateways.find(|gateway| Family::of(*gateway) == family)
 }
 
-fn host_route(address: IpAddr) -> IpNet {
+/// The route to something on another node.
+pub(super) fn by_peer(family: Family, table: u32, to: IpNet, peer: IpAddr) -> Route {
+    Route {
+        local: false,
+        table,
+        to,
+        via: Some(naming::peer_hop(family, peer)),
+        link: VXLAN.to_owned(),
+        protocol: OVERLAY_PROTOCOL,
+    }
+}
+
+pub(super) fn host_route(address: IpAddr) -> IpNet {
     address.into()
 }
 
@@ -310,7 +352,7 @@ impl Cx<'_> {
         let vxlan = LinkKind::Vxlan {
             vni: slice.vni,
             port: self.view.data_path_port,
-            local: self.underlay,
+            local: self.tunnel_end(),
         };
         router.links.insert(
             VXLAN.to_owned(),
@@ -359,6 +401,15 @@ impl Cx<'_> {
         router
     }
 
+    /// From which address packets of tunnels leave: any, where the node's own is given by a router on the way.
+    fn tunnel_end(&self) -> IpAddr {
+        match (self.facts.underlay_elsewhere, self.underlay) {
+            (false, underlay) => underlay,
+            (true, IpAddr::V4(_)) => Ipv4Addr::UNSPECIFIED.into(),
+            (true, IpAddr::V6(_)) => Ipv6Addr::UNSPECIFIED.into(),
+        }
+    }
+
     /// The other nodes that take part in a network; every node is a possible entry to ingress.
     fn involved(&self, slice: &NetworkSlice) -> BTreeSet<IpAddr> {
         let endpoints = slice.endpoints.values();
@@ -392,26 +443,20 @@ impl Cx<'_> {
                 .chain(vips)
                 .map(|own| ("lo".to_owned(), host_route(own))),
         );
-        let by_peer = |table, to, peer| Route {
-            local: false,
-            table,
-            to,
-            via: Some(naming::peer_hop(family, peer)),
-            link: VXLAN.to_owned(),
-            protocol: OVERLAY_PROTOCOL,
-        };
         for endpoint in slice.endpoints.values() {
             if let Some(peer) = self.peers.get(&endpoint.node)
                 && let Some(address) = of_family(&endpoint.addresses, family)
             {
                 let to = host_route(address.addr());
-                objects.routes.insert(by_peer(MAIN_TABLE, to, *peer));
+                objects
+                    .routes
+                    .insert(by_peer(family, MAIN_TABLE, to, *peer));
             }
         }
         for peer in involved {
             if slice.ingress {
                 let mark = naming::peer_mark(*peer);
-                let route = by_peer(mark, default_route(family), *peer);
+                let route = by_peer(family, mark, default_route(family), *peer);
                 objects.routes.insert(route);
                 objects.rules.insert(Rule {
                     family,
@@ -467,23 +512,10 @@ impl Cx<'_> {
             mark_for_ipvs(&mut table, slice);
             return table;
         }
+        let backends = backends(slice, family);
         for (id, service) in &slice.services {
-            let backends = backends(slice, id, family);
-            for vip in service
-                .vips
-                .iter()
-                .filter(|vip| Family::of(**vip) == family)
-            {
-                lb::add_vip(&mut table.elements, *vip, &backends);
-            }
-            for port in service.ports.iter().filter(|_| slice.ingress) {
-                lb::add_port(
-                    &mut table.elements,
-                    port.protocol,
-                    port.published,
-                    port.target,
-                    &backends,
-                );
+            if let Some(backends) = backends.get(id) {
+                add_service(&mut table.elements, slice, service, family, backends);
             }
         }
         table
@@ -498,14 +530,18 @@ impl Cx<'_> {
         ];
         let settings = settings.map(|(path, value)| (path.to_owned(), value.to_owned()));
         router.objects.settings.extend(settings);
+        let mut weights: BTreeMap<&ServiceId, BTreeMap<IpAddr, u32>> = BTreeMap::new();
+        for endpoint in slice.endpoints.values() {
+            if let Some(service) = &endpoint.service
+                && let Some(address) = of_family(&endpoint.addresses, family)
+            {
+                let weight = u32::from(endpoint.serving);
+                let of_one = weights.entry(service).or_default();
+                of_one.insert(address.addr(), weight);
+            }
+        }
         for (id, service) in &slice.services {
-            let endpoints = slice.endpoints.values();
-            let backends = endpoints.filter(|endpoint| endpoint.service.as_ref() == Some(id));
-            let backends = backends.filter_map(|endpoint| {
-                let address = of_family(&endpoint.addresses, family)?.addr();
-                Some((address, u32::from(endpoint.serving)))
-            });
-            let backends: BTreeMap<IpAddr, u32> = backends.collect();
+            let backends = weights.remove(id).unwrap_or_default();
             let mut add = |mark, port| {
                 let key = ServiceKey { family, mark };
                 let at_port = |(address, weight): (&IpAddr, &u32)| ((*address, port), *weight);

@@ -6,8 +6,9 @@ use ipnet::IpNet;
 
 use super::{
     ipvs_wire::{Edit, Service, ServiceKey},
+    lb::Elements,
     naming::Mac,
-    nft::Table,
+    nft::{Element, Table},
     nft_wire::ElementEdit,
     observed::{Observed, ObservedLink, ObservedSpace},
     rtnl_wire::Verb,
@@ -217,7 +218,11 @@ fn same_device(link: &Link, found: &ObservedLink) -> bool {
     match &link.kind {
         LinkKind::Bridge => found.kind == "bridge",
         LinkKind::Veth { .. } => found.kind == "veth",
-        LinkKind::Vxlan { vni, port, local } => found.vxlan == Some((*vni, *port, Some(*local))),
+        LinkKind::Vxlan { vni, port, local } => {
+            // Any address is told as none.
+            let local = (!local.is_unspecified()).then_some(*local);
+            found.vxlan == Some((*vni, *port, local))
+        }
     }
 }
 
@@ -408,27 +413,7 @@ fn table_changes(wanted: &SpaceState, held: &ObservedSpace) -> Vec<Change> {
             changes.push(Change::ReplaceTable(table.clone()));
             continue;
         };
-        let nothing = BTreeMap::new();
-        let (mut remove, mut add) = (Vec::new(), Vec::new());
-        for set in table.sets.keys() {
-            let want = table.elements.get(set).unwrap_or(&nothing);
-            let have = found.elements.get(set).unwrap_or(&nothing);
-            let edit = |(key, element): (&Vec<u8>, &super::nft::Element)| ElementEdit {
-                set: set.clone(),
-                key: key.clone(),
-                element: element.clone(),
-            };
-            remove.extend(
-                have.iter()
-                    .filter(|(key, element)| want.get(*key) != Some(element))
-                    .map(edit),
-            );
-            add.extend(
-                want.iter()
-                    .filter(|(key, element)| have.get(*key) != Some(element))
-                    .map(edit),
-            );
-        }
+        let (remove, add) = element_edits(table.sets.keys(), &table.elements, &found.elements);
         if !remove.is_empty() || !add.is_empty() {
             changes.push(Change::EditElements {
                 family: key.0,
@@ -439,4 +424,36 @@ fn table_changes(wanted: &SpaceState, held: &ObservedSpace) -> Vec<Change> {
         }
     }
     changes
+}
+
+/// What must be removed from and added to these sets, so that they hold what is wanted.
+pub(super) fn element_edits<'s>(
+    sets: impl Iterator<Item = &'s String>,
+    want: &Elements,
+    have: &Elements,
+) -> (Vec<ElementEdit>, Vec<ElementEdit>) {
+    let nothing = BTreeMap::new();
+    let (mut remove, mut add) = (Vec::new(), Vec::new());
+    for set in sets {
+        let want = want.get(set).unwrap_or(&nothing);
+        let have = have.get(set).unwrap_or(&nothing);
+        let edit = |(key, element): (&Vec<u8>, &Element)| ElementEdit {
+            set: set.clone(),
+            key: key.clone(),
+            element: element.clone(),
+        };
+        let stale = have.iter();
+        remove.extend(
+            stale
+                .filter(|(key, element)| want.get(*key) != Some(element))
+                .map(edit),
+        );
+        let missing = want.iter();
+        add.extend(
+            missing
+                .filter(|(key, element)| have.get(*key) != Some(element))
+                .map(edit),
+        );
+    }
+    (remove, add)
 }

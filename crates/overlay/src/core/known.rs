@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use super::{
     diff::{Change, NetOp, forget_objects},
-    observed::ObservedSpace,
-    state::{LinkKind, Space},
+    observed::{ObservedSpace, ObservedTable},
+    rtnl_wire::Verb,
+    state::{LinkKind, Objects, Space},
 };
 
 /// What need not be read back, because nothing but our own steps has touched it as far as we know.
@@ -63,8 +64,8 @@ impl Known {
         known
     }
 
-    /// What our own steps have made out of date.
-    fn note(&mut self, ops: &[NetOp]) {
+    /// What our own steps have changed, or made out of date.
+    pub fn note(&mut self, ops: &[NetOp]) {
         for NetOp { space, change } in ops {
             match change {
                 Change::RemoveSpace => drop(self.spaces.remove(space)),
@@ -92,23 +93,58 @@ impl Known {
                             .insert(path.clone(), value.clone());
                     }
                 }
-                Change::ReplaceTable(_)
-                | Change::RemoveTable(..)
-                | Change::EditElements { .. }
-                | Change::Ipvs(_) => {
+                Change::ReplaceTable(table) => {
+                    if let Some(known) = self.spaces.get_mut(space) {
+                        let made = ObservedTable {
+                            outline: table.outline(),
+                            elements: table.elements.clone(),
+                        };
+                        let key = (table.family, table.name.clone());
+                        known.found.tables.insert(key, made);
+                    }
+                }
+                Change::RemoveTable(family, name) => {
+                    if let Some(known) = self.spaces.get_mut(space) {
+                        known.found.tables.remove(&(*family, name.clone()));
+                    }
+                }
+                Change::EditElements {
+                    family,
+                    table,
+                    remove,
+                    add,
+                } => {
+                    if let Some(known) = self.spaces.get_mut(space)
+                        && let Some(found) = known.found.tables.get_mut(&(*family, table.clone()))
+                    {
+                        for edit in remove {
+                            if let Some(set) = found.elements.get_mut(&edit.set) {
+                                set.remove(&edit.key);
+                            }
+                        }
+                        for edit in add {
+                            let set = found.elements.entry(edit.set.clone()).or_default();
+                            set.insert(edit.key.clone(), edit.element.clone());
+                        }
+                    }
+                }
+                Change::Ipvs(_) => {
                     if let Some(known) = self.spaces.get_mut(space) {
                         known.tables_current = false;
                     }
                 }
-                Change::CreateSpace
-                | Change::UpdateLink(..)
-                | Change::Address(..)
+                Change::CreateSpace | Change::UpdateLink(..) => {
+                    if let Some(known) = self.spaces.get_mut(space) {
+                        known.links_current = false;
+                    }
+                }
+                Change::Address(..)
                 | Change::Neighbour(..)
                 | Change::Fdb(..)
                 | Change::Route(..)
                 | Change::Rule(..) => {
                     if let Some(known) = self.spaces.get_mut(space) {
-                        known.links_current = false;
+                        note_entry(&mut known.found.objects, change);
                     }
                 }
             }
@@ -120,5 +156,28 @@ impl Known {
             known.links_current = false;
             forget_objects(&mut known.found.objects, name);
         }
+    }
+}
+
+/// Notes what a step did to an entry of an interface.
+fn note_entry(objects: &mut Objects, change: &Change) {
+    match change.clone() {
+        Change::Address(Verb::Add, link, net) => drop(objects.addresses.insert((link, net))),
+        Change::Address(Verb::Remove, link, net) => drop(objects.addresses.remove(&(link, net))),
+        Change::Neighbour(Verb::Add, link, at, mac) => {
+            objects.neighbours.insert((link, at), mac);
+        }
+        Change::Neighbour(Verb::Remove, link, at, _) => {
+            objects.neighbours.remove(&(link, at));
+        }
+        Change::Fdb(Verb::Add, link, mac, remote) => {
+            objects.fdb.insert((link, mac), remote);
+        }
+        Change::Fdb(Verb::Remove, link, mac, _) => drop(objects.fdb.remove(&(link, mac))),
+        Change::Route(Verb::Add, route) => drop(objects.routes.insert(route)),
+        Change::Route(Verb::Remove, route) => drop(objects.routes.remove(&route)),
+        Change::Rule(Verb::Add, rule) => drop(objects.rules.insert(rule)),
+        Change::Rule(Verb::Remove, rule) => drop(objects.rules.remove(&rule)),
+        _ => {}
     }
 }

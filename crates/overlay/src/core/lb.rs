@@ -1,8 +1,8 @@
 //! Load balancing by flat nftables maps: one element per (virtual address, slot), no chain and no rule per service.
 //!
 //! A first map gives a virtual address its slot class; the class's one rule draws a slot in turn and looks up
-//! (address, slot) in the class's map. Classes are highly composite numbers, so that the usual numbers of backends
-//! divide them and every backend gets exactly its share.
+//! (address, slot) in the map of slots. A small number of backends is a class of its own, so that ten thousand services
+//! cost an element per backend; larger classes are highly composite numbers, which the usual numbers of backends divide.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,8 +13,10 @@ use shoal_api::network::Protocol;
 
 use super::{nft::Element, state::Family};
 
-/// Numbers of slots, ascending.
-pub const CLASSES: [u32; 4] = [12, 60, 840, 10_080];
+/// Numbers of slots, ascending: a slot per backend up to 16, then numbers with many divisors.
+pub const CLASSES: [u32; 19] = [
+    1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 60, 840, 10_080,
+];
 /// Slots per backend from which on a remainder no longer matters: no backend gets over 1/8 more than another.
 const SLOTS_PER_BACKEND_MIN: u32 = 8;
 
@@ -37,6 +39,10 @@ pub fn class_of(backends: usize) -> u32 {
 pub const VIP: &str = "vip";
 /// The same for published ports.
 pub const PORT: &str = "port";
+/// Name of the map from a virtual address and a slot to a backend, for all classes.
+pub const VIP_SLOTS: &str = "vip_slots";
+/// The same for published ports.
+pub const PORT_SLOTS: &str = "port_slots";
 
 /// Name of the map that gives a virtual address the mark by which IPVS knows its service.
 pub const VIP_MARK: &str = "vip_mark";
@@ -66,7 +72,7 @@ pub fn port_mark(protocol: Protocol, port: u16) -> u32 {
     number << 16 | u32::from(port)
 }
 
-/// Name of a class: of its chain and of its map.
+/// Name of a class's chain.
 pub fn class_name(kind: &str, slots: u32) -> String {
     format!("{kind}{slots}")
 }
@@ -81,8 +87,8 @@ pub fn add_vip(elements: &mut Elements, vip: IpAddr, backends: &[IpAddr]) {
     elements
         .entry(VIP.to_owned())
         .or_default()
-        .insert(octets(vip), Element::Goto(class.clone()));
-    let map = elements.entry(class).or_default();
+        .insert(octets(vip), Element::Goto(class));
+    let map = elements.entry(VIP_SLOTS.to_owned()).or_default();
     for (slot, backend) in (0..slots).zip(backends.iter().cycle()) {
         map.insert(
             key(&[&octets(vip), &slot.to_ne_bytes()]),
@@ -108,8 +114,8 @@ pub fn add_port(
     elements
         .entry(PORT.to_owned())
         .or_default()
-        .insert(port.clone(), Element::Goto(class.clone()));
-    let map = elements.entry(class).or_default();
+        .insert(port.clone(), Element::Goto(class));
+    let map = elements.entry(PORT_SLOTS.to_owned()).or_default();
     for (slot, backend) in (0..slots).zip(backends.iter().cycle()) {
         let to = key(&[&octets(*backend), &target.to_be_bytes()]);
         map.insert(key(&[&port, &slot.to_ne_bytes()]), Element::Value(to));
@@ -118,16 +124,15 @@ pub fn add_port(
 
 /// All backends of virtual addresses and published ports.
 pub fn backends(family: Family, elements: &Elements) -> BTreeSet<IpAddr> {
-    let classes = elements
-        .iter()
-        .filter(|(name, _)| name.starts_with(VIP) || name.starts_with(PORT))
-        .filter(|(name, _)| ![VIP_MARK, PORT_MARK].contains(&name.as_str()));
+    let slots = [VIP_SLOTS, PORT_SLOTS].map(|name| elements.get(name));
     let address = |value: &[u8]| match family {
         Family::V4 => value.first_chunk::<4>().map(|bytes| IpAddr::from(*bytes)),
         Family::V6 => value.first_chunk::<16>().map(|bytes| IpAddr::from(*bytes)),
     };
-    let values = classes
-        .flat_map(|(_, map)| map.values())
+    let values = slots
+        .into_iter()
+        .flatten()
+        .flat_map(BTreeMap::values)
         .filter_map(|element| match element {
             Element::Value(value) => address(value),
             Element::Member | Element::Goto(_) => None,
@@ -181,34 +186,28 @@ mod tests {
             );
         }
         assert_eq!(
-            (
-                class_of(3),
-                class_of(5),
-                class_of(8),
-                class_of(200),
-                class_of(5000)
-            ),
-            (12, 60, 840, 10_080, 10_080)
+            [3, 5, 16, 17, 20, 200, 5000].map(class_of),
+            [3, 5, 16, 840, 60, 10_080, 10_080]
         );
     }
 
     #[test]
     fn every_backend_gets_its_share_of_slots() {
-        let backends: Vec<IpAddr> = (1..=7).map(|n| IpAddr::from([10, 0, 0, n])).collect();
+        let backends: Vec<IpAddr> = (1..=17).map(|n| IpAddr::from([10, 0, 0, n])).collect();
         let mut elements = Elements::new();
         add_vip(&mut elements, [10, 0, 0, 99].into(), &backends);
-        let map = &elements["vip60"];
-        assert_eq!(map.len(), 60);
+        let map = &elements[VIP_SLOTS];
+        assert_eq!(map.len(), 840);
         for backend in &backends {
             let share = map
                 .values()
                 .filter(|e| **e == Element::Value(octets(*backend)))
                 .count();
-            assert!((8..=9).contains(&share));
+            assert!((49..=50).contains(&share));
         }
         assert_eq!(
             elements["vip"][&vec![10, 0, 0, 99]],
-            Element::Goto("vip60".into())
+            Element::Goto("vip840".into())
         );
     }
 

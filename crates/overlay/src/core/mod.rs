@@ -2,6 +2,7 @@
 
 pub mod bridge;
 pub mod conntrack_wire;
+pub mod delta;
 pub mod desired;
 pub mod diff;
 pub mod ipam;
@@ -14,6 +15,7 @@ pub mod nft;
 pub mod nft_wire;
 pub mod notice;
 pub mod observed;
+pub mod probe_frame;
 pub mod resolver;
 pub mod rtnl_wire;
 pub mod ruleset;

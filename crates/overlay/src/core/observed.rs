@@ -74,6 +74,8 @@ pub struct ObservedTable {
 pub struct Facts {
     /// MTU of the interface that carries the underlay address, in bytes.
     pub underlay_mtu: u32,
+    /// Whether the underlay address is no interface's of this host: others see it, a router on the way turns it back.
+    pub underlay_elsewhere: bool,
     /// Local containers whose namespaces exist, each by the first of its tasks.
     pub containers: BTreeMap<String, ContainerFacts>,
     /// Further tasks of a container by their first: a container on several networks without a service has one each.

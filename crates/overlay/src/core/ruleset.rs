@@ -91,7 +91,9 @@ pub fn router(name: &str, router: &Router<'_>) -> Table {
     if router.ipvs {
         table.set(lb::VIP_MARK, &[address], SetData::Parts(vec![Part::Mark]));
     } else {
+        let slot = SetData::Parts(vec![address]);
         table.set(VIP, &[address], SetData::Verdict);
+        table.set(lb::VIP_SLOTS, &[address, Part::Mark], slot);
         for slots in CLASSES {
             vip_class(&mut table, slots);
         }
@@ -117,7 +119,10 @@ pub fn router(name: &str, router: &Router<'_>) -> Table {
             let mark = SetData::Parts(vec![Part::Mark]);
             table.set(lb::PORT_MARK, &proto_port, mark);
         } else {
+            let slot = [Part::Protocol, Part::Port, Part::Mark];
+            let to = SetData::Parts(vec![address, Part::Port]);
             table.set(PORT, &proto_port, SetData::Verdict);
+            table.set(lb::PORT_SLOTS, &slot, to);
             for slots in CLASSES {
                 port_class(&mut table, slots);
             }
@@ -222,9 +227,7 @@ fn only_own_source(family: Family) -> RuleText {
 
 fn vip_class(table: &mut Table, slots: u32) {
     let (family, width) = (table.family, registers(table.family));
-    let (address, class) = (Part::address(family), class_name(VIP, slots));
-    let to = SetData::Parts(vec![address]);
-    table.set(&class, &[address, Part::Mark], to);
+    let class = class_name(VIP, slots);
     let draw = Expr::Turn {
         modulus: slots,
         to: width,
@@ -232,24 +235,21 @@ fn vip_class(table: &mut Table, slots: u32) {
     let does = vec![
         destination(family, 0),
         draw,
-        map(0, &class, 0),
+        map(0, lb::VIP_SLOTS, 0),
         Expr::Dnat(0, None),
     ];
     table.chain(&class, None, vec![rule("virtual address to backend", does)]);
 }
 
 fn port_class(table: &mut Table, slots: u32) {
-    let (address, width) = (Part::address(table.family), registers(table.family));
+    let width = registers(table.family);
     let class = class_name(PORT, slots);
-    let parts = [Part::Protocol, Part::Port, Part::Mark];
-    let to = SetData::Parts(vec![address, Part::Port]);
-    table.set(&class, &parts, to);
     let draw = vec![
         Expr::Turn {
             modulus: slots,
             to: 2,
         },
-        map(0, &class, 0),
+        map(0, lb::PORT_SLOTS, 0),
         Expr::Dnat(0, Some(width)),
     ];
     let does = [protocol_and_port(), draw].concat();

@@ -113,7 +113,7 @@ pub enum LinkKind {
         vni: u32,
         /// UDP port.
         port: u16,
-        /// Underlay address of this node.
+        /// Underlay address of this node; the unspecified one if packets may leave from any.
         local: IpAddr,
     },
     /// One end of a veth pair; it owns the other end.

@@ -143,7 +143,7 @@ impl<'a> Kernel<'a> {
 
     /// Executes all steps, however many fail.
     pub(crate) fn execute(&mut self, ops: &[NetOp], have: &Observed) -> Vec<Failure> {
-        self.indices = have
+        let indices = have
             .spaces
             .iter()
             .map(|(space, found)| {
@@ -157,6 +157,16 @@ impl<'a> Kernel<'a> {
                 )
             })
             .collect();
+        self.execute_at(ops, indices)
+    }
+
+    /// The same with the numbers of the interfaces that are there.
+    pub(crate) fn execute_at(
+        &mut self,
+        ops: &[NetOp],
+        indices: BTreeMap<Space, BTreeMap<String, u32>>,
+    ) -> Vec<Failure> {
+        self.indices = indices;
         let mut failures = Vec::new();
         let mut rest = ops;
         while let Some(first) = rest.first() {

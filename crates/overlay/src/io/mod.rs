@@ -5,6 +5,7 @@ pub mod bridge;
 pub mod config;
 pub mod error;
 pub mod kernel;
+pub mod look;
 pub mod netns;
 pub mod observe;
 pub mod plane;

@@ -1,15 +1,15 @@
 //! The network plane of a node: brings the kernel to what the view says, again and again.
 
+mod shortcut;
+mod ways;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     net::IpAddr,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, OnceLock},
 };
 
 use shoal_api::{
@@ -25,10 +25,11 @@ use super::{
     kernel::Kernel,
     netns, observe,
     ports::HeldPorts,
-    probe::probe,
+    probe::{Abilities, probe},
     watch::{Held, Watch},
 };
 use crate::core::{
+    delta::Delta,
     desired::{Params, desired},
     diff::{NetOp, diff},
     known::Known,
@@ -50,6 +51,9 @@ pub struct Plane {
     actor: Actor<Worker>,
     alarm: Arc<Notify>,
     uses_ipvs: bool,
+    abilities: Abilities,
+    /// The host's namespace, and the folder of the routers' handles.
+    places: Arc<(OwnedFd, PathBuf)>,
 }
 
 impl Plane {
@@ -77,6 +81,11 @@ impl Plane {
             None => netns::current()?,
         };
         let alarm = Arc::new(Notify::new());
+        let clone = home.try_clone().map_err(|source| PlaneError::Step {
+            step: "hold the host's network namespace".to_owned(),
+            source,
+        })?;
+        let places = Arc::new((clone, config.run_dir.join("netns")));
         let worker = Worker {
             config,
             home,
@@ -87,17 +96,22 @@ impl Plane {
             ipv6: false,
             ipvs: None,
         };
-        let told = Arc::new(AtomicBool::new(false));
+        let told = Arc::new(OnceLock::new());
         let tell = Arc::clone(&told);
         let actor = Actor::start("network-plane", worker, move |worker: &mut Worker| {
             worker.enter()?;
-            tell.store(worker.uses_ipvs(), Ordering::Release);
+            let ipvs = worker.ipvs;
+            let ipv6 = worker.ipv6;
+            tell.get_or_init(|| (Abilities { ipv6, ipvs }, worker.uses_ipvs()));
             Ok::<_, PlaneError>(())
         })?;
+        let (abilities, uses_ipvs) = *told.get().expect("told before the thread was started");
         Ok(Self {
             actor,
             alarm,
-            uses_ipvs: told.load(Ordering::Acquire),
+            uses_ipvs,
+            abilities,
+            places,
         })
     }
 
@@ -109,11 +123,11 @@ impl Plane {
     /// it is in neither. Returns everything that would not converge; all the rest has been done.
     pub async fn converge(
         &self,
-        view: &NetworkView,
+        view: &Arc<NetworkView>,
         me: &NodeId,
         local: &LocalNamespaces,
     ) -> Result<(), Vec<PlaneError>> {
-        let (view, me, local) = (view.clone(), me.clone(), local.clone());
+        let (view, me, local) = (Arc::clone(view), me.clone(), local.clone());
         self.actor
             .run(move |worker| worker.converge((&view, &me, &local)))
             .await
@@ -134,11 +148,11 @@ impl Plane {
     /// somebody was at work.
     pub async fn repair(
         &self,
-        view: &NetworkView,
+        view: &Arc<NetworkView>,
         me: &NodeId,
         local: &LocalNamespaces,
     ) -> Result<(), Vec<PlaneError>> {
-        let (view, me, local) = (view.clone(), me.clone(), local.clone());
+        let (view, me, local) = (Arc::clone(view), me.clone(), local.clone());
         self.actor
             .run(move |worker| worker.bring_about((&view, &me, &local)))
             .await
@@ -148,11 +162,11 @@ impl Plane {
     /// The steps that [`Self::converge`] would take now, without taking them.
     pub async fn plan(
         &self,
-        view: &NetworkView,
+        view: &Arc<NetworkView>,
         me: &NodeId,
         local: &LocalNamespaces,
     ) -> Result<Vec<NetOp>, Vec<PlaneError>> {
-        let (view, me, local) = (view.clone(), me.clone(), local.clone());
+        let (view, me, local) = (Arc::clone(view), me.clone(), local.clone());
         let work = move |worker: &mut Worker| {
             let mut errors = Vec::new();
             worker.known = Known::default();
@@ -170,7 +184,7 @@ impl Plane {
     /// Removes everything that the plane ever made on this node: routers, bridge, rules.
     pub async fn teardown_all(&self) -> Result<(), Vec<PlaneError>> {
         let nobody: NodeId = "none".parse().expect("letters are a valid id");
-        self.converge(&NetworkView::default(), &nobody, &LocalNamespaces::new())
+        self.converge(&Arc::default(), &nobody, &LocalNamespaces::new())
             .await
     }
 }
@@ -180,7 +194,7 @@ struct Worker {
     config: PlaneConfig,
     home: OwnedFd,
     /// Arguments of the last call that succeeded.
-    asked: Option<(NetworkView, NodeId, LocalNamespaces)>,
+    asked: Option<(Arc<NetworkView>, NodeId, LocalNamespaces)>,
     known: Known,
     watch: Watch,
     /// Sockets that keep published ports from programs of the host.
@@ -191,7 +205,7 @@ struct Worker {
     ipvs: Option<u16>,
 }
 
-type Inputs<'a> = (&'a NetworkView, &'a NodeId, &'a LocalNamespaces);
+type Inputs<'a> = (&'a Arc<NetworkView>, &'a NodeId, &'a LocalNamespaces);
 
 struct Planned<'a> {
     kernel: Kernel<'a>,
@@ -242,10 +256,14 @@ impl Worker {
     }
 
     fn converge(&mut self, inputs: Inputs<'_>) -> Result<(), Vec<PlaneError>> {
-        let asked = self.asked.as_ref();
-        let repeated = asked.is_none_or(|(v, m, l)| (v, m, l) == inputs);
-        if repeated {
-            self.known = Known::default();
+        match self.since_asked(inputs) {
+            Some(Delta::Steps(steps)) => {
+                if self.take(inputs, &steps) {
+                    return Ok(());
+                }
+            }
+            None | Some(Delta::Same) => self.known = Known::default(),
+            Some(Delta::Everything) => {}
         }
         self.bring_about(inputs)
     }
@@ -259,7 +277,7 @@ impl Worker {
         }
         self.asked = outcome
             .is_ok()
-            .then(|| (view.clone(), me.clone(), local.clone()));
+            .then(|| (Arc::clone(view), me.clone(), local.clone()));
         outcome
     }
 
@@ -320,6 +338,17 @@ impl Worker {
         }
         self.known = Known::after(read, &ops);
         Ok(())
+    }
+
+    /// What is set per daemon, with what the kernel can do.
+    fn params(&self) -> Params {
+        Params {
+            prefix: self.config.prefix.clone(),
+            gwbridge: self.config.gwbridge.clone(),
+            gwbridge_subnet: self.config.gwbridge_subnet,
+            ipvs: self.uses_ipvs(),
+            gwbridge_subnet6: self.ipv6.then_some(self.config.gwbridge_subnet6),
+        }
     }
 
     fn uses_ipvs(&self) -> bool {
@@ -427,14 +456,7 @@ impl Worker {
             further,
             ..self.facts(view, me, &read)
         };
-        let params = Params {
-            prefix: self.config.prefix.clone(),
-            gwbridge: self.config.gwbridge.clone(),
-            gwbridge_subnet: self.config.gwbridge_subnet,
-            ipvs: self.uses_ipvs(),
-            gwbridge_subnet6: self.ipv6.then_some(self.config.gwbridge_subnet6),
-        };
-        let want = desired(view, me, &facts, &params)
+        let want = desired(view, me, &facts, &self.params())
             .map_err(|error| errors.push(error.into()))
             .ok()?;
         for (space, (inode, found)) in &mut read {
@@ -587,7 +609,9 @@ impl Worker {
             Space::Container(id) => Some((id.clone(), ContainerFacts::from(found))),
             Space::Host | Space::Router(_) => None,
         });
+        let known = host.zip(underlay);
         Facts {
+            underlay_elsewhere: known.is_some_and(|(host, at)| underlay_link(host, at).is_none()),
             underlay_mtu: self
                 .config
                 .underlay_mtu

@@ -28,17 +28,6 @@ pub(crate) struct Abilities {
 
 /// Asks the kernel for a VXLAN device, a veth pair and a table, in the namespace of the calling thread.
 pub(crate) fn probe() -> Result<Abilities, PlaneError> {
-    let lacks = |feature| {
-        move |source: io::Error| match source.raw_os_error().map(Errno::from_raw) {
-            Some(
-                Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT | Errno::ENOENT,
-            ) => PlaneError::Unsupported { feature, source },
-            _ => PlaneError::Step {
-                step: format!("ask the kernel for {feature}"),
-                source,
-            },
-        }
-    };
     let mut route = Socket::open(Kind::Route).map_err(lacks("rtnetlink"))?;
     let mut make = |name: &str, kind| {
         let link = Link {
@@ -86,6 +75,19 @@ pub(crate) fn probe() -> Result<Abilities, PlaneError> {
     })
 }
 
+/// What a kernel's answer to the question for a feature means.
+fn lacks(feature: &'static str) -> impl Fn(io::Error) -> PlaneError {
+    move |source| match source.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT | Errno::ENOENT) => {
+            PlaneError::Unsupported { feature, source }
+        }
+        _ => PlaneError::Step {
+            step: format!("ask the kernel for {feature}"),
+            source,
+        },
+    }
+}
+
 /// Asks for IPVS; the kernel loads its module if it has one.
 fn ipvs_family() -> Option<u16> {
     let mut family = None;
@@ -95,4 +97,50 @@ fn ipvs_family() -> Option<u16> {
         family = ipvs_wire::read_family(body);
     });
     family
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::{
+        core::netlink::{Message, flags},
+        io::netns,
+    };
+
+    #[test]
+    fn a_kernel_that_lacks_something_is_told_from_one_that_refuses() {
+        if !nix::unistd::geteuid().is_root() {
+            return eprintln!("skipped, because network namespaces need root");
+        }
+        // No kernel has interfaces of this kind; what it answers is what one without VXLAN answers to that.
+        let ask = |kind: &str| {
+            const NEW_LINK: u16 = 16;
+            let creating = flags::CREATE | flags::EXCL;
+            let message = Message::new(NEW_LINK, creating, &[0; 16])
+                .text(3, "probe")
+                .nest(18, |info| info.text(1, kind));
+            Socket::open(Kind::Route).and_then(|mut route| route.request(message))
+        };
+        let asking = thread::spawn(move || {
+            let home = netns::current().expect("every thread has a namespace");
+            netns::visit_fresh(&home, || {
+                (ask("no-such-kind"), ask("bridge"), ask("bridge"))
+            })
+        });
+        let asked = asking
+            .join()
+            .expect("the thread ends")
+            .expect("a namespace");
+        let (missing, made, twice) = asked;
+        let error = lacks("VXLAN (CONFIG_VXLAN)")(missing.expect_err("there is no such kind"));
+        assert_eq!(
+            error.to_string(),
+            "this kernel lacks VXLAN (CONFIG_VXLAN), which overlay networks need"
+        );
+        made.expect("a bridge can be made");
+        let error = lacks("bridges (CONFIG_BRIDGE)")(twice.expect_err("the name is taken"));
+        assert!(matches!(error, PlaneError::Step { .. }), "{error}");
+    }
 }

@@ -26,8 +26,8 @@ const ERROR: u16 = 2;
 const DONE: u16 = 3;
 /// The kernel cuts dumps into datagrams of at most this size.
 const DATAGRAM_BYTES_MAX: usize = 64 * 1024;
-/// Room for the largest nftables batch: a full slot class of ten thousand elements.
-const SEND_BUFFER_BYTES: usize = 8 << 20;
+/// Room for the largest nftables batch: a network of ten thousand services with a hundred backends each.
+const SEND_BUFFER_BYTES: usize = 64 << 20;
 /// Requests in flight, bounded so that their acknowledgements fit the receive buffer.
 const REQUESTS_PER_SEND_MAX: usize = 64;
 /// The kernel answers from within the request; this only ends a wait for an answer lost to a full buffer.

@@ -8,7 +8,10 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::PathBuf,
     process::Command,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -323,20 +326,38 @@ impl Lab {
         }
     }
 
+    /// Brings a view about on one host, without a copy of it.
+    pub async fn bring(&self, host: usize, view: &Arc<NetworkView>) {
+        let me = id(HOSTS[host]);
+        let done = self.planes[host].converge(view, &me, &self.local[host]);
+        if let Err(errors) = done.await {
+            panic!("{errors:?}");
+        }
+    }
+
+    /// Does something inside a namespace.
+    pub fn within<T: Send + 'static>(
+        &self,
+        place: &str,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
+        netns::run_in(&self.place(place), work).unwrap()
+    }
+
     pub async fn try_converge(
         &self,
         host: usize,
         view: &NetworkView,
     ) -> Result<(), Vec<PlaneError>> {
         self.planes[host]
-            .converge(view, &id(HOSTS[host]), &self.local[host])
+            .converge(&Arc::new(view.clone()), &id(HOSTS[host]), &self.local[host])
             .await
     }
 
     /// Repairs a host's part of the view whenever somebody disturbs it, as a daemon does.
     pub fn guard(&self, host: usize, view: &NetworkView) -> tokio::task::JoinHandle<()> {
         let plane = self.planes[host].clone();
-        let (view, local) = (view.clone(), self.local[host].clone());
+        let (view, local) = (Arc::new(view.clone()), self.local[host].clone());
         tokio::spawn(async move {
             loop {
                 plane.disturbed().await;
@@ -350,7 +371,8 @@ impl Lab {
     pub async fn settle(&self, host: usize, view: &NetworkView) {
         while self.is_disturbed(host).await {
             let me = id(HOSTS[host]);
-            let done = self.planes[host].repair(view, &me, &self.local[host]);
+            let view = Arc::new(view.clone());
+            let done = self.planes[host].repair(&view, &me, &self.local[host]);
             done.await.unwrap();
         }
     }
@@ -364,7 +386,7 @@ impl Lab {
 
     pub async fn plan(&self, host: usize, view: &NetworkView) -> Vec<NetOp> {
         self.planes[host]
-            .plan(view, &id(HOSTS[host]), &self.local[host])
+            .plan(&Arc::new(view.clone()), &id(HOSTS[host]), &self.local[host])
             .await
             .unwrap()
     }
@@ -398,6 +420,23 @@ impl Lab {
     pub fn route_into_overlay(&self) {
         self.ip("client", "route add 10.0.0.0/8 via 192.0.2.1");
         self.ip("h1", "route add 10.0.1.0/24 dev shoal_gwbridge");
+    }
+
+    /// Restarts the planes with IPVS asked for, and returns what the kernel has.
+    pub fn open_with_ipvs(&mut self) -> BTreeMap<String, bool> {
+        self.planes.clear();
+        for (host, name) in HOSTS.iter().enumerate() {
+            let mut config = PlaneConfig::new(self.run_dir(host));
+            config.lb_driver = "ipvs".parse().unwrap();
+            config.host_netns = Some(self.place(name));
+            self.planes.push(Plane::open(config).unwrap());
+        }
+        self.planes[0].features()
+    }
+
+    /// What distributes connections on a host.
+    pub fn lb_driver(&self, host: usize) -> &'static str {
+        self.planes[host].lb_driver()
     }
 
     fn restart_planes_or(&mut self, missing: impl Fn(&PlaneError) -> String) -> Result<(), String> {

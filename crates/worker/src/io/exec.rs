@@ -3,7 +3,7 @@
 use std::{pin::Pin, sync::Arc};
 
 use shoal_api::{
-    container::ExecSpec,
+    container::{ExecSpec, StdStream},
     wire::{
         ExecData, ExecInput, ExecOrder, ExecOutput, exec_broker_client::ExecBrokerClient,
         exec_input, exec_output,
@@ -48,6 +48,22 @@ pub(super) async fn carry(order: ExecOrder, source: Source) {
             return;
         }
     };
+    if !order.probe.is_empty() {
+        let last = match source.executor.look_at_network(&order.probe).await {
+            Ok(data) => {
+                let stream = StdStream::Stdout as u32;
+                let found = exec_output::Kind::Data(ExecData { stream, data });
+                // Whoever waited may have gone, here and below.
+                let _ = output.send(send(found)).await;
+                exec_output::Kind::ExitCode(0)
+            }
+            Err(error) => exec_output::Kind::Error(Chain(&error).to_string()),
+        };
+        let _ = output.send(send(last)).await;
+        drop(output);
+        while let Ok(Some(_)) = input.message().await {}
+        return;
+    }
     let last = match start(&order, &source).await {
         Ok(process) => match converse(process, &mut input, &output).await {
             Some(code) => exec_output::Kind::ExitCode(code),

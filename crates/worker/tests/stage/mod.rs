@@ -639,14 +639,14 @@ impl Notes {
 
 #[async_trait]
 impl NetworkPlane for Notes {
-    async fn converge(&self, want: &NetworkView) -> Result<(), Vec<PlaneError>> {
+    async fn converge(&self, want: &Arc<NetworkView>) -> Result<(), Vec<PlaneError>> {
         self.take(format!("converge {}", want.version));
         Ok(())
     }
 }
 
 impl NamePlane for Notes {
-    fn publish(&self, want: &NetworkView) {
+    fn publish(&self, want: &Arc<NetworkView>) {
         self.take(format!("publish {}", want.version));
     }
 }

@@ -1,0 +1,193 @@
+//! The steps between two views lead to the very state that is computed from the second.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use shoal_api::network::{
+    Endpoint, IngressPort, NetworkSlice, NetworkView, Peer, Protocol, ServiceSlice, Subnet,
+};
+use shoal_overlay::core::{
+    delta::{Delta, Steps, delta},
+    desired::{Params, desired},
+    diff::Change,
+    observed::Facts,
+    rtnl_wire::Verb,
+    state::KernelState,
+};
+
+const NODES: [&str; 3] = ["me", "b", "c"];
+
+/// Node, service and whether it serves, of one endpoint; `None` for one that is not there.
+type Spot = Option<(usize, Option<u8>, bool)>;
+
+fn network(n: u8, spots: &[Spot]) -> NetworkSlice {
+    let endpoint = |(number, spot): (u8, &Spot)| {
+        let (node, service, serving) = (*spot)?;
+        let endpoint = Endpoint {
+            node: NODES[node].parse().unwrap(),
+            service: service.map(|service| format!("s{service}").parse().unwrap()),
+            addresses: vec![
+                format!("10.0.{n}.{number}/24").parse().unwrap(),
+                format!("fd00:{n}::{number}/64").parse().unwrap(),
+            ],
+            names: vec![],
+            serving,
+        };
+        Some((format!("t{number}").parse().unwrap(), endpoint))
+    };
+    let service = |number: u8| {
+        let service = ServiceSlice {
+            name: format!("s{number}"),
+            vips: vec![
+                [10, 0, n, 200 + number].into(),
+                format!("fd00:{n}::ff{number}").parse().unwrap(),
+            ],
+            aliases: vec![],
+            ports: vec![IngressPort {
+                protocol: Protocol::Tcp,
+                published: 8000 + u16::from(number),
+                target: 80,
+            }],
+            named_ports: vec![],
+        };
+        (format!("s{number}").parse().unwrap(), service)
+    };
+    NetworkSlice {
+        name: format!("n{n}"),
+        ingress: n == 0,
+        internal: false,
+        vni: 4096 + u32::from(n),
+        mtu: None,
+        subnets: vec![
+            Subnet {
+                range: format!("10.0.{n}.0/24").parse().unwrap(),
+                gateway: [10, 0, n, 1].into(),
+            },
+            Subnet {
+                range: format!("fd00:{n}::/64").parse().unwrap(),
+                gateway: format!("fd00:{n}::1").parse().unwrap(),
+            },
+        ],
+        endpoints: (11..).zip(spots).filter_map(endpoint).collect(),
+        services: (0..2).map(service).collect(),
+    }
+}
+
+fn view(version: u64, spots: &[Spot]) -> NetworkView {
+    let peer = |last: u8| Peer {
+        underlay: [192, 0, 2, last].into(),
+        hostname: format!("h{last}"),
+    };
+    let peers = (1..).zip(NODES);
+    NetworkView {
+        version,
+        data_path_port: 4789,
+        peers: peers
+            .map(|(last, node)| (node.parse().unwrap(), peer(last)))
+            .collect(),
+        networks: BTreeMap::from([
+            ("n0".parse().unwrap(), network(0, spots)),
+            ("n1".parse().unwrap(), network(1, spots)),
+        ]),
+    }
+}
+
+fn params() -> Params {
+    Params {
+        prefix: "shoal".into(),
+        gwbridge: "gwbr".into(),
+        gwbridge_subnet: "172.18.0.0/16".parse().unwrap(),
+        gwbridge_subnet6: Some("fd01::/64".parse().unwrap()),
+        ipvs: false,
+    }
+}
+
+fn state(view: &NetworkView) -> KernelState {
+    desired(view, &"me".parse().unwrap(), &Facts::default(), &params()).unwrap()
+}
+
+fn apply(state: &mut KernelState, steps: &Steps) {
+    for op in &steps.ops {
+        let space = state.spaces.get_mut(&op.space).unwrap();
+        match &op.change {
+            Change::Route(Verb::Add, route) => assert!(space.objects.routes.insert(route.clone())),
+            Change::Route(Verb::Remove, route) => assert!(space.objects.routes.remove(route)),
+            Change::EditElements {
+                family,
+                table,
+                remove,
+                add,
+            } => {
+                let table = space.tables.get_mut(&(*family, table.clone())).unwrap();
+                for edit in remove {
+                    let set = table.elements.get_mut(&edit.set).unwrap();
+                    assert_eq!(set.remove(&edit.key).as_ref(), Some(&edit.element));
+                }
+                for edit in add {
+                    let set = table.elements.entry(edit.set.clone()).or_default();
+                    assert_eq!(set.insert(edit.key.clone(), edit.element.clone()), None);
+                }
+                table.elements.retain(|_, elements| !elements.is_empty());
+            }
+            other => panic!("not the work of a changed endpoint: {other:?}"),
+        }
+    }
+}
+
+fn spot() -> impl Strategy<Value = Spot> {
+    let service = prop_oneof![1 => Just(None), 4 => (0u8..2).prop_map(Some)];
+    prop_oneof![1 => Just(None), 5 => (0..3usize, service, any::<bool>()).prop_map(Some)]
+}
+
+proptest! {
+    #[test]
+    fn the_steps_between_views_lead_to_what_the_second_asks_for(
+        before in proptest::collection::vec(spot(), 12),
+        changed in proptest::collection::vec((0..12usize, spot()), 0..4),
+    ) {
+        let mut after = before.clone();
+        for (at, spot) in changed {
+            after[at] = spot;
+        }
+        let (old, new) = (view(1, &before), view(2, &after));
+        match delta(&old, &new, &"me".parse().unwrap(), &params()) {
+            Delta::Same => prop_assert_eq!(state(&old), state(&new)),
+            Delta::Everything => {}
+            Delta::Steps(steps) => {
+                let mut reached = state(&old);
+                apply(&mut reached, &steps);
+                prop_assert_eq!(reached, state(&new));
+            }
+        }
+    }
+}
+
+#[test]
+fn an_endpoint_of_another_node_that_stops_serving_or_goes_is_no_reason_to_compute_everything() {
+    let all: Vec<Spot> = (0..12).map(|n| Some((n % 3, Some(0), true))).collect();
+    let me = "me".parse().unwrap();
+    for spot in [None, Some((1, Some(0), false))] {
+        let mut after = all.clone();
+        after[4] = spot;
+        let Delta::Steps(steps) = delta(&view(1, &all), &view(2, &after), &me, &params()) else {
+            panic!("{spot:?} is more than a few steps")
+        };
+        let gone: Vec<_> = steps.gone.iter().flat_map(|(_, gone)| gone).collect();
+        assert_eq!(gone.len(), 4, "its two addresses in two networks: {gone:?}");
+    }
+    // Its own containers' interfaces, a first endpoint of a node, another subnet.
+    let mut own = all.clone();
+    own[3] = None;
+    let mut without_c: Vec<Spot> = all.clone();
+    (0..12)
+        .filter(|n| n % 3 == 2)
+        .for_each(|n| without_c[n] = None);
+    let mut other = view(2, &all);
+    other.networks.values_mut().for_each(|slice| slice.vni += 9);
+    for next in [view(2, &own), view(2, &without_c), other] {
+        assert_eq!(
+            delta(&view(1, &all), &next, &me, &params()),
+            Delta::Everything
+        );
+    }
+}
