@@ -3,6 +3,7 @@
 //! One network with a container on each of two hosts; all other endpoints are said to be on a third node that is not there,
 //! since nothing is sent to them. Prints figures and whether the goals are met.
 #![allow(clippy::print_stdout, reason = "what it prints is its purpose")]
+#![allow(unreachable_pub, reason = "an example is a crate without a surface")]
 
 #[path = "../tests/lab/mod.rs"]
 mod lab;
