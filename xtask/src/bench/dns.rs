@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use super::{
     Bench, Pair,
     docker::{IMAGE, Sides},
-    network::{goal, median},
+    network::{goal, median, processor},
     until,
 };
 use crate::shell;
@@ -319,15 +319,4 @@ fn measure(server: &Server) -> Result<(f64, f64)> {
     );
     let spent = processor(server.pid)? - before;
     Ok((number("Queries per second:")?, answered / spent))
-}
-
-/// Processor time of a process, in seconds.
-fn processor(pid: u32) -> Result<f64> {
-    let mut nanoseconds = 0.0;
-    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        // A thread that ended meanwhile has nothing more to tell.
-        let told = fs::read_to_string(thread?.path().join("schedstat")).unwrap_or_default();
-        nanoseconds += told.split(' ').next().unwrap_or("0").parse().unwrap_or(0.0);
-    }
-    Ok(nanoseconds / 1e9)
 }

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result};
 use shoal_tests::images::{Image, Layer, save};
 
-use super::{Bench, tell, until};
+use super::{Bench, network::below, tell, until};
 use crate::shell;
 
 const LAB: &str = "bench";
@@ -110,15 +110,8 @@ impl<'a> Sides<'a> {
 
     /// Docker's daemon, as this machine numbers it: the process below the one that entered the host.
     pub(super) fn dockerd_pid(&self) -> Result<u32> {
-        let mut pid = self.dockerd.as_ref().context("docker's daemon runs")?.id();
-        loop {
-            let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
-            let first = children.split_whitespace().next();
-            if fs::read_to_string(format!("/proc/{pid}/comm"))?.trim() == "dockerd" {
-                return Ok(pid);
-            }
-            pid = first.context("no process of docker's daemon")?.parse()?;
-        }
+        let dockerd = self.dockerd.as_ref().context("docker's daemon runs")?;
+        below(dockerd.id(), "dockerd")
     }
 
     /// Runs our client against our daemon.

@@ -73,6 +73,7 @@ fn ingress(bench: &Bench) -> Result<()> {
         &["haproxy", "-db", "-f", &file.to_string_lossy()],
         false,
     )?;
+    net.count_last("haproxy")?;
     // A host beside the two is the client.
     let client = Place {
         host: "n3",

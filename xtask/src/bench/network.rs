@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::Bench;
+use super::{Bench, until};
 
 /// Rounds of every pair.
 pub(super) const ROUNDS: usize = 11;
@@ -22,6 +22,8 @@ pub(super) struct Net<'a> {
     bench: &'a Bench,
     name: &'static str,
     started: Vec<Child>,
+    /// Processes between the two ends, whose processor time counts as well.
+    between: Vec<u32>,
     /// Namespaces that were made on hosts; their files stay when a host goes.
     made: Vec<String>,
 }
@@ -67,6 +69,7 @@ impl<'a> Net<'a> {
             bench,
             name,
             started: Vec::new(),
+            between: Vec::new(),
             made: Vec::new(),
         })
     }
@@ -108,6 +111,17 @@ impl<'a> Net<'a> {
         Ok(())
     }
 
+    /// Counts the processor time of what was started last, a program of this name, with that of the two ends.
+    pub(super) fn count_last(&mut self, name: &str) -> Result<()> {
+        let last = self.started.last().context("nothing was started")?.id();
+        self.between.push(below(last, name)?);
+        Ok(())
+    }
+
+    fn spent_between(&self) -> Result<f64> {
+        self.between.iter().map(|pid| processor(*pid)).sum()
+    }
+
     /// Makes a further namespace on a host.
     pub(super) fn namespace(&mut self, host: &str, name: &str) -> Result<()> {
         self.made.push(name.to_owned());
@@ -122,10 +136,12 @@ impl<'a> Net<'a> {
         self.start(at.host, &words, true)
     }
 
-    /// Measures one kind of traffic: operations per second, and per second of processor time of both ends.
+    /// Measures one kind of traffic: operations per second, and per second of processor time of both ends
+    /// and of what is between them.
     pub(super) fn measure(&self, from: &Place, kind: &str, to: &str) -> Result<(f64, f64)> {
         let traffic = traffic();
         let words = [enter(from), vec![&traffic, "traffic", kind, to, MEASURE_S]].concat();
+        let before = self.spent_between()?;
         let told = self.on(from.host, &words)?;
         let numbers: Vec<f64> = told
             .split_whitespace()
@@ -134,6 +150,7 @@ impl<'a> Net<'a> {
         let [operations, took, processor] = numbers[..] else {
             bail!("unexpected {told:?}");
         };
+        let processor = processor + self.spent_between()? - before;
         Ok((operations / took, operations / processor))
     }
 
@@ -185,6 +202,33 @@ impl<'a> Net<'a> {
         }
         Ok(ratios)
     }
+}
+
+/// Processor time of a process, in seconds.
+pub(super) fn processor(pid: u32) -> Result<f64> {
+    let mut nanoseconds = 0.0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // A thread that ended meanwhile has nothing more to tell.
+        let told = fs::read_to_string(thread?.path().join("schedstat")).unwrap_or_default();
+        nanoseconds += told.split(' ').next().unwrap_or("0").parse().unwrap_or(0.0);
+    }
+    Ok(nanoseconds / 1e9)
+}
+
+/// The process of this name below another one, which is that of `lab exec`; `lab exec` itself enters first.
+pub(super) fn below(pid: u32, name: &str) -> Result<u32> {
+    let mut found = pid;
+    until(name, || {
+        let children = fs::read_to_string(format!("/proc/{found}/task/{found}/children"))?;
+        if fs::read_to_string(format!("/proc/{found}/comm"))?.trim() == name {
+            return Ok(true);
+        }
+        if let Some(child) = children.split_whitespace().next() {
+            found = child.parse()?;
+        }
+        Ok(false)
+    })?;
+    Ok(found)
 }
 
 /// Says whether a goal is met; what is measured is printed in any case.
