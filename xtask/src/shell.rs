@@ -66,12 +66,14 @@ pub(crate) fn build_shoal(profile: &str) -> Result<PathBuf> {
 /// Builds a binary in a profile and returns its path.
 ///
 /// For the whole workspace, as the tests are: a package by itself would have its dependencies built once more, with the
-/// fewer features that it alone asks for.
+/// fewer features that it alone asks for. In the profile of the tests an example comes along, which brings the features
+/// that only tests ask for, for the same reason.
 pub(crate) fn build(name: &str, profile: &str) -> Result<PathBuf> {
-    run(
-        &cargo(),
-        &["build", "--workspace", "--bin", name, "--profile", profile],
-    )?;
+    let mut words = vec!["build", "--workspace", "--bin", name, "--profile", profile];
+    if profile == "dev" {
+        words.extend(["--example", "scheduler"]);
+    }
+    run(&cargo(), &words)?;
     let folder = if profile == "dev" { "debug" } else { profile };
     Ok(target().join(folder).join(name))
 }

@@ -112,6 +112,8 @@ pub struct HostSpec {
     pub cgroupns_mode: Option<String>,
     pub cgroup_parent: Option<String>,
     pub oom_score_adj: i32,
+    /// Rows and columns that the terminal of process 1 begins with.
+    pub console_size: Option<(u16, u16)>,
     /// OCI runtime; only the built-in one exists.
     pub runtime: Option<String>,
     pub annotations: BTreeMap<String, String>,

@@ -96,7 +96,7 @@ impl Process {
             terminal::check_tty(stdin, self.tty)?;
         }
         let keys = DetachKeys::wanted(self.detach_keys.as_deref())?;
-        let body = json!({
+        let mut body = json!({
             "AttachStdin": stdin,
             "AttachStdout": !detach,
             "AttachStderr": !detach,
@@ -108,6 +108,9 @@ impl Process {
             "WorkingDir": self.workdir,
             "DetachKeys": keys.text,
         });
+        if let (true, Some((width, height))) = (self.tty, terminal_size::terminal_size()) {
+            body["ConsoleSize"] = json!([height.0, width.0]);
+        }
         let made = client.post(create, body).await?;
         let id = text(&made, "/Id");
         let path = |verb: &str| format!("{api}/exec/{{}}/{verb}");

@@ -225,15 +225,17 @@ fn read_host(mut f: Fields) -> ApiResult<HostSpec> {
         cgroupns_mode: mode(&mut f, "CgroupnsMode")?,
         cgroup_parent: f.text("CgroupParent")?,
         oom_score_adj: f.get("OomScoreAdj")?,
+        console_size: f
+            .take::<(u16, u16)>("ConsoleSize")?
+            .filter(|size| *size != (0, 0)),
         runtime: f.text("Runtime")?,
         annotations: f.get("Annotations")?,
         storage_opt: f.get("StorageOpt")?,
         masked_paths: f.take("MaskedPaths")?,
         readonly_paths: f.take("ReadonlyPaths")?,
     };
-    // The size of the client's terminal comes again with a resize; the others concern Windows, or are the client's own.
+    // These concern Windows, or are the client's own.
     f.ignore(&[
-        "ConsoleSize",
         "ContainerIDFile",
         "Cgroup",
         "CpuCount",

@@ -307,7 +307,7 @@ fn host(host: &HostSpec) -> Value {
         "AutoRemove": host.auto_remove,
         "VolumeDriver": text(&host.volume_driver),
         "VolumesFrom": list(&host.volumes_from),
-        "ConsoleSize": [0, 0],
+        "ConsoleSize": host.console_size.unwrap_or_default(),
         "CapAdd": list(&host.cap_add),
         "CapDrop": list(&host.cap_drop),
         "CgroupnsMode": host.cgroupns_mode.as_deref().unwrap_or("private"),

@@ -257,3 +257,33 @@ async fn execs_join_the_container_with_its_limits() {
     );
     host.cgroups_gone().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_begins_with_the_size_of_its_client() {
+    let host = Host::new().await;
+    let mut spec = sh("stty size; exec sleep 1000");
+    spec.tty = true;
+    spec.host.console_size = Some((31, 91));
+    let id = host.start(spec).await;
+    host.wait_for_output(&id, "31 91\r\n").await;
+}
+
+/// Who reads the first line of a container may send it a signal before its start is written down.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_that_comes_during_the_start_arrives() {
+    let host = Host::new().await;
+    for _ in 0..20 {
+        let spec = sh("trap 'exit 9' TERM; echo ready; while :; do sleep 0.01; done");
+        let id = host.engine.create(spec).await.expect("create");
+        let attachment = host.engine.attach(id.as_str(), ALL).await.expect("attach");
+        let signal = async {
+            let mut output = attachment.output;
+            output.next().await.expect("its first line");
+            host.engine.kill(id.as_str(), Some("TERM")).await
+        };
+        let (started, sent) = tokio::join!(host.engine.start(id.as_str()), signal);
+        started.expect("start");
+        sent.expect("kill");
+        assert_eq!(host.wait(&id).await, 9);
+    }
+}

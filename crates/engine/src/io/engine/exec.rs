@@ -70,6 +70,7 @@ impl Engine {
     /// Sets the size of a container's terminal.
     pub async fn resize(&self, name: &str, rows: u16, cols: u16) -> Result<(), EngineError> {
         let entry = self.find(name)?;
+        entry.settled().await;
         self.resize_process(&entry, None, rows, cols).await
     }
 

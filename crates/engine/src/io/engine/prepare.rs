@@ -107,7 +107,7 @@ impl Engine {
             container_dir: entry.dir.clone(),
             run_dir: entry.run_dir.clone(),
             tty: spec.tty,
-            console_size: None,
+            console_size: spec.host.console_size,
             open_stdin: spec.open_stdin,
             stdin_once: spec.stdin_once,
             log: log_setup(entry, record)?,

@@ -120,6 +120,17 @@ impl Entry {
         self.record.borrow().clone()
     }
 
+    /// The record once no start is under way: the process of a container may be heard from before its start is written
+    /// down, and who hears from it may ask for something at once.
+    pub(super) async fn settled(&self) -> Arc<Record> {
+        let record = self.record();
+        if record.state.status.is_up() {
+            return record;
+        }
+        let _op = self.op.lock().await;
+        self.record()
+    }
+
     pub(super) fn watch(&self) -> watch::Receiver<Arc<Record>> {
         self.record.subscribe()
     }

@@ -72,9 +72,8 @@ impl Engine {
         entry.update(|record| record.start += 1);
         let record = entry.record();
         match self.launch(entry, &record).await {
-            Ok((shim, events)) => {
+            Ok(events) => {
                 self.tell(&entry.record(), "start", &[]);
-                entry.live(|live| live.shim = Some(shim));
                 tokio::spawn(self.clone().supervise(entry.clone(), record.start, events));
                 self.watch_health(entry, true);
                 Ok(())
@@ -106,7 +105,7 @@ impl Engine {
         &self,
         entry: &Arc<Entry>,
         record: &Arc<Record>,
-    ) -> Result<(ShimHandle, mpsc::UnboundedReceiver<ShimEvent>), EngineError> {
+    ) -> Result<mpsc::UnboundedReceiver<ShimEvent>, EngineError> {
         let failed = |err| EngineError::Shim(io::Error::other(err));
         // The shim is forked while the network is made: neither has to know of the other. It ends by itself when its
         // connection closes before it was told to start.
@@ -141,6 +140,8 @@ impl Engine {
                 );
             }
         };
+        // Before it is said to run: who hears of that may send it a signal at once.
+        entry.live(|live| live.shim = Some(shim));
         entry.update(|record| {
             record.state.status = ContainerStatus::Running;
             record.state.pid = pid;
@@ -151,7 +152,7 @@ impl Engine {
             record.state.finished_at = Timestamp::ZERO;
             record.network = settings;
         });
-        Ok((shim, events))
+        Ok(events)
     }
 
     async fn connect_pending(&self, entry: &Entry, pending: PendingAttach) {
@@ -318,6 +319,7 @@ impl Engine {
         if record.state.status == ContainerStatus::Restarting && number == SIGKILL {
             return self.end_now(&entry).await;
         }
+        let record = entry.settled().await;
         if !record.state.status.is_up() {
             return Err(EngineError::NotRunning(record.id.to_string()));
         }
