@@ -27,6 +27,8 @@ pub(super) struct Payload {
     pub report: RawFd,
     /// Stay process 1 and run the process beside it.
     pub init: bool,
+    /// Rows and columns of its terminal, if it has one.
+    pub console_size: Option<(u16, u16)>,
 }
 
 impl Payload {
@@ -43,6 +45,10 @@ impl Executor for Payload {
             let failure = Failure::new(format!("cannot fork: {}", describe(errno)));
             self.fail(&failure);
             return Err(ExecutorError::Other(failure.message));
+        }
+        if let Some((rows, cols)) = self.console_size {
+            // Here, because from outside it may come after the process has asked.
+            let _ = super::exec::set_size(&std::io::stdin(), rows, cols);
         }
         let failure = become_process(spec);
         self.fail(&failure);

@@ -102,9 +102,6 @@ pub(super) fn container(sup: &Supervise) -> Result<Spawned, Failure> {
             if let Some(console) = console {
                 let master = exec::receive_terminal(&console).map_err(os)?;
                 let _ = std::fs::remove_file(CONSOLE_SOCKET);
-                if let Some((rows, cols)) = sup.console_size {
-                    let _ = exec::set_size(&master, rows, cols);
-                }
                 exec::use_terminal(&mut spawned, master, sup.open_stdin).map_err(os)?;
             }
             Ok(spawned)
@@ -204,6 +201,7 @@ fn run_libcontainer(sup: &Supervise, launch: &Launch, ends: Option<Ends>) -> Res
         builder.with_executor(Payload {
             report: report_in,
             init: launch.init,
+            console_size: sup.console_size.filter(|_| sup.tty),
         })
     };
     if let Some(ends) = ends {
