@@ -4,6 +4,8 @@ mod build;
 mod cli;
 mod containers;
 mod golden;
+mod grammar;
+mod host;
 mod sdk;
 mod services;
 mod system;

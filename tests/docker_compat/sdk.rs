@@ -82,6 +82,123 @@ fn the_sdk_for_python_works() -> Result<()> {
     run(python, &lab)
 }
 
+/// The last version whose archive brings its own tests along, and what they need.
+const PYTHON_SDK_TESTED: &str = "docker==6.1.3";
+const PYTHON_TEST_TOOLS: [&str; 6] = [
+    "requests<2.32",
+    "urllib3<2",
+    "pytest",
+    "pytest-timeout",
+    "websocket-client",
+    "paramiko",
+];
+
+/// Tests of theirs that Docker 28 fails as well, or that ask for what is left out on purpose.
+const NOT_FOR_US: [(&str, &str); 5] = [
+    (
+        "api_network_test.py::TestNetworks::test_create_check_duplicate",
+        "since API 1.44 a name is had once",
+    ),
+    (
+        "api_network_test.py::TestNetworks::test_connect_with_ipv6_address",
+        "Docker 28 refuses a subnet with bits behind its prefix as well",
+    ),
+    (
+        "api_network_test.py::TestNetworks::test_create_with_ipv6_address",
+        "Docker 28 refuses a subnet with bits behind its prefix as well",
+    ),
+    (
+        "api_network_test.py::TestNetworks::test_create_network_ipv6_enabled",
+        "Docker 28 refuses a subnet with bits behind its prefix as well",
+    ),
+    (
+        "errors_test.py::ErrorsTest::test_api_error_parses_json",
+        "the words are those of Docker 28",
+    ),
+];
+
+#[test]
+fn the_sdk_for_python_passes_its_own_tests() -> Result<()> {
+    if !is_on_path("python3") {
+        skipped("python3 is not on PATH");
+        return Ok(());
+    }
+    let sdk = kept("sdk-python-own", |folder| {
+        let made = quietly(Command::new("python3").args(["-m", "venv"]).arg(folder));
+        made.context("python3-venv is not installed")?;
+        let pip = |words: &[&str]| {
+            let mut pip = Command::new(folder.join("bin/pip"));
+            quietly(pip.arg("install").arg("--quiet").args(words)).context("pip install")
+        };
+        pip(&[&[PYTHON_SDK_TESTED][..], &PYTHON_TEST_TOOLS].concat())?;
+        let mut pip = Command::new(folder.join("bin/pip"));
+        let words = ["download", "--quiet", "--no-deps", "--no-binary=docker"];
+        quietly(pip.current_dir(folder).args(words).arg(PYTHON_SDK_TESTED))
+            .context("pip download")?;
+        let archive = "docker-6.1.3.tar.gz";
+        quietly(
+            Command::new("tar")
+                .current_dir(folder)
+                .args(["xzf", archive]),
+        )
+    })?;
+    let lab = TestLab::up(1, 0)?;
+    let folder = tempfile::tempdir()?;
+    let archive = images::busybox(folder.path())?;
+    let archive = archive.to_str().context("a path that is not UTF-8")?;
+    let socket = lab.docker_host("n1");
+    lab.shoal(&["-H", &socket, "load", "-q", "-i", archive])?;
+    // They take these of alpine for granted.
+    let image = "FROM busybox:test\nCMD [\"/bin/sh\"]\nRUN mkdir -p /var/opt && \
+        echo postgres:x:70:70::/:/bin/sh >> /etc/passwd && echo postgres:x:70: >> /etc/group\n";
+    fs::write(folder.path().join("Dockerfile"), image)?;
+    let context = folder.path().display().to_string();
+    let names = [
+        "-t",
+        "alpine:3.10",
+        "-t",
+        "alpine:latest",
+        "-t",
+        "busybox:latest",
+    ];
+    lab.shoal(&[&["-H", &socket, "build", "-q"][..], &names, &[&context]].concat())?;
+    let mut pytest = Command::new(sdk.join("bin/python"));
+    pytest
+        .current_dir(sdk.join("docker-6.1.3"))
+        .env("DOCKER_HOST", &socket)
+        .args([
+            "-m",
+            "pytest",
+            "-q",
+            "-W",
+            "ignore",
+            "--timeout=120",
+            "-p",
+            "no:cacheprovider",
+        ]);
+    for file in [
+        "api_exec_test.py",
+        "api_network_test.py",
+        "api_volume_test.py",
+        "api_healthcheck_test.py",
+        "errors_test.py",
+        "models_networks_test.py",
+        "models_volumes_test.py",
+        "regression_test.py",
+    ] {
+        pytest.arg(format!("tests/integration/{file}"));
+    }
+    for (test, _) in NOT_FOR_US {
+        pytest.arg(format!("--deselect=tests/integration/{test}"));
+    }
+    let output = pytest.stdin(Stdio::null()).output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    if !output.status.success() {
+        bail!("{said}");
+    }
+    Ok(())
+}
+
 #[test]
 fn dockerode_works() -> Result<()> {
     if !is_on_path("node") || !is_on_path("npm") {

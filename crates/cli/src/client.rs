@@ -2,6 +2,8 @@
 //!
 //! One connection per request: on a unix socket that costs microseconds, and a stream never blocks another call.
 
+mod ssh;
+
 use std::{fmt, path::PathBuf, pin::Pin};
 
 use anyhow::{Context as _, Result, bail};
@@ -165,6 +167,16 @@ enum Endpoint {
     Unix(PathBuf),
     Tcp(String),
     Tls(String, ApiClientTls),
+    Ssh(ssh::Remote),
+}
+
+/// Bytes in both directions.
+trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
+
+/// Refuses a host that ssh cannot be asked for.
+pub(crate) fn check_ssh(rest: &str) -> Result<()> {
+    ssh::Remote::parse(rest).map(drop)
 }
 
 /// The daemon.
@@ -174,7 +186,8 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// A client of the daemon at `unix:///path` or `tcp://host:port`, the latter over TLS if it is given.
+    /// A client of the daemon at `unix:///path`, `ssh://[user@]host[:port]` or `tcp://host:port`, the last over TLS if it
+    /// is given.
     pub(crate) fn new(host: &str, tls: Option<ApiClientTls>) -> Result<Self> {
         let endpoint = match host.split_once("://") {
             Some(("unix", path)) if !path.is_empty() => Endpoint::Unix(path.into()),
@@ -193,8 +206,9 @@ impl Client {
                     None => Endpoint::Tcp(addr),
                 }
             }
+            Some(("ssh", rest)) => Endpoint::Ssh(ssh::Remote::parse(rest)?),
             _ => bail!(
-                "unable to parse docker host {host:?}: expected unix:///path or tcp://host:port"
+                "unable to parse docker host {host:?}: expected unix:///path, tcp://host:port or ssh://user@host"
             ),
         };
         Ok(Self {
@@ -209,25 +223,50 @@ impl Client {
         input: impl AsyncRead + Unpin,
         output: impl AsyncWrite + Unpin,
     ) -> Result<()> {
-        let unreachable = || format!("cannot connect to {}", self.host);
-        match &self.endpoint {
+        relay(self.connect().await?, input, output).await
+    }
+
+    async fn connect(&self) -> Result<Box<dyn Duplex>> {
+        let unreachable = || {
+            format!(
+                "Cannot connect to the Shoal daemon at {}. Is the shoal daemon running?",
+                self.host
+            )
+        };
+        Ok(match &self.endpoint {
             Endpoint::Unix(path) => {
-                let stream = UnixStream::connect(path).await.with_context(unreachable)?;
-                relay(stream, input, output).await
+                let stream = UnixStream::connect(path).await.map_err(|error| {
+                    if error.kind() == std::io::ErrorKind::PermissionDenied {
+                        anyhow::anyhow!(
+                            "permission denied while trying to connect to the Shoal daemon at {}",
+                            self.host
+                        )
+                    } else {
+                        anyhow::anyhow!(unreachable())
+                    }
+                })?;
+                Box::new(stream)
             }
             Endpoint::Tcp(addr) => {
-                let stream = TcpStream::connect(addr).await.with_context(unreachable)?;
-                relay(stream, input, output).await
+                let stream = TcpStream::connect(addr).await;
+                Box::new(stream.map_err(|_| anyhow::anyhow!(unreachable()))?)
             }
             Endpoint::Tls(addr, tls) => {
-                let stream = TcpStream::connect(addr).await.with_context(unreachable)?;
+                let stream = TcpStream::connect(addr).await;
+                let stream = stream.map_err(|_| anyhow::anyhow!(unreachable()))?;
                 let name = addr
                     .rsplit_once(':')
                     .map_or(addr.as_str(), |(name, _)| name);
-                let stream = tls.connect(name, stream).await.with_context(unreachable)?;
-                relay(stream, input, output).await
+                let stream = tls.connect(name, stream).await.with_context(|| {
+                    format!(
+                        "error during connect to {}: TLS handshake failed",
+                        self.host
+                    )
+                })?;
+                Box::new(stream)
             }
-        }
+            Endpoint::Ssh(remote) => Box::new(remote.connect()?),
+        })
     }
 
     /// Sends a request and returns the answer if it is a good one.
@@ -272,49 +311,10 @@ impl Client {
             }
         };
         let request = request.body(body).context("cannot form the request")?;
-        let unreachable = || {
-            format!(
-                "Cannot connect to the Shoal daemon at {}. Is the shoal daemon running?",
-                self.host
-            )
-        };
-        let response = match &self.endpoint {
-            Endpoint::Unix(path) => {
-                let stream = UnixStream::connect(path).await.map_err(|error| {
-                    if error.kind() == std::io::ErrorKind::PermissionDenied {
-                        anyhow::anyhow!(
-                            "permission denied while trying to connect to the Shoal daemon at {}",
-                            self.host
-                        )
-                    } else {
-                        anyhow::anyhow!(unreachable())
-                    }
-                })?;
-                request_over(TokioIo::new(stream), request).await
-            }
-            Endpoint::Tcp(addr) => {
-                let stream = TcpStream::connect(addr)
-                    .await
-                    .map_err(|_| anyhow::anyhow!(unreachable()))?;
-                request_over(TokioIo::new(stream), request).await
-            }
-            Endpoint::Tls(addr, tls) => {
-                let stream = TcpStream::connect(addr)
-                    .await
-                    .map_err(|_| anyhow::anyhow!(unreachable()))?;
-                let name = addr
-                    .rsplit_once(':')
-                    .map_or(addr.as_str(), |(name, _)| name);
-                let stream = tls.connect(name, stream).await.with_context(|| {
-                    format!(
-                        "error during connect to {}: TLS handshake failed",
-                        self.host
-                    )
-                })?;
-                request_over(TokioIo::new(stream), request).await
-            }
-        }
-        .with_context(|| format!("error during connect to {}", self.host))?;
+        let stream = self.connect().await?;
+        let response = request_over(TokioIo::new(stream), request)
+            .await
+            .with_context(|| format!("error during connect to {}", self.host))?;
         let status = response.status();
         if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);

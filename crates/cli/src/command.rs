@@ -38,7 +38,7 @@ mod task;
 mod volume;
 
 use anyhow::{Context as _, Result};
-use clap::{Parser, Subcommand};
+use clap::{ArgAction, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::{client::Client, config_file, connect::Globals};
 
@@ -146,7 +146,7 @@ pub(crate) struct Cli {
     #[arg(short = 'v', long, action = clap::ArgAction::Version)]
     version: (),
     /// Enable debug mode
-    #[arg(short = 'D', long, global = true)]
+    #[arg(short = 'D', long)]
     debug: bool,
     #[command(subcommand)]
     command: Command,
@@ -228,6 +228,41 @@ enum Command {
     #[command(subcommand)]
     Volume(volume::Command),
     Wait(container::Wait),
+}
+
+/// The grammar of all commands. As in docker's, a flag may be given its value (`--rm=false`), and of a flag that is given
+/// twice the last one counts.
+pub(crate) fn grammar() -> clap::Command {
+    as_in_docker(Cli::command())
+}
+
+fn as_in_docker(command: clap::Command) -> clap::Command {
+    let command = command.args_override_self(true).mut_args(|arg| {
+        if !matches!(arg.get_action(), ArgAction::SetTrue) {
+            return arg;
+        }
+        let says_true = !arg.get_default_values().is_empty();
+        let arg = arg
+            .action(ArgAction::Set)
+            .value_parser(clap::builder::BoolishValueParser::new())
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true")
+            .value_name("bool");
+        if says_true {
+            arg
+        } else {
+            arg.default_value("false").hide_default_value(true)
+        }
+    });
+    command.mut_subcommands(as_in_docker)
+}
+
+/// Reads the command line.
+pub(crate) fn parse() -> Result<Cli, clap::Error> {
+    let mut grammar = grammar();
+    let mut matches = grammar.try_get_matches_from_mut(std::env::args_os())?;
+    Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut grammar))
 }
 
 /// Manage builds
@@ -349,13 +384,31 @@ fn filter(text: &str) -> Result<String, &'static str> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
     fn the_grammar_is_sound() {
-        Cli::command().debug_assert();
+        grammar().debug_assert();
+    }
+
+    #[test]
+    fn flags_take_values_and_the_last_one_counts() {
+        let line = "shoal run --rm=false --read-only=1 --name a --name b -it image --rm";
+        let matches = grammar()
+            .try_get_matches_from(line.split(' '))
+            .expect("docker takes it");
+        let run = matches.subcommand_matches("run").expect("run was said");
+        let flag = |name: &str| run.get_one::<bool>(name).copied();
+        assert_eq!(
+            (flag("rm"), flag("read_only"), flag("privileged")),
+            (Some(false), Some(true), Some(false))
+        );
+        assert_eq!(
+            flag("sig_proxy"),
+            Some(true),
+            "what is on by itself stays on"
+        );
+        assert_eq!(run.get_one::<String>("name").map(String::as_str), Some("b"));
     }
 
     #[test]

@@ -110,6 +110,27 @@ impl Store {
         write(&meta.join("meta.json"), document.to_string().as_bytes())
     }
 
+    /// Keeps a context that was exported under whatever name: its metadata, and certificates by endpoint and file.
+    pub(crate) fn import(
+        &self,
+        name: &str,
+        meta: &[u8],
+        tls: Vec<(String, String, Vec<u8>)>,
+    ) -> Result<()> {
+        let mut document: Value =
+            serde_json::from_slice(meta).context("invalid context: metadata is no JSON")?;
+        parse(meta).context("invalid context")?;
+        document["Name"] = name.into();
+        let (folder, secrets) = self.places(name);
+        for (endpoint, file, bytes) in tls {
+            let below = secrets.join(endpoint);
+            make(&below)?;
+            write(&below.join(file), &bytes)?;
+        }
+        make(&folder)?;
+        write(&folder.join("meta.json"), document.to_string().as_bytes())
+    }
+
     /// Forgets a context.
     pub(crate) fn remove(&self, name: &str) -> Result<()> {
         let (meta, tls) = self.places(name);

@@ -18,8 +18,6 @@ mod template;
 mod terminal;
 mod usage;
 
-use clap::Parser as _;
-
 /// A failure with an exit code of its own.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
@@ -38,7 +36,7 @@ fn main() {
         Some("lab-host") => lab_host(args),
         _ => {}
     }
-    let cli = match command::Cli::try_parse() {
+    let cli = match command::parse() {
         Ok(cli) => cli,
         Err(error) => usage::explain(&error),
     };

@@ -1,11 +1,8 @@
 //! What is said about a command line that is wrong, in docker's words and with its exit codes.
 
-use clap::{
-    CommandFactory as _,
-    error::{ContextKind, ContextValue, ErrorKind},
-};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use crate::{command::Cli, output};
+use crate::{command::grammar, output};
 
 /// Tells what is wrong, or prints the help that was asked for, and ends the process.
 pub(crate) fn explain(error: &clap::Error) -> ! {
@@ -89,7 +86,7 @@ fn describe(error: &clap::Error, path: &str) -> (i32, String) {
 
 /// The command that the words name: path, usage line, and itself.
 fn command_of(words: &[String]) -> (String, String, clap::Command) {
-    let mut command = Cli::command();
+    let mut command = grammar();
     let program = crate::program();
     let mut path = program.to_owned();
     for word in words.iter().filter(|word| !word.starts_with('-')) {
@@ -107,15 +104,13 @@ fn command_of(words: &[String]) -> (String, String, clap::Command) {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser as _;
-
     use super::*;
 
     fn explained(line: &str) -> (i32, String) {
         let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
         let (path, usage, _) = command_of(&words);
         let all = std::iter::once("shoal".to_owned()).chain(words);
-        let Err(error) = Cli::try_parse_from(all) else {
+        let Err(error) = grammar().try_get_matches_from(all) else {
             return (0, String::new());
         };
         let (code, what) = describe(&error, &path);

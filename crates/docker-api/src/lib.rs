@@ -18,6 +18,7 @@ mod resolve;
 mod routes;
 mod server;
 mod streams;
+mod versions;
 mod websocket;
 
 pub use backend::{ApiError, ClusterBackend, EngineBackend};

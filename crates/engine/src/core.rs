@@ -2,6 +2,7 @@
 
 pub mod build;
 pub mod capabilities;
+pub mod cdi;
 pub mod config;
 pub mod etc;
 pub mod health;
@@ -13,6 +14,7 @@ pub mod mounts;
 pub mod names;
 pub mod oci;
 pub mod processes;
+pub mod propagation;
 pub mod restart;
 pub mod seccomp;
 pub mod security;

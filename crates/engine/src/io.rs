@@ -5,6 +5,8 @@ pub mod engine;
 pub mod images;
 pub mod network;
 
+pub mod cdi;
+
 mod cgroup;
 mod devices;
 mod files;

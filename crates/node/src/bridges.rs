@@ -25,15 +25,13 @@ use shoal_api::{
 use shoal_dns::{Records, Zone};
 use shoal_docker_api::backend::{LocalNetwork, LocalNetworkSpec};
 use shoal_engine::io::network::{NetworkError, NetworkRequest};
-use shoal_overlay::{
-    Attachment, BridgeError, BridgesConfig, PortRequest, core::ipam::AddressPool, netns,
-};
+use shoal_overlay::{Attachment, BridgeError, BridgesConfig, PortRequest, netns};
 
 pub use definition::{BRIDGE, is_predefined};
 pub use error::BridgesError;
 
-use crate::config::DaemonConfig;
-use definition::{Bridge, Definition};
+use crate::config::{DaemonConfig, NetworkDefaults};
+use definition::Definition;
 use files::Files;
 use member::{Endpoint, Member, moved, parse_mac, port_requests};
 use state::{State, random_id};
@@ -49,6 +47,7 @@ pub struct Bridges {
     kernel: shoal_overlay::Bridges,
     files: Files,
     prefix: String,
+    defaults: NetworkDefaults,
     names: Box<dyn Fn(Records) + Send + Sync>,
     /// Held during whole deeds: they are short, and the kernel does one at a time anyway.
     state: Arc<tokio::sync::Mutex<State>>,
@@ -86,20 +85,19 @@ impl Bridges {
             networks: files.load_networks()?,
             ..State::default()
         };
-        if state.add_predefined(&prefix)? {
+        let members = files.load_members()?;
+        let in_use = |id: &str| members.values().any(|member| member.endpoint(id).is_some());
+        if state.add_predefined(&prefix, &config.networks, in_use)? {
             files.save_networks(&state.networks)?;
         }
-        for (id, network) in &state.networks {
-            if let Some(bridge) = &network.bridge {
-                let pool = AddressPool::new(bridge.spec.subnet, bridge.range, bridge.spec.gateway);
-                state.pools.insert(id.clone(), pool);
-            }
+        let ids: Vec<String> = state.networks.keys().cloned().collect();
+        for id in &ids {
+            state.open_pools(id)?;
         }
-        for (container, mut member) in files.load_members()? {
-            member.endpoints.retain(|endpoint| {
-                let pool = state.pools.get_mut(&endpoint.attachment.network);
-                pool.is_some_and(|pool| pool.take(Some(endpoint.attachment.address)).is_ok())
-            });
+        for (container, mut member) in members {
+            member
+                .endpoints
+                .retain(|endpoint| state.take(&endpoint.attachment));
             state.members.insert(container, member);
         }
         let ours = BridgesConfig {
@@ -111,6 +109,7 @@ impl Bridges {
             kernel,
             files,
             prefix,
+            defaults: config.networks.clone(),
             names,
             state: Arc::new(tokio::sync::Mutex::new(state)),
             leaving: Arc::default(),
@@ -141,7 +140,7 @@ impl Bridges {
     }
 
     /// Makes a network; returns its id.
-    pub async fn create(&self, wish: LocalNetworkSpec) -> Result<String, BridgesError> {
+    pub async fn create(&self, mut wish: LocalNetworkSpec) -> Result<String, BridgesError> {
         let mut state = self.state.lock().await;
         if is_predefined(&wish.name) {
             let text = format!(
@@ -157,30 +156,37 @@ impl Bridges {
         {
             return Err(BridgesError::NameTaken(wish.name));
         }
-        let taken = state.taken("");
-        let network = Definition::new(wish, random_id(), &self.prefix, Timestamp::now(), &taken)?;
-        let id = network.id.clone();
-        let Some(Bridge { spec, range, .. }) = network.bridge.clone() else {
-            return Ok(id);
+        if let Some(from) = &wish.config_from {
+            state.find(from)?.clone().configure(&mut wish)?;
+        }
+        let (id, now) = (random_id(), Timestamp::now());
+        let network = if wish.config_only {
+            Definition::configuration(wish, id, now)
+        } else {
+            let taken = state.taken("");
+            Definition::new(wish, id, &self.prefix, now, &taken, &self.defaults)?
         };
-        if state
-            .bridges()
-            .any(|other| other.spec.ifname == spec.ifname)
+        let id = network.id.clone();
+        let spec = network.bridge.clone().map(|bridge| bridge.spec);
+        if let Some(spec) = &spec
+            && state
+                .bridges()
+                .any(|other| other.spec.ifname == spec.ifname)
         {
             let text = format!("bridge name {} is used by another network", spec.ifname);
             return Err(BridgesError::Forbidden(text));
         }
         // First on disk: a daemon that ends in between makes the bridge at its next start.
-        let pool = AddressPool::new(spec.subnet, range, spec.gateway);
         state.networks.insert(id.clone(), network);
-        state.pools.insert(id.clone(), pool);
-        let made = match self.files.save_networks(&state.networks) {
-            Ok(()) => self.kernel.create(spec).await.map_err(BridgesError::from),
+        let made = match state.open_pools(&id) {
+            Ok(()) => match (self.files.save_networks(&state.networks), spec) {
+                (Ok(()), Some(spec)) => self.kernel.create(spec).await.map_err(BridgesError::from),
+                (saved, _) => saved,
+            },
             Err(error) => Err(error),
         };
         if let Err(error) = made {
-            state.networks.remove(&id);
-            state.pools.remove(&id);
+            state.forget(&id);
             self.files.save_networks(&state.networks)?;
             return Err(error);
         }
@@ -218,9 +224,18 @@ impl Bridges {
                 endpoints,
             });
         }
+        let from = |other: &&Definition| other.config_from.as_ref() == Some(&network.name);
+        if network.config.is_some()
+            && let Some(other) = state.networks.values().find(from)
+        {
+            let text = format!(
+                "configuration network {:?} is in use by network {:?}",
+                network.name, other.name
+            );
+            return Err(BridgesError::Forbidden(text));
+        }
         self.kernel.remove(&network.id).await?;
-        state.networks.remove(&network.id);
-        state.pools.remove(&network.id);
+        state.forget(&network.id);
         self.files.save_networks(&state.networks)?;
         let left: Vec<String> = state.networks.keys().cloned().collect();
         state.records = Records::default();
@@ -239,7 +254,8 @@ impl Bridges {
             .values()
             .filter(|network| {
                 let shown = state.show(network);
-                !network.is_predefined() && shown.containers.is_empty() && choice(&shown)
+                let used = !shown.containers.is_empty() || network.config.is_some();
+                !network.is_predefined() && !used && choice(&shown)
             })
             .cloned()
             .collect();
@@ -314,7 +330,7 @@ impl Bridges {
                     &request.port_bindings,
                     &request.exposed_ports,
                     request.publish_all_ports,
-                    endpoint.attachment.address,
+                    &endpoint.attachment,
                     bridge.host_binding,
                 )?;
                 self.publish(member, &endpoint.id, requests).await?
@@ -405,14 +421,16 @@ impl Bridges {
                 address,
                 mac: info.mac_address.as_deref().map(parse_mac).transpose()?,
                 ifname: format!("{}{index}", bridge.interface_prefix),
+                ipv6: info.ipv6,
+                link_local: info.spec.link_local.clone(),
             };
             let endpoint = Endpoint {
                 id: info.endpoint_id.clone(),
                 attachment,
                 spec: info.spec.clone(),
             };
-            if let Some(pool) = state.pools.get_mut(&info.network_id) {
-                pool.take(Some(address)).map_err(BridgesError::from)?;
+            if !state.take(&endpoint.attachment) {
+                return Err(BridgesError::AddressTaken.into());
             }
             member.endpoints.push(endpoint);
         }
@@ -532,8 +550,9 @@ impl Bridges {
         }
         state.members.insert(container.clone(), member.clone());
         self.tell_names(&mut state, std::slice::from_ref(&network.id));
-        let lost =
-            |port: &shoal_overlay::PublishedPort| port.address == endpoint.attachment.address;
+        let lost = |port: &shoal_overlay::PublishedPort| {
+            endpoint.addresses().any(|address| port.address == address)
+        };
         if member.published.iter().any(lost) {
             let next = member
                 .endpoints
@@ -542,7 +561,7 @@ impl Bridges {
                 .cloned();
             member.published = match next {
                 Some(next) => {
-                    let requests = moved(&member.published, next.attachment.address);
+                    let requests = moved(&member.published, &next.attachment);
                     self.publish(&member, &next.id, requests).await?
                 }
                 None => {
@@ -600,9 +619,13 @@ impl Bridges {
                 .values()
                 .filter_map(|member| member.host(id))
                 .collect();
-            let subnets = vec![IpNet::V4(bridge.spec.subnet)];
+            let mut subnets = vec![IpNet::V4(bridge.spec.subnet)];
+            subnets.extend(bridge.spec.ipv6.map(|place| IpNet::V6(place.subnet)));
             let zone = Zone::local(&network.name, bridge.spec.internal, subnets, &hosts);
             state.records.insert(zone_id, zone);
+        }
+        for (id, zone) in state.links() {
+            state.records.insert(id, zone);
         }
         (self.names)(state.records.clone());
     }

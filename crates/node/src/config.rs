@@ -1,6 +1,7 @@
 //! How a daemon is set up: flags, `daemon.json`, and what of it changes while the daemon runs.
 
 mod file;
+mod network;
 mod settings;
 
 use std::{
@@ -12,6 +13,7 @@ use std::{
 use shoal_api::container::{ContainerSpec, Ulimit};
 
 pub use file::{ConfigError, DEFAULT_FILE};
+pub use network::{DefaultBridge, NetworkDefaults};
 pub use settings::ApiTls;
 pub(crate) use settings::tcp_address;
 
@@ -55,6 +57,12 @@ pub struct ContainerDefaults {
     pub dns_search: Vec<String>,
     /// Its options.
     pub dns_options: Vec<String>,
+    /// Cgroup namespace: `private` or `host`.
+    pub cgroupns_mode: Option<String>,
+    /// IPC namespace: `private` or `shareable`.
+    pub ipc_mode: Option<String>,
+    /// What `host-gateway` stands for in `--add-host`; `None` is the host's address in the container's network.
+    pub host_gateway: Option<IpAddr>,
 }
 
 /// Settings of a daemon, from flags and its configuration file.
@@ -82,6 +90,10 @@ pub struct DaemonConfig {
     pub interface_prefix: String,
     /// What distributes the connections of a service over its tasks.
     pub lb_driver: shoal_overlay::LbDriver,
+    /// What networks of this host get that do not say otherwise.
+    pub networks: NetworkDefaults,
+    /// Where specifications of devices are (CDI).
+    pub cdi_spec_dirs: Vec<PathBuf>,
     /// What the file named without effect here, for a warning each.
     pub warnings: Vec<String>,
     /// Where the settings came from, to read them again.
@@ -172,6 +184,21 @@ impl DaemonConfig {
         let says = |option: &String| option.starts_with("no-new-privileges");
         if defaults.no_new_privileges && !host.security_opt.iter().any(says) {
             host.security_opt.push("no-new-privileges".to_owned());
+        }
+        for (own, usual) in [
+            (&mut host.cgroupns_mode, &defaults.cgroupns_mode),
+            (&mut host.ipc_mode, &defaults.ipc_mode),
+        ] {
+            if own.as_deref().is_none_or(str::is_empty) {
+                own.clone_from(usual);
+            }
+        }
+        if let Some(address) = defaults.host_gateway {
+            for extra in &mut host.extra_hosts {
+                if let Some(name) = extra.strip_suffix("host-gateway") {
+                    *extra = format!("{name}{address}");
+                }
+            }
         }
         if host.dns.is_empty() {
             host.dns.clone_from(&defaults.dns);

@@ -90,6 +90,7 @@ async fn serve(config: DaemonConfig, logs: LogFilter) -> Result<()> {
         shim_exe: std::env::current_exe().context("cannot find this program")?,
         images,
         network: Arc::clone(&networks) as _,
+        cdi_spec_dirs: config.cdi_spec_dirs.clone(),
     });
     let engine = engine.await.context("cannot open the container engine")?;
     adopt(&engine, &networks).await?;

@@ -26,7 +26,7 @@ use shoal_api::{
         ProcessList, Stats, StdStream, Volume, VolumeSpec,
     },
     image::{
-        Distribution, ImageHistory, ImageInspect, ImageRemoved, ImageSummary, ImageUser, Platform,
+        Distribution, ImageHistory, ImageInspect, ImageRemoved, ImageSummary, Platform,
         RegistryAuth,
     },
 };
@@ -99,20 +99,7 @@ impl EngineApi {
             .publish(EventKind::Network, action, &network.id, attributes);
     }
 
-    /// The containers that stand on images.
-    async fn image_users(&self) -> ApiResult<Vec<ImageUser>> {
-        let containers = self.all_containers(false).await?;
-        let user = |container: ContainerSummary| {
-            Some(ImageUser {
-                image: container.image_id.parse().ok()?,
-                container: container.id.to_string(),
-                running: container.state.status.is_up(),
-            })
-        };
-        Ok(containers.into_iter().filter_map(user).collect())
-    }
-
-    async fn all_containers(&self, size: bool) -> ApiResult<Vec<ContainerSummary>> {
+    pub(super) async fn all_containers(&self, size: bool) -> ApiResult<Vec<ContainerSummary>> {
         let filter = ContainerFilter {
             all: true,
             size,

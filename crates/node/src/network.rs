@@ -136,8 +136,12 @@ impl NodeNetworks {
             .networks
             .values()
             .filter_map(|endpoint| endpoint.network_id.parse::<NetworkId>().ok());
+        // First what this container alone calls others.
+        let mut linked = settings.networks.values();
+        let linked = linked.any(|endpoint| !endpoint.spec.links.is_empty());
+        let own = container.as_str().parse::<NetworkId>().ok();
         let scope = ClientScope {
-            networks: networks.collect(),
+            networks: own.filter(|_| linked).into_iter().chain(networks).collect(),
             upstreams: file.upstreams,
         };
         self.open_resolver(container, netns, &scope).await?;
@@ -186,7 +190,13 @@ impl NodeNetworks {
             Ok(_) => self.bridges.join(network, who, spec).await?,
             Err(_) => self.join_cluster_network(network, who, &spec).await?,
         };
+        // First what this container alone calls others.
+        let own = who.container.as_str().parse::<NetworkId>();
+        let own = own.ok().filter(|_| !info.spec.links.is_empty());
         self.rescope(&who.container, |networks| {
+            if let Some(own) = own.filter(|own| !networks.contains(own)) {
+                networks.insert(0, own);
+            }
             networks.extend(info.network_id.parse::<NetworkId>());
         });
         Ok((name, info))
@@ -283,12 +293,10 @@ impl ContainerNetwork for NodeNetworks {
             .await?;
         let mut names = vec![request.hostname.clone()];
         names.retain(|name| !name.is_empty());
-        let own = settings.networks.values().filter_map(|endpoint| {
-            let address = endpoint
-                .ipv4
-                .map(IpAddr::V4)
-                .or_else(|| endpoint.ipv6.map(IpAddr::V6))?;
-            Some((address, names.clone()))
+        let own = settings.networks.values().flat_map(|endpoint| {
+            let v6 = endpoint.ipv6.map(IpAddr::V6);
+            let all = endpoint.ipv4.map(IpAddr::V4).into_iter().chain(v6);
+            all.map(|address| (address, names.clone()))
         });
         Ok(NetworkReady {
             netns: request.netns.clone(),

@@ -34,6 +34,7 @@ fn spec(n: u8) -> BridgeSpec {
         mtu: None,
         icc: true,
         masquerade: true,
+        ipv6: None,
     }
 }
 
@@ -50,6 +51,8 @@ async fn attach(lab: &Lab, bridges: &Bridges, container: &str, n: u8, last: u8) 
         address: [172, 20 + n, 0, last].into(),
         mac: None,
         ifname: format!("eth{}", u8::from(n == 9)),
+        ipv6: None,
+        link_local: Vec::new(),
     };
     bridges
         .attach(container, lab.place(container), attachment)
@@ -83,6 +86,7 @@ fn request(host_ip: [u8; 4], host_port: u16, address: [u8; 4]) -> PortRequest {
         protocol: Protocol::Tcp,
         address: address.into(),
         port: 80,
+        twin: None,
     }
 }
 
@@ -172,6 +176,8 @@ async fn a_port_published_on_a_second_network_answers_by_that_network() {
         address: [172, 22, 0, 9].into(),
         mac: None,
         ifname: "eth1".into(),
+        ipv6: None,
+        link_local: Vec::new(),
     };
     bridges.attach("c1", lab.place("c1"), second).await.unwrap();
     lab.serve("c1", "0.0.0.0:80");
@@ -203,6 +209,8 @@ async fn a_container_on_cluster_networks_can_publish_by_a_bridge() {
         address: [172, 21, 0, 2].into(),
         mac: None,
         ifname: "eth2".into(),
+        ipv6: None,
+        link_local: Vec::new(),
     };
     bridges.attach("t1", lab.place("t1"), place).await.unwrap();
     lab.serve("t1", "0.0.0.0:80");
@@ -354,6 +362,8 @@ async fn overlapping_subnets_and_unknown_networks_are_refused_without_trace() {
         address,
         mac: None,
         ifname: "eth9".into(),
+        ipv6: None,
+        link_local: Vec::new(),
     };
     assert!(
         bridges
@@ -366,6 +376,8 @@ async fn overlapping_subnets_and_unknown_networks_are_refused_without_trace() {
         address,
         mac: None,
         ifname: "eth0".into(),
+        ipv6: None,
+        link_local: Vec::new(),
     };
     let before = bridges.view().await.unwrap();
     assert!(bridges.attach("c9", lab.place("c9"), lost).await.is_err());

@@ -94,8 +94,8 @@ pub struct HostSpec {
     pub readonly_rootfs: bool,
     pub devices: Vec<DeviceSpec>,
     pub device_cgroup_rules: Vec<String>,
-    /// Requests for GPUs and the like, by driver name.
-    pub device_requests: Vec<String>,
+    /// Requests for GPUs and the like.
+    pub device_requests: Vec<DeviceRequest>,
     pub ulimits: Vec<Ulimit>,
     pub sysctls: BTreeMap<String, String>,
     pub resources: Resources,
@@ -286,6 +286,14 @@ pub enum MountKind {
         #[serde(default)]
         mode: Option<u32>,
     },
+    /// The files of an image, to be read.
+    Image {
+        /// Reference or id.
+        source: String,
+        /// The part of them that is mounted, instead of all.
+        #[serde(default)]
+        subpath: Option<String>,
+    },
 }
 
 /// How mounts made later travel between host and container.
@@ -337,6 +345,31 @@ pub struct DeviceSpec {
     pub container_path: String,
     /// Some of `rwm`.
     pub permissions: String,
+}
+
+/// Devices that are not named by path: by their names of the Container Device Interface, or as so many of a kind.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DeviceRequest {
+    /// `cdi` for names; else empty or a vendor.
+    pub driver: String,
+    /// How many; -1 is all.
+    pub count: i64,
+    pub device_ids: Vec<String>,
+    /// Sets of which one must be met.
+    pub capabilities: Vec<Vec<String>>,
+    pub options: BTreeMap<String, String>,
+}
+
+impl DeviceRequest {
+    /// Devices by name.
+    pub fn named(names: Vec<String>) -> Self {
+        Self {
+            driver: "cdi".to_owned(),
+            device_ids: names,
+            ..Self::default()
+        }
+    }
 }
 
 /// One `setrlimit`; -1 is unlimited.

@@ -118,8 +118,14 @@ pub(crate) struct Args {
     #[arg(long)]
     squash: bool,
     /// Compress the build context using gzip (accepted; the socket is faster without)
-    #[arg(long, hide = true)]
+    #[arg(long)]
     compress: bool,
+    /// Container isolation technology
+    #[arg(long, value_name = "string")]
+    isolation: Option<String>,
+    /// Skip image verification (images are verified by digest alone)
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_name = "bool")]
+    disable_content_trust: bool,
 }
 
 /// What is sent: an archive, the name of the Dockerfile within it, or an address that the daemon fetches.
@@ -131,6 +137,7 @@ struct Sent {
 
 impl Args {
     pub(crate) async fn run(self, client: &Client) -> Result<()> {
+        super::image::trust(self.disable_content_trust)?;
         let sent = self.context()?;
         let target = self.target(&sent.dockerfile, sent.remote.as_deref())?;
         let answer = client.send(Method::POST, target, sent.payload).await?;
@@ -240,6 +247,7 @@ impl Args {
             .arg("cachefrom", json!(self.cache_from))
             .arg("ulimits", json!(self.ulimit))
             .maybe("remote", remote)
+            .maybe("isolation", self.isolation.as_deref())
             .maybe("target", self.target.as_deref())
             .maybe("platform", self.platform.as_deref())
             .maybe("networkmode", self.network.as_deref())

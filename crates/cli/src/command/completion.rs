@@ -1,7 +1,7 @@
 //! `shoal completion`: what a shell needs to complete our words.
 
 use anyhow::Result;
-use clap::{CommandFactory as _, ValueEnum};
+use clap::ValueEnum;
 
 use crate::output;
 
@@ -24,7 +24,7 @@ pub(crate) struct Args {
 
 impl Args {
     pub(crate) fn run(self) -> Result<()> {
-        let mut command = super::Cli::command();
+        let mut command = super::grammar();
         let mut script = Vec::new();
         let name = crate::program();
         match self.shell {

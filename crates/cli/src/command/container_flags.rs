@@ -1,5 +1,7 @@
 //! The flags of `run` and `create`, and the container that they describe.
 
+mod rare;
+
 use anyhow::{Result, anyhow, bail};
 use clap::Args;
 use serde_json::{Map, Value, json};
@@ -221,9 +223,6 @@ pub(crate) struct Flags {
     /// Security Options
     #[arg(long, value_name = "list", help_heading = "Isolation")]
     security_opt: Vec<String>,
-    /// Add a host device to the container
-    #[arg(long, value_name = "list", help_heading = "Isolation")]
-    device: Vec<String>,
     /// Sysctl options
     #[arg(long, value_name = "map", help_heading = "Isolation")]
     sysctl: Vec<String>,
@@ -283,6 +282,8 @@ pub(crate) struct Flags {
     /// Log driver options
     #[arg(long, value_name = "list", help_heading = "Logs")]
     log_opt: Vec<String>,
+    #[command(flatten)]
+    rare: rare::Rare,
 }
 
 /// A health check of the `--health-*` flags, shared with services.
@@ -435,8 +436,7 @@ impl Flags {
         put_list(&mut host, "CapDrop", &flags::capabilities(&self.cap_drop));
         put_list(&mut host, "SecurityOpt", &self.security_opt);
         put_list(&mut host, "Ulimits", &self.ulimit);
-        let devices: Vec<Value> = self.device.iter().map(|text| device(text)).collect();
-        put_list(&mut host, "Devices", &devices);
+        self.rare.apply(&mut host)?;
         put(&mut host, "Init", self.init);
         put(&mut host, "ShmSize", self.shm_size);
         put(&mut host, "PidMode", self.pid.clone());
@@ -476,37 +476,28 @@ impl Flags {
         let mut mode = None;
         for text in &self.network {
             let mut wanted = network::attachment(text)?;
-            let first = mode.is_none();
-            mode.get_or_insert_with(|| wanted.target.clone());
-            if first {
-                wanted.aliases.extend(self.network_alias.iter().cloned());
-                let fill = |field: &mut String, flag: &Option<String>| {
-                    if let Some(flag) = flag {
-                        flag.clone_into(field);
-                    }
-                };
-                fill(&mut wanted.ip, &self.ip);
-                fill(&mut wanted.ip6, &self.ip6);
-                fill(&mut wanted.mac, &self.mac_address);
+            if mode.is_none() {
+                mode = Some(wanted.target.clone());
+                let own = [&self.ip, &self.ip6, &self.mac_address].map(Option::as_deref);
+                let rare = &self.rare;
+                wanted.fill(&self.network_alias, own, &rare.link, &rare.link_local_ip)?;
             }
-            let mut endpoint = json!({});
-            put_list(&mut endpoint, "Aliases", &wanted.aliases);
-            if !wanted.driver_options.is_empty() {
-                endpoint["DriverOpts"] = wanted.driver_options.into();
-            }
-            if !wanted.mac.is_empty() {
-                endpoint["MacAddress"] = wanted.mac.into();
-            }
-            if !wanted.ip.is_empty() || !wanted.ip6.is_empty() {
-                endpoint["IPAMConfig"] =
-                    json!({"IPv4Address": wanted.ip, "IPv6Address": wanted.ip6});
-            }
-            if endpoints.insert(wanted.target.clone(), endpoint).is_some() {
-                bail!("network {:?} is specified multiple times", wanted.target);
+            let target = wanted.target.clone();
+            if endpoints.insert(target.clone(), wanted.body()).is_some() {
+                bail!("network {target:?} is specified multiple times");
             }
         }
-        if mode.is_none() && !self.network_alias.is_empty() {
-            bail!("network-scoped aliases are only supported for user-defined networks");
+        if mode.is_none() {
+            if !self.network_alias.is_empty() {
+                bail!("network-scoped aliases are only supported for user-defined networks");
+            }
+            let mut wanted = network::Attachment::default();
+            let own = [&self.ip, &self.ip6, &self.mac_address].map(Option::as_deref);
+            wanted.fill(&[], own, &[], &self.rare.link_local_ip)?;
+            let endpoint = wanted.body();
+            if endpoint != json!({}) {
+                endpoints.insert("default".to_owned(), endpoint);
+            }
         }
         Ok((endpoints, mode.unwrap_or_else(|| "default".to_owned())))
     }
@@ -534,19 +525,6 @@ pub(crate) fn restart(text: &str) -> Result<(&str, i64)> {
             "invalid restart policy: unknown policy '{other}'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'"
         ),
     }
-}
-
-fn device(text: &str) -> Value {
-    let mut parts = text.split(':');
-    let host = parts.next().unwrap_or_default();
-    let is_mode = |text: &str| !text.is_empty() && text.bytes().all(|b| b"rwm".contains(&b));
-    let (inside, mode) = match (parts.next(), parts.next()) {
-        (None, _) => (host, "rwm"),
-        (Some(mode), None) if is_mode(mode) => (host, mode),
-        (Some(inside), None) => (inside, "rwm"),
-        (Some(inside), Some(mode)) => (inside, mode),
-    };
-    json!({"PathOnHost": host, "PathInContainer": inside, "CgroupPermissions": mode})
 }
 
 #[cfg(test)]

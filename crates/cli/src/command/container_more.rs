@@ -129,6 +129,12 @@ pub(crate) struct Update {
     /// Limit CPU CFS (Completely Fair Scheduler) quota
     #[arg(long, value_name = "int", allow_negative_numbers = true)]
     cpu_quota: Option<i64>,
+    /// Limit the CPU real-time period in microseconds
+    #[arg(long, value_name = "int")]
+    cpu_rt_period: Option<i64>,
+    /// Limit the CPU real-time runtime in microseconds
+    #[arg(long, value_name = "int")]
+    cpu_rt_runtime: Option<i64>,
     /// CPU shares (relative weight)
     #[arg(short, long, value_name = "int")]
     cpu_shares: Option<i64>,
@@ -363,6 +369,8 @@ impl Update {
         put("BlkioWeight", self.blkio_weight.map(Into::into));
         put("CpuPeriod", self.cpu_period.map(Into::into));
         put("CpuQuota", self.cpu_quota.map(Into::into));
+        put("CpuRealtimePeriod", self.cpu_rt_period.map(Into::into));
+        put("CpuRealtimeRuntime", self.cpu_rt_runtime.map(Into::into));
         put("CpuShares", self.cpu_shares.map(Into::into));
         put("NanoCpus", self.cpus.map(Into::into));
         put("CpusetCpus", self.cpuset_cpus.clone().map(Into::into));

@@ -1,5 +1,7 @@
 //! `shoal context`: named daemons, in docker's own store.
 
+mod transfer;
+
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -20,6 +22,8 @@ const DESCRIPTION_WIDTH: usize = 50;
 #[derive(Subcommand)]
 pub(crate) enum Command {
     Create(Create),
+    Export(transfer::Export),
+    Import(transfer::Import),
     Inspect(Inspect),
     /// List contexts
     #[command(visible_alias = "list")]
@@ -35,7 +39,7 @@ pub(crate) enum Command {
 /// Create a context
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  shoal context create near --docker host=unix:///run/shoal/shoal.sock\n  shoal context create far --docker host=tcp://far:2376,ca=ca.pem,cert=cert.pem,key=key.pem"
+    after_help = "Examples:\n  shoal context create near --docker host=unix:///run/shoal/shoal.sock\n  shoal context create far --docker host=tcp://far:2376,ca=ca.pem,cert=cert.pem,key=key.pem\n  shoal context create there --docker host=ssh://me@there"
 )]
 pub(crate) struct Create {
     #[arg(value_name = "CONTEXT")]
@@ -119,6 +123,8 @@ impl Command {
         let store = Store::open();
         match self {
             Self::Create(args) => args.run(&store, globals),
+            Self::Export(args) => args.run(&store),
+            Self::Import(args) => args.run(&store),
             Self::Inspect(args) => args.run(&store, globals),
             Self::Ls(format) => list(&format, &store, globals),
             Self::Rm(args) => args.run(&store, globals),
@@ -174,9 +180,11 @@ impl Create {
 fn check_host(host: &str) -> Result<()> {
     match host.split_once("://") {
         Some(("unix" | "tcp" | "http" | "https", rest)) if !rest.is_empty() => Ok(()),
-        Some(("ssh", _)) => bail!("unable to parse docker host {host:?}: ssh is not supported"),
+        Some(("ssh", rest)) => crate::client::check_ssh(rest),
         _ => {
-            bail!("unable to parse docker host {host:?}: expected unix:///path or tcp://host:port")
+            bail!(
+                "unable to parse docker host {host:?}: expected unix:///path, tcp://host:port or ssh://user@host"
+            )
         }
     }
 }

@@ -20,6 +20,9 @@ pub(crate) struct Args {
     /// Validate daemon configuration and exit
     #[arg(long)]
     validate: bool,
+    /// Enable debug mode
+    #[arg(short = 'D', long)]
+    debug: bool,
     /// Root directory of persistent state
     #[arg(long, value_name = "string")]
     data_root: Option<String>,
@@ -109,6 +112,54 @@ pub(crate) struct Args {
     /// Keep containers alive when the daemon ends; it is always so
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "bool")]
     live_restore: Option<bool>,
+    /// Address of the host in the default network, with the length of its prefix
+    #[arg(long, value_name = "string")]
+    bip: Option<String>,
+    /// The same for IPv6
+    #[arg(long, value_name = "string")]
+    bip6: Option<String>,
+    /// IPv4 subnet for fixed IPs
+    #[arg(long, value_name = "string")]
+    fixed_cidr: Option<String>,
+    /// IPv6 subnet for fixed IPs
+    #[arg(long, value_name = "string")]
+    fixed_cidr_v6: Option<String>,
+    /// Enable IPv6 networking in the default network
+    #[arg(long)]
+    ipv6: bool,
+    /// Default address pools for networks of this host: base=10.0.0.0/8,size=24
+    #[arg(long, value_name = "pool-options", value_parser = pool)]
+    default_address_pool: Vec<Value>,
+    /// Default options of networks: bridge=option=value
+    #[arg(long, value_name = "mapmap")]
+    default_network_opt: Vec<String>,
+    /// Set the MTU of the default network
+    #[arg(long, value_name = "int")]
+    mtu: Option<u32>,
+    /// Enable inter-container communication in the default network
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "bool")]
+    icc: Option<bool>,
+    /// Enable IP masquerading of the default network
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "bool")]
+    ip_masq: Option<bool>,
+    /// Host IP for port publishing from the default network
+    #[arg(long, value_name = "ip")]
+    ip: Option<String>,
+    /// Use userland proxy for loopback traffic; the kernel does it here
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "bool")]
+    userland_proxy: Option<bool>,
+    /// IP address that the special 'host-gateway' string in --add-host resolves to
+    #[arg(long, value_name = "list")]
+    host_gateway_ip: Vec<String>,
+    /// Default mode for containers cgroup namespace ("host" | "private")
+    #[arg(long, value_name = "string")]
+    default_cgroupns_mode: Option<String>,
+    /// Default mode for containers ipc ("shareable" | "private")
+    #[arg(long, value_name = "string")]
+    default_ipc_mode: Option<String>,
+    /// CDI specification directories to use
+    #[arg(long, value_name = "list")]
+    cdi_spec_dir: Vec<String>,
     /// Name of this host
     #[arg(long, value_name = "string")]
     hostname: Option<String>,
@@ -143,6 +194,13 @@ impl Args {
             ("hostname", self.hostname),
             ("interface-prefix", self.interface_prefix),
             ("lb-driver", self.lb_driver),
+            ("bip", self.bip),
+            ("bip6", self.bip6),
+            ("fixed-cidr", self.fixed_cidr),
+            ("fixed-cidr-v6", self.fixed_cidr_v6),
+            ("ip", self.ip),
+            ("default-cgroupns-mode", self.default_cgroupns_mode),
+            ("default-ipc-mode", self.default_ipc_mode),
         ];
         for (key, value) in texts {
             keys.extend(value.map(|value| (key.to_owned(), value.into())));
@@ -156,6 +214,8 @@ impl Args {
             ("dns", self.dns),
             ("dns-opts", self.dns_opt),
             ("dns-search", self.dns_search),
+            ("host-gateway-ips", self.host_gateway_ip),
+            ("cdi-spec-dirs", self.cdi_spec_dir),
         ];
         for (key, list) in lists {
             if !list.is_empty() {
@@ -163,7 +223,7 @@ impl Args {
             }
         }
         let set = [
-            ("debug", debug),
+            ("debug", debug || self.debug),
             ("tls", self.tls),
             ("tlsverify", self.tlsverify),
             ("init", self.init),
@@ -177,12 +237,33 @@ impl Args {
         let numbers = [
             ("max-concurrent-downloads", self.max_concurrent_downloads),
             ("max-concurrent-uploads", self.max_concurrent_uploads),
+            ("mtu", self.mtu),
         ];
         for (key, number) in numbers {
             keys.extend(number.map(|number| (key.to_owned(), number.into())));
         }
-        if let Some(live_restore) = self.live_restore {
-            keys.insert("live-restore".to_owned(), live_restore.into());
+        let flags = [
+            ("live-restore", self.live_restore),
+            ("ipv6", self.ipv6.then_some(true)),
+            ("icc", self.icc),
+            ("ip-masq", self.ip_masq),
+            ("userland-proxy", self.userland_proxy),
+        ];
+        for (key, flag) in flags {
+            keys.extend(flag.map(|flag| (key.to_owned(), flag.into())));
+        }
+        if !self.default_address_pool.is_empty() {
+            let pools = Value::from(self.default_address_pool);
+            keys.insert("default-address-pools".to_owned(), pools);
+        }
+        if !self.default_network_opt.is_empty() {
+            let mut drivers = json!({});
+            for text in &self.default_network_opt {
+                let (driver, option) = flags::pair(text);
+                let (name, value) = flags::pair(&option);
+                drivers[driver][name] = value.into();
+            }
+            keys.insert("default-network-opts".to_owned(), drivers);
         }
         if !self.log_opt.is_empty() {
             keys.insert("log-opts".to_owned(), flags::object(&self.log_opt));
@@ -199,6 +280,19 @@ impl Args {
         }
         keys
     }
+}
+
+/// Reads `base=10.0.0.0/8,size=24`.
+fn pool(text: &str) -> Result<Value> {
+    let mut pool = json!({});
+    for (key, value) in flags::fields(text)? {
+        match (key.as_str(), value) {
+            ("base", Some(base)) => pool["base"] = base.into(),
+            ("size", Some(size)) => pool["size"] = size.parse::<u8>()?.into(),
+            (other, _) => bail!("unexpected key {other:?} in {text:?}: expected base and size"),
+        }
+    }
+    Ok(pool)
 }
 
 pub(crate) fn run(args: Args, debug: bool, globals: &Globals) -> Result<()> {

@@ -73,6 +73,9 @@ pub(crate) struct Inspect {
     /// Format output using a custom template
     #[arg(short, long, value_name = "string")]
     format: Option<String>,
+    /// Inspect a specific platform of the multi-platform image
+    #[arg(long, value_name = "string", value_parser = platform)]
+    platform: Option<String>,
 }
 
 /// Download an image from a registry
@@ -84,6 +87,12 @@ pub(crate) struct Pull {
     /// Name of the image
     #[arg(value_name = "NAME[:TAG|@DIGEST]")]
     image: String,
+    /// Download all tagged images in the repository
+    #[arg(short, long)]
+    all_tags: bool,
+    /// Skip image verification (images are verified by digest alone)
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_name = "bool")]
+    disable_content_trust: bool,
     /// Set platform if server is multi-platform capable
     #[arg(long, value_name = "string")]
     platform: Option<String>,
@@ -98,6 +107,15 @@ pub(crate) struct Push {
     /// Name of the image
     #[arg(value_name = "NAME[:TAG]")]
     image: String,
+    /// Push all tags of an image to the repository
+    #[arg(short, long)]
+    all_tags: bool,
+    /// Skip image signing (images are not signed)
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_name = "bool")]
+    disable_content_trust: bool,
+    /// Push a platform-specific manifest as a single-platform image to the registry
+    #[arg(long, value_name = "string", value_parser = platform)]
+    platform: Option<String>,
     /// Suppress verbose output
     #[arg(short, long)]
     quiet: bool,
@@ -110,6 +128,9 @@ pub(crate) struct Load {
     /// Read from tar archive file, instead of STDIN
     #[arg(short, long, value_name = "string")]
     input: Option<String>,
+    /// Load only the given platform(s)
+    #[arg(long, value_name = "strings", value_delimiter = ',', value_parser = platform)]
+    platform: Vec<String>,
     /// Suppress the load output
     #[arg(short, long)]
     quiet: bool,
@@ -123,6 +144,9 @@ pub(crate) struct Save {
     /// Write to a file, instead of STDOUT
     #[arg(short, long, value_name = "string")]
     output: Option<String>,
+    /// Save only the given platform(s)
+    #[arg(long, value_name = "strings", value_delimiter = ',', value_parser = platform)]
+    platform: Vec<String>,
 }
 
 /// Remove one or more images
@@ -136,6 +160,9 @@ pub(crate) struct Remove {
     /// Do not delete untagged parents
     #[arg(long)]
     no_prune: bool,
+    /// Remove only the given platform variant
+    #[arg(long, value_name = "strings", value_delimiter = ',', value_parser = platform)]
+    platform: Vec<String>,
 }
 
 /// Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE
@@ -157,7 +184,12 @@ impl Command {
                 output::inspect_each(
                     args.format.as_deref(),
                     &args.images,
-                    async |name: String| client.get(Target::new("/images/{}/json", &[&name])).await,
+                    async |name: String| {
+                        let target = Target::new("/images/{}/json", &[&name]);
+                        client
+                            .get(target.maybe("platform", args.platform.as_deref()))
+                            .await
+                    },
                 )
                 .await
             }
@@ -194,6 +226,22 @@ pub(crate) async fn pull(
 
 impl Pull {
     pub(crate) async fn run(self, client: &Client) -> Result<()> {
+        trust(self.disable_content_trust)?;
+        if self.all_tags {
+            let (name, tag, digest) = split(&self.image);
+            if tag.or(digest).is_some() {
+                bail!("tag can't be used with --all-tags/-a");
+            }
+            let target = Target::new("/images/create", &[])
+                .arg("fromImage", name)
+                .maybe("platform", self.platform.as_deref())
+                .registry_auth(registry_auth(&self.image));
+            let response = client.send(Method::POST, target, Payload::Empty).await?;
+            progress::show(values(response), (!self.quiet).then(Lines::new)).await?;
+            let full = canonical(name);
+            output::line(full.strip_suffix(":latest").unwrap_or(&full));
+            return Ok(());
+        }
         if !self.quiet && with_default_tag(&self.image) != self.image {
             output::line("Using default tag: latest");
         }
@@ -202,6 +250,32 @@ impl Pull {
         output::line(canonical(&self.image));
         Ok(())
     }
+}
+
+/// Reads `os/architecture[/variant]` as the API takes it.
+pub(crate) fn platform(text: &str) -> Result<String> {
+    let mut parts = text.split('/');
+    let (os, architecture) = (parts.next().unwrap_or_default(), parts.next());
+    let variant = parts.next().unwrap_or_default();
+    match architecture {
+        Some(architecture)
+            if !os.is_empty() && !architecture.is_empty() && parts.next().is_none() =>
+        {
+            Ok(
+                serde_json::json!({"os": os, "architecture": architecture, "variant": variant})
+                    .to_string(),
+            )
+        }
+        _ => bail!("invalid platform {text:?}: expected for instance linux/arm64 or linux/arm/v7"),
+    }
+}
+
+/// Refuses what nobody would check.
+pub(crate) fn trust(disabled: bool) -> Result<()> {
+    if disabled {
+        return Ok(());
+    }
+    bail!("content trust is not supported: images are verified by digest alone")
 }
 
 /// The whole name of an image, `docker.io/library/debian:13`.
@@ -220,11 +294,17 @@ impl Push {
         if digest.is_some() {
             bail!("cannot push a digest reference");
         }
-        let tag = tag.unwrap_or("latest");
+        trust(self.disable_content_trust)?;
+        let tag = match (tag, self.all_tags) {
+            (Some(_), true) => bail!("tag can't be used with --all-tags/-a"),
+            (None, true) => None,
+            (tag, false) => Some(tag.unwrap_or("latest")),
+        };
         // A registry wants to hear of somebody, even if it is nobody.
         let auth = registry_auth(&self.image).unwrap_or_else(|| URL_SAFE.encode("{}"));
         let target = Target::new("/images/{}/push", &[name])
-            .arg("tag", tag)
+            .maybe("tag", tag)
+            .maybe("platform", self.platform.as_deref())
             .registry_auth(Some(auth));
         let response = client.send(Method::POST, target, Payload::Empty).await?;
         progress::show(values(response), (!self.quiet).then(Lines::new)).await?;
@@ -252,7 +332,10 @@ impl Load {
                 256 << 10,
             ))),
         };
-        let target = Target::new("/images/load", &[]).arg("quiet", u8::from(self.quiet));
+        let mut target = Target::new("/images/load", &[]).arg("quiet", u8::from(self.quiet));
+        for platform in &self.platform {
+            target = target.arg("platform", platform);
+        }
         let response = client.send(Method::POST, target, archive).await?;
         progress::show(values(response), (!self.quiet).then(Lines::new)).await?;
         Ok(())
@@ -267,6 +350,9 @@ impl Save {
         let mut target = Target::new("/images/get", &[]);
         for image in &self.images {
             target = target.arg("names", image);
+        }
+        for platform in &self.platform {
+            target = target.arg("platform", platform);
         }
         let response = client.send(Method::GET, target, Payload::Empty).await?;
         let mut archive = chunks(response);
@@ -313,6 +399,10 @@ impl Remove {
             let target = Target::new("/images/{}", &[&image])
                 .flag("force", self.force)
                 .flag("noprune", self.no_prune);
+            let target = self
+                .platform
+                .iter()
+                .fold(target, |target, wanted| target.arg("platforms", wanted));
             let removed = client.delete(target).await?;
             let lines: Vec<String> = removed
                 .as_array()

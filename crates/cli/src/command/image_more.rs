@@ -64,6 +64,9 @@ pub(crate) struct History {
     /// Don't truncate output
     #[arg(long)]
     no_trunc: bool,
+    /// Show history for the given platform
+    #[arg(long, value_name = "string", value_parser = super::image::platform)]
+    platform: Option<String>,
 }
 
 /// Search for images in a registry
@@ -118,7 +121,10 @@ impl Import {
 impl History {
     pub(crate) async fn run(self, client: &Client) -> Result<()> {
         let history = client
-            .get(Target::new("/images/{}/history", &[&self.image]))
+            .get(
+                Target::new("/images/{}/history", &[&self.image])
+                    .maybe("platform", self.platform.as_deref()),
+            )
             .await?;
         let now = Timestamp::now();
         let rows = history

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::{ListArgs, prune};
 use crate::{
     client::{Client, Payload, Target},
-    flags,
+    flags::{self, network::Attachment},
     human::short_id,
     json::{is, labels, text},
     output::{self, column, hidden, row},
@@ -41,6 +41,23 @@ pub(crate) struct Connect {
     /// IPv6 address
     #[arg(long, value_name = "string", default_value = "")]
     ip6: String,
+    /// Add link to another container
+    #[arg(long, value_name = "list")]
+    link: Vec<String>,
+    /// Add a link-local address for the container
+    #[arg(long, value_name = "strings", value_delimiter = ',')]
+    link_local_ip: Vec<String>,
+    /// driver options for the network
+    #[arg(long, value_name = "strings")]
+    driver_opt: Vec<String>,
+    /// Highest gw-priority provides the default gateway. Accepts positive and negative values
+    #[arg(
+        long,
+        value_name = "int",
+        default_value_t = 0,
+        allow_negative_numbers = true
+    )]
+    gw_priority: i64,
 }
 
 /// Disconnect a container from a network
@@ -89,9 +106,21 @@ pub(crate) struct Create {
     /// Allocate container ip from a sub-range
     #[arg(long, value_name = "strings", value_delimiter = ',')]
     ip_range: Vec<String>,
+    /// Auxiliary IPv4 or IPv6 addresses used by Network driver
+    #[arg(long, value_name = "map")]
+    aux_address: Vec<String>,
     /// IP Address Management Driver
     #[arg(long, value_name = "string", default_value = "default")]
     ipam_driver: String,
+    /// Set IPAM driver specific options
+    #[arg(long, value_name = "map")]
+    ipam_opt: Vec<String>,
+    /// The network from which to copy the configuration
+    #[arg(long, value_name = "string")]
+    config_from: Option<String>,
+    /// Create a configuration only network
+    #[arg(long)]
+    config_only: bool,
     /// Set driver specific options
     #[arg(short, long, value_name = "map")]
     opt: Vec<String>,
@@ -140,11 +169,18 @@ impl Command {
     pub(crate) async fn run(self, client: &Client) -> Result<()> {
         match self {
             Self::Connect(args) => {
-                let ipam = json!({"IPv4Address": args.ip, "IPv6Address": args.ip6});
-                let body = json!({
-                    "Container": args.container,
-                    "EndpointConfig": {"Aliases": args.alias, "IPAMConfig": ipam},
-                });
+                let options = flags::object(&args.driver_opt);
+                let endpoint = Attachment {
+                    aliases: args.alias,
+                    driver_options: options.as_object().cloned().unwrap_or_default(),
+                    ip: args.ip,
+                    ip6: args.ip6,
+                    links: args.link,
+                    link_local: args.link_local_ip,
+                    priority: args.gw_priority,
+                    ..Attachment::default()
+                };
+                let body = json!({"Container": args.container, "EndpointConfig": endpoint.body()});
                 client
                     .post(Target::new("/networks/{}/connect", &[&args.network]), body)
                     .await?;
@@ -208,7 +244,13 @@ impl Create {
             "Ingress": self.ingress,
             "Options": flags::object(&self.opt),
             "Labels": flags::object(&self.label),
-            "IPAM": {"Driver": self.ipam_driver, "Options": {}, "Config": self.pools()?},
+            "ConfigOnly": self.config_only,
+            "ConfigFrom": self.config_from.as_ref().map(|name| json!({"Network": name})),
+            "IPAM": {
+                "Driver": self.ipam_driver,
+                "Options": flags::object(&self.ipam_opt),
+                "Config": self.pools()?,
+            },
         }))
     }
 
@@ -253,6 +295,19 @@ impl Create {
                 .parse()
                 .map_err(|_| anyhow::anyhow!("invalid gateway {gateway:?}"))?;
             place("Gateway", gateway, &|subnet| subnet.contains(&addr))?;
+        }
+        for auxiliary in &self.aux_address {
+            let (name, address) = flags::pair(auxiliary);
+            let addr: std::net::IpAddr = address
+                .parse()
+                .map_err(|_| anyhow::anyhow!("invalid aux-address {auxiliary:?}"))?;
+            let pool = pools.iter_mut().find(|(net, _)| net.contains(&addr));
+            let (_, fields) =
+                pool.ok_or_else(|| anyhow::anyhow!("no matching subnet for aux-address {addr}"))?;
+            let all = fields
+                .entry("AuxiliaryAddresses")
+                .or_insert_with(|| json!({}));
+            all[name] = address.into();
         }
         Ok(pools.into_iter().map(|(_, fields)| fields.into()).collect())
     }

@@ -13,6 +13,7 @@ pub(crate) fn long(text: &str) -> Result<Value> {
     let mut bind = Map::new();
     let mut volume = Map::new();
     let mut tmpfs = Map::new();
+    let mut image = Map::new();
     let (mut labels, mut driver, mut options) = (Map::new(), None, Map::new());
     mount.insert("Type".to_owned(), "volume".into());
     for (key, value) in fields(text)? {
@@ -97,6 +98,9 @@ pub(crate) fn long(text: &str) -> Result<Value> {
                     .map_err(|_| anyhow!("invalid value for {key}: {text}"))?;
                 tmpfs.insert("Mode".to_owned(), mode.into());
             }
+            "image-subpath" => {
+                image.insert("Subpath".to_owned(), given()?.into());
+            }
             _ => bail!("unexpected key '{key}' in '{text}'"),
         }
     }
@@ -121,6 +125,7 @@ pub(crate) fn long(text: &str) -> Result<Value> {
         (bind, "BindOptions", "bind"),
         (volume, "VolumeOptions", "volume"),
         (tmpfs, "TmpfsOptions", "tmpfs"),
+        (image, "ImageOptions", "image"),
     ] {
         if group.is_empty() {
             continue;

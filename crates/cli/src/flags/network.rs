@@ -20,6 +20,83 @@ pub(crate) struct Attachment {
     pub(crate) ip6: String,
     /// Fixed MAC address.
     pub(crate) mac: String,
+    /// Containers that are known here by further names, `name[:alias]`.
+    pub(crate) links: Vec<String>,
+    /// Addresses that hold on the link alone.
+    pub(crate) link_local: Vec<String>,
+    /// Which of several networks is the way out: the one with the greatest.
+    pub(crate) priority: i64,
+}
+
+impl Attachment {
+    /// Lays the flags over it that belong to the first network alone: address, IPv6 address and MAC address in `own`.
+    pub(crate) fn fill(
+        &mut self,
+        aliases: &[String],
+        own: [Option<&str>; 3],
+        links: &[String],
+        link_local: &[String],
+    ) -> Result<()> {
+        let conflict = |flag: &str, what: &str| {
+            anyhow!("conflicting options: cannot specify both {flag} and per-network {what}")
+        };
+        let fields = [&mut self.ip, &mut self.ip6, &mut self.mac];
+        let names = [
+            ("--ip", "IPv4 address"),
+            ("--ip6", "IPv6 address"),
+            ("--mac-address", "MAC address"),
+        ];
+        for ((field, value), (flag, what)) in fields.into_iter().zip(own).zip(names) {
+            match value {
+                Some(_) if !field.is_empty() => return Err(conflict(flag, what)),
+                Some(value) => value.clone_into(field),
+                None => {}
+            }
+        }
+        for (list, more, flag, what) in [
+            (&mut self.aliases, aliases, "--network-alias", "alias"),
+            (&mut self.links, links, "--link", "links"),
+            (
+                &mut self.link_local,
+                link_local,
+                "--link-local-ip",
+                "link-local IP addresses",
+            ),
+        ] {
+            if !list.is_empty() && !more.is_empty() {
+                return Err(conflict(flag, what));
+            }
+            list.extend(more.iter().cloned());
+        }
+        Ok(())
+    }
+
+    /// The settings of the endpoint, as the API takes them.
+    pub(crate) fn body(&self) -> Value {
+        let mut endpoint = json!({});
+        for (field, list) in [("Aliases", &self.aliases), ("Links", &self.links)] {
+            if !list.is_empty() {
+                endpoint[field] = json!(list);
+            }
+        }
+        if !self.driver_options.is_empty() {
+            endpoint["DriverOpts"] = self.driver_options.clone().into();
+        }
+        if !self.mac.is_empty() {
+            endpoint["MacAddress"] = self.mac.as_str().into();
+        }
+        if self.priority != 0 {
+            endpoint["GwPriority"] = self.priority.into();
+        }
+        if !self.ip.is_empty() || !self.ip6.is_empty() || !self.link_local.is_empty() {
+            let mut ipam = json!({"IPv4Address": self.ip, "IPv6Address": self.ip6});
+            if !self.link_local.is_empty() {
+                ipam["LinkLocalIPs"] = json!(self.link_local);
+            }
+            endpoint["IPAMConfig"] = ipam;
+        }
+        endpoint
+    }
 }
 
 /// Reads `--network`: a name, or `name=net,alias=db,driver-opt=k=v`.
@@ -37,6 +114,12 @@ pub(crate) fn attachment(text: &str) -> Result<Attachment> {
             "ip" => out.ip = value,
             "ip6" => out.ip6 = value,
             "mac-address" => out.mac = value,
+            "link-local-ip" => out.link_local.push(value),
+            "gw-priority" => {
+                out.priority = value
+                    .parse()
+                    .map_err(|_| anyhow!("invalid gw-priority: {value}"))?;
+            }
             "driver-opt" => {
                 let (name, value) = pair(&value);
                 out.driver_options.insert(name, value.into());

@@ -154,6 +154,12 @@ pub struct LocalNetwork {
     pub options: BTreeMap<String, String>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
+    /// Addresses that no container is given, by what the user calls them.
+    pub auxiliary: BTreeMap<String, IpAddr>,
+    /// Whether it is but a configuration for others.
+    pub config_only: bool,
+    /// The network whose configuration it has.
+    pub config_from: Option<String>,
     /// Running containers in it, by id.
     pub containers: BTreeMap<String, NetworkMember>,
 }
@@ -190,6 +196,12 @@ pub struct LocalNetworkSpec {
     pub options: BTreeMap<String, String>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
+    /// Addresses that no container is to be given, by what the user calls them.
+    pub auxiliary: BTreeMap<String, IpAddr>,
+    /// Whether it is to be but a configuration for others.
+    pub config_only: bool,
+    /// The network whose configuration it is to have.
+    pub config_from: Option<String>,
 }
 
 /// Program versions, for `docker version`.
@@ -278,6 +290,10 @@ pub struct EngineInfo {
     pub no_proxy: String,
     /// Whether debug logs are on.
     pub debug: bool,
+    /// Where specifications of devices are (CDI).
+    pub cdi_spec_dirs: Vec<PathBuf>,
+    /// Names of the devices that are specified there.
+    pub cdi_devices: Vec<String>,
     /// What the user should know of this host.
     pub warnings: Vec<String>,
     /// Address with which the host reaches the world, for the default of `swarm init`.

@@ -61,6 +61,7 @@ pub(crate) fn container(spec: &ContainerSpec) -> ApiResult<()> {
             MountKind::Bind { .. } => "bind",
             MountKind::Volume { .. } => "volume",
             MountKind::Tmpfs { .. } => "tmpfs",
+            MountKind::Image { .. } => "image",
         };
         if mount.target.is_empty() {
             return refuse(format!(

@@ -8,8 +8,9 @@ use std::{
 
 use serde_json::{Map, Value};
 use shoal_api::container::{
-    ContainerSpec, DeviceSpec, EndpointSpec, HealthCheck, HostSpec, LogConfig, MountKind,
-    MountSpec, NetworkMode, Port, PortBinding, Propagation, Resources, RestartPolicy, Ulimit,
+    ContainerSpec, DeviceRequest, DeviceSpec, EndpointSpec, HealthCheck, HostSpec, LogConfig,
+    MountKind, MountSpec, NetworkMode, Port, PortBinding, Propagation, Resources, RestartPolicy,
+    Ulimit,
 };
 
 use crate::{
@@ -25,7 +26,9 @@ pub(crate) fn read_container(body: &[u8], name: Option<String>) -> ApiResult<Con
         host.network_mode = NetworkMode::None;
     }
     let mut endpoints = read_endpoints(f.object_or_empty("NetworkingConfig")?, &mut f)?;
-    match host.network_mode {
+    // Old clients name the runtime beside the host's part.
+    host.runtime = host.runtime.or(f.text("Runtime")?);
+    match &host.network_mode {
         // Clients call the default network by its place; its name is `bridge`.
         NetworkMode::Default => {
             if let Some(endpoint) = endpoints.remove("default") {
@@ -36,7 +39,11 @@ pub(crate) fn read_container(body: &[u8], name: Option<String>) -> ApiResult<Con
         NetworkMode::None | NetworkMode::Host | NetworkMode::Container(_) => {
             endpoints.retain(|_, endpoint| *endpoint != EndpointSpec::default());
         }
-        NetworkMode::Network(_) => {}
+        NetworkMode::Network(name) => {
+            if let Some(endpoint) = endpoints.remove("default") {
+                endpoints.entry(name.clone()).or_insert(endpoint);
+            }
+        }
     }
     let spec = ContainerSpec {
         name,
@@ -131,10 +138,13 @@ fn read_endpoints(
     }
     networking.finish()?;
     // Before API 1.44 the hardware address was the container's.
-    if let (Some(mac), Some(endpoint)) =
-        (container.text("MacAddress")?, endpoints.values_mut().next())
-    {
-        endpoint.mac_address.get_or_insert(mac);
+    if let Some(mac) = container.text("MacAddress")? {
+        if endpoints.is_empty() {
+            endpoints.insert("default".to_owned(), EndpointSpec::default());
+        }
+        if let Some(endpoint) = endpoints.values_mut().next() {
+            endpoint.mac_address.get_or_insert(mac);
+        }
     }
     Ok(endpoints)
 }
@@ -205,7 +215,7 @@ fn read_host(mut f: Fields) -> ApiResult<HostSpec> {
         device_requests: f
             .objects("DeviceRequests")?
             .into_iter()
-            .map(|mut request| Ok(request.text("Driver")?.unwrap_or_else(|| "gpu".to_owned())))
+            .map(read_device_request)
             .collect::<ApiResult<_>>()?,
         ulimits: f
             .objects("Ulimits")?
@@ -354,6 +364,18 @@ fn read_port_range(text: &str) -> Result<Option<(u16, u16)>, ()> {
     Ok(Some((first, last)))
 }
 
+fn read_device_request(mut f: Fields) -> ApiResult<DeviceRequest> {
+    let request = DeviceRequest {
+        driver: f.text("Driver")?.unwrap_or_default(),
+        count: f.get("Count")?,
+        device_ids: f.get("DeviceIDs")?,
+        capabilities: f.get("Capabilities")?,
+        options: f.get("Options")?,
+    };
+    f.finish()?;
+    Ok(request)
+}
+
 fn read_device(mut f: Fields) -> ApiResult<DeviceSpec> {
     let host_path: String = f.get("PathOnHost")?;
     let device = DeviceSpec {
@@ -460,6 +482,7 @@ fn read_mount(mut f: Fields) -> ApiResult<MountSpec> {
     let mut bind = f.object_or_empty("BindOptions")?;
     let mut volume = f.object_or_empty("VolumeOptions")?;
     let mut tmpfs = f.object_or_empty("TmpfsOptions")?;
+    let mut image = f.object_or_empty("ImageOptions")?;
     let kind = match said.as_str() {
         "bind" => MountKind::Bind {
             source: source.ok_or_else(|| refused("field Source must not be empty"))?,
@@ -480,6 +503,10 @@ fn read_mount(mut f: Fields) -> ApiResult<MountSpec> {
             driver.finish()?;
             kind
         }
+        "image" => MountKind::Image {
+            source: source.ok_or_else(|| refused("field Source must not be empty"))?,
+            subpath: image.text("Subpath")?,
+        },
         "tmpfs" if source.is_some() => return Err(refused("field Source must not be specified")),
         "tmpfs" => MountKind::Tmpfs {
             size: tmpfs.amount("SizeBytes")?,
@@ -494,7 +521,7 @@ fn read_mount(mut f: Fields) -> ApiResult<MountSpec> {
     };
     // A hint of Docker Desktop.
     f.ignore(&["Consistency"]);
-    for rest in [bind, volume, tmpfs, f] {
+    for rest in [bind, volume, tmpfs, image, f] {
         rest.finish()?;
     }
     Ok(mount)

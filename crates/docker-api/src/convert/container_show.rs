@@ -6,9 +6,9 @@ use serde_json::{Map, Value, json};
 use shoal_api::{
     Timestamp,
     container::{
-        ContainerInspect, ContainerState, ContainerStatus, ContainerSummary, EndpointInfo,
-        ExecInspect, HealthCheck, HostSpec, MountKind, MountPoint, MountSpec, NetworkMode,
-        NetworkSettings, Port, PublishedPort, Resources, RestartPolicy, Stats,
+        ContainerInspect, ContainerState, ContainerStatus, ContainerSummary, DeviceRequest,
+        EndpointInfo, ExecInspect, HealthCheck, HostSpec, MountKind, MountPoint, MountSpec,
+        NetworkMode, NetworkSettings, Port, PublishedPort, Resources, RestartPolicy, Stats,
     },
 };
 
@@ -338,7 +338,7 @@ fn host(host: &HostSpec) -> Value {
             "CgroupPermissions": device.permissions,
         })).collect::<Vec<_>>(),
         "DeviceCgroupRules": list(&host.device_cgroup_rules),
-        "DeviceRequests": null,
+        "DeviceRequests": device_requests(&host.device_requests),
         "Ulimits": host.ulimits.iter().map(|limit| json!({
             "Name": limit.name, "Soft": limit.soft, "Hard": limit.hard,
         })).collect::<Vec<_>>(),
@@ -412,6 +412,22 @@ fn resources(limits: &Resources, answer: &mut Value) {
     }
 }
 
+fn device_requests(requests: &[DeviceRequest]) -> Value {
+    if requests.is_empty() {
+        return Value::Null;
+    }
+    let show = |request: &DeviceRequest| {
+        json!({
+            "Driver": request.driver,
+            "Count": request.count,
+            "DeviceIDs": request.device_ids,
+            "Capabilities": request.capabilities,
+            "Options": request.options,
+        })
+    };
+    requests.iter().map(show).collect()
+}
+
 fn mount(mount: &MountSpec) -> Value {
     let mut answer = match &mount.kind {
         MountKind::Bind {
@@ -451,6 +467,11 @@ fn mount(mount: &MountSpec) -> Value {
         MountKind::Tmpfs { size, mode } => json!({
             "Type": "tmpfs",
             "TmpfsOptions": {"SizeBytes": size.unwrap_or(0), "Mode": mode.unwrap_or(0)},
+        }),
+        MountKind::Image { source, subpath } => json!({
+            "Type": "image",
+            "Source": source,
+            "ImageOptions": {"Subpath": subpath.as_deref().unwrap_or_default()},
         }),
     };
     answer["Target"] = json!(mount.target);
@@ -543,7 +564,7 @@ pub(crate) fn endpoint(info: &EndpointInfo) -> Value {
         "IPAMConfig": if ipam.is_empty() { Value::Null } else { Value::Object(ipam) },
         "Links": list(&spec.links),
         "Aliases": list(&spec.aliases),
-        "MacAddress": info.mac_address.as_deref().unwrap_or_default(),
+        "MacAddress": info.mac_address.as_ref().or(spec.mac_address.as_ref()).map_or("", String::as_str),
         "DriverOpts": if spec.driver_opts.is_empty() { Value::Null } else { json!(spec.driver_opts) },
         "GwPriority": spec.gw_priority,
         "NetworkID": info.network_id,

@@ -247,6 +247,15 @@ fn platform(platform: &Platform) -> Value {
     answer
 }
 
+/// Go's name of this host's processor.
+pub(crate) fn host_architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
 /// Reads `os[/arch[/variant]]`, or the JSON form of newer clients; `None` if it is empty.
 pub(crate) fn read_platform(text: Option<&str>) -> ApiResult<Option<Platform>> {
     let Some(text) = text.filter(|text| !text.is_empty()) else {

@@ -1,6 +1,6 @@
 //! Networks: those of this host and those of the cluster.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use serde_json::{Map, Value, json};
 use shoal_api::{
@@ -39,8 +39,15 @@ pub(crate) fn read(body: &[u8]) -> ApiResult<NetworkRequest> {
     let internal = f.get("Internal")?;
     let attachable: bool = f.get("Attachable")?;
     let ingress: bool = f.get("Ingress")?;
-    let ipv6 = f.get("EnableIPv6")?;
-    let ipam = read_ipam(f.object_or_empty("IPAM")?)?;
+    let ipv6: Option<bool> = f.take("EnableIPv6")?;
+    let (ipam, auxiliary) = read_ipam(f.object_or_empty("IPAM")?)?;
+    // Whoever names a subnet of IPv6 and says no more wants it.
+    let is_v6 = |config: &IpamConfig| config.subnet.is_some_and(|net| net.addr().is_ipv6());
+    let ipv6 = ipv6.unwrap_or_else(|| ipam.iter().any(is_v6));
+    let config_only: bool = f.get("ConfigOnly")?;
+    let mut from = f.object_or_empty("ConfigFrom")?;
+    let config_from = from.text("Network")?;
+    from.finish()?;
     if f.take::<bool>("EnableIPv4")? == Some(false) {
         return Err(f.invalid("EnableIPv4", "a network without IPv4 is not supported"));
     }
@@ -57,6 +64,17 @@ pub(crate) fn read(body: &[u8]) -> ApiResult<NetworkRequest> {
             return Err(ApiError::invalid(format!(
                 "driver {driver:?} cannot make a network of scope swarm"
             )));
+        }
+        for (field, said) in [
+            ("IPAM.Config.AuxiliaryAddresses", !auxiliary.is_empty()),
+            ("ConfigOnly", config_only),
+            ("ConfigFrom", config_from.is_some()),
+        ] {
+            if said {
+                return Err(ApiError::invalid(format!(
+                    "{field} is not supported for a network of the cluster"
+                )));
+            }
         }
         return Ok(NetworkRequest::Cluster(NetworkSpec {
             annotations: Annotations { name, labels },
@@ -79,14 +97,21 @@ pub(crate) fn read(body: &[u8]) -> ApiResult<NetworkRequest> {
         ipam,
         options,
         labels,
+        auxiliary,
+        config_only,
+        config_from,
     }))
 }
 
-fn read_ipam(mut f: Fields) -> ApiResult<Vec<IpamConfig>> {
+/// Subnets, and addresses in them that nobody is to be given.
+type Addresses = (Vec<IpamConfig>, BTreeMap<String, IpAddr>);
+
+fn read_ipam(mut f: Fields) -> ApiResult<Addresses> {
     match f.text("Driver")?.as_deref() {
         None | Some("default") => {}
         Some(other) => return Err(f.invalid("Driver", format!("unknown driver {other:?}"))),
     }
+    let mut auxiliary = BTreeMap::new();
     let configs = f
         .objects("Config")?
         .into_iter()
@@ -96,12 +121,22 @@ fn read_ipam(mut f: Fields) -> ApiResult<Vec<IpamConfig>> {
                 ip_range: f.parse("IPRange")?,
                 gateway: f.parse("Gateway")?,
             };
+            let further: BTreeMap<String, IpAddr> = f.get("AuxiliaryAddresses")?;
+            if let Some((name, address)) = further
+                .iter()
+                .find(|(_, ip)| config.subnet.is_none_or(|subnet| !subnet.contains(*ip)))
+            {
+                return Err(ApiError::invalid(format!(
+                    "no matching subnet for aux-address {name}={address}"
+                )));
+            }
+            auxiliary.extend(further);
             f.finish()?;
             Ok(config)
         })
         .collect::<ApiResult<_>>()?;
     f.finish()?;
-    Ok(configs)
+    Ok((configs, auxiliary))
 }
 
 /// Containers of this host in a network.
@@ -141,16 +176,36 @@ pub(crate) fn local(network: &LocalNetwork, with_members: bool) -> Value {
         "Driver": network.driver,
         "EnableIPv4": true,
         "EnableIPv6": network.ipv6,
-        "IPAM": {"Driver": "default", "Options": null, "Config": ipam(&network.ipam)},
+        "IPAM": {"Driver": "default", "Options": null, "Config": local_ipam(network)},
         "Internal": network.internal,
         "Attachable": false,
         "Ingress": false,
-        "ConfigFrom": {"Network": ""},
-        "ConfigOnly": false,
+        "ConfigFrom": {"Network": network.config_from.as_deref().unwrap_or_default()},
+        "ConfigOnly": network.config_only,
         "Containers": members,
         "Options": network.options,
         "Labels": network.labels,
     })
+}
+
+fn local_ipam(network: &LocalNetwork) -> Value {
+    let mut shown = ipam(&network.ipam);
+    for (config, shown) in network
+        .ipam
+        .iter()
+        .zip(shown.as_array_mut().into_iter().flatten())
+    {
+        let inside = |(_, address): &(&String, &IpAddr)| {
+            config
+                .subnet
+                .is_some_and(|subnet| subnet.contains(*address))
+        };
+        let further: BTreeMap<_, _> = network.auxiliary.iter().filter(inside).collect();
+        if !further.is_empty() {
+            shown["AuxiliaryAddresses"] = json!(further);
+        }
+    }
+    shown
 }
 
 fn ipam(configs: &[IpamConfig]) -> Value {

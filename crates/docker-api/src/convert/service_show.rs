@@ -175,7 +175,8 @@ fn update_config(config: &UpdateConfig) -> Value {
             FailureAction::Rollback => "rollback",
         },
         "Monitor": nanos(config.monitor),
-        "MaxFailureRatio": config.max_failure_ratio,
+        // Shortest, as Go writes a float32, and not all the digits of its double.
+        "MaxFailureRatio": config.max_failure_ratio.to_string().parse::<f64>().unwrap_or_default(),
         "Order": match config.order {
             UpdateOrder::StopFirst => "stop-first",
             UpdateOrder::StartFirst => "start-first",

@@ -150,7 +150,10 @@ pub(crate) fn info(
         "RuncCommit": {"ID": ""},
         "InitCommit": {"ID": ""},
         "SecurityOptions": info.security_options,
-        "CDISpecDirs": null,
+        "CDISpecDirs": info.cdi_spec_dirs,
+        "DiscoveredDevices": info.cdi_devices.iter().map(|name| json!({
+            "Source": "cdi", "ID": name,
+        })).collect::<Vec<_>>(),
         "FirewallBackend": {"Driver": "nftables"},
         "Warnings": if warnings.is_empty() { Value::Null } else { json!(warnings) },
     })

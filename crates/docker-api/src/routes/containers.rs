@@ -1,6 +1,6 @@
 //! `/containers`.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use base64::Engine as _;
 use futures_util::{StreamExt, stream};
@@ -22,6 +22,7 @@ use crate::{
     reply::{self, Reply},
     server::Api,
     streams::{self, LogFormat},
+    versions,
 };
 
 /// Time between two samples of `docker stats`; docker's.
@@ -46,7 +47,9 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
         }
         ("GET", [name, "json"]) => {
             let container = engine.container_inspect(name, query.flag("size")).await?;
-            Ok(reply::ok(&container_show::inspect(&container)))
+            let mut shown = container_show::inspect(&container);
+            versions::container(call.minor, &mut shown);
+            Ok(reply::ok(&shown))
         }
         ("DELETE", [name]) => {
             if query.flag("link") {
@@ -118,10 +121,24 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
             }))
         }
         ("POST", [name, "attach"]) => {
-            let attached = engine
-                .container_attach(name, attach_options(&query))
-                .await?;
-            Ok(streams::hijack(api, call.upgrade, call.minor, attached))
+            let options = attach_options(&query);
+            match call.upgrade {
+                // Nothing can be missed of what was said already, and Docker's SDK for Python loses what comes so soon
+                // that it is read together with the answer's head.
+                Some(upgrade) if options.logs && !options.stream => {
+                    let tty = engine.container_inspect(name, false).await?.spec.tty;
+                    let (engine, name) = (Arc::clone(engine), (*name).to_owned());
+                    let attached = async move { engine.container_attach(&name, options).await };
+                    let attached = Box::pin(attached);
+                    Ok(streams::hijack_then(
+                        api, upgrade, call.minor, tty, attached,
+                    ))
+                }
+                upgrade => {
+                    let attached = engine.container_attach(name, options).await?;
+                    Ok(streams::hijack(api, upgrade, call.minor, attached))
+                }
+            }
         }
         ("POST", [name, "resize"]) => {
             let (rows, columns) = size(&query)?;
@@ -241,7 +258,8 @@ fn with_stat(mut reply: Reply, stat: &PathStat) -> Reply {
 async fn create(api: &Api, call: Call) -> ApiResult<Reply> {
     let name = call.query.text("name").map(str::to_owned);
     let platform = read_platform(call.query.text("platform"))?;
-    let spec = container_create::read_container(&call.bytes(), name)?;
+    let mut spec = container_create::read_container(&call.bytes(), name)?;
+    versions::create(call.minor, &mut spec)?;
     container_check::container(&spec)?;
     let created = api.engine.container_create(spec, platform).await?;
     Ok(reply::created(

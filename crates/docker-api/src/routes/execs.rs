@@ -71,18 +71,22 @@ async fn start(api: &Api, mut call: Call, id: &str) -> ApiResult<Reply> {
     let mut f = Fields::body(&call.bytes())?;
     let detach: bool = f.get("Detach")?;
     let size: Option<(u16, u16)> = f.take("ConsoleSize")?;
+    let tty: Option<bool> = f.take("Tty")?;
     if detach {
         api.engine.exec_start(id).await?;
         return Ok(reply::done());
     }
     let exec = api.engine.exec_inspect(id).await?;
+    // As docker: whoever starts it says how it wants to read it.
+    let tty = tty.unwrap_or(exec.spec.tty);
     let (engine, id) = (api.engine.clone(), id.to_owned());
     let attached = async move {
-        let attached = engine.exec_attach(&id).await?;
+        let mut attached = engine.exec_attach(&id).await?;
         if let Some((rows, columns)) = size.filter(|size| *size != (0, 0) && attached.tty) {
             // The process may be over already.
             let _ = engine.exec_resize(&id, rows, columns).await;
         }
+        attached.tty = tty;
         Ok(attached)
     };
     match upgrade {
@@ -92,7 +96,7 @@ async fn start(api: &Api, mut call: Call, id: &str) -> ApiResult<Reply> {
             api,
             upgrade,
             minor,
-            exec.spec.tty,
+            tty,
             Box::pin(attached),
         )),
         None => Ok(streams::hijack(api, None, minor, attached.await?)),

@@ -16,6 +16,7 @@ use crate::{
     convert::image,
     reply::{self, Reply},
     server::Api,
+    versions,
 };
 
 pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Reply> {
@@ -23,28 +24,35 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
     let query = call.query.clone();
     let method = call.method.clone();
     match (method.as_str(), path) {
-        ("GET", ["images", "json"]) => list(api, &query).await,
+        ("GET", ["images", "json"]) => list(api, &query, call.minor).await,
         ("GET", ["images", "search"]) => search(api, &call).await,
-        ("GET", ["images", "get"]) => save(api, query.all("names")).await,
+        ("GET", ["images", "get"]) => save(api, query.all("names"), &query).await,
         ("POST", ["images", "create"]) if query.text("fromImage").is_none() => {
             import(api, call).await
         }
         ("POST", ["images", "create"]) => pull(api, &call).await,
         ("POST", ["images", "load"]) => {
+            refuse_foreign(&query)?;
             reply::progress(engine.image_load(call.stream()).await?).await
         }
         ("POST", ["images", "prune"]) => prune(api, &query).await,
-        ("GET", ["images", name @ .., "json"]) if !name.is_empty() => Ok(reply::ok(
-            &image::inspect(&engine.image_inspect(&name.join("/")).await?),
-        )),
+        ("GET", ["images", name @ .., "json"]) if !name.is_empty() => {
+            let name = name.join("/");
+            check_platform(api, &name, query.all("platform")).await?;
+            let mut shown = image::inspect(&engine.image_inspect(&name).await?);
+            versions::image(call.minor, &mut shown);
+            Ok(reply::ok(&shown))
+        }
         ("GET", ["images", name @ .., "history"]) if !name.is_empty() => {
-            let rows = engine.image_history(&name.join("/")).await?;
+            let name = name.join("/");
+            check_platform(api, &name, query.all("platform")).await?;
+            let rows = engine.image_history(&name).await?;
             Ok(reply::ok(
                 &rows.iter().map(image::history).collect::<Vec<_>>(),
             ))
         }
         ("GET", ["images", name @ .., "get"]) if !name.is_empty() => {
-            save(api, vec![name.join("/")]).await
+            save(api, vec![name.join("/")], &query).await
         }
         ("POST", ["images", name @ .., "tag"]) if !name.is_empty() => {
             let repository = query
@@ -56,12 +64,15 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
         }
         ("POST", ["images", name @ .., "push"]) if !name.is_empty() => {
             let target = reference(&name.join("/"), query.text_or_empty("tag"));
+            check_platform(api, &target, query.all("platform")).await?;
             let messages = engine.image_push(&target, auth(&call)?).await?;
             reply::progress(messages).await
         }
         ("DELETE", ["images", name @ ..]) if !name.is_empty() => {
+            let name = name.join("/");
+            check_platform(api, &name, query.all("platforms")).await?;
             let steps = engine
-                .image_remove(&name.join("/"), query.flag("force"), query.flag("noprune"))
+                .image_remove(&name, query.flag("force"), query.flag("noprune"))
                 .await?;
             Ok(reply::ok(
                 &steps.iter().map(image::removed).collect::<Vec<_>>(),
@@ -161,9 +172,51 @@ async fn search(api: &Api, call: &Call) -> ApiResult<Reply> {
     ))
 }
 
-async fn save(api: &Api, names: Vec<String>) -> ApiResult<Reply> {
+/// Refuses a platform that an image is not of: each is kept for one platform here.
+async fn check_platform(api: &Api, name: &str, wanted: Vec<String>) -> ApiResult<()> {
+    let Some(text) = wanted.iter().find(|text| !text.is_empty()) else {
+        return Ok(());
+    };
+    let Some(wanted) = image::read_platform(Some(text))? else {
+        return Ok(());
+    };
+    let have = api.engine.image_inspect(name).await?;
+    let same = (&have.os, &have.architecture) == (&wanted.os, &wanted.architecture)
+        && (wanted.variant.is_empty() || wanted.variant == have.variant);
+    if same {
+        return Ok(());
+    }
+    let parts = [&wanted.os, &wanted.architecture, &wanted.variant];
+    let parts: Vec<&str> = parts.into_iter().map(String::as_str).collect();
+    Err(ApiError::not_found(format!(
+        "image with reference {name} was found but does not provide the specified platform ({})",
+        parts.join("/").trim_end_matches('/')
+    )))
+}
+
+/// An archive is loaded whole, so only what everything in it may be can be asked for.
+fn refuse_foreign(query: &Query) -> ApiResult<()> {
+    let foreign = query.all("platform").into_iter().find(|text| {
+        let wanted = image::read_platform(Some(text)).ok().flatten();
+        wanted.is_none_or(|wanted| {
+            wanted.os != "linux" || wanted.architecture != image::host_architecture()
+        })
+    });
+    match foreign {
+        None => Ok(()),
+        Some(text) => Err(ApiError::invalid(format!(
+            "cannot load platform {text} alone: an archive is loaded for linux/{}",
+            image::host_architecture()
+        ))),
+    }
+}
+
+async fn save(api: &Api, names: Vec<String>, query: &Query) -> ApiResult<Reply> {
     if names.is_empty() {
         return Err(ApiError::invalid("no image was named"));
+    }
+    for name in &names {
+        check_platform(api, name, query.all("platform")).await?;
     }
     let archive = api.engine.image_save(names).await?;
     let stop = api.stop.clone().cancelled_owned();
@@ -184,7 +237,7 @@ async fn prune(api: &Api, query: &Query) -> ApiResult<Reply> {
     })))
 }
 
-async fn list(api: &Api, query: &Query) -> ApiResult<Reply> {
+async fn list(api: &Api, query: &Query, minor: u32) -> ApiResult<Reply> {
     let filters =
         query
             .filters()?
@@ -222,9 +275,12 @@ async fn list(api: &Api, query: &Query) -> ApiResult<Reply> {
         }
         images.retain(|image| !image.repo_tags.is_empty());
     }
-    Ok(reply::ok(
-        &images.iter().map(image::summary).collect::<Vec<_>>(),
-    ))
+    let show = |found: &ImageSummary| {
+        let mut shown = image::summary(found);
+        versions::image(minor, &mut shown);
+        shown
+    };
+    Ok(reply::ok(&images.iter().map(show).collect::<Vec<_>>()))
 }
 
 fn is_named(image: &ImageSummary, wanted: &str) -> bool {

@@ -20,15 +20,20 @@ use crate::{
     reply::{self, Reply},
     resolve::resolve,
     server::Api,
+    versions,
 };
 
 pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Reply> {
     let query = call.query.clone();
     match (call.method.as_str(), &path[1..]) {
-        ("GET", []) => list(api, &query).await,
+        ("GET", []) => list(api, &query, call.minor).await,
         ("POST", ["create"]) => create(api, call).await,
         ("POST", ["prune"]) => prune(api, &query).await,
-        ("GET", [name]) => inspect(api, name, &query).await,
+        ("GET", [name]) => {
+            let mut shown = inspect(api, name, &query).await?;
+            versions::network(call.minor, &mut shown);
+            Ok(reply::ok(&shown))
+        }
         ("DELETE", [name]) => remove(api, name).await,
         ("POST", [name, "connect"]) => connect(api, call, name).await,
         ("POST", [name, "disconnect"]) => {
@@ -91,7 +96,7 @@ impl Facts<'_> {
     }
 }
 
-async fn list(api: &Api, query: &Query) -> ApiResult<Reply> {
+async fn list(api: &Api, query: &Query, minor: u32) -> ApiResult<Reply> {
     let filters = query
         .filters()?
         .only(&["dangling", "driver", "id", "label", "name", "scope", "type"])?;
@@ -141,6 +146,9 @@ async fn list(api: &Api, query: &Query) -> ApiResult<Reply> {
             rows.push(network::local(&network, false));
         }
     }
+    for row in &mut rows {
+        versions::network(minor, row);
+    }
     Ok(reply::ok(&rows))
 }
 
@@ -152,12 +160,15 @@ async fn carried_by_worker(api: &Api) -> Vec<LocalNetwork> {
     }
 }
 
-async fn inspect(api: &Api, name: &str, query: &Query) -> ApiResult<Reply> {
+async fn inspect(api: &Api, name: &str, query: &Query) -> ApiResult<Value> {
     let scope = query.text("scope");
+    if scope.is_some_and(|scope| !["local", "swarm"].contains(&scope)) {
+        return Err(ApiError::not_found(format!("network {name} not found")));
+    }
     if scope != Some("swarm") {
         let networks = api.engine.network_list().await?;
         if let Ok(found) = find_local(&networks, name) {
-            return Ok(reply::ok(&network::local(found, true)));
+            return Ok(network::local(found, true));
         }
     }
     if scope != Some("local") {
@@ -175,15 +186,15 @@ async fn inspect(api: &Api, name: &str, query: &Query) -> ApiResult<Reply> {
                 if query.flag("verbose") {
                     detail(api, found, &mut shown).await?;
                 }
-                return Ok(reply::ok(&shown));
+                return Ok(shown);
             }
             Err(_) if scope == Some("swarm") && NODE_NETWORKS.contains(&name) => {
-                return Ok(reply::ok(&network::of_every_node(name)));
+                return Ok(network::of_every_node(name));
             }
             Err(error) => {
                 let carried = carried_by_worker(api).await;
                 let found = find_local(&carried, name).map_err(|_| error)?;
-                return Ok(reply::ok(&network::local(found, true)));
+                return Ok(network::local(found, true));
             }
         }
     }

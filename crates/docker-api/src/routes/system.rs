@@ -16,13 +16,14 @@ use crate::{
     filters::{Filters, has_label},
     reply::{self, Reply},
     server::Api,
+    versions,
 };
 
 pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Reply> {
     match (call.method.as_str(), path) {
         ("GET" | "HEAD", ["_ping"]) => Ok(ping(api).await),
         ("GET", ["version"]) => Ok(reply::ok(&system::version(&api.engine.version().await?))),
-        ("GET", ["info"]) => info(api).await,
+        ("GET", ["info"]) => info(api, call.minor).await,
         ("GET", ["events"]) => events(api, &call).await,
         ("GET", ["system", "df"]) => {
             let usage = api.engine.disk_usage().await?;
@@ -50,7 +51,7 @@ async fn ping(api: &Api) -> Reply {
     reply
 }
 
-async fn info(api: &Api) -> ApiResult<Reply> {
+async fn info(api: &Api, minor: u32) -> ApiResult<Reply> {
     let engine = api.engine.info().await?;
     let mut swarm = api.cluster.swarm_info().await;
     let mut summary = None;
@@ -71,12 +72,9 @@ async fn info(api: &Api) -> ApiResult<Reply> {
             (Err(error), _) | (_, Err(error)) => swarm.error = error.message,
         }
     }
-    Ok(reply::ok(&system::info(
-        &engine,
-        &swarm,
-        summary.as_ref(),
-        api.now(),
-    )))
+    let mut shown = system::info(&engine, &swarm, summary.as_ref(), api.now());
+    versions::info(minor, &mut shown);
+    Ok(reply::ok(&shown))
 }
 
 async fn login(api: &Api, call: Call) -> ApiResult<Reply> {

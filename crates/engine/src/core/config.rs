@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path};
 
-use shoal_api::container::{ContainerSpec, HealthCheck, MountKind, NetworkMode, Port, Propagation};
+use shoal_api::container::{ContainerSpec, HealthCheck, MountKind, NetworkMode, Port};
 use shoal_api::image::ImageConfig;
 
 use super::oci::{self, overlay_env};
@@ -131,11 +131,6 @@ pub fn check(spec: &ContainerSpec) -> Result<(), ConfigError> {
             )));
         }
     }
-    if let Some(driver) = host.device_requests.first() {
-        return Err(ConfigError::Plain(format!(
-            "could not select device driver {driver:?} with capabilities: [[gpu]]"
-        )));
-    }
     if !host.storage_opt.is_empty() {
         return Err(ConfigError::Plain(
             "--storage-opt is supported only for overlay over xfs with 'pquota' mount option"
@@ -212,18 +207,8 @@ fn modes(spec: &ContainerSpec) -> Result<(), ConfigError> {
 }
 
 fn mounts(spec: &ContainerSpec) -> Result<(), ConfigError> {
-    let shared = |propagation: Propagation| {
-        matches!(propagation, Propagation::Shared | Propagation::Rshared)
-    };
     for mount in &spec.host.mounts {
         match &mount.kind {
-            // The container's mounts hang below a slave of the host's, so nothing can travel outwards.
-            MountKind::Bind { propagation, .. } if shared(*propagation) => {
-                return Err(ConfigError::Unsupported {
-                    field: "Mounts.BindOptions.Propagation",
-                    value: propagation.as_str().into(),
-                });
-            }
             MountKind::Volume {
                 driver: Some(driver),
                 ..
@@ -241,19 +226,18 @@ fn mounts(spec: &ContainerSpec) -> Result<(), ConfigError> {
                     "invalid mount config for type \"volume\": subpath must be a relative path within the volume: {subpath}"
                 )));
             }
-            MountKind::Bind { .. } | MountKind::Volume { .. } | MountKind::Tmpfs { .. } => {}
-        }
-    }
-    for bind in &spec.host.binds {
-        let mode = bind.split(':').nth(2).unwrap_or_default();
-        if mode
-            .split(',')
-            .any(|option| matches!(option, "shared" | "rshared"))
-        {
-            return Err(ConfigError::Unsupported {
-                field: "HostConfig.Binds",
-                value: bind.clone(),
-            });
+            MountKind::Image {
+                subpath: Some(subpath),
+                ..
+            } if !is_local(subpath) => {
+                return Err(ConfigError::Plain(format!(
+                    "invalid mount config for type \"image\": subpath must be a relative path within the image: {subpath}"
+                )));
+            }
+            MountKind::Bind { .. }
+            | MountKind::Volume { .. }
+            | MountKind::Tmpfs { .. }
+            | MountKind::Image { .. } => {}
         }
     }
     Ok(())

@@ -383,6 +383,14 @@ impl Subject<'_> {
     }
 }
 
+/// Bytes of lines that may wait for the log, if the container is not to (docker's default is 1 MB).
+pub fn buffer(log: &LogConfig) -> Option<u64> {
+    const SIZE: u64 = 1 << 20;
+    let text = |name: &str| log.options.get(name).map(String::as_str);
+    let size = text("max-buffer-size").and_then(parse_size);
+    (text("mode") == Some("non-blocking")).then(|| size.unwrap_or(SIZE))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -37,6 +37,11 @@ pub enum Planned {
     Tmpfs {
         options: Vec<String>,
     },
+    /// The files of an image, by its name; never written to.
+    Image {
+        source: String,
+        subpath: Option<PathBuf>,
+    },
 }
 
 /// A mount with everything decided, for the OCI spec.
@@ -133,11 +138,18 @@ pub fn plan(
                 options.extend(mode.map(|mode| format!("mode={mode:o}")));
                 Planned::Tmpfs { options }
             }
+            MountKind::Image { source, subpath } => Planned::Image {
+                source: source.clone(),
+                subpath: subpath
+                    .as_ref()
+                    .filter(|path| !path.is_empty())
+                    .map(PathBuf::from),
+            },
         };
         let target = check_target(&mount.target)?;
         insert(PlannedMount {
             target,
-            read_only: mount.read_only,
+            read_only: mount.read_only || matches!(what, Planned::Image { .. }),
             what,
             mode: String::new(),
         })?;
@@ -346,6 +358,7 @@ mod tests {
                             format!("volume {}", name.as_deref().unwrap_or("(anonymous)"))
                         }
                         Planned::Tmpfs { options } => format!("tmpfs {options:?}"),
+                        Planned::Image { source, .. } => format!("image {source}"),
                     };
                     let access = if mount.read_only { "ro" } else { "rw" };
                     format!("{} {what} {access}\n", mount.target.display())

@@ -6,11 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Capabilities, Linux, LinuxBlockIoBuilder, LinuxBuilder, LinuxCapabilitiesBuilder,
-    LinuxCpuBuilder, LinuxMemoryBuilder, LinuxNamespaceBuilder, LinuxNamespaceType,
-    LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder, LinuxThrottleDevice,
-    LinuxThrottleDeviceBuilder, Mount, MountBuilder, PosixRlimit, PosixRlimitBuilder,
-    PosixRlimitType, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, User,
+    Capabilities, Hook, HookBuilder, Hooks, Linux, LinuxBlockIoBuilder, LinuxBuilder,
+    LinuxCapabilitiesBuilder, LinuxCpuBuilder, LinuxMemoryBuilder, LinuxNamespaceBuilder,
+    LinuxNamespaceType, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder,
+    LinuxThrottleDevice, LinuxThrottleDeviceBuilder, Mount, MountBuilder, PosixRlimit,
+    PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder,
+    User,
 };
 use shoal_api::container::{ContainerSpec, HostSpec, Ulimit};
 
@@ -18,6 +19,7 @@ pub use devices::DeviceNode;
 pub(crate) use devices::{is_access, parse_rule};
 
 use super::capabilities::{CapabilitySet, UnknownCapability};
+use super::cdi::HookEdit;
 use super::mounts::ReadyMount;
 use super::seccomp;
 use super::security::{self, Filter, SecurityError};
@@ -550,6 +552,40 @@ fn resources(host: &HostSpec, around: &Surroundings) -> LinuxResources {
         builder = builder.block_io(block.build().expect("no field is required"));
     }
     builder.build().expect("no field is required")
+}
+
+/// Adds programs of the host that the runtime calls.
+pub fn add_hooks(oci: &mut Spec, edits: &[HookEdit]) {
+    if edits.is_empty() {
+        return;
+    }
+    let of = |name: &str| {
+        let those = edits.iter().filter(|edit| edit.hook_name == name);
+        let hooks: Vec<Hook> = those
+            .map(|edit| {
+                let mut hook = HookBuilder::default().path(&edit.path);
+                if !edit.args.is_empty() {
+                    hook = hook.args(edit.args.clone());
+                }
+                if !edit.env.is_empty() {
+                    hook = hook.env(edit.env.clone());
+                }
+                if let Some(seconds) = edit.timeout {
+                    hook = hook.timeout(seconds);
+                }
+                hook.build().expect("every required field is given")
+            })
+            .collect();
+        (!hooks.is_empty()).then_some(hooks)
+    };
+    let mut hooks = Hooks::default();
+    hooks
+        .set_create_runtime(of("createRuntime"))
+        .set_create_container(of("createContainer"))
+        .set_start_container(of("startContainer"))
+        .set_poststart(of("poststart"))
+        .set_poststop(of("poststop"));
+    oci.set_hooks(Some(hooks));
 }
 
 #[cfg(test)]

@@ -189,8 +189,7 @@ impl Engine {
             })
             .await;
         }
-        context::check_remote(&options.remote)?;
-        let fetched = context::fetch(&options.remote, workspace.path(), "remote").await?;
+        let fetched = context::fetch_remote(&options.remote, workspace.path()).await?;
         blocking(move || {
             let file =
                 std::fs::File::open(&fetched.path).map_err(BuildError::io("open the context"))?;

@@ -54,6 +54,8 @@ pub struct EngineConfig {
     pub shim_exe: PathBuf,
     pub images: ImageStore,
     pub network: Arc<dyn ContainerNetwork>,
+    /// Where specifications of devices are (CDI).
+    pub cdi_spec_dirs: Vec<PathBuf>,
 }
 
 /// A container engine. Clones share it.

@@ -46,9 +46,7 @@ impl Volumes {
     ) -> Result<(Volume, bool), EngineError> {
         let driver = spec.driver.as_deref().unwrap_or_default();
         if !matches!(driver, "" | "local") {
-            return Err(EngineError::Invalid(format!(
-                "error looking up volume plugin {driver}: plugin \"{driver}\" not found"
-            )));
+            return Err(EngineError::NoSuchVolumePlugin(driver.to_owned()));
         }
         volume_mount(&spec.options).map_err(|error| EngineError::Invalid(error.to_string()))?;
         let name = match &spec.name {

@@ -162,7 +162,7 @@ fn build(sup: &Supervise, ends: Option<Ends>) -> Result<i32, Failure> {
         ))
     };
     std::env::set_current_dir(&sup.run_dir).map_err(at)?;
-    stage::place(&launch.staged, fetched)?;
+    let late = stage::place(&launch.staged, fetched)?;
     std::env::set_current_dir(&sup.container_dir).map_err(at)?;
     rootfs::mount_overlay(&launch.layers, launch.volatile)?;
     let root = Root::open(sup.container_dir.join(MERGED))?;
@@ -179,10 +179,15 @@ fn build(sup: &Supervise, ends: Option<Ends>) -> Result<i32, Failure> {
             exec::give(fd, process.user());
         }
     }
-    run_libcontainer(sup, &launch, ends)
+    run_libcontainer(sup, &launch, ends, &late)
 }
 
-fn run_libcontainer(sup: &Supervise, launch: &Launch, ends: Option<Ends>) -> Result<i32, Failure> {
+fn run_libcontainer(
+    sup: &Supervise,
+    launch: &Launch,
+    ends: Option<Ends>,
+    late: &[stage::Late],
+) -> Result<i32, Failure> {
     let fail = |err: &dyn std::error::Error| Failure::new(chain(err));
     let runtime = sup.run_dir.join(RUNTIME_DIR);
     let _ = std::fs::remove_dir_all(&runtime);
@@ -219,6 +224,11 @@ fn run_libcontainer(sup: &Supervise, launch: &Launch, ends: Option<Ends>) -> Res
         let pid = container
             .pid()
             .ok_or_else(|| Failure::new("libcontainer tells no process id"))?;
+        if let Err(failure) = stage::place_late(late, pid.as_raw()) {
+            // It waits for a word that will not come.
+            let _ = nix::sys::signal::kill(Pid::from_raw(pid.as_raw()), Signal::SIGKILL);
+            return Err(failure);
+        }
         NotifySocket::new(runtime.join("c").join(NOTIFY_FILE))
             .notify_container_start()
             .map_err(|err| fail(&err))?;

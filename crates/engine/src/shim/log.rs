@@ -2,6 +2,7 @@
 
 mod file;
 mod remote;
+mod ring;
 
 use shoal_api::Timestamp;
 use shoal_api::container::StdStream;
@@ -9,20 +10,31 @@ use shoal_api::container::StdStream;
 use super::protocol::LogSetup;
 use file::FileLog;
 use remote::Remote;
+use ring::Ring;
 
 /// Longest piece of a line in one record, as in Docker; longer lines are split.
 const LINE_MAX: usize = 16 << 10;
 
 /// Splits output into lines and passes them on. Errors lose log lines, never the container.
 pub(super) struct Logger {
-    file: Option<FileLog>,
-    remote: Option<Remote>,
+    to: To,
     partial: [Vec<u8>; 2],
 }
 
-impl Logger {
-    /// An error says, in words for the user, which log cannot be reached.
-    pub(super) fn open(setup: LogSetup) -> Result<Self, String> {
+/// Where lines go: into the log, or to a process that has nothing else to do than to write it.
+enum To {
+    Log(Sinks),
+    Ring(Ring),
+}
+
+/// The logs themselves.
+struct Sinks {
+    file: Option<FileLog>,
+    remote: Option<Remote>,
+}
+
+impl Sinks {
+    fn open(setup: LogSetup) -> Result<Self, String> {
         let file = match setup.file {
             Some(file) => {
                 let path = file.path.clone();
@@ -33,9 +45,41 @@ impl Logger {
         };
         let remote = setup.remote.map(Remote::open).transpose();
         let remote = remote.map_err(|err| format!("failed to initialize logging driver: {err}"))?;
+        Ok(Self { file, remote })
+    }
+
+    fn line(&mut self, stream: StdStream, line: &[u8], at: Timestamp) {
+        if let Some(file) = &mut self.file {
+            file.line(stream, line, at);
+        }
+        if let Some(remote) = &mut self.remote {
+            remote.line(stream, line, at);
+        }
+    }
+
+    fn flush(&mut self) {
+        if let Some(file) = &mut self.file {
+            file.flush();
+        }
+    }
+
+    fn finish(&mut self) {
+        self.flush();
+        if let Some(file) = &mut self.file {
+            file.finish();
+        }
+    }
+}
+
+impl Logger {
+    /// An error says, in words for the user, which log cannot be reached.
+    pub(super) fn open(setup: LogSetup) -> Result<Self, String> {
+        let to = match setup.buffer {
+            Some(bytes) => To::Ring(Ring::start(bytes, setup)?),
+            None => To::Log(Sinks::open(setup)?),
+        };
         Ok(Self {
-            file,
-            remote,
+            to,
             partial: [Vec::new(), Vec::new()],
         })
     }
@@ -74,24 +118,22 @@ impl Logger {
                 self.line(stream, &partial, Timestamp::now());
             }
         }
-        self.flush();
-        if let Some(file) = &mut self.file {
-            file.finish();
+        match &mut self.to {
+            To::Log(sinks) => sinks.finish(),
+            To::Ring(ring) => ring.finish(),
         }
     }
 
     fn line(&mut self, stream: StdStream, line: &[u8], at: Timestamp) {
-        if let Some(file) = &mut self.file {
-            file.line(stream, line, at);
-        }
-        if let Some(remote) = &mut self.remote {
-            remote.line(stream, line, at);
+        match &mut self.to {
+            To::Log(sinks) => sinks.line(stream, line, at),
+            To::Ring(ring) => ring.line(stream, line, at),
         }
     }
 
     fn flush(&mut self) {
-        if let Some(file) = &mut self.file {
-            file.flush();
+        if let To::Log(sinks) = &mut self.to {
+            sinks.flush();
         }
     }
 }

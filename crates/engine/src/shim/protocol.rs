@@ -96,6 +96,20 @@ pub enum Staged {
     Subpath { volume: PathBuf, path: PathBuf },
     /// The shared memory of the container whose process 1 this is.
     Shm { pid: i32 },
+    /// Layers of an image, lowest first, to be read, or a place in them.
+    Image {
+        layers: Vec<PathBuf>,
+        subpath: Option<PathBuf>,
+    },
+    /// A directory of the host whose mounts are the container's and the other way round; it is laid over what is
+    /// mounted at `target` already.
+    Shared {
+        source: PathBuf,
+        target: PathBuf,
+        /// With all that is mounted below it.
+        recursive: bool,
+        read_only: bool,
+    },
 }
 
 /// Where output goes.
@@ -105,6 +119,9 @@ pub struct LogSetup {
     pub file: Option<LogFile>,
     /// A service that takes it too.
     pub remote: Option<RemoteLog>,
+    /// Bytes of lines that may wait for the log, if the container is not to (`mode=non-blocking`).
+    #[serde(default)]
+    pub buffer: Option<u64>,
 }
 
 /// A log service.

@@ -41,8 +41,57 @@ pub(crate) fn mount_overlay(layers: &[PathBuf], volatile: bool) -> Result<(), Fa
     }
     // A mount that was volatile once leaves this mark, and the kernel refuses the next one until it is gone.
     let _ = std::fs::remove_dir("work/work/incompat/volatile");
-    let mut held = Vec::new();
-    let mut lower = Vec::new();
+    let (held, mut lower) = lower_dirs(layers)?;
+    if lower.is_empty() {
+        let _ = std::fs::create_dir("empty");
+        lower.push("empty".to_owned());
+    }
+    let mut options = format!("lowerdir={},upperdir=upper,workdir=work", lower.join(":"));
+    if volatile {
+        options.push_str(",volatile");
+    }
+    let mounted = mount(
+        Some("overlay"),
+        MERGED,
+        Some("overlay"),
+        MsFlags::empty(),
+        Some(options.as_str()),
+    );
+    drop(held);
+    mounted.map_err(|errno| {
+        Failure::new(format!(
+            "cannot mount the root filesystem: {}",
+            errno.desc()
+        ))
+    })
+}
+
+/// Mounts layers, lowest first, at a place, to be read alone.
+pub(crate) fn mount_layers(layers: &[PathBuf], at: &Path) -> Result<(), Failure> {
+    let (held, mut lower) = lower_dirs(layers)?;
+    // The kernel wants two of them where nothing is written.
+    let empty = at.with_extension("empty");
+    for n in lower.len()..2 {
+        let path = empty.join(n.to_string());
+        std::fs::create_dir_all(&path)
+            .map_err(|err| Failure::new(format!("cannot create {}: {err}", path.display())))?;
+        lower.push(path.display().to_string());
+    }
+    let options = format!("lowerdir={}", lower.join(":"));
+    let mounted = mount(
+        Some("overlay"),
+        at,
+        Some("overlay"),
+        MsFlags::MS_RDONLY,
+        Some(options.as_str()),
+    );
+    drop(held);
+    mounted.map_err(|errno| Failure::new(format!("cannot mount the image: {}", errno.desc())))
+}
+
+/// Layers as the mount option names them, the uppermost first, and what keeps those names good.
+fn lower_dirs(layers: &[PathBuf]) -> Result<(Vec<OwnedFd>, Vec<String>), Failure> {
+    let (mut held, mut lower) = (Vec::new(), Vec::new());
     for layer in layers.iter().rev() {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let fd = open(layer, flags, Mode::empty()).map_err(|errno| {
@@ -56,27 +105,7 @@ pub(crate) fn mount_overlay(layers: &[PathBuf], volatile: bool) -> Result<(), Fa
         lower.push(format!("/proc/self/fd/{}", fd.as_raw_fd()));
         held.push(fd);
     }
-    if lower.is_empty() {
-        let _ = std::fs::create_dir("empty");
-        lower.push("empty".to_owned());
-    }
-    let mut options = format!("lowerdir={},upperdir=upper,workdir=work", lower.join(":"));
-    if volatile {
-        options.push_str(",volatile");
-    }
-    mount(
-        Some("overlay"),
-        MERGED,
-        Some("overlay"),
-        MsFlags::empty(),
-        Some(options.as_str()),
-    )
-    .map_err(|errno| {
-        Failure::new(format!(
-            "cannot mount the root filesystem: {}",
-            errno.desc()
-        ))
-    })
+    Ok((held, lower))
 }
 
 /// The root filesystem by descriptor.

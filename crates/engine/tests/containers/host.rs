@@ -65,6 +65,7 @@ impl Host {
             shim_exe: env!("CARGO_BIN_EXE_shoal-shim").into(),
             images,
             network,
+            cdi_spec_dirs: vec![root.join("cdi")],
         };
         Engine::open(config).await.expect("engine")
     }

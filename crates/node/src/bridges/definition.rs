@@ -1,22 +1,27 @@
 //! A network as it is written down, and what a user's wish for one means.
 
+mod addresses;
+
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
 };
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use shoal_api::{Timestamp, spec::IpamConfig};
 use shoal_docker_api::backend::{LocalNetwork, LocalNetworkSpec};
-use shoal_overlay::{BridgeSpec, core::ipam};
+use shoal_overlay::{BridgeSpec, Ipv6Place};
 
 use super::BridgesError;
+use crate::config::NetworkDefaults;
+use addresses::Addresses;
+pub(super) use addresses::{Taken, ranges_in_use, ranges6_in_use};
 
 /// Name of the network that containers are in unless told otherwise.
 pub const BRIDGE: &str = "bridge";
-/// Range of the bridge by which cluster networks reach the world; never given to another network.
-const GATEWAY_BRIDGE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(172, 18, 0, 0), 16);
+/// Bytes of a packet on Ethernet, which docker names for its default network.
+const MTU: u32 = 1500;
 /// Interface names have at most 15 characters (`IFNAMSIZ` without its final zero).
 const INTERFACE_NAME_MAX: usize = 15;
 
@@ -25,7 +30,10 @@ const OPTION_ICC: &str = "com.docker.network.bridge.enable_icc";
 const OPTION_MASQUERADE: &str = "com.docker.network.bridge.enable_ip_masquerade";
 const OPTION_HOST_BINDING: &str = "com.docker.network.bridge.host_binding_ipv4";
 const OPTION_DEFAULT: &str = "com.docker.network.bridge.default_bridge";
-const OPTION_GATEWAY_MODE: &str = "com.docker.network.bridge.gateway_mode_ipv4";
+const OPTION_GATEWAY_MODES: [&str; 2] = [
+    "com.docker.network.bridge.gateway_mode_ipv4",
+    "com.docker.network.bridge.gateway_mode_ipv6",
+];
 const OPTION_MTU: &str = "com.docker.network.driver.mtu";
 const OPTION_IFACE_PREFIX: &str = "com.docker.network.container_iface_prefix";
 
@@ -44,6 +52,24 @@ pub(super) struct Definition {
     pub options: BTreeMap<String, String>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
+    /// Addresses that no container is given, by what the user calls them.
+    #[serde(default)]
+    pub auxiliary: BTreeMap<String, IpAddr>,
+    /// The network whose configuration it has.
+    #[serde(default)]
+    pub config_from: Option<String>,
+    /// What it says to those that take their configuration from it, if it is there for that alone.
+    #[serde(default)]
+    pub config: Option<Configuration>,
+}
+
+/// What a network that is but a configuration says of addresses; options and labels are the network's own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Configuration {
+    /// Subnets.
+    pub ipam: Vec<IpamConfig>,
+    /// Whether there is IPv6 too.
+    pub ipv6: bool,
 }
 
 /// What a network with a bridge has besides.
@@ -59,56 +85,140 @@ pub(super) struct Bridge {
     pub host_binding: Ipv4Addr,
     /// Start of interface names inside containers.
     pub interface_prefix: String,
+    /// Part of the IPv6 subnet from which addresses are given.
+    #[serde(default)]
+    pub range6: Option<Ipv6Net>,
 }
 
 impl Definition {
-    /// `bridge`: the network of containers that name none.
+    /// `bridge`: the network of containers that name none. One that there is already keeps what nothing else is said of.
     pub(super) fn default_bridge(
         id: String,
         prefix: &str,
         now: Timestamp,
-        taken: &[Ipv4Net],
+        taken: &Taken,
+        defaults: &NetworkDefaults,
+        before: Option<&Self>,
     ) -> Result<Self, BridgesError> {
-        let ifname = format!("{prefix}0");
+        let (ifname, said) = (format!("{prefix}0"), &defaults.bridge);
         let options = [
-            (OPTION_DEFAULT, "true"),
-            (OPTION_ICC, "true"),
-            (OPTION_MASQUERADE, "true"),
-            (OPTION_HOST_BINDING, "0.0.0.0"),
-            (OPTION_NAME, ifname.as_str()),
-            (OPTION_MTU, "1500"),
+            (OPTION_DEFAULT, "true".to_owned()),
+            (OPTION_ICC, said.icc.to_string()),
+            (OPTION_MASQUERADE, said.masquerade.to_string()),
+            (OPTION_HOST_BINDING, said.binding.to_string()),
+            (OPTION_NAME, ifname),
+            (OPTION_MTU, said.mtu.unwrap_or(MTU).to_string()),
         ];
+        let held = before.and_then(|before| before.bridge.as_ref());
+        let v4 = match (said.address, said.range) {
+            (Some(address), range) => Some(IpamConfig {
+                subnet: Some(address.trunc().into()),
+                ip_range: range.map(IpNet::V4),
+                gateway: Some(address.addr().into()),
+            }),
+            (None, Some(range)) => Some(IpamConfig {
+                subnet: Some(range.trunc().into()),
+                ip_range: None,
+                gateway: None,
+            }),
+            (None, None) => held.map(|held| IpamConfig {
+                subnet: Some(held.spec.subnet.into()),
+                ip_range: held.range.map(IpNet::V4),
+                gateway: Some(held.spec.gateway.into()),
+            }),
+        };
+        let held6 = held.and_then(|held| Some((held.spec.ipv6?, held.range6)));
+        let v6 = match (said.address6, said.range6, held6) {
+            (Some(address), range, _) => Some(IpamConfig {
+                subnet: Some(address.trunc().into()),
+                ip_range: range.map(IpNet::V6),
+                gateway: Some(address.addr().into()),
+            }),
+            (None, Some(range), _) => Some(IpamConfig {
+                subnet: Some(range.trunc().into()),
+                ip_range: None,
+                gateway: None,
+            }),
+            (None, None, Some((place, range))) => Some(IpamConfig {
+                subnet: Some(place.subnet.into()),
+                ip_range: range.map(IpNet::V6),
+                gateway: Some(place.gateway.into()),
+            }),
+            (None, None, None) => None,
+        };
         let spec = LocalNetworkSpec {
             name: BRIDGE.to_owned(),
             driver: BRIDGE.to_owned(),
-            options: options
-                .map(|(key, value)| (key.to_owned(), value.to_owned()))
-                .into(),
+            options: options.map(|(key, value)| (key.to_owned(), value)).into(),
+            ipv6: said.ipv6,
+            ipam: v4.into_iter().chain(v6.filter(|_| said.ipv6)).collect(),
             ..LocalNetworkSpec::default()
         };
-        Self::new(spec, id, prefix, now, taken)
+        Self::new(spec, id, prefix, now, taken, defaults)
+    }
+
+    /// A network that is but a configuration for others.
+    pub(super) fn configuration(wish: LocalNetworkSpec, id: String, now: Timestamp) -> Self {
+        Self {
+            id,
+            name: wish.name,
+            created: now,
+            bridge: None,
+            options: wish.options,
+            labels: wish.labels,
+            auxiliary: wish.auxiliary,
+            config_from: None,
+            config: Some(Configuration {
+                ipam: wish.ipam,
+                ipv6: wish.ipv6,
+            }),
+        }
+    }
+
+    /// Puts what this network says, which is there for that alone, into a wish.
+    pub(super) fn configure(&self, wish: &mut LocalNetworkSpec) -> Result<(), BridgesError> {
+        let Some(config) = &self.config else {
+            let text = format!("{} is not a configuration network", self.name);
+            return Err(BridgesError::Forbidden(text));
+        };
+        if !wish.ipam.is_empty() || !wish.options.is_empty() || !wish.auxiliary.is_empty() {
+            let text = "user supplied configuration are not supported if the network depends on a configuration network";
+            return Err(BridgesError::Forbidden(text.to_owned()));
+        }
+        wish.ipam.clone_from(&config.ipam);
+        wish.ipv6 |= config.ipv6;
+        wish.options.clone_from(&self.options);
+        wish.auxiliary.clone_from(&self.auxiliary);
+        for (key, value) in &self.labels {
+            let own = wish.labels.entry(key.clone());
+            own.or_insert_with(|| value.clone());
+        }
+        Ok(())
     }
 
     /// `host` or `none`, which need nothing from the kernel.
     pub(super) fn without_bridge(name: &str, id: String, now: Timestamp) -> Self {
-        let (options, labels) = (BTreeMap::new(), BTreeMap::new());
         Self {
             id,
             name: name.to_owned(),
             created: now,
             bridge: None,
-            options,
-            labels,
+            options: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            auxiliary: BTreeMap::new(),
+            config_from: None,
+            config: None,
         }
     }
 
     /// What the user's wish means; `taken` are ranges that others have.
     pub(super) fn new(
-        wish: LocalNetworkSpec,
+        mut wish: LocalNetworkSpec,
         id: String,
         prefix: &str,
         now: Timestamp,
-        taken: &[Ipv4Net],
+        taken: &Taken,
+        defaults: &NetworkDefaults,
     ) -> Result<Self, BridgesError> {
         match wish.driver.as_str() {
             "bridge" | "" => {}
@@ -131,10 +241,11 @@ impl Definition {
                 )));
             }
         }
-        if wish.ipv6 {
-            return Err(BridgesError::Unsupported(
-                "IPv6 in a network of one host".to_owned(),
-            ));
+        if wish.name != BRIDGE {
+            for (key, value) in &defaults.options {
+                let own = wish.options.entry(key.clone());
+                own.or_insert_with(|| value.clone());
+            }
         }
         let option = |name: &str| {
             wish.options
@@ -148,8 +259,10 @@ impl Definition {
             Some("false" | "0") => Ok(false),
             Some(other) => Err(invalid_option(name, other)),
         };
-        if let Some(mode) = option(OPTION_GATEWAY_MODE).filter(|mode| *mode != "nat") {
-            return Err(BridgesError::Unsupported(format!("gateway mode {mode:?}")));
+        for name in OPTION_GATEWAY_MODES {
+            if let Some(mode) = option(name).filter(|mode| *mode != "nat") {
+                return Err(BridgesError::Unsupported(format!("gateway mode {mode:?}")));
+            }
         }
         let ifname = match option(OPTION_NAME) {
             Some(name) if is_interface_name(name) => name.to_owned(),
@@ -178,7 +291,7 @@ impl Definition {
             }
             Some(text) => return Err(invalid_option(OPTION_IFACE_PREFIX, text)),
         };
-        let addresses = Addresses::of(&wish.ipam, taken)?;
+        let addresses = Addresses::of(&wish, &id, taken, &defaults.pools)?;
         let spec = BridgeSpec {
             id: id.clone(),
             ifname,
@@ -188,6 +301,7 @@ impl Definition {
             mtu,
             icc: flag(OPTION_ICC, true)?,
             masquerade: flag(OPTION_MASQUERADE, true)?,
+            ipv6: addresses.v6.map(|(place, _)| place),
         };
         let bridge = Bridge {
             spec,
@@ -195,6 +309,7 @@ impl Definition {
             subnet_by_user: addresses.by_user,
             host_binding,
             interface_prefix,
+            range6: addresses.v6.and_then(|(_, range)| range),
         };
         Ok(Self {
             id,
@@ -203,6 +318,9 @@ impl Definition {
             bridge: Some(bridge),
             options: wish.options,
             labels: wish.labels,
+            auxiliary: wish.auxiliary,
+            config_from: wish.config_from,
+            config: None,
         })
     }
 
@@ -219,14 +337,27 @@ impl Definition {
     /// What the API shows, without containers.
     pub(super) fn show(&self) -> LocalNetwork {
         let bridge = self.bridge.as_ref();
-        let ipam = bridge.map(|bridge| IpamConfig {
-            subnet: Some(IpNet::V4(bridge.spec.subnet)),
-            ip_range: bridge.range.map(IpNet::V4),
-            gateway: Some(IpAddr::V4(bridge.spec.gateway)),
-        });
+        let mut ipam = Vec::new();
+        if let Some(bridge) = bridge {
+            ipam.push(IpamConfig {
+                subnet: Some(IpNet::V4(bridge.spec.subnet)),
+                ip_range: bridge.range.map(IpNet::V4),
+                gateway: Some(IpAddr::V4(bridge.spec.gateway)),
+            });
+            let v6 = |place: Ipv6Place| IpamConfig {
+                subnet: Some(IpNet::V6(place.subnet)),
+                ip_range: bridge.range6.map(IpNet::V6),
+                gateway: Some(IpAddr::V6(place.gateway)),
+            };
+            ipam.extend(bridge.spec.ipv6.map(v6));
+        }
+        if let Some(config) = &self.config {
+            ipam.extend(config.ipam.iter().cloned());
+        }
         let driver = match (bridge, self.name.as_str()) {
             (Some(_), _) => BRIDGE,
             (None, "none") => "null",
+            (None, _) if self.config.is_some() => "null",
             (None, _) => "host",
         };
         LocalNetwork {
@@ -235,10 +366,14 @@ impl Definition {
             driver: driver.to_owned(),
             created: self.created,
             internal: bridge.is_some_and(|bridge| bridge.spec.internal),
-            ipv6: false,
-            ipam: ipam.into_iter().collect(),
+            ipv6: bridge.is_some_and(|bridge| bridge.spec.ipv6.is_some())
+                || self.config.as_ref().is_some_and(|config| config.ipv6),
+            ipam,
             options: self.options.clone(),
             labels: self.labels.clone(),
+            auxiliary: self.auxiliary.clone(),
+            config_only: self.config.is_some(),
+            config_from: self.config_from.clone(),
             containers: BTreeMap::new(),
         }
     }
@@ -247,92 +382,6 @@ impl Definition {
 /// Names that are docker's own.
 pub fn is_predefined(name: &str) -> bool {
     matches!(name, "bridge" | "host" | "none" | "default")
-}
-
-struct Addresses {
-    subnet: Ipv4Net,
-    gateway: Ipv4Addr,
-    range: Option<Ipv4Net>,
-    by_user: bool,
-}
-
-impl Addresses {
-    fn of(wish: &[IpamConfig], taken: &[Ipv4Net]) -> Result<Self, BridgesError> {
-        let wish = match wish {
-            [] => &IpamConfig {
-                subnet: None,
-                ip_range: None,
-                gateway: None,
-            },
-            [one] => one,
-            _ => {
-                return Err(BridgesError::Unsupported(
-                    "more than one subnet in a network of one host".to_owned(),
-                ));
-            }
-        };
-        let v4 = |net: Option<IpNet>| match net {
-            None => Ok(None),
-            Some(IpNet::V4(net)) => Ok(Some(net)),
-            Some(IpNet::V6(_)) => Err(BridgesError::Unsupported(
-                "IPv6 in a network of one host".to_owned(),
-            )),
-        };
-        let (subnet, range) = (
-            v4(wish.subnet)?,
-            v4(wish.ip_range)?.map(|range| range.trunc()),
-        );
-        let by_user = subnet.is_some();
-        let subnet = match subnet {
-            Some(subnet) if subnet.trunc() != subnet => {
-                let text = format!(
-                    "invalid network config:\ninvalid subnet {subnet}: it should be {}",
-                    subnet.trunc()
-                );
-                return Err(BridgesError::Invalid(text));
-            }
-            // A gateway and a container want an address each.
-            Some(subnet) if subnet.prefix_len() > 30 => {
-                return Err(BridgesError::Invalid(format!(
-                    "invalid subnet {subnet}: too small"
-                )));
-            }
-            Some(subnet) if taken.iter().any(|other| ipam::overlap(subnet, *other)) => {
-                return Err(BridgesError::Overlap);
-            }
-            Some(subnet) => subnet,
-            None => {
-                let taken: Vec<Ipv4Net> = taken.iter().copied().chain([GATEWAY_BRIDGE]).collect();
-                ipam::free_subnet(&taken).ok_or(BridgesError::NoSubnet)?
-            }
-        };
-        if let Some(range) = range.filter(|range| !by_user || !subnet.contains(range)) {
-            return Err(BridgesError::Invalid(format!(
-                "no matching subnet for ip-range {range}"
-            )));
-        }
-        let is_host = |ip: Ipv4Addr| {
-            subnet.contains(&ip) && ip != subnet.network() && ip != subnet.broadcast()
-        };
-        let gateway = match wish.gateway {
-            Some(IpAddr::V4(gateway)) if by_user && is_host(gateway) => gateway,
-            Some(gateway) => {
-                return Err(BridgesError::Invalid(format!(
-                    "no matching subnet for gateway {gateway}"
-                )));
-            }
-            None => {
-                let first = range.unwrap_or(subnet).hosts().find(|ip| is_host(*ip));
-                first.ok_or(BridgesError::NoSubnet)?
-            }
-        };
-        Ok(Self {
-            subnet,
-            gateway,
-            range,
-            by_user,
-        })
-    }
 }
 
 fn invalid_option(name: &str, value: &str) -> BridgesError {
@@ -347,38 +396,22 @@ fn is_interface_name(name: &str) -> bool {
             .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':' | b'%'))
 }
 
-/// The ranges to which the host has a route, by the text of `/proc/net/route`; those through `except` do not count.
-pub(super) fn ranges_in_use(routes: &str, except: &str) -> Vec<Ipv4Net> {
-    let address = |text: &str| {
-        u32::from_str_radix(text, 16)
-            .ok()
-            .map(|raw| Ipv4Addr::from(raw.to_ne_bytes()))
-    };
-    let range = |line: &str| {
-        let columns: Vec<&str> = line.split_whitespace().collect();
-        let (interface, to, mask) = (
-            columns.first()?,
-            address(columns.get(1)?)?,
-            address(columns.get(7)?)?,
-        );
-        let net = Ipv4Net::with_netmask(to, mask).ok()?;
-        (*interface != except && net.prefix_len() > 0).then_some(net)
-    };
-    routes.lines().skip(1).filter_map(range).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn make(wish: LocalNetworkSpec, taken: &[&str]) -> Result<Definition, String> {
-        let taken: Vec<Ipv4Net> = taken.iter().map(|text| text.parse().unwrap()).collect();
+        let taken = Taken {
+            v4: taken.iter().filter_map(|text| text.parse().ok()).collect(),
+            v6: taken.iter().filter_map(|text| text.parse().ok()).collect(),
+        };
         Definition::new(
             wish,
             "0123456789abcdef".repeat(4),
             "shoal",
             Timestamp::ZERO,
             &taken,
+            &NetworkDefaults::default(),
         )
         .map_err(|error| error.to_string())
     }
@@ -446,6 +479,7 @@ mod tests {
             ("10.9.0.0/24", "", "10.8.0.1"),
             ("10.9.0.0/24", "", "10.9.0.255"),
             ("", "", "10.9.0.1"),
+            // Without --ipv6.
             ("fd00::/64", "", ""),
         ] {
             addresses(wish(subnet, range, gateway), &[]).unwrap_err();
@@ -512,15 +546,55 @@ mod tests {
     }
 
     #[test]
-    fn routes_of_the_host_are_ranges_in_use() {
-        let routes = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n\
-            eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
-            eth0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n\
-            shoal0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n";
-        assert_eq!(
-            ranges_in_use(routes, "shoal0"),
-            ["192.0.2.0/24".parse().unwrap()]
+    fn ipv6_has_a_subnet_of_its_own() {
+        let both = |subnet: &str, gateway: &str, taken: &[&str]| {
+            let wish = LocalNetworkSpec {
+                ipv6: true,
+                ..wish(subnet, "", gateway)
+            };
+            let place = make(wish, taken)?.bridge.unwrap().spec.ipv6.unwrap();
+            Ok::<_, String>(format!("{} {}", place.subnet, place.gateway))
+        };
+        let chosen = both("", "", &[]).unwrap();
+        assert!(
+            chosen.starts_with("fd") && chosen.contains("::/64 "),
+            "{chosen}"
         );
-        assert_eq!(ranges_in_use(routes, "").len(), 2);
+        assert_eq!(
+            both("fd00:9::/64", "", &[]).unwrap(),
+            "fd00:9::/64 fd00:9::1"
+        );
+        assert_eq!(
+            both("fd00:9::/64", "fd00:9::ff", &[]).unwrap(),
+            "fd00:9::/64 fd00:9::ff"
+        );
+        for (subnet, gateway, taken) in [
+            ("fd00:9::/64", "", &["fd00:9::/48"][..]),
+            ("fd00:9::1/64", "", &[]),
+            ("fd00:9::/64", "fd00:8::1", &[]),
+            ("fd00:9::/127", "", &[]),
+        ] {
+            both(subnet, gateway, taken).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_configuration_is_taken_as_a_whole() {
+        let from = LocalNetworkSpec {
+            ipv6: true,
+            options: [(OPTION_MTU.to_owned(), "1400".to_owned())].into(),
+            ..wish("10.9.0.0/24", "", "")
+        };
+        let config = Definition::configuration(from, "c".repeat(64), Timestamp::ZERO);
+        let mut made = LocalNetworkSpec {
+            name: "made".to_owned(),
+            ..LocalNetworkSpec::default()
+        };
+        config.configure(&mut made).unwrap();
+        let spec = make(made.clone(), &[]).unwrap().bridge.unwrap().spec;
+        assert_eq!((spec.mtu, spec.ipv6.is_some()), (Some(1400), true));
+        config.configure(&mut made).unwrap_err();
+        let shown = config.show();
+        assert!(shown.config_only && shown.driver == "null");
     }
 }

@@ -1,6 +1,6 @@
 //! What can go wrong with the networks of this host.
 
-use std::{io, path::PathBuf};
+use std::{io, net::SocketAddr, path::PathBuf};
 
 use shoal_engine::io::network::NetworkError;
 use shoal_overlay::{BridgeError, core::ipam::IpamError};
@@ -141,7 +141,8 @@ impl From<BridgesError> for NetworkError {
 pub(super) fn port_reason(error: &BridgeError) -> Option<String> {
     match error {
         BridgeError::PortAllocated { host_ip, host_port } => Some(format!(
-            "Bind for {host_ip}:{host_port} failed: port is already allocated"
+            "Bind for {} failed: port is already allocated",
+            SocketAddr::new(*host_ip, *host_port)
         )),
         BridgeError::PortBusy {
             host_ip,
@@ -155,7 +156,8 @@ pub(super) fn port_reason(error: &BridgeError) -> Option<String> {
                 _ => source.to_string(),
             };
             Some(format!(
-                "failed to bind host port {host_ip}:{host_port}/{protocol}: {said}"
+                "failed to bind host port {}/{protocol}: {said}",
+                SocketAddr::new(*host_ip, *host_port)
             ))
         }
         _ => None,

@@ -3,6 +3,7 @@
 use std::{sync::Arc, task::Poll};
 
 use shoal_api::container::ContainerId;
+use shoal_dns::Records;
 use shoal_engine::io::network::NetworkError;
 use shoal_overlay::netns;
 
@@ -75,7 +76,13 @@ impl Bridges {
             return Ok(None);
         };
         // Names first, so that nobody is sent to what is about to go.
-        self.tell_names(state, &networks_of(&member));
+        let mut networks = networks_of(&member);
+        if member.endpoints.iter().any(|at| !at.spec.links.is_empty()) {
+            // With the names that it alone knew.
+            state.records = Records::default();
+            networks = state.networks.keys().cloned().collect();
+        }
+        self.tell_names(state, &networks);
         if !member.published.is_empty()
             && let Err(error) = self.kernel.unpublish(container.as_str()).await
         {

@@ -2,12 +2,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     ops::RangeInclusive,
     path::PathBuf,
 };
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use shoal_api::{
     container::{
@@ -61,6 +61,12 @@ impl Endpoint {
             .mac
             .map_or_else(|| mac_of(self.attachment.address.into()), Mac)
     }
+
+    /// Its addresses, IPv4 first.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let v6 = self.attachment.ipv6.map(IpAddr::V6);
+        std::iter::once(IpAddr::V4(self.attachment.address)).chain(v6)
+    }
 }
 
 impl Member {
@@ -87,10 +93,9 @@ impl Member {
     /// Its names and address in a network, for the resolver.
     pub(super) fn host(&self, network: &str) -> Option<Host> {
         let endpoint = self.endpoint(network)?;
-        let addresses = vec![IpAddr::V4(endpoint.attachment.address)];
         Some(Host {
             names: self.names(endpoint),
-            addresses,
+            addresses: endpoint.addresses().collect(),
         })
     }
 
@@ -102,7 +107,7 @@ impl Member {
             endpoint_id: endpoint.id.clone(),
             mac_address: endpoint.mac().to_string(),
             ipv4: net_of(endpoint.attachment.address, network).map(IpNet::V4),
-            ipv6: None,
+            ipv6: net6_of(endpoint, network).map(IpNet::V6),
         })
     }
 
@@ -116,6 +121,11 @@ impl Member {
             ipv4_prefix_len: net_of(endpoint.attachment.address, network)
                 .map_or(0, |net| net.prefix_len()),
             gateway: spec.filter(|spec| !spec.internal).map(|spec| spec.gateway),
+            ipv6: endpoint.attachment.ipv6,
+            ipv6_prefix_len: net6_of(endpoint, network).map_or(0, |net| net.prefix_len()),
+            ipv6_gateway: spec
+                .filter(|spec| !spec.internal && endpoint.attachment.ipv6.is_some())
+                .and_then(|spec| Some(spec.ipv6?.gateway)),
             mac_address: Some(endpoint.mac().to_string()),
             dns_names: if network.has_names() {
                 self.names(endpoint)
@@ -147,6 +157,11 @@ fn net_of(address: Ipv4Addr, network: &Definition) -> Option<Ipv4Net> {
     Ipv4Net::new(address, subnet.prefix_len()).ok()
 }
 
+fn net6_of(endpoint: &Endpoint, network: &Definition) -> Option<Ipv6Net> {
+    let place = network.bridge.as_ref()?.spec.ipv6?;
+    Ipv6Net::new(endpoint.attachment.ipv6?, place.subnet.prefix_len()).ok()
+}
+
 /// Reads an Ethernet address that a single host may have.
 pub(super) fn parse_mac(text: &str) -> Result<[u8; 6], BridgesError> {
     let invalid = || BridgesError::Invalid(format!("invalid MAC address {text:?}"));
@@ -166,12 +181,12 @@ pub(super) fn parse_mac(text: &str) -> Result<[u8; 6], BridgesError> {
     }
 }
 
-/// What is to be published at which ports of the host for a container that has this address.
+/// What is to be published at which ports of the host for a container with this endpoint.
 pub(super) fn port_requests(
     bindings: &BTreeMap<Port, Vec<PortBinding>>,
     exposed: &BTreeSet<Port>,
     all: bool,
-    address: Ipv4Addr,
+    attachment: &Attachment,
     host_binding: Ipv4Addr,
 ) -> Result<Vec<PortRequest>, BridgesError> {
     let any = [PortBinding::default()];
@@ -182,15 +197,24 @@ pub(super) fn port_requests(
     let named = bindings
         .iter()
         .map(|(port, bindings)| (port, bindings.as_slice()));
+    let (v4, v6) = (
+        IpAddr::V4(attachment.address),
+        attachment.ipv6.map(IpAddr::V6),
+    );
     let mut requests = Vec::new();
     for (port, bindings) in named.chain(unnamed) {
         for binding in bindings {
-            let host_ip = match binding.host_ip {
-                None => host_binding,
-                Some(IpAddr::V4(ip)) => ip,
-                Some(IpAddr::V6(ip)) => {
-                    return Err(BridgesError::Unsupported(format!(
-                        "publishing a port on the IPv6 address {ip}"
+            let (host_ip, address, twin) = match (binding.host_ip, v6) {
+                (None, Some(v6)) if host_binding.is_unspecified() => {
+                    let everywhere = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+                    (host_binding.into(), v4, Some((everywhere, v6)))
+                }
+                (None, _) => (host_binding.into(), v4, None),
+                (Some(ip @ IpAddr::V4(_)), _) => (ip, v4, None),
+                (Some(ip @ IpAddr::V6(_)), Some(v6)) => (ip, v6, None),
+                (Some(ip @ IpAddr::V6(_)), None) => {
+                    return Err(BridgesError::Invalid(format!(
+                        "cannot publish port {port} on [{ip}]: the container has no IPv6 address; make its network with --ipv6"
                     )));
                 }
             };
@@ -200,6 +224,7 @@ pub(super) fn port_requests(
                 protocol: protocol(port.protocol),
                 address,
                 port: port.number,
+                twin,
             });
         }
     }
@@ -208,14 +233,21 @@ pub(super) fn port_requests(
     Ok(requests)
 }
 
-/// The same ports again, for another address of the container.
-pub(super) fn moved(published: &[PublishedPort], address: Ipv4Addr) -> Vec<PortRequest> {
-    let again = published.iter().map(|port| PortRequest {
-        host_ip: port.host_ip,
-        host_ports: port.host_port..=port.host_port,
-        protocol: port.protocol,
-        address,
-        port: port.port,
+/// The same ports again, for another place of the container; those of a family that it has no address of are left out.
+pub(super) fn moved(published: &[PublishedPort], to: &Attachment) -> Vec<PortRequest> {
+    let again = published.iter().filter_map(|port| {
+        let address = match port.address {
+            IpAddr::V4(_) => to.address.into(),
+            IpAddr::V6(_) => to.ipv6?.into(),
+        };
+        Some(PortRequest {
+            host_ip: port.host_ip,
+            host_ports: port.host_port..=port.host_port,
+            protocol: port.protocol,
+            address,
+            port: port.port,
+            twin: None,
+        })
     });
     again.collect()
 }
@@ -238,7 +270,7 @@ pub(super) fn shown_ports(
             Protocol::Sctp => PortProtocol::Sctp,
         };
         let shown = Shown {
-            host_ip: Some(port.host_ip.into()),
+            host_ip: Some(port.host_ip),
             host_port: Some(port.host_port),
             container_port: port.port,
             protocol,
@@ -290,10 +322,17 @@ mod tests {
             ),
         ]);
         let exposed = BTreeSet::from([port("80"), port("443")]);
-        let address = Ipv4Addr::new(172, 17, 0, 2);
+        let mut place = Attachment {
+            network: "n".to_owned(),
+            address: Ipv4Addr::new(172, 17, 0, 2),
+            mac: None,
+            ifname: "eth0".to_owned(),
+            ipv6: None,
+            link_local: Vec::new(),
+        };
         let ask = |all| {
             let requests =
-                port_requests(&bindings, &exposed, all, address, Ipv4Addr::UNSPECIFIED).unwrap();
+                port_requests(&bindings, &exposed, all, &place, Ipv4Addr::UNSPECIFIED).unwrap();
             let text = |r: &PortRequest| {
                 format!(
                     "{}:{}-{}/{} {}",
@@ -324,16 +363,25 @@ mod tests {
                 host_ports: None,
             }],
         )]);
-        port_requests(&v6, &exposed, false, address, Ipv4Addr::UNSPECIFIED).unwrap_err();
+        port_requests(&v6, &exposed, false, &place, Ipv4Addr::UNSPECIFIED).unwrap_err();
+        place.ipv6 = "fd00::2".parse().ok();
+        let requests = port_requests(&v6, &exposed, false, &place, Ipv4Addr::UNSPECIFIED).unwrap();
+        assert_eq!(requests[0].host_ip, "::1".parse::<IpAddr>().unwrap());
+        let both = port_requests(&bindings, &exposed, false, &place, Ipv4Addr::UNSPECIFIED);
+        let twins = both.unwrap().iter().filter(|r| r.twin.is_some()).count();
+        assert_eq!(
+            twins, 2,
+            "what names no address is published in both families"
+        );
     }
 
     #[test]
     fn exposed_ports_are_shown_without_a_place_on_the_host() {
         let published = PublishedPort {
-            host_ip: Ipv4Addr::UNSPECIFIED,
+            host_ip: Ipv4Addr::UNSPECIFIED.into(),
             host_port: 8080,
             protocol: Protocol::Tcp,
-            address: Ipv4Addr::new(172, 17, 0, 2),
+            address: [172, 17, 0, 2].into(),
             port: 80,
         };
         let ports = shown_ports(&BTreeSet::from([port("80"), port("443")]), &[published]);

@@ -2,24 +2,28 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     path::Path,
 };
 
-use ipnet::Ipv4Net;
 use shoal_api::{
-    Timestamp,
+    NetworkId, Timestamp,
     container::{ContainerId, EndpointSpec, NetworkMode},
     id::{IdSource, RandomIds},
 };
-use shoal_dns::Records;
+use shoal_dns::{Host, Records, Zone};
 use shoal_docker_api::backend::LocalNetwork;
 use shoal_engine::io::network::NetworkRequest;
-use shoal_overlay::{Attachment, BridgeView, core::ipam::AddressPool};
+use shoal_overlay::{
+    Attachment, BridgeView,
+    core::ipam::{AddressPool, AddressPool6},
+};
+
+use crate::config::NetworkDefaults;
 
 use super::{
     BRIDGE, BridgesError, OPTION_IFNAME,
-    definition::{Bridge, Definition, ranges_in_use},
+    definition::{Bridge, Definition, Taken, ranges_in_use, ranges6_in_use},
     member::{Endpoint, Member, parse_mac},
 };
 
@@ -30,29 +34,109 @@ pub(super) struct State {
     pub(super) networks: BTreeMap<String, Definition>,
     /// Free addresses by network.
     pub(super) pools: BTreeMap<String, AddressPool>,
+    /// The same for IPv6.
+    pub(super) pools6: BTreeMap<String, AddressPool6>,
     pub(super) members: BTreeMap<ContainerId, Member>,
     pub(super) records: Records,
 }
 
 impl State {
-    /// Adds the networks that docker has from the start; says whether any was missing.
-    pub(super) fn add_predefined(&mut self, prefix: &str) -> Result<bool, BridgesError> {
-        let mut added = false;
+    /// Adds the networks that docker has from the start, and lets the default one be as the daemon's configuration
+    /// says; says whether anything changed. With containers `in_use` a network keeps its addresses.
+    pub(super) fn add_predefined(
+        &mut self,
+        prefix: &str,
+        defaults: &NetworkDefaults,
+        in_use: impl Fn(&str) -> bool,
+    ) -> Result<bool, BridgesError> {
+        let mut changed = false;
+        let taken = self.taken(&format!("{prefix}0"));
         for name in [BRIDGE, "host", "none"] {
-            if self.networks.values().any(|network| network.name == name) {
+            let before = self.networks.values().find(|network| network.name == name);
+            if before.is_some() && name != BRIDGE {
                 continue;
             }
-            let (id, now) = (random_id(), Timestamp::now());
+            let id = before.map_or_else(random_id, |before| before.id.clone());
+            let now = before.map_or_else(Timestamp::now, |before| before.created);
             let network = match name {
-                BRIDGE => {
-                    Definition::default_bridge(id, prefix, now, &self.taken(&format!("{prefix}0")))?
-                }
+                BRIDGE => Definition::default_bridge(id, prefix, now, &taken, defaults, before)?,
                 _ => Definition::without_bridge(name, id, now),
             };
+            if before == Some(&network) {
+                continue;
+            }
+            let places = |network: &Definition| {
+                let spec = network.bridge.as_ref().map(|bridge| &bridge.spec);
+                spec.map(|spec| (spec.subnet, spec.gateway, spec.ipv6))
+            };
+            if before.is_some_and(|before| places(before) != places(&network))
+                && in_use(&network.id)
+            {
+                tracing::warn!(
+                    "the default network stays as it was: its addresses cannot change while containers run in it"
+                );
+                continue;
+            }
             self.networks.insert(network.id.clone(), network);
-            added = true;
+            changed = true;
         }
-        Ok(added)
+        Ok(changed)
+    }
+
+    /// Makes the pools of a network, from which nothing is taken but what containers never get.
+    pub(super) fn open_pools(&mut self, id: &str) -> Result<(), BridgesError> {
+        let Some(network) = self.networks.get(id) else {
+            return Ok(());
+        };
+        let Some(Bridge {
+            spec,
+            range,
+            range6,
+            ..
+        }) = &network.bridge
+        else {
+            return Ok(());
+        };
+        let mut pool = AddressPool::new(spec.subnet, *range, spec.gateway);
+        let place = spec.ipv6;
+        let mut pool6 = place.map(|place| AddressPool6::new(place.subnet, *range6, place.gateway));
+        for address in network.auxiliary.values() {
+            match (address, &mut pool6) {
+                (IpAddr::V4(address), _) => drop(pool.take(Some(*address))?),
+                (IpAddr::V6(address), Some(pool6)) => drop(pool6.take(Some(*address))?),
+                (IpAddr::V6(address), None) => {
+                    return Err(BridgesError::Invalid(format!(
+                        "no matching subnet for aux-address {address}"
+                    )));
+                }
+            }
+        }
+        self.pools.insert(id.to_owned(), pool);
+        self.pools6.extend(pool6.map(|pool| (id.to_owned(), pool)));
+        Ok(())
+    }
+
+    /// Forgets a network.
+    pub(super) fn forget(&mut self, id: &str) {
+        self.networks.remove(id);
+        self.pools.remove(id);
+        self.pools6.remove(id);
+    }
+
+    /// Takes the addresses of an endpoint; says whether they were free.
+    pub(super) fn take(&mut self, attachment: &Attachment) -> bool {
+        let Some(pool) = self.pools.get_mut(&attachment.network) else {
+            return false;
+        };
+        if pool.take(Some(attachment.address)).is_err() {
+            return false;
+        }
+        let pool6 = self.pools6.get_mut(&attachment.network);
+        if let (Some(address), Some(pool6)) = (attachment.ipv6, pool6) {
+            // One that is no longer of the network's range is the kernel's to refuse.
+            let _ = pool6.take(Some(address));
+        }
+        true
     }
 
     pub(super) fn bridges(&self) -> impl Iterator<Item = &Bridge> {
@@ -61,12 +145,48 @@ impl State {
             .filter_map(|network| network.bridge.as_ref())
     }
 
-    /// Ranges that a new network cannot have.
-    pub(super) fn taken(&self, except: &str) -> Vec<Ipv4Net> {
-        let routes = std::fs::read_to_string(Path::new("/proc/self/net/route")).unwrap_or_default();
-        let mut taken: Vec<Ipv4Net> = self.bridges().map(|bridge| bridge.spec.subnet).collect();
-        taken.extend(ranges_in_use(&routes, except));
+    /// Ranges that a new network cannot have; those of the interface `except` do not count.
+    pub(super) fn taken(&self, except: &str) -> Taken {
+        let read = |name: &str| {
+            let path = Path::new("/proc/self/net").join(name);
+            std::fs::read_to_string(path).unwrap_or_default()
+        };
+        let mut taken = Taken {
+            v4: ranges_in_use(&read("route"), except),
+            v6: ranges6_in_use(&read("ipv6_route"), except),
+        };
+        for bridge in self.bridges().filter(|bridge| bridge.spec.ifname != except) {
+            taken.v4.push(bridge.spec.subnet);
+            taken.v6.extend(bridge.spec.ipv6.map(|place| place.subnet));
+        }
         taken
+    }
+
+    /// What containers call others by their links: a zone for each of them that has some, known to it alone.
+    pub(super) fn links(&self) -> Vec<(NetworkId, Zone)> {
+        let of = |member: &Member| {
+            let id = member.container.as_str().parse::<NetworkId>().ok()?;
+            let mut hosts = Vec::new();
+            for endpoint in &member.endpoints {
+                for link in &endpoint.spec.links {
+                    let (target, alias) = link.split_once(':').unwrap_or((link, link));
+                    let target = target.trim_start_matches('/');
+                    let alias = alias.rsplit('/').next().unwrap_or(alias);
+                    let others = self.members.values().filter(|other| {
+                        other.name == target || other.container.as_str().starts_with(target)
+                    });
+                    let there =
+                        others.filter_map(|other| other.endpoint(&endpoint.attachment.network));
+                    let addresses: Vec<IpAddr> = there.flat_map(Endpoint::addresses).collect();
+                    hosts.push(Host {
+                        names: vec![target.to_owned(), alias.to_owned()],
+                        addresses,
+                    });
+                }
+            }
+            (!hosts.is_empty()).then(|| (id, Zone::local("", true, Vec::new(), &hosts)))
+        };
+        self.members.values().filter_map(of).collect()
     }
 
     /// Finds a network by id, name or unique beginning of an id.
@@ -174,7 +294,13 @@ impl State {
         used: &mut BTreeSet<String>,
     ) -> Result<Endpoint, BridgesError> {
         let Some(bridge) = &network.bridge else {
-            let text = format!("container cannot be connected to network {}", network.name);
+            let text = match network.config {
+                Some(_) => format!(
+                    "configuration network is not available for containers: {}",
+                    network.name
+                ),
+                None => format!("container cannot be connected to network {}", network.name),
+            };
             return Err(BridgesError::Forbidden(text));
         };
         check_endpoint(network, bridge, &spec)?;
@@ -201,11 +327,23 @@ impl State {
         let missing = || BridgesError::NotFound(network.name.clone());
         let pool = self.pools.get_mut(&network.id).ok_or_else(missing)?;
         let address = pool.take(spec.ipv4)?;
+        let ipv6 = match self.pools6.get_mut(&network.id) {
+            None => None,
+            Some(pool6) => match pool6.take(spec.ipv6) {
+                Ok(address) => Some(address),
+                Err(error) => {
+                    pool.release(address);
+                    return Err(error.into());
+                }
+            },
+        };
         let attachment = Attachment {
             network: network.id.clone(),
             address,
             mac,
             ifname,
+            ipv6,
+            link_local: spec.link_local.clone(),
         };
         Ok(Endpoint {
             id: random_id(),
@@ -217,6 +355,10 @@ impl State {
     pub(super) fn release(&mut self, endpoint: &Endpoint) {
         if let Some(pool) = self.pools.get_mut(&endpoint.attachment.network) {
             pool.release(endpoint.attachment.address);
+        }
+        let pool6 = self.pools6.get_mut(&endpoint.attachment.network);
+        if let (Some(pool6), Some(address)) = (pool6, endpoint.attachment.ipv6) {
+            pool6.release(address);
         }
     }
 }
@@ -232,7 +374,8 @@ fn check_endpoint(
     if !network.has_names() && !spec.aliases.is_empty() {
         return invalid("network-scoped aliases are only supported for user-defined networks");
     }
-    if !network.has_names() && spec.ipv4.is_some() {
+    let said = spec.ipv4.is_some() || spec.ipv6.is_some();
+    if !network.has_names() && said {
         return invalid("user specified IP address is supported on user defined networks only");
     }
     if !bridge.subnet_by_user && spec.ipv4.is_some() {
@@ -240,16 +383,24 @@ fn check_endpoint(
             "user specified IP address is supported only when connecting to networks with user configured subnets",
         );
     }
-    if spec.ipv6.is_some() || spec.link_local.iter().any(IpAddr::is_ipv6) {
-        return unsupported("IPv6 in a network of one host");
+    if spec.ipv6.is_some() && bridge.spec.ipv6.is_none() {
+        return invalid(&format!(
+            "invalid endpoint settings:\nno configured subnet or ip-range contain the IP address {}",
+            spec.ipv6.unwrap_or(Ipv6Addr::UNSPECIFIED)
+        ));
     }
-    if !spec.links.is_empty() {
-        return unsupported("a link between containers");
+    let link_local = |ip: &IpAddr| match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    if let Some(ip) = spec.link_local.iter().find(|ip| !link_local(ip)) {
+        return invalid(&format!(
+            "invalid endpoint settings:\ninvalid link-local IP address: {ip}"
+        ));
     }
-    if !spec.link_local.is_empty() {
-        return unsupported("a link-local address");
-    }
-    match spec.driver_opts.keys().find(|key| *key != OPTION_IFNAME) {
+    // Drivers pass over what they do not know; what is docker's own has a meaning that would be missed.
+    let meant = |key: &&String| key.starts_with("com.docker.network.") && *key != OPTION_IFNAME;
+    match spec.driver_opts.keys().find(meant) {
         Some(option) => unsupported(&format!("endpoint option {option}")),
         None => Ok(()),
     }

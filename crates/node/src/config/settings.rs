@@ -13,6 +13,7 @@ use shoal_api::container::Ulimit;
 use super::{
     ConfigError, ContainerDefaults, DaemonConfig, Reloadable, Source,
     file::{Effect, FLAGS_ONLY, KEYS, Keys},
+    network,
 };
 
 /// TLS of the API on TCP.
@@ -31,12 +32,12 @@ pub struct ApiTls {
 }
 
 /// Takes settings out of the keys.
-struct Reader {
+pub(super) struct Reader {
     keys: Keys,
     path: Option<String>,
 }
 
-fn invalid(key: &str, reason: impl Into<String>) -> ConfigError {
+pub(super) fn invalid(key: &str, reason: impl Into<String>) -> ConfigError {
     ConfigError::Value {
         key: key.to_owned(),
         reason: reason.into(),
@@ -44,11 +45,11 @@ fn invalid(key: &str, reason: impl Into<String>) -> ConfigError {
 }
 
 impl Reader {
-    fn take(&mut self, key: &str) -> Option<Value> {
+    pub(super) fn take(&mut self, key: &str) -> Option<Value> {
         self.keys.remove(key).filter(|value| !value.is_null())
     }
 
-    fn wrong(&self, key: &str, value: &Value, expected: &str) -> ConfigError {
+    pub(super) fn wrong(&self, key: &str, value: &Value, expected: &str) -> ConfigError {
         let reason = format!("{value} given, {expected} expected");
         match &self.path {
             Some(path) => ConfigError::File {
@@ -59,7 +60,7 @@ impl Reader {
         }
     }
 
-    fn flag(&mut self, key: &str) -> Result<Option<bool>, ConfigError> {
+    pub(super) fn flag(&mut self, key: &str) -> Result<Option<bool>, ConfigError> {
         match self.take(key) {
             None => Ok(None),
             Some(Value::Bool(value)) => Ok(Some(value)),
@@ -67,7 +68,7 @@ impl Reader {
         }
     }
 
-    fn text(&mut self, key: &str) -> Result<Option<String>, ConfigError> {
+    pub(super) fn text(&mut self, key: &str) -> Result<Option<String>, ConfigError> {
         match self.take(key) {
             None => Ok(None),
             Some(Value::String(value)) => Ok(Some(value).filter(|text| !text.is_empty())),
@@ -101,7 +102,7 @@ impl Reader {
     }
 
     /// A number; 0 is docker's "not said".
-    fn number(&mut self, key: &str) -> Result<Option<u32>, ConfigError> {
+    pub(super) fn number(&mut self, key: &str) -> Result<Option<u32>, ConfigError> {
         match self.take(key) {
             None => Ok(None),
             Some(value) => match value.as_i64().map(u32::try_from) {
@@ -261,6 +262,9 @@ pub(super) fn read(keys: Keys, source: Source) -> Result<DaemonConfig, ConfigErr
         ulimits: r.ulimits()?,
         init: r.flag("init")?,
         no_new_privileges: r.flag("no-new-privileges")?.unwrap_or(false),
+        cgroupns_mode: mode(&mut r, "default-cgroupns-mode", &["private", "host"])?,
+        ipc_mode: mode(&mut r, "default-ipc-mode", &["private", "shareable"])?,
+        host_gateway: host_gateway(&mut r)?,
         shm_size: shm_size(&mut r)?,
         dns,
         dns_search: r.texts("dns-search")?,
@@ -289,6 +293,8 @@ pub(super) fn read(keys: Keys, source: Source) -> Result<DaemonConfig, ConfigErr
             .text("interface-prefix")?
             .unwrap_or_else(|| "shoal".to_owned()),
         lb_driver: r.lb_driver()?,
+        networks: network::read(&mut r)?,
+        cdi_spec_dirs: cdi_spec_dirs(&mut r)?,
         warnings,
         source,
         live: Arc::new(RwLock::new(Arc::new(live))),
@@ -302,6 +308,53 @@ pub(super) fn read(keys: Keys, source: Source) -> Result<DaemonConfig, ConfigErr
     };
     debug_assert_eq!(r.keys.keys().find(left), None, "a key that works is read");
     Ok(config)
+}
+
+/// One of a few words.
+fn mode(r: &mut Reader, key: &str, known: &[&str]) -> Result<Option<String>, ConfigError> {
+    let said = r.text(key)?;
+    match said {
+        Some(word) if !known.contains(&word.as_str()) => Err(invalid(
+            key,
+            format!("{word:?} is unknown: expected {}", known.join(" or ")),
+        )),
+        said => Ok(said),
+    }
+}
+
+/// Addresses that `host-gateway` stands for: docker's key of one address, and that of two.
+fn host_gateway(r: &mut Reader) -> Result<Option<IpAddr>, ConfigError> {
+    let mut all = r.texts("host-gateway-ips")?;
+    all.splice(..0, r.text("host-gateway-ip")?);
+    let addresses = all.iter().map(|text| {
+        text.parse()
+            .map_err(|_| invalid("host-gateway-ip", format!("{text:?} is not an IP address")))
+    });
+    let addresses: Vec<IpAddr> = addresses.collect::<Result<_, _>>()?;
+    Ok(addresses.first().copied())
+}
+
+/// Where specifications of devices are (CDI); docker's places if nothing is said.
+fn cdi_spec_dirs(r: &mut Reader) -> Result<Vec<PathBuf>, ConfigError> {
+    const KEY: &str = "cdi-spec-dirs";
+    let said = r.keys.contains_key(KEY);
+    let dirs = r.texts(KEY)?;
+    if let Some(dir) = dirs
+        .iter()
+        .find(|dir| !dir.is_empty() && !dir.starts_with('/'))
+    {
+        return Err(invalid(
+            KEY,
+            format!("{dir:?} is not absolute: expected for instance /etc/cdi"),
+        ));
+    }
+    let usual = ["/etc/cdi", "/var/run/cdi"].map(PathBuf::from);
+    Ok(if said {
+        let dirs = dirs.into_iter().filter(|dir| !dir.is_empty());
+        dirs.map(PathBuf::from).collect()
+    } else {
+        usual.to_vec()
+    })
 }
 
 fn says_nothing(value: &Value) -> bool {

@@ -129,7 +129,7 @@ fn what_makes_no_sense_is_refused_in_dockers_words() {
 #[test]
 fn keys_without_effect_are_named() {
     let config = load(
-        r#"{"iptables": false, "live-restore": false, "bip": "10.1.0.1/24"}"#,
+        r#"{"iptables": false, "live-restore": false, "default-gateway": "10.1.0.1"}"#,
         json!({}),
     );
     let warnings = config.unwrap().warnings;
@@ -139,6 +139,60 @@ fn keys_without_effect_are_named() {
             .iter()
             .all(|warning| warning.contains("has no effect: "))
     );
+}
+
+#[test]
+fn networks_are_as_the_file_says() {
+    let config = load(
+        r#"{"bip": "10.9.0.1/24", "fixed-cidr": "10.9.0.128/25", "mtu": 1400, "icc": false, "ip": "127.0.0.1",
+            "ipv6": true, "fixed-cidr-v6": "fd00:9::/64", "ip-masq": false,
+            "default-address-pools": [{"base": "10.10.0.0/16", "size": 24}],
+            "default-network-opts": {"bridge": {"com.docker.network.driver.mtu": "1300"}}}"#,
+        json!({}),
+    );
+    let config = config.unwrap();
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    let bridge = &config.networks.bridge;
+    assert_eq!(bridge.address, "10.9.0.1/24".parse().ok());
+    assert_eq!(
+        (bridge.mtu, bridge.icc, bridge.masquerade, bridge.ipv6),
+        (Some(1400), false, false, true)
+    );
+    assert_eq!(config.networks.pools[0].length, 24);
+    for (text, expected) in [
+        (
+            r#"{"bip": "10.9.0.0/24"}"#,
+            "invalid bip: 10.9.0.0/24 leaves no address",
+        ),
+        (r#"{"bip": "here"}"#, "an address with a prefix length"),
+        (
+            r#"{"mtu": 9}"#,
+            "invalid mtu: 9 is out of range: expected 68 to 65535",
+        ),
+        (
+            r#"{"fixed-cidr-v6": "fd00::/64"}"#,
+            "invalid fixed-cidr-v6: it needs ipv6",
+        ),
+        (
+            r#"{"bip": "10.9.0.1/24", "fixed-cidr": "10.8.0.0/25"}"#,
+            "invalid fixed-cidr: 10.8.0.0/25 is not within",
+        ),
+        (
+            r#"{"default-address-pools": [{"base": "10.0.0.0/16", "size": 8}]}"#,
+            "invalid default-address-pools: size 8 of 10.0.0.0/16 is out of range",
+        ),
+        (
+            r#"{"default-cgroupns-mode": "x"}"#,
+            "invalid default-cgroupns-mode: \"x\" is unknown: expected private or host",
+        ),
+        (
+            r#"{"cdi-spec-dirs": ["cdi"]}"#,
+            "invalid cdi-spec-dirs: \"cdi\" is not absolute",
+        ),
+    ] {
+        let error = load(text, json!({})).map(drop).unwrap_err();
+        assert!(error.contains(expected), "{error}");
+    }
 }
 
 #[test]

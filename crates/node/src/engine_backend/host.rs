@@ -21,6 +21,12 @@ use shoal_docker_api::{
 use super::EngineApi;
 use crate::{config::Reloadable, listeners};
 
+/// Names of the devices that are specified on this host.
+fn cdi_devices(dirs: &[std::path::PathBuf]) -> Vec<String> {
+    let devices = shoal_engine::io::cdi::read(dirs);
+    devices.names().map(str::to_owned).collect()
+}
+
 impl EngineApi {
     /// What `docker info` tells.
     pub(super) fn describe(&self) -> ApiResult<EngineInfo> {
@@ -86,6 +92,8 @@ impl EngineApi {
             https_proxy: proxy("HTTPS_PROXY"),
             no_proxy: proxy("NO_PROXY"),
             debug: live.debug,
+            cdi_spec_dirs: self.config.cdi_spec_dirs.clone(),
+            cdi_devices: cdi_devices(&self.config.cdi_spec_dirs),
             warnings: failure
                 .map(|reason| format!("WARNING: no container can run on this host: {reason}"))
                 .into_iter()

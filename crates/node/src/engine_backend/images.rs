@@ -2,18 +2,44 @@
 
 use shoal_api::{
     build::{BuildEvent, BuildOptions, CommitOptions, ImportOptions},
-    container::EventKind,
-    image::{ImageSummary, Platform, RegistryAuth},
+    container::{ContainerSummary, EventKind},
+    image::{ImageSummary, ImageUser, Platform, RegistryAuth},
 };
 use shoal_docker_api::{
     ApiError,
     backend::{ApiResult, ByteStream, ItemStream, Progress, PruneFilter, Pruned},
 };
-use shoal_engine::io::{build::BuildError, images::LoadedImage};
+use shoal_engine::{
+    core::images::Reference,
+    io::{build::BuildError, images::LoadedImage},
+};
 
 use super::{EngineApi, errors, platform_text, transfers};
 
 impl EngineApi {
+    /// The containers that stand on images.
+    pub(super) async fn image_users(&self) -> ApiResult<Vec<ImageUser>> {
+        let containers = self.all_containers(false).await?;
+        let users = |container: ContainerSummary| {
+            // Its own image, and those whose files it mounts.
+            let mounted = container
+                .mounts
+                .iter()
+                .filter(|mount| mount.kind == "image");
+            let mounted = mounted.map(|mount| mount.name.clone());
+            let images: Vec<String> = mounted.chain([container.image_id.clone()]).collect();
+            let user = move |image: String| {
+                Some(ImageUser {
+                    image: image.parse().ok()?,
+                    container: container.id.to_string(),
+                    running: container.state.status.is_up(),
+                })
+            };
+            images.into_iter().filter_map(user)
+        };
+        Ok(containers.into_iter().flat_map(users).collect())
+    }
+
     pub(super) async fn build(
         &self,
         options: BuildOptions,
@@ -96,10 +122,20 @@ impl EngineApi {
         let platform = platform.as_ref().map(platform_text);
         transfers::with_progress(|reports| async move {
             let images = engine.images();
-            let pulled = images.pull(&reference, platform.as_deref(), auth.as_ref(), reports);
-            let pulled = pulled.await.map_err(errors::image)?;
-            let attributes = [("name".to_owned(), pulled.name.clone())].into();
-            engine.publish(EventKind::Image, "pull", &pulled.name, attributes);
+            // As docker: a name alone means all images of that name.
+            let names = if is_name_alone(&reference) {
+                let all = images.tags_of_remote(&reference, auth.as_ref()).await;
+                all.map_err(errors::image)?
+            } else {
+                vec![reference]
+            };
+            for name in names {
+                let reports = reports.clone();
+                let pulled = images.pull(&name, platform.as_deref(), auth.as_ref(), reports);
+                let pulled = pulled.await.map_err(errors::image)?;
+                let attributes = [("name".to_owned(), pulled.name.clone())].into();
+                engine.publish(EventKind::Image, "pull", &pulled.name, attributes);
+            }
             Ok(Vec::new())
         })
         .await
@@ -113,10 +149,25 @@ impl EngineApi {
         let (engine, reference) = (self.engine.clone(), reference.to_owned());
         transfers::with_progress(|reports| async move {
             let images = engine.images();
-            let pushed = images.push(&reference, auth.as_ref(), reports);
-            pushed.await.map_err(errors::image)?;
-            let attributes = [("name".to_owned(), reference.clone())].into();
-            engine.publish(EventKind::Image, "push", &reference, attributes);
+            let mut names = Vec::new();
+            if is_name_alone(&reference) {
+                let all = images.list().into_iter().flat_map(|image| image.repo_tags);
+                let of = |name: &String| {
+                    name.rsplit_once(':')
+                        .is_some_and(|(name, _)| name == reference)
+                };
+                names.extend(all.filter(of));
+            }
+            // Without any the reason is told by whoever looks for it.
+            if names.is_empty() {
+                names.push(reference);
+            }
+            for name in names {
+                let pushed = images.push(&name, auth.as_ref(), reports.clone());
+                pushed.await.map_err(errors::image)?;
+                let attributes = [("name".to_owned(), name.clone())].into();
+                engine.publish(EventKind::Image, "push", &name, attributes);
+            }
             Ok(Vec::new())
         })
         .await
@@ -139,6 +190,12 @@ impl EngineApi {
         })
         .await
     }
+}
+
+/// Whether this is a name without a tag and without a digest.
+fn is_name_alone(reference: &str) -> bool {
+    let parsed = reference.parse::<Reference>();
+    parsed.is_ok_and(|name| name.tag().is_none() && name.digest().is_none())
 }
 
 /// A step that failed ends the log with its exit code, which the client makes its own; other failures are the answer's

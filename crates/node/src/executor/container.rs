@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use shoal_api::{
     container::{
-        ContainerSpec, DeviceSpec, EndpointSpec, HealthCheck, HostSpec, LogConfig, MountKind,
-        MountSpec, NetworkMode, Port, PortBinding, PortProtocol, Propagation, Resources, Ulimit,
+        ContainerSpec, DeviceRequest, DeviceSpec, EndpointSpec, HealthCheck, HostSpec, LogConfig,
+        MountKind, MountSpec, NetworkMode, Port, PortBinding, PortProtocol, Propagation, Resources,
+        Ulimit,
     },
     network::{NetworkView, Protocol},
     object::Task,
@@ -299,7 +300,11 @@ fn host_spec(
         privileged: host.privileged,
         devices: host.devices.iter().map(device).collect(),
         device_cgroup_rules: host.device_cgroup_rules.clone(),
-        device_requests: host.cdi_devices.clone(),
+        device_requests: if host.cdi_devices.is_empty() {
+            Vec::new()
+        } else {
+            vec![DeviceRequest::named(host.cdi_devices.clone())]
+        },
         security_opt: host.security_opt.clone(),
         shm_size: some(host.shm_size_bytes),
         ipc_mode: text(&host.ipc_mode),

@@ -1,23 +1,19 @@
 //! Bridge networks of this host: what docker calls `bridge`, and user-defined networks of that driver.
 
+mod rules;
+
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use shoal_api::network::Protocol;
 
 use super::{
-    lb::{self, key},
     naming::{self, Mac},
-    nft::{Ct, Element, Expr, Meta, Part, SetData, Table},
     observed::ContainerFacts,
-    ruleset::{
-        self, DESTINATION, DESTINATION_REWRITTEN, ESTABLISHED_OR_RELATED, FORWARD, LOCAL, OUT_NAT,
-        POST_NAT, PRE_NAT, RAW, SOURCE, connection_is, interface, ipv4_net, leaves_by, rule,
-    },
     state::{
         BRIDGE_PROTOCOL, Family, KernelState, Link, LinkKind, MAIN_TABLE, RULE_PRIORITY, Route,
         Rule, Space, SpaceState, VethPeer,
@@ -46,6 +42,30 @@ pub struct BridgeSpec {
     pub icc: bool,
     /// Whether its containers leave under the host's address (`enable_ip_masquerade`).
     pub masquerade: bool,
+    /// IPv6, if the network has it too.
+    #[serde(default)]
+    pub ipv6: Option<Ipv6Place>,
+}
+
+/// IPv6 of a bridge network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ipv6Place {
+    /// Its subnet.
+    pub subnet: Ipv6Net,
+    /// The host's address in it.
+    pub gateway: Ipv6Addr,
+}
+
+impl BridgeSpec {
+    /// Subnet and gateway in a family.
+    pub fn place(&self, family: Family) -> Option<(IpNet, IpAddr)> {
+        match family {
+            Family::V4 => Some((self.subnet.into(), self.gateway.into())),
+            Family::V6 => self
+                .ipv6
+                .map(|place| (place.subnet.into(), place.gateway.into())),
+        }
+    }
 }
 
 /// A container's place in a bridge network.
@@ -59,19 +79,35 @@ pub struct Attachment {
     pub mac: Option<[u8; 6]>,
     /// Name of the interface inside the container.
     pub ifname: String,
+    /// Address in its IPv6 subnet, if it has one.
+    #[serde(default)]
+    pub ipv6: Option<Ipv6Addr>,
+    /// Further addresses, which hold on the link alone.
+    #[serde(default)]
+    pub link_local: Vec<IpAddr>,
+}
+
+impl Attachment {
+    /// Its address in a family.
+    pub fn address(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => Some(self.address.into()),
+            Family::V6 => self.ipv6.map(Into::into),
+        }
+    }
 }
 
 /// A port of this host that leads to a port of a container.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PublishedPort {
-    /// Address of the host, 0.0.0.0 for all.
-    pub host_ip: Ipv4Addr,
+    /// Address of the host, 0.0.0.0 or :: for all.
+    pub host_ip: IpAddr,
     /// Port of the host.
     pub host_port: u16,
     /// Transport protocol.
     pub protocol: Protocol,
-    /// Address of the container.
-    pub address: Ipv4Addr,
+    /// Address of the container, of the same family.
+    pub address: IpAddr,
     /// Port of the container.
     pub port: u16,
 }
@@ -89,10 +125,11 @@ pub struct BridgeView {
 
 impl BridgeView {
     /// The container that has published this port, or one that it would be confused with.
-    pub fn holder(&self, host_ip: Ipv4Addr, host_port: u16, protocol: Protocol) -> Option<&str> {
+    pub fn holder(&self, host_ip: IpAddr, host_port: u16, protocol: Protocol) -> Option<&str> {
         let same = |port: &PublishedPort| {
             port.host_port == host_port
                 && port.protocol == protocol
+                && port.host_ip.is_ipv4() == host_ip.is_ipv4()
                 && (port.host_ip == host_ip
                     || port.host_ip.is_unspecified()
                     || host_ip.is_unspecified())
@@ -137,11 +174,20 @@ pub fn desired(
             hairpin: false,
         };
         host.links.insert(bridge.clone(), link);
-        let net = Ipv4Net::new_assert(spec.gateway, spec.subnet.prefix_len());
-        host.objects.addresses.insert((bridge.clone(), net.into()));
+        for family in Family::ALL {
+            if let Some((subnet, gateway)) = spec.place(family) {
+                let net = IpNet::new_assert(gateway, subnet.prefix_len());
+                host.objects.addresses.insert((bridge.clone(), net));
+            }
+        }
         let settings = &mut host.objects.settings;
         settings.insert("ipv4/ip_forward".to_owned(), "1".to_owned());
         settings.insert(format!("ipv4/conf/{bridge}/route_localnet"), "1".to_owned());
+        if spec.ipv6.is_some() {
+            // A host may have it off for what has no address yet.
+            settings.insert(format!("ipv6/conf/{bridge}/disable_ipv6"), "0".to_owned());
+            settings.insert("ipv6/conf/all/forwarding".to_owned(), "1".to_owned());
+        }
     }
     for (container, attachments) in &view.attachments {
         let space = Space::Container(container.clone());
@@ -149,9 +195,10 @@ pub fn desired(
         let networks = attachments
             .iter()
             .filter_map(|a| Some((a, view.networks.get(&a.network)?)));
-        let mut way_out = found
-            .get(container)
-            .is_none_or(|facts| !facts.foreign_default.contains(&Family::V4));
+        let mut way_out = Family::ALL.map(|family| {
+            let facts = found.get(container);
+            facts.is_none_or(|facts| !facts.foreign_default.contains(&family))
+        });
         for (attachment, spec) in networks {
             let mac = attachment
                 .mac
@@ -172,48 +219,29 @@ pub fn desired(
             };
             host.links
                 .insert(port_name(prefix, container, &attachment.network), link);
-            let net = Ipv4Net::new_assert(attachment.address, spec.subnet.prefix_len());
-            inside
-                .objects
-                .addresses
-                .insert((attachment.ifname.clone(), net.into()));
-            if spec.internal {
-                continue;
+            for address in &attachment.link_local {
+                let net = match address {
+                    IpAddr::V4(v4) => Ipv4Net::new_assert(*v4, 16).into(),
+                    IpAddr::V6(v6) => Ipv6Net::new_assert(*v6, 64).into(),
+                };
+                let name = attachment.ifname.clone();
+                inside.objects.addresses.insert((name, net));
             }
-            let main = std::mem::take(&mut way_out);
-            let table = if main {
-                MAIN_TABLE
-            } else {
-                naming::hash32(&attachment.network) | ANSWERS_TABLE_BIT
-            };
-            inside.objects.routes.insert(Route {
-                local: false,
-                table,
-                to: Ipv4Net::default().into(),
-                via: Some(spec.gateway.into()),
-                link: attachment.ifname.clone(),
-                protocol: BRIDGE_PROTOCOL,
-            });
-            if !main {
-                // What was asked by way of this network is answered by way of it, wherever the way out is.
-                inside.objects.rules.insert(Rule {
-                    family: Family::V4,
-                    from: Some(Ipv4Net::new_assert(attachment.address, 32).into()),
-                    mark: None,
-                    table,
-                    priority: RULE_PRIORITY,
-                    protocol: BRIDGE_PROTOCOL,
-                });
+            for (family, way_out) in Family::ALL.into_iter().zip(&mut way_out) {
+                inside_family(&mut inside, attachment, spec, family, way_out);
             }
         }
         if found.contains_key(container) {
             containers.insert(space, inside);
         }
     }
-    if !view.networks.is_empty() {
-        let table = rules(view, &table_name(prefix));
-        host.tables
-            .insert((table.family, table.name.clone()), table);
+    for family in Family::ALL {
+        let mut networks = view.networks.values();
+        if networks.any(|spec| spec.place(family).is_some()) {
+            let table = rules::table(view, &table_name(prefix), family);
+            host.tables
+                .insert((table.family, table.name.clone()), table);
+        }
     }
     let spaces = containers
         .into_iter()
@@ -222,149 +250,53 @@ pub fn desired(
     KernelState { spaces }
 }
 
-fn rules(view: &BridgeView, name: &str) -> Table {
-    let mut table = Table::new(Family::V4, name);
-    let to = SetData::Parts(vec![Part::Ipv4, Part::Port]);
-    table
-        .set("bridges", &[Part::Interface], SetData::None)
-        .set("internal", &[Part::Interface], SetData::None)
-        .set("within", &[Part::Interface, Part::Interface], SetData::None)
-        .set("published", &[Part::Protocol, Part::Port], to.clone())
-        .set(
-            "published_at",
-            &[Part::Ipv4, Part::Protocol, Part::Port],
-            to,
-        );
-    let in_set = |meta, set: &str| vec![Expr::Meta(meta, 0), Expr::InSet(0, set.to_owned())];
-    let enters = || in_set(Meta::OutName, "bridges");
-    let rewritten = || {
-        vec![
-            Expr::Ct(Ct::Status, 0),
-            Expr::And(0, DESTINATION_REWRITTEN),
-            Expr::IsNot(0, vec![0; 4]),
-        ]
+/// The container's side of an attachment in one family; `way_out` is whether it still needs one.
+fn inside_family(
+    inside: &mut SpaceState,
+    attachment: &Attachment,
+    spec: &BridgeSpec,
+    family: Family,
+    way_out: &mut bool,
+) {
+    let (Some(address), Some((subnet, gateway))) = (attachment.address(family), spec.place(family))
+    else {
+        return;
     };
-    let loopback = |at| ipv4_net(at, Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));
-    let publish = || {
-        let to = |map: &str| {
-            [
-                Expr::Map {
-                    key: 0,
-                    map: map.to_owned(),
-                    to: 0,
-                },
-                Expr::Dnat(0, Some(1)),
-            ]
-        };
-        let at = [
-            ruleset::destination(Family::V4, 0),
-            Expr::Meta(Meta::Protocol, 1),
-            ruleset::destination_port(2),
-        ];
-        let local = [
-            Expr::DestinationType(0),
-            Expr::Is(0, LOCAL.to_ne_bytes().to_vec()),
-        ];
-        vec![
-            rule(
-                "published at one address",
-                at.into_iter().chain(to("published_at")).collect(),
-            ),
-            rule(
-                "published at all addresses",
-                local
-                    .into_iter()
-                    .chain(ruleset::protocol_and_port())
-                    .chain(to("published"))
-                    .collect(),
-            ),
-        ]
+    let objects = &mut inside.objects;
+    let net = IpNet::new_assert(address, subnet.prefix_len());
+    objects.addresses.insert((attachment.ifname.clone(), net));
+    if spec.internal {
+        return;
+    }
+    let main = std::mem::take(way_out);
+    let table = if main {
+        MAIN_TABLE
+    } else {
+        naming::hash32(&attachment.network) | ANSWERS_TABLE_BIT
     };
-    let mut leaving = vec![rule(
-        "loopback cannot be answered",
-        [enters(), loopback(SOURCE), vec![Expr::Masquerade]].concat(),
-    )];
-    for spec in view.networks.values() {
-        let from = ipv4_net(SOURCE, spec.subnet);
-        let back = [
-            from.clone(),
-            leaves_by(&spec.ifname),
-            rewritten(),
-            vec![Expr::Masquerade],
-        ]
-        .concat();
-        leaving.push(rule("back into its own network", back));
-        if spec.masquerade && !spec.internal {
-            let elsewhere = vec![
-                Expr::Meta(Meta::OutName, 0),
-                Expr::IsNot(0, interface(&spec.ifname)),
-            ];
-            leaving.push(rule(
-                "way out",
-                [from, elsewhere, vec![Expr::Masquerade]].concat(),
-            ));
-        }
+    let everything = match family {
+        Family::V4 => Ipv4Net::default().into(),
+        Family::V6 => Ipv6Net::default().into(),
+    };
+    objects.routes.insert(Route {
+        local: false,
+        table,
+        to: everything,
+        via: Some(gateway),
+        link: attachment.ifname.clone(),
+        protocol: BRIDGE_PROTOCOL,
+    });
+    if !main {
+        // What was asked by way of this network is answered by way of it, wherever the way out is.
+        objects.rules.insert(Rule {
+            family,
+            from: Some(address.into()),
+            mark: None,
+            table,
+            priority: RULE_PRIORITY,
+            protocol: BRIDGE_PROTOCOL,
+        });
     }
-    let accept = || vec![Expr::Accept];
-    // Kernels that filter bridged frames (bridge-nf-call-iptables) show them here with one bridge on both sides.
-    let within = vec![
-        Expr::Meta(Meta::InName, 0),
-        Expr::Meta(Meta::OutName, 4),
-        Expr::InSet(0, "within".to_owned()),
-    ];
-    let stays = in_set(Meta::InName, "internal");
-    let forward = vec![
-        rule("inside one network", [within, accept()].concat()),
-        rule(
-            "internal networks have no way out",
-            [stays, vec![Expr::Drop]].concat(),
-        ),
-        rule(
-            "answers",
-            [enters(), connection_is(ESTABLISHED_OR_RELATED), accept()].concat(),
-        ),
-        rule(
-            "published ports",
-            [enters(), rewritten(), accept()].concat(),
-        ),
-        rule(
-            "nothing else comes in",
-            [enters(), vec![Expr::Drop]].concat(),
-        ),
-    ];
-    let from_bridges = in_set(Meta::InName, "bridges");
-    table
-        .chain(
-            "raw",
-            Some(RAW),
-            vec![rule(
-                "loopback is not for containers",
-                [from_bridges, loopback(DESTINATION), vec![Expr::Drop]].concat(),
-            )],
-        )
-        .chain("prerouting", Some(PRE_NAT), publish())
-        .chain("output", Some(OUT_NAT), publish())
-        .chain("postrouting", Some(POST_NAT), leaving)
-        .chain("forward", Some(FORWARD), forward);
-    for spec in view.networks.values() {
-        let name = interface(&spec.ifname);
-        table.element("within", key(&[&name, &name]), Element::Member);
-        table.element("bridges", name, Element::Member);
-        if spec.internal {
-            table.element("internal", interface(&spec.ifname), Element::Member);
-        }
-    }
-    let ports: BTreeSet<&PublishedPort> = view.published.values().flatten().collect();
-    for port in ports {
-        let to = Element::Value(key(&[&port.address.octets(), &port.port.to_be_bytes()]));
-        let at = lb::port_key(port.protocol, port.host_port);
-        if port.host_ip.is_unspecified() {
-            table.element("published", at, to);
-        } else {
-            table.element("published_at", key(&[&port.host_ip.octets(), &at]), to);
-        }
-    }
-    table
 }
 
 #[cfg(test)]
@@ -397,5 +329,11 @@ mod tests {
         );
         assert_eq!(holder(view([127, 0, 0, 1]), [192, 0, 2, 1], 80), None);
         assert_eq!(holder(view([0; 4]), [0; 4], 81), None);
+        let v6 = view([0; 4]).holder(Ipv6Addr::UNSPECIFIED.into(), 80, Protocol::Tcp);
+        assert_eq!(
+            v6.map(str::to_owned),
+            None,
+            "families have ports of their own"
+        );
     }
 }

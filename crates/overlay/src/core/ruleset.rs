@@ -57,7 +57,7 @@ pub(crate) const LOCAL: u32 = 2;
 const REPLY: u8 = 1;
 
 /// Registers of four bytes that an address takes.
-fn registers(family: Family) -> u32 {
+pub(crate) fn registers(family: Family) -> u32 {
     family.width() / 4
 }
 
@@ -299,14 +299,7 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
             [local.clone(), protocol_and_port(), to_router].concat(),
         )
     };
-    let loopback = |of: End| match family {
-        Family::V4 => net(
-            family,
-            of,
-            Ipv4Net::new_assert([127, 0, 0, 0].into(), 8).into(),
-        ),
-        Family::V6 => net(family, of, IpAddr::from(Ipv6Addr::LOCALHOST).into()),
-    };
+    let loopback = |of: End| loopback(family, of);
     // The identifier's three bytes and a reserved one, after UDP's 8 bytes and 4 of flags (RFC 7348 §5).
     let identifier = |to| Expr::Payload {
         base: Base::Transport,
@@ -443,8 +436,7 @@ pub fn everything(family: Family, name: &str) -> Table {
     table
 }
 
-pub(crate) const SOURCE: u32 = 12;
-pub(crate) const DESTINATION: u32 = 16;
+const SOURCE: u32 = 12;
 
 fn only_answers_and_published(interface: &str) -> Vec<RuleText> {
     guard(&came_by(interface))
@@ -531,7 +523,7 @@ pub(crate) fn destination_port(to: u32) -> Expr {
 
 /// Which address of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
+pub(crate) enum End {
     Source,
     Destination,
 }
@@ -562,29 +554,45 @@ pub(crate) fn destination(family: Family, to: u32) -> Expr {
     }
 }
 
-/// Ends the rule unless an address is in a network whose prefix is of whole bytes, or of IPv4.
-fn net(family: Family, end: End, net: IpNet) -> Vec<Expr> {
+/// Ends the rule unless an address is in a network.
+pub(crate) fn net(family: Family, end: End, net: IpNet) -> Vec<Expr> {
     let offset = match end {
         End::Source => source_offset(family),
         End::Destination => source_offset(family) + family.width(),
     };
-    match net {
-        IpNet::V4(v4) => ipv4_net(offset, v4),
-        IpNet::V6(v6) => {
-            let len = u32::from(v6.prefix_len() / 8);
-            let base = Base::Network;
-            let payload = Expr::Payload {
-                base,
-                offset,
-                len,
-                to: 0,
-            };
-            vec![
-                payload,
-                Expr::Is(0, v6.network().octets()[..len as usize].to_vec()),
-            ]
-        }
+    let v6 = match net {
+        IpNet::V4(v4) => return ipv4_net(offset, v4),
+        IpNet::V6(v6) => v6,
+    };
+    let (whole, bits) = (u32::from(v6.prefix_len() / 8), v6.prefix_len() % 8);
+    let octets = v6.network().octets();
+    let payload = |offset, len| Expr::Payload {
+        base: Base::Network,
+        offset,
+        len,
+        to: 0,
+    };
+    let mut does = Vec::new();
+    if whole > 0 {
+        does.push(payload(offset, whole));
+        does.push(Expr::Is(0, octets[..whole as usize].to_vec()));
     }
+    if bits > 0 {
+        let mask = u8::MAX << (8 - bits);
+        does.push(payload(offset + whole, 1));
+        does.push(Expr::And(0, u32::from_ne_bytes([mask, 0, 0, 0])));
+        does.push(Expr::Is(0, vec![octets[whole as usize]]));
+    }
+    does
+}
+
+/// Ends the rule unless an address is one of the loopback interface.
+pub(crate) fn loopback(family: Family, end: End) -> Vec<Expr> {
+    let all = match family {
+        Family::V4 => Ipv4Net::new_assert([127, 0, 0, 0].into(), 8).into(),
+        Family::V6 => IpAddr::from(Ipv6Addr::LOCALHOST).into(),
+    };
+    net(family, end, all)
 }
 
 fn source_mac(to: u32) -> Expr {
@@ -604,7 +612,7 @@ fn map(key: u32, map: &str, to: u32) -> Expr {
     }
 }
 
-pub(crate) fn ipv4_net(offset: u32, net: Ipv4Net) -> Vec<Expr> {
+fn ipv4_net(offset: u32, net: Ipv4Net) -> Vec<Expr> {
     let mask = u32::from_ne_bytes(net.netmask().octets());
     vec![
         Expr::Payload {

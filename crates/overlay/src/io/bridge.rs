@@ -3,14 +3,17 @@
 use std::{
     collections::BTreeMap,
     io,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     os::fd::{AsRawFd, OwnedFd},
     path::PathBuf,
     sync::Arc,
 };
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, socket};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, setsockopt, socket,
+    sockopt,
+};
 use shoal_api::network::Protocol;
 use tokio::sync::Notify;
 
@@ -22,7 +25,7 @@ use super::{
     observe,
     watch::{Held, Watch},
 };
-pub use crate::core::bridge::{Attachment, BridgeSpec, BridgeView, PublishedPort};
+pub use crate::core::bridge::{Attachment, BridgeSpec, BridgeView, Ipv6Place, PublishedPort};
 use crate::core::{
     bridge,
     diff::{NetOp, diff},
@@ -64,18 +67,18 @@ pub enum BridgeError {
         other: String,
     },
     /// Another container has published the port.
-    #[error("bind for {host_ip}:{host_port} failed: port is already allocated")]
+    #[error("bind for {} failed: port is already allocated", at(.host_ip, .host_port))]
     PortAllocated {
         /// Address of the host.
-        host_ip: Ipv4Addr,
+        host_ip: IpAddr,
         /// Port of the host.
         host_port: u16,
     },
     /// A process of the host has the port, or no port of the range is free.
-    #[error("failed to bind host port {host_ip}:{host_port}/{protocol}")]
+    #[error("failed to bind host port {}/{protocol}", at(.host_ip, .host_port))]
     PortBusy {
         /// Address of the host.
-        host_ip: Ipv4Addr,
+        host_ip: IpAddr,
         /// Port of the host.
         host_port: u16,
         /// Transport protocol.
@@ -97,19 +100,26 @@ pub enum BridgeError {
     Stopped,
 }
 
+/// An address with a port, as it is written.
+fn at(ip: &IpAddr, port: &u16) -> SocketAddr {
+    SocketAddr::new(*ip, *port)
+}
+
 /// A port that a container wants to be reached by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortRequest {
-    /// Address of the host, 0.0.0.0 for all.
-    pub host_ip: Ipv4Addr,
+    /// Address of the host, 0.0.0.0 or :: for all.
+    pub host_ip: IpAddr,
     /// Ports of the host, of which the first free one is taken; [`DYNAMIC_PORTS`] if none was asked for.
     pub host_ports: RangeInclusive<u16>,
     /// Transport protocol.
     pub protocol: Protocol,
-    /// Address of the container.
-    pub address: Ipv4Addr,
+    /// Address of the container, of the same family.
+    pub address: IpAddr,
     /// Port of the container.
     pub port: u16,
+    /// Addresses of host and container in the other family, if the same port of the host is wanted there too.
+    pub twin: Option<(IpAddr, IpAddr)>,
 }
 
 /// The bridge networks of this host. All work is done by one thread of its own, one call after another.
@@ -454,16 +464,18 @@ impl Worker {
         let host = have.spaces.get_mut(&Space::Host)?;
         let paths = want.spaces[&Space::Host].objects.settings.keys();
         host.objects.settings = observe::settings(paths);
-        match observe::table(handle, Family::V4, &name) {
-            Ok(table) => host
-                .tables
-                .extend(table.map(|table| ((Family::V4, name), table))),
-            Err(source) => {
-                errors.push(PlaneError::Observe {
-                    space: Space::Host,
-                    source,
-                });
-                return None;
+        for family in Family::ALL {
+            match observe::table(handle, family, &name) {
+                Ok(table) => host
+                    .tables
+                    .extend(table.map(|table| ((family, name.clone()), table))),
+                Err(source) => {
+                    errors.push(PlaneError::Observe {
+                        space: Space::Host,
+                        source,
+                    });
+                    return None;
+                }
             }
         }
         // Bridges of this view and of the one before it are ours, and ports by their name; nothing else is.
@@ -500,14 +512,12 @@ impl Worker {
         others.published.remove(container);
         self.held.remove(container);
         for request in requests {
-            let (port, socket) = choose(request, &others)?;
-            others
-                .published
-                .entry(container.to_owned())
-                .or_default()
-                .push(port.clone());
-            chosen.push(port);
-            sockets.push(socket);
+            for (port, socket) in choose(request, &others)? {
+                let published = others.published.entry(container.to_owned());
+                published.or_default().push(port.clone());
+                chosen.push(port);
+                sockets.push(socket);
+            }
         }
         self.change(None, |view| {
             drop(view.published.insert(container.to_owned(), chosen.clone()))
@@ -517,57 +527,62 @@ impl Worker {
     }
 }
 
-/// The first port of the request that neither a container nor a process of the host has.
+/// The first port of the request that neither a container nor a process of the host has, in all families asked for.
 fn choose(
     request: &PortRequest,
     view: &BridgeView,
-) -> Result<(PublishedPort, OwnedFd), BridgeError> {
-    let (host_ip, protocol) = (request.host_ip, request.protocol);
+) -> Result<Vec<(PublishedPort, OwnedFd)>, BridgeError> {
+    let protocol = request.protocol;
+    let places = [(request.host_ip, request.address)];
+    let places: Vec<(IpAddr, IpAddr)> = places.into_iter().chain(request.twin).collect();
     let mut refused = None;
     for host_port in request.host_ports.clone() {
-        if view.holder(host_ip, host_port, protocol).is_some() {
-            refused.get_or_insert(BridgeError::PortAllocated { host_ip, host_port });
-            continue;
-        }
-        match hold(host_ip, host_port, protocol) {
-            Ok(socket) => {
-                let (address, port) = (request.address, request.port);
-                return Ok((
-                    PublishedPort {
-                        host_ip,
-                        host_port,
-                        protocol,
-                        address,
-                        port,
-                    },
-                    socket,
-                ));
+        let held = places.iter().map(|&(host_ip, address)| {
+            if view.holder(host_ip, host_port, protocol).is_some() {
+                return Err(BridgeError::PortAllocated { host_ip, host_port });
             }
-            Err(source) => {
-                refused.get_or_insert(BridgeError::PortBusy {
-                    host_ip,
-                    host_port,
-                    protocol,
-                    source,
-                });
-            }
+            let socket = hold(host_ip, host_port, protocol);
+            let socket = socket.map_err(|source| BridgeError::PortBusy {
+                host_ip,
+                host_port,
+                protocol,
+                source,
+            })?;
+            let port = PublishedPort {
+                host_ip,
+                host_port,
+                protocol,
+                address,
+                port: request.port,
+            };
+            Ok((port, socket))
+        });
+        match held.collect() {
+            Ok(all) => return Ok(all),
+            Err(error) => drop(refused.get_or_insert(error)),
         }
     }
-    let host_port = *request.host_ports.start();
+    let (host_ip, host_port) = (request.host_ip, *request.host_ports.start());
     Err(refused.unwrap_or(BridgeError::PortAllocated { host_ip, host_port }))
 }
 
 /// Binds a port in the namespace of the calling thread, without listening on it.
-fn hold(ip: Ipv4Addr, port: u16, protocol: Protocol) -> io::Result<OwnedFd> {
+fn hold(ip: IpAddr, port: u16, protocol: Protocol) -> io::Result<OwnedFd> {
     let (kind, number) = match protocol {
         Protocol::Tcp => (SockType::Stream, Some(SockProtocol::Tcp)),
         Protocol::Udp => (SockType::Datagram, Some(SockProtocol::Udp)),
         Protocol::Sctp => (SockType::Stream, Some(SockProtocol::Sctp)),
     };
-    let fd = socket(AddressFamily::Inet, kind, SockFlag::SOCK_CLOEXEC, number)?;
-    bind(
-        fd.as_raw_fd(),
-        &SockaddrIn::from(SocketAddrV4::new(ip, port)),
-    )?;
+    let family = match ip {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    };
+    let fd = socket(family, kind, SockFlag::SOCK_CLOEXEC, number)?;
+    if ip.is_ipv6() {
+        // The same port of IPv4 is held by a socket of its own.
+        setsockopt(&fd, sockopt::Ipv6V6Only, &true)?;
+    }
+    let address = SockaddrStorage::from(SocketAddr::new(ip, port));
+    bind(fd.as_raw_fd(), &address)?;
     Ok(fd)
 }

@@ -1,5 +1,7 @@
 //! The build context: what came with the request, or is fetched from a URL.
 
+mod git;
+
 use std::{
     fs,
     io::{self, Cursor, Read},
@@ -130,23 +132,22 @@ fn images_or_io(action: &'static str) -> impl FnOnce(io::Error) -> BuildError {
     }
 }
 
-/// Refuses what this builder cannot fetch.
-pub(super) fn check_remote(remote: &str) -> Result<(), BuildError> {
-    let path = remote.split(['#', '?']).next().unwrap_or_default();
-    let is_git = remote.starts_with("git://")
-        || remote.starts_with("git@")
-        || remote.starts_with("ssh://")
-        || remote.starts_with("github.com/")
-        || path.ends_with(".git");
-    if is_git {
-        return Err(BuildError::Invalid(format!(
-            "cannot fetch {remote:?}: contexts from git repositories are not supported, send the files instead"
-        )));
+/// Brings a context from elsewhere, as an archive or the text of a Dockerfile.
+pub(super) async fn fetch_remote(remote: &str, into: &Path) -> Result<Fetched, BuildError> {
+    const NAME: &str = "remote";
+    if let Some(repository) = git::Repository::of(remote)? {
+        return repository.fetch(into, NAME).await;
     }
+    check_remote(remote)?;
+    fetch(remote, into, NAME).await
+}
+
+/// Refuses what this builder cannot fetch.
+fn check_remote(remote: &str) -> Result<(), BuildError> {
     match remote.starts_with("http://") || remote.starts_with("https://") {
         true => Ok(()),
         false => Err(BuildError::Invalid(format!(
-            "remote context {remote:?} is neither an http nor an https URL"
+            "remote context {remote:?} is neither a git repository nor an http or https URL"
         ))),
     }
 }
@@ -186,8 +187,6 @@ mod tests {
     fn remotes_are_archives_by_http() {
         assert!(check_remote("http://h/a.tar.gz").is_ok());
         let refused = |remote| check_remote(remote).unwrap_err().to_string();
-        assert!(refused("https://github.com/a/b.git#main").contains("git repositories"));
-        assert!(refused("git@h:a").contains("git repositories"));
         assert!(refused("/etc").contains("neither"));
         assert_eq!(
             name_in_url("http://h/a/b.txt?x=1").as_deref(),

@@ -13,6 +13,7 @@ use super::record::{Entry, Record};
 use super::{Engine, EngineError};
 use crate::core::mounts::{Planned, PlannedMount};
 use crate::core::{config, links, mounts, names, oci, signals};
+use crate::io::cdi;
 use crate::io::images::{ImageErrorKind, ImageRecord};
 use crate::io::volumes::random_bytes;
 
@@ -47,6 +48,7 @@ impl Engine {
         {
             return Err(EngineError::Invalid(format!("invalid signal: {signal}")));
         }
+        cdi::inject(&self.inner.config.cdi_spec_dirs, &spec.host.device_requests)?;
         let inherited = self.inherit(&spec)?;
         let planned = mounts::plan(&spec, &inherited)?;
         check_sources(&planned)?;
@@ -72,6 +74,16 @@ impl Engine {
                 Err(err)
             }
         }
+    }
+
+    /// An image of this host whose files are to be mounted. Its absence is a fault of the spec, for docker's client would
+    /// pull the container's own image.
+    pub(super) fn mountable(&self, name: &str) -> Result<ImageRecord, EngineError> {
+        self.images().resolve(name).map_err(|err| {
+            EngineError::Invalid(format!(
+                "invalid mount config for type \"image\": cannot mount image {name}: {err}"
+            ))
+        })
     }
 
     /// Fills in what depends on this host.
@@ -206,6 +218,11 @@ impl Engine {
                     point.driver = "local".into();
                 }
                 Planned::Tmpfs { .. } => point.kind = "tmpfs".into(),
+                Planned::Image { source, .. } => {
+                    point.kind = "image".into();
+                    point.name = self.mountable(&source)?.id.to_string();
+                    point.source = source.into();
+                }
             }
             points.push(point);
         }

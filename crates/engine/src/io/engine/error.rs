@@ -22,6 +22,8 @@ pub enum EngineError {
     NoSuchExec(String),
     #[error("get {0}: no such volume")]
     NoSuchVolume(String),
+    #[error("error looking up volume plugin {0}: plugin \"{0}\" not found")]
+    NoSuchVolumePlugin(String),
     #[error("No such image: {0}")]
     NoSuchImage(String),
     #[error(
@@ -105,6 +107,7 @@ impl EngineError {
             Self::NoSuchContainer(_)
             | Self::NoSuchExec(_)
             | Self::NoSuchVolume(_)
+            | Self::NoSuchVolumePlugin(_)
             | Self::NoSuchImage(_)
             | Self::Network(NetworkError::NotFound(_)) => EngineErrorKind::NotFound,
             Self::NameTaken { .. }

@@ -42,7 +42,11 @@ impl Engine {
                 }
             };
             let other = self.find_other(name)?.record();
-            for mount in other.mounts.iter().filter(|mount| mount.kind != "tmpfs") {
+            for mount in other
+                .mounts
+                .iter()
+                .filter(|mount| matches!(mount.kind.as_str(), "bind" | "volume"))
+            {
                 inherited.retain(|have| have.destination != mount.destination);
                 let mut mount = mount.clone();
                 mount.rw &= !read_only;

@@ -60,7 +60,9 @@ impl Engine {
             let entry = entry;
             let met = |record: &Arc<Record>| match condition {
                 WaitCondition::NotRunning => {
+                    // One that is started again has ended all the same.
                     record.removed
+                        || record.ends != ends
                         || !(record.state.status.is_up()
                             || record.state.status == ContainerStatus::Restarting)
                 }

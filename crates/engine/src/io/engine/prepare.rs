@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use shoal_api::container::{HostSpec, NetworkMode};
+use shoal_api::container::{HostSpec, NetworkMode, Propagation};
 
 use super::joined::Links;
 use super::record::{Entry, Record};
@@ -13,8 +13,9 @@ use crate::core::etc;
 use crate::core::logging::{self, Driver, Subject};
 use crate::core::mounts::{self, Planned, ReadyMount};
 use crate::core::oci::{self, DeviceNode, Netns, Surroundings, Throttle};
-use crate::io::devices;
+use crate::core::propagation;
 use crate::io::network::{NetworkReady, NetworkRequest};
+use crate::io::{cdi, devices};
 use crate::shim::protocol::{
     LAUNCH_NAME, Launch, LogFile, LogSetup, Populate, RemoteLog, STAGE_NAME, Staged, Supervise,
 };
@@ -149,6 +150,11 @@ impl Engine {
             });
         }
         let populate = populate(record)?;
+        let injected = cdi::inject(&self.inner.config.cdi_spec_dirs, &host.device_requests)?;
+        mounts.extend(injected.mounts);
+        let mut devices = devices_of(host)?;
+        devices.retain(|have| injected.nodes.iter().all(|new| new.path != have.path));
+        devices.extend(injected.nodes);
         let around = Surroundings {
             cgroup: Path::new("/").join(self.group_of(record)),
             netns: network.netns.clone(),
@@ -159,15 +165,20 @@ impl Engine {
                 .map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(1)),
             pid_namespace: pid_namespace.map(|(path, _)| path),
             ipc_namespace: ipc_namespace.map(|(path, _)| path),
-            devices: devices_of(host)?,
+            devices,
             throttles: throttles(host)?,
             kernel: kernel_version(),
             bounding: Some(crate::shim::bounding()),
             link_env: links.env,
         };
-        let spec = &record.spec;
+        let mut spec = record.spec.clone();
+        oci::overlay_env(&mut spec.env, &injected.edits.env);
+        let groups = injected.edits.additional_gids.iter();
+        spec.host.group_add.extend(groups.map(u32::to_string));
+        let mut oci = oci::spec(&spec, &around)?;
+        oci::add_hooks(&mut oci, &injected.edits.hooks);
         let launch = Launch {
-            spec: oci::spec(spec, &around)?,
+            spec: oci,
             user: spec.user.clone().unwrap_or_default(),
             group_add: spec.host.group_add.clone(),
             layers: record.layers.clone(),
@@ -224,11 +235,22 @@ impl Engine {
                     propagation,
                     non_recursive,
                     ..
-                } => (
-                    "bind",
-                    source,
-                    mounts::bind_options(planned.read_only, propagation, non_recursive),
-                ),
+                } => {
+                    check_propagation(&source, propagation)?;
+                    let mut inside = propagation;
+                    if matches!(propagation, Propagation::Rshared | Propagation::Shared) {
+                        staged.push(Staged::Shared {
+                            source: source.clone(),
+                            target: planned.target.clone(),
+                            recursive: !non_recursive,
+                            read_only: planned.read_only,
+                        });
+                        // Only its place; the shared one comes over it.
+                        inside = Propagation::Rslave;
+                    }
+                    let options = mounts::bind_options(planned.read_only, inside, non_recursive);
+                    ("bind", source, options)
+                }
                 Planned::Volume {
                     subpath: Some(path),
                     ..
@@ -241,6 +263,16 @@ impl Engine {
                         "bind",
                         stage_path(entry, staged.len()),
                         mounts::bind_options(planned.read_only, Default::default(), false),
+                    )
+                }
+                Planned::Image { subpath, .. } => {
+                    let image = self.mountable(&point.name)?;
+                    let layers = image.layers;
+                    staged.push(Staged::Image { layers, subpath });
+                    (
+                        "bind",
+                        stage_path(entry, staged.len()),
+                        mounts::bind_options(true, Default::default(), false),
                     )
                 }
                 Planned::Volume { .. } => (
@@ -264,6 +296,18 @@ impl Engine {
         }
         Ok(ready)
     }
+}
+
+/// Refuses to share what the host does not share.
+fn check_propagation(source: &Path, wanted: Propagation) -> Result<(), EngineError> {
+    if matches!(wanted, Propagation::Rprivate | Propagation::Private) {
+        return Ok(());
+    }
+    let path = std::fs::canonicalize(source).map_err(EngineError::io("resolve", source))?;
+    let info = std::fs::read_to_string("/proc/self/mountinfo")
+        .map_err(EngineError::io("read", "/proc/self/mountinfo"))?;
+    propagation::check(&info, &path, wanted)
+        .map_err(|error| EngineError::Invalid(error.to_string()))
 }
 
 /// Where the shim puts the source of a mount that was staged as the `count`th.
@@ -467,7 +511,12 @@ fn log_setup(entry: &Entry, record: &Record) -> Result<LogSetup, EngineError> {
         }
         Driver::JsonFile | Driver::Local | Driver::None => None,
     };
-    Ok(LogSetup { file, remote })
+    let buffer = logging::buffer(log).filter(|_| file.is_some() || remote.is_some());
+    Ok(LogSetup {
+        file,
+        remote,
+        buffer,
+    })
 }
 
 /// A container, as its log tells of it.

@@ -17,6 +17,8 @@ use crate::io::shim_client::{ShimEvent, ShimHandle, StreamRefused, open_streams}
 use crate::shim::protocol::{EXIT_NAME, Exit, ExitRecord, Failure, Reply, Request};
 
 const STOP_GRACE: Duration = Duration::from_secs(10);
+/// How long the answer to a kill waits for the end, as in docker.
+const KILL_MAX: Duration = Duration::from_secs(10);
 const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
 /// What Docker says of a container whose end nobody saw.
@@ -346,6 +348,13 @@ impl Engine {
                 .map_err(EngineError::io("thaw", "the control group"))?;
         }
         self.tell(&record, "kill", &[("signal", number.to_string())]);
+        if number == SIGKILL {
+            // As docker: who is killed is over when the answer comes. Not even the kernel can end some processes, and
+            // then the answer comes all the same.
+            let mut watch = entry.watch();
+            let over = |now: &Arc<Record>| now.ends != record.ends || !now.state.status.is_up();
+            let _ = tokio::time::timeout(KILL_MAX, watch.wait_for(over)).await;
+        }
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! What a container has changed in its files.
 #![allow(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::ffi::{CString, OsStr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -36,6 +37,8 @@ pub(in crate::io) fn changes(
         .map(|layer| Tree::open(layer))
         .collect::<Result<Vec<_>, _>>()?;
     let mut found = Vec::new();
+    // Directories that have another time alone, and those that we made something in.
+    let (mut touched, mut entered) = (BTreeSet::new(), BTreeSet::new());
     let mut todo = vec![(PathBuf::new(), true)];
     while let Some((path, mut shows_image)) = todo.pop() {
         let fail = FilesError::at;
@@ -69,6 +72,15 @@ pub(in crate::io) fn changes(
             let made_by_us = kind == Some(ChangeKind::Added)
                 && ours.iter().any(|ours| full == Path::new(ours))
                 && (is_dir || stat.st_size == 0);
+            if made_by_us {
+                entered.extend(full.parent().map(Path::to_owned));
+            }
+            if kind == Some(ChangeKind::Modified)
+                && is_dir
+                && below.as_ref().is_some_and(|old| same_but_time(old, &stat))
+            {
+                touched.insert(full.clone());
+            }
             if let Some(kind) = kind
                 && !made_by_us
             {
@@ -79,15 +91,20 @@ pub(in crate::io) fn changes(
             }
         }
     }
+    for dir in touched.intersection(&entered) {
+        let below = |(path, _): &(PathBuf, ChangeKind)| path != dir && path.starts_with(dir);
+        if !found.iter().any(below) {
+            found.retain(|(path, _)| path != dir);
+        }
+    }
     mark_parents(&mut found);
     Ok(found)
 }
 
 /// Directories above a change are changed too.
 fn mark_parents(found: &mut Vec<(PathBuf, ChangeKind)>) {
-    let known: std::collections::BTreeSet<PathBuf> =
-        found.iter().map(|(path, _)| path.clone()).collect();
-    let above: std::collections::BTreeSet<PathBuf> = known
+    let known: BTreeSet<PathBuf> = found.iter().map(|(path, _)| path.clone()).collect();
+    let above: BTreeSet<PathBuf> = known
         .iter()
         .flat_map(|path| path.ancestors().skip(1))
         .filter(|path| *path != Path::new("/") && !known.contains(*path))
@@ -95,6 +112,10 @@ fn mark_parents(found: &mut Vec<(PathBuf, ChangeKind)>) {
         .collect();
     found.extend(above.into_iter().map(|path| (path, ChangeKind::Modified)));
     found.sort_by(|a, b| a.0.cmp(&b.0));
+}
+
+fn same_but_time(old: &FileStat, new: &FileStat) -> bool {
+    (old.st_mode, old.st_uid, old.st_gid) == (new.st_mode, new.st_uid, new.st_gid)
 }
 
 fn same_directory(old: &FileStat, new: &FileStat) -> bool {

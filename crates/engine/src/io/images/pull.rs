@@ -8,7 +8,7 @@ use super::{
     ImageError, ImageErrorKind, ImageStore, Registries,
     feed::{Feed, feed},
     layers::Arrival,
-    registry::{Fetched, Registry},
+    registry::{Access, Fetched, Registry},
     store::DOCUMENT_BYTES_MAX,
 };
 use crate::core::images::{
@@ -82,6 +82,20 @@ impl Wanted {
 }
 
 impl ImageStore {
+    /// The names of all images of a repository, by the registry that has it.
+    pub async fn tags_of_remote(
+        &self,
+        repository: &str,
+        auth: Option<&RegistryAuth>,
+    ) -> Result<Vec<String>, ImageError> {
+        let reference = repository.parse::<Reference>()?;
+        let settings = self.registries();
+        let registry = Registry::connect(&reference, Access::Pull, auth, &settings).await?;
+        let tags = registry.tags().await?;
+        let name = reference.familiar_name();
+        Ok(tags.iter().map(|tag| format!("{name}:{tag}")).collect())
+    }
+
     /// Pulls `reference` for `platform` (the host's if `None`), telling `progress` what docker would tell.
     ///
     /// Fetches only what is missing; two pulls of one layer fetch it once. Of one that is dropped or broken off only

@@ -1,5 +1,7 @@
 //! A client for one repository of one registry (OCI distribution specification).
 
+mod tags;
+
 use std::{
     net::IpAddr,
     sync::{Mutex, PoisonError},

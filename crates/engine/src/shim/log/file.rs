@@ -223,6 +223,7 @@ mod tests {
         let setup = LogSetup {
             file: Some(file),
             remote: None,
+            buffer: None,
         };
         Logger::open(setup).expect("temporary log")
     }
