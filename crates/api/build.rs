@@ -22,6 +22,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         // Same value, same bytes: maps are written in the order of their keys.
         .btree_map(".")
+        // Shared among the agents that are sent them.
+        .bytes(".shoal.v1.AssignmentsMessage")
         // Their fields are secrets, which no log may show; `wire.rs` writes these by hand.
         .skip_debug([
             ".shoal.v1.SecretSpec",

@@ -7,9 +7,11 @@ use std::fmt;
 
 use prost::Message;
 
+mod assignment;
 mod batch;
 mod convert;
 
+pub use assignment::{encode_change, encode_task_spec, encode_task_update, encode_view};
 pub use batch::{
     SpecSource, decode_batch, decode_batch_with, decode_object, encode_batch, encode_batch_lean,
     encode_object,

@@ -49,6 +49,22 @@ proptest! {
     }
 
     #[test]
+    fn a_task_with_its_spec_written_apart_is_the_same_task(seed: u64) {
+        let task = Task::sample(&mut Generator::new(seed));
+        let spec = wire::encode_task_spec(&task.spec);
+        let message = wire::AssignmentsMessage {
+            changes: vec![wire::encode_task_update(&task, &spec)],
+            ..wire::AssignmentsMessage::default()
+        };
+        let change = message.read_changes().unwrap().remove(0);
+        prop_assert_eq!(change.action(), wire::assignment_change::Action::Update);
+        let Some(wire::assignment_change::Item::Task(read)) = change.item else {
+            panic!("not a task")
+        };
+        prop_assert_eq!(Task::try_from(read), Ok(task));
+    }
+
+    #[test]
     fn no_bytes_make_it_panic(bytes in vec(any::<u8>(), 0..400)) {
         let _ = wire::decode_batch(&bytes);
         let _ = wire::decode_object(&bytes);

@@ -2,6 +2,7 @@
 
 pub mod api_tls;
 pub mod bootstrap;
+pub mod clock;
 pub mod files;
 pub mod issuer;
 pub mod tls;

@@ -15,6 +15,7 @@ pub use crate::core::{
 pub use io::{
     api_tls::{ApiClientTls, ApiServerTls, KeyFiles},
     bootstrap::fetch_root,
+    clock::name_clock,
     files::{IdentityFiles, KeySeal, StoredIdentity},
     issuer::{NODE_CERTIFICATE_VALIDITY, NodeKey, RootCa, RootCertificate, Subject},
     tls::{ClientAuth, NodeIdentity, client_config, peer_identity, server_config, server_name},

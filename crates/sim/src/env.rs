@@ -35,6 +35,8 @@ pub enum Event {
     Tick { host: HostId, life: u64 },
     /// A manager's disk is done.
     DiskDone { host: HostId, life: u64 },
+    /// A manager's snapshot is durable.
+    Kept { host: HostId, life: u64 },
     /// A leader has something to look at.
     Lead { host: HostId, life: u64 },
     /// A host looks at whether it shall be a manager.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_api::{
     NodeId, TaskId,
+    network::NetworkView,
     object::{NodeDescription, NodeState, TaskStatus},
 };
 use shoal_manager::{
@@ -14,8 +15,8 @@ use shoal_manager::{
             roles::role_work,
         },
         dispatch::{
-            AssignmentChange, AssignmentSet, Liveness, Verdict, Views, assignment_set, diff,
-            merge_reports, node_seen, node_verdict,
+            AssignmentChange, AssignmentSet, Liveness, Passing, Verdict, Views, assignment_set,
+            diff, node_seen, node_verdict,
         },
         loops::Loops,
         reconcile::Ctx,
@@ -60,6 +61,7 @@ pub struct Reign {
     next_session: u64,
     liveness: Liveness,
     views: Views,
+    passing: Passing,
     seen: BTreeMap<NodeId, (NodeDescription, std::net::IpAddr)>,
     condemned: BTreeMap<NodeId, &'static str>,
     reports: Vec<(NodeId, Conn, Vec<(TaskId, TaskStatus)>)>,
@@ -90,6 +92,7 @@ impl Reign {
             next_session: env.rng.next_u64() >> 1,
             liveness,
             views: Views::default(),
+            passing: Passing::default(),
             seen: BTreeMap::new(),
             condemned: BTreeMap::new(),
             reports: Vec::new(),
@@ -217,7 +220,7 @@ impl Reign {
                 .iter()
                 .flat_map(|(_, s)| s.iter().cloned())
                 .collect();
-            match merge_reports(state, &node, &statuses, now) {
+            match self.passing.merge(state, &node, &statuses, now) {
                 Some(batch) => batches.push((Observed::Reports(node, reports), batch)),
                 None => told.push((node, reports)),
             }
@@ -329,8 +332,10 @@ impl Reign {
             session.is_dirty = true;
         }
         let Notice::Applied { events, .. } = notice else {
+            self.passing.settle_all(&self.state);
             return self.loops.mark_all(&self.state);
         };
+        self.passing.settle(&self.state, events);
         self.loops.observe(&self.state, events);
         self.liveness.set_period(period(&self.state));
         for event in events.iter() {
@@ -433,7 +438,7 @@ impl Reign {
                 continue;
             }
             let set = assignment_set(&self.state, node);
-            let view = self.views.refresh(&set.view, node);
+            let view = self.views.refresh(&set.view, node, self.state.index());
             let changes = diff(&session.held, &set);
             let is_first = session.count == 0;
             if is_first || !changes.is_empty() || view.is_some() {
@@ -449,7 +454,10 @@ impl Reign {
                     complete: is_first,
                     applies_to: version(session.count),
                     results_in: version(session.count + 1),
-                    view,
+                    view: view.map(|version| NetworkView {
+                        version,
+                        ..set.view.as_ref().clone()
+                    }),
                     ..Message::default()
                 };
                 changes.iter().for_each(|change| add(&mut message, change));

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use raft::eraftpb::{Message, MessageType};
+use raft::eraftpb::{Message, MessageType, Snapshot};
 use shoal_api::{
     ClusterId, NodeId, TaskId,
     object::{Batch, ObjectKey, TaskStatus},
@@ -16,7 +16,10 @@ use shoal_manager::{
     core::{
         consensus::{
             LogIndex, Member, Members, RaftId,
-            node::{Answer, Caller, Effect, Leadership, Limits, Node, ProposeError, StateMachine},
+            node::{
+                Answer, Caller, Effect, FrozenState, Leadership, Limits, Node, ProposeError,
+                StateMachine,
+            },
             wire::{decode_message, encode_message},
         },
         control::decide,
@@ -107,6 +110,8 @@ pub enum Input {
     Unreachable(RaftId),
     /// What became of a snapshot.
     Snapshot(RaftId, bool),
+    /// A snapshot of our own is durable.
+    Kept,
 }
 
 /// Whom an answer is owed to.
@@ -154,8 +159,8 @@ impl StateMachine for Watched {
         result
     }
 
-    fn snapshot(&self) -> Vec<u8> {
-        self.replica.snapshot()
+    fn freeze(&self) -> FrozenState {
+        self.replica.freeze()
     }
 
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), String> {
@@ -176,6 +181,8 @@ pub struct Manager {
     disk: SimDisk,
     inbox: VecDeque<Input>,
     is_disk_busy: bool,
+    /// A snapshot that is being written down, and up to where the log may be cut off then.
+    keeping: Option<(Snapshot, LogIndex)>,
     owed: BTreeMap<Caller, Owed>,
     next_caller: Caller,
     /// The members that it knows of.
@@ -229,6 +236,7 @@ impl Manager {
             disk: disk.clone(),
             inbox: VecDeque::new(),
             is_disk_busy: false,
+            keeping: None,
             owed: BTreeMap::new(),
             next_caller: 0,
             members,
@@ -282,6 +290,21 @@ impl Manager {
         self.node.on_persisted();
     }
 
+    /// A snapshot is durable.
+    pub fn on_kept(&mut self) {
+        if self.is_disk_busy {
+            return self.inbox.push_back(Input::Kept);
+        }
+        let Some((snapshot, keep_from)) = self.keeping.take() else {
+            return;
+        };
+        // A disk that fails here has been broken by the simulation, which then ends the process itself.
+        if self.storage.release(keep_from).is_ok() {
+            self.disk.pass();
+            self.node.on_kept(snapshot);
+        }
+    }
+
     /// Works until there is nothing left to do at this moment.
     ///
     /// # Errors
@@ -325,6 +348,7 @@ impl Manager {
             Input::Transfer(caller) => self.node.transfer(caller),
             Input::Unreachable(peer) => self.node.report_unreachable(peer),
             Input::Snapshot(peer, arrived) => self.node.report_snapshot(peer, arrived),
+            Input::Kept => self.on_kept(),
         }
     }
 
@@ -346,6 +370,18 @@ impl Manager {
                 env.tell(|| format!("host {} {now:?}", me.host));
                 self.leadership = now;
             }
+            Effect::Keep(frozen) => {
+                let keeper = self.storage.keeper(frozen.index()).map_err(|_| Died)?;
+                let snapshot = frozen.write();
+                let keep_from = keeper.keep(&snapshot).map_err(|_| Died)?;
+                let (crash, delay) = env.faults.persisting(&mut env.rng, false, true);
+                if crash {
+                    return Err(Died);
+                }
+                self.keeping = Some((snapshot, keep_from));
+                let Me { host, life, .. } = me;
+                env.after(delay, Event::Kept { host, life });
+            }
             Effect::Persist(persist) => {
                 let is_vote = persist
                     .record
@@ -354,9 +390,9 @@ impl Manager {
                 if self.storage.persist(&persist).is_err() {
                     return Err(Died); // what is on disk is unknown: the product ends itself here
                 }
-                let (crash, delay) = env
-                    .faults
-                    .persisting(&mut env.rng, is_vote, persist.cuts_log);
+                let (crash, delay) =
+                    env.faults
+                        .persisting(&mut env.rng, is_vote, persist.snapshot.is_some());
                 if crash {
                     return Err(Died);
                 }

@@ -207,6 +207,7 @@ impl World {
         let target = match &event {
             Event::Tick { host, life }
             | Event::DiskDone { host, life }
+            | Event::Kept { host, life }
             | Event::Lead { host, life }
             | Event::Upkeep { host, life }
             | Event::SnapshotSent { host, life, .. }
@@ -251,6 +252,12 @@ impl World {
             Event::DiskDone { host, .. } => {
                 if let Some(manager) = &mut self.hosts[host].manager {
                     manager.on_disk_done();
+                    self.work(host);
+                }
+            }
+            Event::Kept { host, .. } => {
+                if let Some(manager) = &mut self.hosts[host].manager {
+                    manager.on_kept();
                     self.work(host);
                 }
             }

@@ -82,7 +82,7 @@ pub fn decode_object(bytes: &[u8]) -> Result<Object, DecodeError> {
     parse::<wire::Object>(bytes, "Object")?.try_into()
 }
 
-fn parse<M: Message + Default>(bytes: &[u8], name: &str) -> Result<M, DecodeError> {
+pub(super) fn parse<M: Message + Default>(bytes: &[u8], name: &str) -> Result<M, DecodeError> {
     M::decode(bytes).map_err(|malformed| DecodeError::new(malformed).within(name))
 }
 

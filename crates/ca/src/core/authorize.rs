@@ -87,6 +87,7 @@ mod tests {
 NodeCa.GetRootCertificate        anyone worker manager
 NodeCa.IssueNodeCertificate      anyone worker manager
 Control.Write                    -      -      manager
+Control.ListPassing              -      -      manager
 Dispatcher.Session               -      worker manager
 Dispatcher.Heartbeat             -      worker manager
 Dispatcher.Assignments           -      worker manager

@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::{
+    clock::name_clock,
     issuer::RootCertificate,
     tls::{provider, root_store, server_name},
 };
@@ -65,7 +66,7 @@ pub async fn fetch_root(address: &str, token: &JoinToken) -> Result<RootCertific
         (_, Some(Err(foreign))) => Err(foreign.into()),
         (Err(source), _) => Err(CaError::Fetch {
             address: address.to_owned(),
-            source,
+            source: name_clock(source),
         }),
         (Ok(_), None) => Err(CaError::invalid(
             "handshake",

@@ -4,6 +4,7 @@ mod assignment;
 mod drain;
 mod liveness;
 mod orphan;
+mod passing;
 mod status;
 mod view;
 
@@ -14,5 +15,6 @@ pub use assignment::{AssignmentChange, AssignmentSet, assignment_set, assignment
 pub use drain::{DRAIN_MAX, Drain};
 pub use liveness::{Liveness, Verdict, node_seen, node_verdict};
 pub use orphan::{ORPHAN_AFTER, Orphans};
+pub use passing::{Passing, seen};
 pub use status::{merge_reports, merge_status};
 pub use view::{MTU_OPTION, NetworkSlices, Views, is_serving, network_view};

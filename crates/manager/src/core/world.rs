@@ -284,11 +284,11 @@ impl World {
     pub(crate) fn pass(&mut self) -> bool {
         for node in self.heard_nodes() {
             let view = dispatch::network_view(&self.state, &node);
-            let sent = self.views.refresh(&view, &node);
-            if let Some(view) = sent
+            let sent = self.views.refresh(&view, &node, self.state.index());
+            if let Some(version) = sent
                 && !self.deaf.contains(&node)
             {
-                self.views.acknowledge(&node, view.version);
+                self.views.acknowledge(&node, version);
             }
         }
         self.loops.acknowledged(self.views.acked());

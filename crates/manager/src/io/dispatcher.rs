@@ -5,6 +5,7 @@
 //! the state is then. What is to be written down is proposed in rounds, one at a time, and judged anew for each.
 
 mod assignments;
+mod encoded;
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
@@ -17,11 +18,12 @@ use shoal_api::{
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::Status;
 
-use assignments::{Place, Stream, Touched};
+use assignments::{Cursor, Place, Stream, Touched};
+use encoded::Encoded;
 
 use super::{control_loop::Acknowledged, manager::Desk, raft::ProposeError, store::Notice};
 use crate::core::{
-    dispatch::{Liveness, NetworkSlices, Verdict, Views, merge_reports, node_seen, node_verdict},
+    dispatch::{Liveness, NetworkSlices, Verdict, Views, node_seen, node_verdict},
     state::{Event, State},
 };
 
@@ -36,6 +38,8 @@ pub(crate) enum Command {
         node: NodeId,
         description: Box<NodeDescription>,
         address: IpAddr,
+        /// Version of the assignments that the agent holds, empty for none.
+        holds: String,
         reply: oneshot::Sender<Result<Opened, Status>>,
     },
     Heartbeat {
@@ -85,6 +89,10 @@ struct Session {
     id: u64,
     messages: watch::Sender<wire::SessionMessage>,
     stream: Option<Stream>,
+    /// Version of the assignments that the agent held when it opened the session.
+    holds: String,
+    /// Messages of assignments sent in this session.
+    sent: u64,
 }
 
 struct Report {
@@ -101,7 +109,13 @@ struct Dispatcher<'a> {
     next_session: u64,
     liveness: Liveness,
     views: Views,
+    /// What nodes of the same networks are told, at the state.
+    slices: NetworkSlices,
+    /// Where each agent is that this manager has had a session with.
+    cursors: BTreeMap<NodeId, Cursor>,
+    encoded: Encoded,
     acknowledged: watch::Sender<Acknowledged>,
+    is_acknowledged_told: bool,
     /// What sessions said of their nodes and is not yet in the state.
     seen: BTreeMap<NodeId, (NodeDescription, IpAddr)>,
     /// Verdicts that are not yet in the state.
@@ -128,6 +142,8 @@ pub(crate) async fn run(
 ) {
     let mut watch = desk.store.watch();
     let state = desk.store.state();
+    // What an earlier leader was told, agents tell again.
+    desk.passing.clear();
     let mut members = desk.store.raft().members();
     let liveness = Liveness::begin(&state, heartbeat_period(&state), Timestamp::now());
     let mut dispatcher = Dispatcher {
@@ -139,7 +155,11 @@ pub(crate) async fn run(
         next_session: u64::from_le_bytes(random()) >> 1,
         liveness,
         views: Views::default(),
+        slices: NetworkSlices::default(),
+        cursors: BTreeMap::new(),
+        encoded: Encoded::default(),
         acknowledged,
+        is_acknowledged_told: true,
         seen: BTreeMap::new(),
         condemned: BTreeMap::new(),
         reports: Vec::new(),
@@ -151,6 +171,7 @@ pub(crate) async fn run(
             writing = dispatcher.next_writes();
         }
         dispatcher.send_assignments();
+        dispatcher.tell_acknowledged();
         let deadline = dispatcher.liveness.next_deadline();
         let due = async {
             match deadline {
@@ -198,9 +219,10 @@ impl Dispatcher<'_> {
                 node,
                 description,
                 address,
+                holds,
                 reply,
             } => {
-                drop(reply.send(self.open(node, *description, address, now)));
+                drop(reply.send(self.open(node, *description, address, holds, now)));
             }
             Command::Heartbeat {
                 node,
@@ -241,7 +263,7 @@ impl Dispatcher<'_> {
                 let answer = self.session(&node, session).map(drop);
                 if answer.is_ok() {
                     self.views.acknowledge(&node, version);
-                    self.tell_acknowledged();
+                    self.is_acknowledged_told = false;
                 }
                 drop(reply.send(answer));
             }
@@ -263,7 +285,7 @@ impl Dispatcher<'_> {
                 }) = self.session(&node, session)
                 {
                     stream.is_busy = false;
-                    self.send_to(&node, place, &NetworkSlices::default());
+                    self.send_to(&node, place);
                 }
             }
         }
@@ -274,6 +296,7 @@ impl Dispatcher<'_> {
         node: NodeId,
         description: NodeDescription,
         address: IpAddr,
+        holds: String,
         now: Timestamp,
     ) -> Result<Opened, Status> {
         if self.state.node(&node).is_none() {
@@ -294,6 +317,8 @@ impl Dispatcher<'_> {
                 id,
                 messages,
                 stream: None,
+                holds,
+                sent: 0,
             },
         );
         tracing::info!(node.id = %node, session.id = id, peer = %address, "a session was opened");
@@ -313,7 +338,7 @@ impl Dispatcher<'_> {
     fn drop_session(&mut self, node: &NodeId) {
         self.sessions.remove(node);
         self.views.forget(node);
-        self.tell_acknowledged();
+        self.is_acknowledged_told = false;
     }
 
     fn message_for(&self, node: &NodeId, session: u64) -> wire::SessionMessage {
@@ -337,17 +362,25 @@ impl Dispatcher<'_> {
     }
 
     fn tell_everyone(&mut self) {
-        for (node, session) in &self.sessions {
-            let message = self.message_for(node, session.id);
-            session.messages.send_if_modified(|told| {
-                let is_news = *told != message;
-                *told = message;
-                is_news
-            });
-        }
+        self.sessions.keys().for_each(|node| self.tell(node));
     }
 
-    fn tell_acknowledged(&self) {
+    fn tell(&self, node: &NodeId) {
+        let Some(session) = self.sessions.get(node) else {
+            return;
+        };
+        let message = self.message_for(node, session.id);
+        session.messages.send_if_modified(|told| {
+            let is_news = *told != message;
+            *told = message;
+            is_news
+        });
+    }
+
+    fn tell_acknowledged(&mut self) {
+        if std::mem::replace(&mut self.is_acknowledged_told, true) {
+            return;
+        }
         let acked = self.views.acked();
         self.acknowledged.send_if_modified(|told| {
             let is_news = **told != *acked;
@@ -360,6 +393,7 @@ impl Dispatcher<'_> {
 
     fn take_note(&mut self, notice: &Notice) {
         self.state = notice.state().clone();
+        self.slices = std::mem::take(&mut self.slices).next();
         let touched = match notice {
             Notice::Everything { .. } => Touched::Everyone,
             Notice::Applied { events, .. } => Touched::by(events),
@@ -370,29 +404,35 @@ impl Dispatcher<'_> {
             }
         }
         let events = match notice {
-            Notice::Everything { .. } => {
+            Notice::Everything { state } => {
+                self.desk.passing.lock().settle_all(state);
                 self.tell_everyone();
                 return;
             }
-            Notice::Applied { events, .. } => events,
+            Notice::Applied { state, events } => {
+                self.desk.passing.lock().settle(state, events);
+                self.desk.passing.tell();
+                events
+            }
         };
-        if events
-            .iter()
-            .any(|event| matches!(event, Event::Cluster(_) | Event::Node(_)))
-        {
-            self.liveness.set_period(heartbeat_period(&self.state));
-            for event in events.iter() {
-                if let Event::Node(delta) = event
-                    && delta.is_deleted()
-                {
+        for event in events.iter() {
+            match event {
+                Event::Cluster(_) => {
+                    self.liveness.set_period(heartbeat_period(&self.state));
+                    self.tell_everyone();
+                }
+                Event::Node(delta) if delta.is_deleted() => {
                     let node = delta.any().id.clone();
                     self.drop_session(&node);
+                    self.cursors.remove(&node);
                     self.liveness.forget(&node);
                     self.seen.remove(&node);
                     self.condemned.remove(&node);
                 }
+                // Where managers are reached is told with the membership.
+                Event::Node(delta) => self.tell(&delta.any().id),
+                _ => {}
             }
-            self.tell_everyone();
         }
     }
 
@@ -425,6 +465,7 @@ impl Dispatcher<'_> {
             batches.extend(batch.map(|batch| (Observed::Condemned(node.clone()), batch)));
             is_news
         });
+        let mut passing = self.desk.passing.lock();
         let mut by_node: BTreeMap<NodeId, Vec<Report>> = BTreeMap::new();
         for report in self.reports.drain(..) {
             by_node.entry(report.node.clone()).or_default().push(report);
@@ -434,12 +475,14 @@ impl Dispatcher<'_> {
                 .iter()
                 .flat_map(|report| report.statuses.iter().cloned())
                 .collect();
-            match merge_reports(state, &node, &statuses, now) {
+            match passing.merge(state, &node, &statuses, now) {
                 Some(batch) => batches.push((Observed::Reports(reports), batch)),
                 // No news to the cluster: delivered all the same.
                 None => answer(reports, &Ok(())),
             }
         }
+        drop(passing);
+        self.desk.passing.tell();
         if batches.is_empty() {
             return None;
         }

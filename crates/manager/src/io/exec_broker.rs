@@ -17,7 +17,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::manager::{Desk, ExecStream};
-use crate::core::state::State;
+use crate::core::{
+    dispatch::{Passing, seen},
+    state::State,
+};
 
 /// Pieces that wait for a slow end, each way.
 const PIECES_MAX: usize = 16;
@@ -139,7 +142,7 @@ impl Desk {
         self.require_leader().await?;
         let state = self.store.latest().await;
         let state = state.map_err(|error| self.status_of(error))?;
-        let node = place_of(&state, &order)?;
+        let node = place_of(&state, &self.passing.lock(), &order)?;
         let known = state.node(&node);
         if known.is_none_or(|known| known.status.state != NodeState::Ready) {
             return Err(Status::unavailable(format!("node {node} is not available")));
@@ -175,7 +178,7 @@ impl Desk {
 }
 
 /// The node that is to carry an order out.
-fn place_of(state: &State, order: &ExecOrder) -> Result<NodeId, Status> {
+fn place_of(state: &State, passing: &Passing, order: &ExecOrder) -> Result<NodeId, Status> {
     if !order.probe.is_empty() {
         let id = order.node_id.parse();
         return id.map_err(|_| Status::invalid_argument("the node's id is none"));
@@ -185,12 +188,12 @@ fn place_of(state: &State, order: &ExecOrder) -> Result<NodeId, Status> {
     let task = state
         .task(&id)
         .ok_or_else(|| Status::not_found(format!("task {id} not found")))?;
-    let running = matches!(task.status.state, TaskState::Starting | TaskState::Running);
+    let at = seen(task, passing.statuses().get(&id)).state;
+    let running = matches!(at, TaskState::Starting | TaskState::Running);
     task.node.clone().filter(|_| running).ok_or_else(|| {
         Status::failed_precondition(format!(
-            "task {} is not running: it is {}",
+            "task {} is not running: it is {at}",
             task.name(),
-            task.status.state
         ))
     })
 }

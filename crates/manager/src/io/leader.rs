@@ -36,6 +36,7 @@ pub(crate) async fn run(desk: Desk) {
             _ = leadership.wait_for(|now| !now.is_leader || now.term != term) => {}
         }
         desk.announce_dispatcher(None);
+        desk.passing.clear();
         // Leading still, but refused, as while leadership is being handed over: not to be tried again at full speed.
         let pause = tokio::time::sleep(REIGN_PAUSE);
         tokio::select! {
@@ -84,7 +85,7 @@ async fn keep_root(desk: &Desk) {
                 }
             }
         }
-        state = watch.next().await.state().clone();
+        state = watch.next_of_nodes().await;
     }
 }
 
@@ -122,7 +123,7 @@ async fn keep_roles(desk: &Desk) {
             }
         }
         tokio::select! {
-            _ = watch.next() => {}
+            _ = watch.next_of_nodes() => {}
             changed = members.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(REMOVAL_RETRY), if is_refused => {}
         }

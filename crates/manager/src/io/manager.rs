@@ -44,13 +44,13 @@ use super::{
         Leadership, ProposeError, Raft, RaftConfig, Start, StartError, Vault, disk::OsDisk,
         membership::has_place, seal::Owner, transport::GrpcTransport, wal::WalError,
     },
-    store::{Notice, Replica, Store, Watch},
+    store::{Replica, Store, Watch},
 };
 use crate::core::{
     consensus::{Member, MemberChange, Members},
     control::{Intent, decide},
     reconcile::Ctx,
-    state::{Event, State},
+    state::State,
     validate::Refusal,
 };
 
@@ -59,10 +59,13 @@ mod forward;
 mod founding;
 mod locking;
 mod logs;
+mod passing;
 mod recovery;
 mod relocation;
 
+use forward::LeaderChannel;
 use locking::Keys;
+use passing::Board;
 
 pub use exec::ExecStream;
 pub use founding::{Founding, NewCluster};
@@ -204,6 +207,9 @@ pub(crate) struct Desk {
     client_tls: watch::Receiver<Arc<ClientConfig>>,
     /// Where sessions are served, while this manager leads.
     dispatcher: watch::Sender<Option<mpsc::Sender<Command>>>,
+    /// Where tasks are on their way to running, while this manager leads.
+    pub(crate) passing: Board,
+    leader_channel: LeaderChannel,
     pub(crate) logs: LogBroker,
     pub(crate) execs: ExecBroker,
 }
@@ -260,6 +266,8 @@ impl Manager {
             identity: identity_now,
             client_tls: client_tls_now,
             dispatcher: watch::Sender::default(),
+            passing: Board::default(),
+            leader_channel: LeaderChannel::default(),
             logs: LogBroker::default(),
             execs: ExecBroker::default(),
         };
@@ -379,6 +387,11 @@ impl Manager {
     /// The managers, now and from now on.
     pub fn members(&self) -> watch::Receiver<Arc<Members>> {
         self.desk.store.raft().members()
+    }
+
+    /// Bytes that this manager has written to its log since its start.
+    pub fn log_bytes(&self) -> u64 {
+        self.desk.store.raft().log_bytes()
     }
 
     /// `host:port` of all managers, the leader first.
@@ -589,17 +602,8 @@ impl Desk {
 async fn shut_out(store: Store, gate: server::Gate) {
     let mut watch = store.watch();
     loop {
-        let notice = watch.next().await;
-        let may_concern = match &notice {
-            Notice::Applied { events, .. } => events
-                .iter()
-                .any(|event| matches!(event, Event::Cluster(_) | Event::Node(_))),
-            Notice::Everything { .. } => true,
-        };
-        if !may_concern {
-            continue;
-        }
-        let Some(cluster) = notice.state().cluster() else {
+        let state = watch.next_of_nodes().await;
+        let Some(cluster) = state.cluster() else {
             continue;
         };
         for node in gate.nodes() {

@@ -4,13 +4,21 @@
 //! drives the machine of [`crate::core::consensus::node`] and owns the log (`node`), so that nothing needs a lock and all proposals that wait
 //! together become one append and one sync.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use raft::eraftpb::Message;
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use crate::core::consensus::node::{Leadership, ProposeError, RemoveError, StateMachine};
+pub use crate::core::consensus::node::{
+    FrozenState, Leadership, ProposeError, RemoveError, StateMachine,
+};
 use crate::core::consensus::{LogIndex, Member, Members, RaftId, node::BeginError};
 
 pub mod disk;
@@ -141,6 +149,7 @@ pub struct Raft {
     inbox: mpsc::Sender<Input>,
     leadership: watch::Receiver<Leadership>,
     members: watch::Receiver<Arc<Members>>,
+    log_bytes: Arc<AtomicU64>,
 }
 
 /// Where a transport delivers what it receives and what it finds out.
@@ -201,7 +210,7 @@ impl Raft {
             leadership_sender,
             members_sender,
         )?;
-        let raft_id = driver.raft_id();
+        let (raft_id, log_bytes) = (driver.raft_id(), driver.log_bytes());
         std::thread::Builder::new()
             .name(format!("raft-{raft_id}"))
             .spawn(move || driver.run(inbox))?;
@@ -210,6 +219,7 @@ impl Raft {
             inbox: sender,
             leadership,
             members,
+            log_bytes,
         })
     }
 
@@ -226,6 +236,11 @@ impl Raft {
     /// The members, now and from now on.
     pub fn members(&self) -> watch::Receiver<Arc<Members>> {
         self.members.clone()
+    }
+
+    /// Bytes of the records written to the log since the start.
+    pub fn log_bytes(&self) -> u64 {
+        self.log_bytes.load(Ordering::Relaxed)
     }
 
     /// Where to deliver messages of peers.

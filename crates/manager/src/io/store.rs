@@ -12,7 +12,7 @@ use shoal_api::{
 };
 use tokio::sync::broadcast;
 
-use super::raft::{ProposeError, Raft, StateMachine};
+use super::raft::{FrozenState, ProposeError, Raft, StateMachine};
 use crate::core::{
     consensus::{
         LogIndex,
@@ -77,6 +77,18 @@ impl Watch {
             Err(_) => Notice::Everything {
                 state: self.shared.read(),
             },
+        }
+    }
+
+    /// Waits for something that concerns nodes or the cluster itself, or may; gives the state after it.
+    pub async fn next_of_nodes(&mut self) -> State {
+        let concerns = |event: &Event| matches!(event, Event::Cluster(_) | Event::Node(_));
+        loop {
+            match self.next().await {
+                Notice::Applied { state, events } if events.iter().any(concerns) => return state,
+                Notice::Applied { .. } => {}
+                Notice::Everything { state } => return state,
+            }
         }
     }
 
@@ -179,8 +191,9 @@ impl StateMachine for Replica {
         }
     }
 
-    fn snapshot(&self) -> Vec<u8> {
-        encode_state(&self.state())
+    fn freeze(&self) -> FrozenState {
+        let state = self.state();
+        Box::new(move || encode_state(&state))
     }
 
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), String> {

@@ -1,6 +1,6 @@
 //! The cluster as the Engine API sees it: everything read from this manager's state, everything written by intents.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
@@ -21,7 +21,7 @@ use shoal_docker_api::backend::{
 };
 use shoal_manager::{
     Intent, Manager, Refusal, Spec, State, WriteError,
-    core::{orchestrator::is_dirty, state::Event},
+    core::{dispatch::seen, orchestrator::is_dirty, state::Event},
     explain,
     io::store::Notice,
 };
@@ -117,6 +117,21 @@ impl ClusterNode {
             .write(intent)
             .await
             .map_err(write_error)
+    }
+
+    /// Tasks with where they have come to, also where that is not written down.
+    async fn as_seen(&self, mut tasks: Vec<Task>) -> Vec<Task> {
+        let is_on_its_way =
+            |task: &Task| (TaskState::Assigned..TaskState::Running).contains(&task.status.state);
+        if tasks.iter().any(is_on_its_way)
+            && let Ok(manager) = self.managing().await
+        {
+            let passing = manager.passing().await;
+            for task in tasks.iter_mut().filter(|task| is_on_its_way(task)) {
+                task.status = seen(task, passing.get(&task.id));
+            }
+        }
+        tasks
     }
 
     async fn create(&self, spec: Spec) -> ApiResult<ObjectKey> {
@@ -449,17 +464,19 @@ impl ClusterBackend for ClusterNode {
     }
 
     async fn tasks(&self, selection: TaskSelection) -> ApiResult<Vec<Task>> {
-        Ok(selected(&self.latest().await?, &selection, |_| true))
+        let state = self.latest().await?;
+        Ok(self.as_seen(selected(&state, &selection, |_| true)).await)
     }
 
     async fn up_to_date_tasks(&self, selection: TaskSelection) -> ApiResult<Vec<Task>> {
         let state = self.latest().await?;
-        Ok(selected(&state, &selection, |task| {
+        let is_wanted = |task: &Task| {
             let node = task.node.as_ref().and_then(|node| state.node(node));
             state
                 .service(&task.service)
                 .is_none_or(|service| !is_dirty(service, task, node.map(Arc::as_ref)))
-        }))
+        };
+        Ok(self.as_seen(selected(&state, &selection, is_wanted)).await)
     }
 
     async fn task_logs(
@@ -501,21 +518,42 @@ impl ClusterBackend for ClusterNode {
     }
 
     async fn service_changes(&self, id: &ServiceId) -> ApiResult<ItemStream<()>> {
-        let watch = self.managing().await?.watch();
+        let manager = self.managing().await?;
+        let watch = manager.watch();
         let id = id.clone();
-        let is_of = move |change: &Event| match change {
-            Event::Service(delta) => delta.any().id == id,
-            Event::Task(delta) => delta.any().service == id,
-            Event::Node(_) => true,
-            _ => false,
-        };
+        // Where its tasks are on their way, as last told, and the version of that.
+        let told = (None, BTreeMap::new());
         // What happens between two looks is one change: the watch hands out all of it.
-        let changes = stream::unfold((watch, is_of), |(mut watch, is_of)| async move {
-            loop {
-                match watch.next().await {
-                    Notice::Applied { events, .. } if !events.iter().any(&is_of) => {}
-                    _ => return Some((Ok(()), (watch, is_of))),
+        let changes = stream::unfold((watch, told), move |(mut watch, mut told)| {
+            let (manager, id) = (Arc::clone(&manager), id.clone());
+            async move {
+                let is_of = |change: &Event| match change {
+                    Event::Service(delta) => delta.any().id == id,
+                    Event::Task(delta) => delta.any().service == id,
+                    Event::Node(_) => true,
+                    _ => false,
+                };
+                loop {
+                    tokio::select! {
+                        notice = watch.next() => match notice {
+                            Notice::Applied { events, .. } if !events.iter().any(is_of) => {}
+                            _ => break,
+                        },
+                        (version, mut passing) = manager.passing_after(told.0) => {
+                            let state = manager.state();
+                            let is_own = |task: &TaskId| {
+                                state.task(task).is_some_and(|task| task.service == id)
+                            };
+                            passing.retain(|task, _| is_own(task));
+                            let is_news = told.0.is_some() && told.1 != passing;
+                            told = (Some(version), passing);
+                            if is_news {
+                                break;
+                            }
+                        }
+                    }
                 }
+                Some((Ok(()), (watch, told)))
             }
         });
         Ok(changes.boxed())

@@ -11,7 +11,7 @@ use shoal_api::{
 use shoal_manager::core::state::{Delta, Event as Change};
 
 /// The event of a change, if users are told of it (moby's `daemon/cluster/noderunner.go` and `daemon/events.go`). Events of
-/// tasks are an extension: one for each state.
+/// tasks are an extension: one for each state that is written down.
 pub(super) fn event(change: &Change, now: Timestamp) -> Option<Event> {
     let (kind, id, action, attributes) = match change {
         Change::Service(delta) => {

@@ -4,7 +4,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
-use shoal_ca::{Role, server_name};
+use shoal_ca::{Role, name_clock, server_name};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
@@ -34,7 +34,8 @@ pub(super) async fn dial(address: &str, tls: Arc<ClientConfig>) -> Result<Channe
             stream.set_nodelay(true)?;
             let stream = connector
                 .connect(server_name(Role::Manager), stream)
-                .await?;
+                .await
+                .map_err(name_clock)?;
             Ok::<_, io::Error>(TokioIo::new(stream))
         }
     });

@@ -337,13 +337,13 @@ fn decode(
     use assignment_change::Item as Wire;
     let mut decoded = Message {
         complete: message.r#type() == assignments_message::Type::Complete,
-        applies_to: message.applies_to,
-        results_in: message.results_in,
-        view: message.view.map(TryInto::try_into).transpose()?,
+        view: message.read_view()?,
+        applies_to: message.applies_to.clone(),
+        results_in: message.results_in.clone(),
         ..Message::default()
     };
     let mut refused = Vec::new();
-    for change in message.changes {
+    for change in message.read_changes()? {
         let removal = change.action() == assignment_change::Action::Remove;
         match (change.item, removal) {
             (Some(Wire::Task(task)), true) => decoded

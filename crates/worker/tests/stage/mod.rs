@@ -529,16 +529,19 @@ fn message(
     action: assignment_change::Action,
     items: Vec<assignment_change::Item>,
 ) -> AssignmentsMessage {
-    let change = |item| AssignmentChange {
-        action: action.into(),
-        item: Some(item),
+    let change = |item| {
+        wire::encode_change(&AssignmentChange {
+            action: action.into(),
+            item: Some(item),
+        })
     };
     AssignmentsMessage {
         r#type: assignments_message::Type::Incremental.into(),
         applies_to: applies_to.to_owned(),
         results_in: results_in.to_owned(),
         changes: items.into_iter().map(change).collect(),
-        view: view.map(Into::into),
+        view: view.map(wire::encode_view),
+        view_version: view.map_or(0, |view| view.version),
     }
 }
 

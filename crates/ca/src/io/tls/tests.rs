@@ -399,6 +399,30 @@ async fn a_joiner_recognises_the_cluster_by_its_token() {
     assert!(JoinToken::parse(&ca.new_join_token().reveal()).is_ok());
 }
 
+#[tokio::test]
+async fn a_joiner_whose_clock_is_wrong_is_told_that_it_is_the_clock() {
+    let ca = new_ca();
+    let now = SystemTime::now();
+    let check = async |issued_at, what: &str| {
+        let (address, serving) = serve(&identity_at(&ca, Role::Manager, issued_at)).await;
+        let refused = fetch_root(&address, &ca.new_join_token())
+            .await
+            .unwrap_err();
+        let CaError::Fetch { source, .. } = refused else {
+            panic!("{refused:?}")
+        };
+        let said = source.to_string();
+        assert!(
+            said.contains(what) && said.contains("this host's clock"),
+            "{said}"
+        );
+        serving.abort();
+    };
+    // To a host that is five hours behind, a certificate of now begins later; to one years ahead it has ended.
+    check(now + DAY / 4, "not valid yet").await;
+    check(now - NODE_CERTIFICATE_VALIDITY - DAY, "no longer valid").await;
+}
+
 /// A server with a certificate under `real` that shows the root of `shown`.
 async fn serve_forged_chain(
     shown: &RootCa,

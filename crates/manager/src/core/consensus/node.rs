@@ -25,8 +25,8 @@ use raft::{
 use shoal_api::planted::{Bug, planted};
 
 pub use self::values::{
-    Answer, BeginError, Caller, Effect, Kept, Leadership, Limits, Persist, ProposeError,
-    RemoveError, StateMachine,
+    Answer, BeginError, Caller, Effect, Frozen, FrozenState, Kept, Leadership, Limits, Persist,
+    ProposeError, RemoveError, StateMachine,
 };
 use self::{batch::batches, places::MembershipQueue, transfer::Transfer};
 use super::{
@@ -68,14 +68,13 @@ pub struct Node {
     /// Tick at which each peer was last heard of.
     heard: BTreeMap<RaftId, u64>,
     leadership: Leadership,
-    persisting: Option<Persisting>,
+    /// What goes on when the disk is done.
+    persisting: Option<Ready>,
+    /// Whether a snapshot is being written down.
+    is_keeping: bool,
+    /// Whether a peer waits for a snapshot.
+    is_snapshot_wished: bool,
     effects: VecDeque<Effect>,
-}
-
-/// What goes on when the disk is done.
-enum Persisting {
-    Ready(Ready),
-    Own { snapshot: Snapshot, wished: bool },
 }
 
 /// Reads on their way: waiting to be asked, asked, and answered but ahead of what is applied.
@@ -154,6 +153,8 @@ impl Node {
             heard: BTreeMap::new(),
             leadership: Leadership::default(),
             persisting: None,
+            is_keeping: false,
+            is_snapshot_wished: false,
             effects: VecDeque::new(),
         };
         if node.raw.store().conf_state().voters == [raft_id] {
@@ -331,12 +332,9 @@ impl Node {
                     .map(|s| (s.get_metadata().index, s.get_metadata().term)),
             });
             if snapshot.is_some() || record.is_some() {
-                self.persisting = Some(Persisting::Ready(ready));
-                self.effects.push_back(Effect::Persist(Persist {
-                    snapshot,
-                    record,
-                    cuts_log: false,
-                }));
+                self.persisting = Some(ready);
+                let persist = Persist { snapshot, record };
+                self.effects.push_back(Effect::Persist(persist));
             } else {
                 self.conclude(ready);
             }
@@ -347,15 +345,24 @@ impl Node {
 
     /// What the last [`Effect::Persist`] told is durable now.
     pub fn on_persisted(&mut self) {
-        match self.persisting.take() {
-            Some(Persisting::Ready(ready)) => self.conclude(ready),
-            Some(Persisting::Own { snapshot, wished }) => {
-                let compact_to = self.applied.saturating_sub(self.limits.kept_entries);
-                self.applied_bytes = 0;
-                self.use_snapshot(snapshot, compact_to, wished);
-            }
-            None => {}
+        if let Some(ready) = self.persisting.take() {
+            self.conclude(ready);
         }
+    }
+
+    /// The snapshot of the last [`Effect::Keep`] is durable now.
+    pub fn on_kept(&mut self, snapshot: Snapshot) {
+        self.is_keeping = false;
+        let index = snapshot.get_metadata().index;
+        // A leader's may have taken its place meanwhile.
+        if index >= self.raw.store().snapshot().get_metadata().index {
+            let compact_to = index.saturating_sub(self.limits.kept_entries);
+            self.raw.mut_store().set_snapshot(snapshot, compact_to);
+        }
+        if std::mem::take(&mut self.is_snapshot_wished) {
+            self.raw.ping(); // the peer's answer makes the library send it
+        }
+        self.keep_snapshot();
     }
 
     fn hard_state_after(&self, ready: &Ready) -> raft::eraftpb::HardState {
@@ -583,32 +590,20 @@ impl Node {
         self.raw.mut_store().install(snapshot);
     }
 
-    /// Makes a snapshot when enough was applied since the last one, or when a peer cannot go on without.
+    /// Begins a snapshot when enough was applied since the last one, or when a peer cannot go on without.
     fn keep_snapshot(&mut self) {
-        let wished = self.raw.store().take_snapshot_wish();
-        let last = self.raw.store().snapshot().get_metadata().index;
-        let due = self.applied - last >= self.limits.snapshot_entries
-            || self.applied_bytes >= self.limits.snapshot_bytes;
-        if !wished && !due {
+        self.is_snapshot_wished |= self.raw.store().take_snapshot_wish();
+        if self.is_keeping {
             return;
         }
-        let snapshot = self.make_snapshot();
-        if due {
-            self.effects.push_back(Effect::Persist(Persist {
-                snapshot: Some(snapshot.clone()),
-                record: None,
-                cuts_log: true,
-            }));
-            self.persisting = Some(Persisting::Own { snapshot, wished });
-        } else {
-            self.use_snapshot(snapshot, 0, wished);
-        }
-    }
-
-    fn use_snapshot(&mut self, snapshot: Snapshot, compact_to: LogIndex, wished: bool) {
-        self.raw.mut_store().set_snapshot(snapshot, compact_to);
-        if wished {
-            self.raw.ping(); // the peer's answer makes the library send it
+        let last = self.raw.store().snapshot().get_metadata().index;
+        let due = self.applied.saturating_sub(last) >= self.limits.snapshot_entries
+            || self.applied_bytes >= self.limits.snapshot_bytes;
+        if self.is_snapshot_wished || due {
+            self.is_keeping = true;
+            self.applied_bytes = 0;
+            let frozen = self.freeze();
+            self.effects.push_back(Effect::Keep(frozen));
         }
     }
 

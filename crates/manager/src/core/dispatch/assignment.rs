@@ -22,7 +22,7 @@ pub struct AssignmentSet {
     /// The configs of those that are not over.
     pub configs: BTreeMap<ConfigId, Arc<Config>>,
     /// The networks in which it takes part.
-    pub view: NetworkView,
+    pub view: Arc<NetworkView>,
 }
 
 /// One step from one set to another.

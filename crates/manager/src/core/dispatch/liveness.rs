@@ -24,14 +24,19 @@ const RECONNECT_GRACE: Duration = Duration::from_secs(1);
 const LEADER_GRACE: Duration = Duration::from_secs(5);
 /// A deadline noticed so much too late means that it was this manager that stood still.
 const STALL_MIN: Duration = Duration::from_millis(250);
+/// Between the end of a node's time and the verdict. After a stall too short to be noticed, what was sent meanwhile is
+/// still on its way through this process, and is heard within this time.
+const SECOND_LOOK: Duration = Duration::from_millis(150);
 
 /// What has been seen of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Pulse {
     /// The session, if one is open.
     session: Option<u64>,
-    /// When the node is to be given up.
+    /// When the node is to be looked at, and given up at the second look.
     deadline: Timestamp,
+    /// Whether it was looked at once.
+    is_suspect: bool,
 }
 
 /// Sessions and deadlines; lives as long as a leadership.
@@ -61,6 +66,7 @@ impl Liveness {
         let pulse = Pulse {
             session: None,
             deadline: now + LEADER_GRACE,
+            is_suspect: false,
         };
         Self {
             period,
@@ -81,6 +87,7 @@ impl Liveness {
             Pulse {
                 session: Some(session),
                 deadline,
+                is_suspect: false,
             },
         );
     }
@@ -91,6 +98,7 @@ impl Liveness {
         match self.pulses.get_mut(node) {
             Some(pulse) if pulse.session == Some(session) => {
                 pulse.deadline = deadline;
+                pulse.is_suspect = false;
                 true
             }
             _ => false,
@@ -127,19 +135,28 @@ impl Liveness {
             let extra = now + RECONNECT_GRACE;
             for pulse in self.pulses.values_mut() {
                 pulse.deadline = pulse.deadline.max(extra);
+                pulse.is_suspect = false;
             }
             return Vec::new();
         }
-        let due = self.pulses.extract_if(.., |_, pulse| pulse.deadline <= now);
-        let due = due.filter(|_| !planted(Bug::LivenessBlind));
-        due.map(|(node, pulse)| Verdict::Down {
+        let is_due = |pulse: &Pulse| pulse.deadline <= now;
+        let due = self
+            .pulses
+            .extract_if(.., |_, pulse| is_due(pulse) && pulse.is_suspect)
+            .filter(|_| !planted(Bug::LivenessBlind));
+        let verdicts = due.map(|(node, pulse)| Verdict::Down {
             node,
             message: match pulse.session {
                 Some(_) => "heartbeat failure",
                 None => "session closed",
             },
-        })
-        .collect()
+        });
+        let verdicts = verdicts.collect();
+        for pulse in self.pulses.values_mut().filter(|pulse| is_due(pulse)) {
+            pulse.is_suspect = true;
+            pulse.deadline = now + SECOND_LOOK;
+        }
+        verdicts
     }
 
     fn silence(&self) -> Duration {

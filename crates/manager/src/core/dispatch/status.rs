@@ -1,5 +1,7 @@
 //! What agents say of their tasks.
 
+use std::{collections::BTreeMap, sync::Arc};
+
 use shoal_api::{
     Actor, NodeId, TaskId, TaskState, Timestamp, may_move,
     object::{Batch, Change, Expect, Object, Task, TaskStatus},
@@ -60,31 +62,40 @@ pub fn merge_reports(
     reports: &[(TaskId, TaskStatus)],
     now: Timestamp,
 ) -> Option<Batch> {
-    let mut latest = std::collections::BTreeMap::new();
+    let latest = latest_of(reports).into_iter();
+    let merged = latest.filter_map(|(id, report)| {
+        let task = state
+            .task(id)
+            .filter(|task| task.node.as_ref() == Some(node))?;
+        Some((task.clone(), merge_status(task, report, now)?))
+    });
+    reported(merged.collect(), now)
+}
+
+/// The greatest of the reports about each task.
+pub(super) fn latest_of(reports: &[(TaskId, TaskStatus)]) -> BTreeMap<&TaskId, &TaskStatus> {
+    let mut latest = BTreeMap::new();
     for (id, status) in reports {
         let entry = latest.entry(id).or_insert(status);
         if status.state >= entry.state {
             *entry = status;
         }
     }
-    let mut changes = Vec::new();
-    for (id, report) in latest {
-        let Some(task) = state
-            .task(id)
-            .filter(|task| task.node.as_ref() == Some(node))
-        else {
-            continue;
-        };
-        if let Some(status) = merge_status(task, report, now) {
-            let mut task = task.as_ref().clone();
-            task.status = status;
-            let expect = Expect::Version(task.meta.version);
-            changes.push(Change::Put {
-                object: Box::new(Object::Task(task)),
-                expect,
-            });
+    latest
+}
+
+/// The batch that gives tasks these statuses; `None` if there are none.
+pub(super) fn reported(merged: Vec<(Arc<Task>, TaskStatus)>, now: Timestamp) -> Option<Batch> {
+    let change = |(task, status): (Arc<Task>, TaskStatus)| {
+        let expect = Expect::Version(task.meta.version);
+        let mut task = Arc::unwrap_or_clone(task);
+        task.status = status;
+        Change::Put {
+            object: Box::new(Object::Task(task)),
+            expect,
         }
-    }
+    };
+    let changes: Vec<Change> = merged.into_iter().map(change).collect();
     (!changes.is_empty()).then_some(Batch {
         actor: Actor::Agent,
         at: now,

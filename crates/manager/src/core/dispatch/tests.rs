@@ -1,14 +1,15 @@
 //! Assignments, views, the order of removal, and verdicts on nodes.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use shoal_api::{
     NodeId, ServiceId, TaskState, Timestamp,
     network::NetworkView,
     object::{NodeState, ObjectKey, TaskStatus},
     spec::{
-        Annotations, ConfigReference, ConfigSpec, FileTarget, NetworkAttachmentSpec, NetworkSpec,
-        NetworkTarget, PortConfig, SecretReference, SecretSpec, ServiceMode,
+        Annotations, ConfigReference, ConfigSpec, Dependency, DependencyCondition, FileTarget,
+        NetworkAttachmentSpec, NetworkSpec, NetworkTarget, PortConfig, SecretReference, SecretSpec,
+        ServiceMode,
     },
 };
 
@@ -16,7 +17,7 @@ use super::*;
 use crate::core::{
     control,
     fixture::{at, node_id, service},
-    world::World,
+    world::{Behaviour, World},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -58,7 +59,7 @@ fn published() -> (World, ServiceId) {
     (world, id)
 }
 
-fn view(world: &World, node: &str) -> NetworkView {
+fn view(world: &World, node: &str) -> Arc<NetworkView> {
     network_view(&world.state, &node_id(node))
 }
 
@@ -114,6 +115,26 @@ fn the_same_state_makes_the_same_view_for_all() {
             view(&world, node)
         );
     }
+}
+
+#[test]
+fn nodes_with_the_same_networks_share_a_view_which_outlives_a_state_that_does_not_change_it() {
+    let (mut world, _) = published();
+    let slices = NetworkSlices::default();
+    let of =
+        |slices: &NetworkSlices, world: &World, node| slices.view(&world.state, &node_id(node));
+    let (first, third) = (of(&slices, &world, "n1"), of(&slices, &world, "n3"));
+    assert!(Arc::ptr_eq(&first, &of(&slices, &world, "n2")));
+    assert!(!Arc::ptr_eq(&first, &third), "n3 is in fewer networks");
+    world.create(service("other", 0));
+    let slices = slices.next();
+    let later = of(&slices, &world, "n3");
+    assert!(Arc::ptr_eq(&third, &later), "nothing was made anew");
+    world.kill("n2");
+    let slices = slices.next();
+    let changed = of(&slices, &world, "n3");
+    assert!(!Arc::ptr_eq(&third, &changed));
+    assert!(changed.version > third.version);
 }
 
 #[test]
@@ -338,15 +359,18 @@ fn acknowledgements_follow_states_in_which_a_view_stays_the_same() {
     let (mut world, _) = published();
     let node = node_id("n1");
     let mut views = Views::default();
-    let first = views.refresh(&view(&world, "n1"), &node).unwrap();
-    views.acknowledge(&node, first.version + 99);
+    let refresh = |views: &mut Views, world: &World| {
+        views.refresh(&view(world, "n1"), &node, world.state.index())
+    };
+    let first = refresh(&mut views, &world).unwrap();
+    views.acknowledge(&node, first + 99);
     assert_eq!(
         views.acked()[&node],
-        first.version,
+        first,
         "nobody carries out what was not sent"
     );
     world.create(service("other", 0));
-    assert_eq!(views.refresh(&view(&world, "n1"), &node), None);
+    assert_eq!(refresh(&mut views, &world), None);
     assert_eq!(views.acked()[&node], world.state.index());
     // Also when the acknowledgement comes only after the states.
     let web = world.state.services().next().unwrap().id.clone();
@@ -354,14 +378,14 @@ fn acknowledgements_follow_states_in_which_a_view_stays_the_same() {
         spec.endpoint.ports[0].published = 8081;
     });
     world.settle();
-    let second = views.refresh(&view(&world, "n1"), &node).unwrap();
+    let second = refresh(&mut views, &world).unwrap();
     world.create(service("third", 0));
-    assert_eq!(views.refresh(&view(&world, "n1"), &node), None);
-    assert!(views.acked()[&node] < second.version);
-    views.acknowledge(&node, second.version);
+    assert_eq!(refresh(&mut views, &world), None);
+    assert!(views.acked()[&node] < second);
+    views.acknowledge(&node, second);
     assert_eq!(views.acked()[&node], world.state.index());
     views.forget(&node);
-    assert!(views.refresh(&view(&world, "n1"), &node).is_some());
+    assert!(refresh(&mut views, &world).is_some());
     assert_eq!(views.acked(), &BTreeMap::new());
 }
 
@@ -399,16 +423,28 @@ fn down(node: &NodeId, message: &'static str) -> Vec<Verdict> {
     }]
 }
 
+/// The verdicts, each look taken when it is due.
+fn given(liveness: &mut Liveness) -> Vec<Verdict> {
+    let mut look = || {
+        let due = liveness.next_deadline().unwrap();
+        liveness.verdicts(due)
+    };
+    assert_eq!(look(), [], "the first look is no verdict");
+    look()
+}
+
 #[test]
 fn silence_is_a_verdict_within_two_and_a_half_seconds() {
     let (mut liveness, node) = in_session();
     assert!(liveness.heartbeat(&node, 1, at(1)));
+    let first_look = liveness.next_deadline().unwrap();
+    assert_eq!(liveness.verdicts(first_look - SECOND / 1000), []);
+    assert_eq!(liveness.verdicts(first_look), []);
     let deadline = liveness.next_deadline().unwrap();
     assert!(
         deadline.since(at(1)) >= Duration::from_millis(1_500)
             && deadline.since(at(1)) <= Duration::from_millis(2_500)
     );
-    assert_eq!(liveness.verdicts(deadline - SECOND / 1000), []);
     assert_eq!(
         liveness.verdicts(deadline),
         down(&node, "heartbeat failure")
@@ -427,7 +463,7 @@ fn a_closed_session_leaves_time_to_come_back() {
     assert!(!liveness.heartbeat(&node, 1, at(1)));
     assert_eq!(liveness.verdicts(at(1)), []);
     liveness.closed(&node, 2, at(1));
-    assert_eq!(liveness.verdicts(at(2)), down(&node, "session closed"));
+    assert_eq!(given(&mut liveness), down(&node, "session closed"));
 }
 
 #[test]
@@ -439,8 +475,22 @@ fn a_manager_that_stood_still_condemns_nobody() {
         "what was sent meanwhile is still to be read"
     );
     assert!(liveness.heartbeat(&node, 1, at(30)));
-    let deadline = liveness.next_deadline().unwrap();
-    assert_eq!(liveness.verdicts(deadline).len(), 1);
+    assert_eq!(given(&mut liveness).len(), 1);
+}
+
+#[test]
+fn what_was_sent_while_the_manager_stood_still_for_a_moment_is_heard_before_the_verdict() {
+    let (mut liveness, node) = in_session();
+    let late = liveness.next_deadline().unwrap() + SECOND / 5;
+    assert_eq!(
+        liveness.verdicts(late),
+        [],
+        "too short a stall to be told from a busy machine"
+    );
+    assert!(liveness.heartbeat(&node, 1, late + SECOND / 100));
+    let later = late + SECOND;
+    assert_eq!(liveness.verdicts(later), []);
+    assert!(liveness.next_deadline().unwrap() > later);
 }
 
 #[test]
@@ -450,7 +500,7 @@ fn a_new_leader_waits_for_the_nodes_to_find_it() {
     let mut liveness = Liveness::begin(&world.state, SECOND / 2, at(0));
     assert_eq!(liveness.next_deadline(), Some(at(5)));
     assert_eq!(
-        liveness.verdicts(at(5)),
+        given(&mut liveness),
         down(&node_id("n1"), "session closed"),
         "n2 is known to be down"
     );
@@ -487,5 +537,83 @@ fn what_is_known_of_a_node_is_not_written_again() {
     assert_eq!(
         node_verdict(&world.state, &node.id, NodeState::Down, "again", at(4)),
         None
+    );
+}
+
+/// A task that was just assigned, with its node.
+fn assigned() -> (World, shoal_api::TaskId, NodeId) {
+    let mut world = World::new(&["n1"]);
+    world.behaviours.insert("demo:1".into(), Behaviour::Hangs);
+    let id = world.create(service("web", 1));
+    world.settle();
+    let task = world.runnable(&id).remove(0);
+    (world, task.id.clone(), node_id("n1"))
+}
+
+fn report(state: TaskState) -> TaskStatus {
+    TaskStatus {
+        state,
+        ..TaskStatus::default()
+    }
+}
+
+#[test]
+fn states_that_a_task_passes_through_are_kept_and_not_written() {
+    let (mut world, id, node) = assigned();
+    let mut passing = Passing::default();
+    let say = |passing: &mut Passing, world: &World, state| {
+        passing.merge(&world.state, &node, &[(id.clone(), report(state))], at(1))
+    };
+    for state in [TaskState::Ready, TaskState::Starting, TaskState::Ready] {
+        assert_eq!(say(&mut passing, &world, state), None, "{state}");
+    }
+    let task = world.state.task(&id).unwrap().clone();
+    let now = seen(&task, passing.statuses().get(&id));
+    assert_eq!(
+        now.state,
+        TaskState::Starting,
+        "what comes late is not older news"
+    );
+
+    let batch = say(&mut passing, &world, TaskState::Running).unwrap();
+    let before = world.state.index();
+    world.apply(batch).unwrap();
+    assert_eq!(world.state.index(), before + 1);
+    passing.settle_all(&world.state);
+    assert!(
+        passing.statuses().is_empty(),
+        "overtaken by what is written"
+    );
+    let task = world.state.task(&id).unwrap();
+    assert_eq!(seen(task, None).state, TaskState::Running);
+}
+
+#[test]
+fn what_something_is_decided_by_is_written() {
+    let (world, id, node) = assigned();
+    let mut passing = Passing::default();
+    let mut is_written = |world: &World, status: TaskStatus| {
+        let reports = [(id.clone(), status)];
+        passing
+            .merge(&world.state, &node, &reports, at(1))
+            .is_some()
+    };
+    let failing = TaskStatus {
+        err: "no such image".into(),
+        ..report(TaskState::Preparing)
+    };
+    assert!(is_written(&world, failing), "why it gets no further");
+    assert!(!is_written(&world, report(TaskState::Starting)));
+    let mut world = world;
+    let mut waits = service("shop", 1);
+    waits.depends_on = vec![Dependency {
+        service: "web".into(),
+        condition: DependencyCondition::Started,
+        required: true,
+    }];
+    world.create(waits);
+    assert!(
+        is_written(&world, report(TaskState::Starting)),
+        "another service waits for it"
     );
 }

@@ -4,6 +4,7 @@ use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use shoal_api::{
@@ -24,44 +25,85 @@ pub const MTU_OPTION: &str = "com.docker.network.driver.mtu";
 const SHORT_ID_LENGTH: usize = 12;
 
 /// What a node needs to know to carry the packets of its networks.
-pub fn network_view(state: &State, node: &NodeId) -> NetworkView {
+pub fn network_view(state: &State, node: &NodeId) -> Arc<NetworkView> {
     NetworkSlices::default().view(state, node)
 }
 
-/// Slices of networks at one state, each computed once for all the nodes that take part in it.
+/// What makes two nodes' views the same: their networks, and the node itself where nobody else knows of it.
+type ViewKey = (Vec<NetworkId>, Option<NodeId>);
+
+/// Views at one state, each computed once for all the nodes that have the same one.
 ///
-/// Use one per state; nothing in it is ever out of date because it is thrown away.
+/// Use one per state; the one for the next state is made of it by [`Self::next`].
 #[derive(Debug, Default)]
-pub struct NetworkSlices(RefCell<BTreeMap<NetworkId, Option<NetworkSlice>>>);
+pub struct NetworkSlices {
+    slices: RefCell<BTreeMap<NetworkId, Option<NetworkSlice>>>,
+    views: RefCell<BTreeMap<ViewKey, Arc<NetworkView>>>,
+    /// Those of the state before: one that says the same goes on, so that whoever holds it is seen to be up to date.
+    before: BTreeMap<ViewKey, Arc<NetworkView>>,
+}
 
 impl NetworkSlices {
+    /// For another state, after this one.
+    pub fn next(self) -> Self {
+        let mut before = self.before;
+        before.extend(self.views.into_inner());
+        // Of networks that nobody asks for any more nothing is kept for longer than the next state.
+        let is_held = |view: &mut Arc<NetworkView>| Arc::strong_count(view) > 1;
+        before.retain(|_, view| is_held(view));
+        Self {
+            before,
+            ..Self::default()
+        }
+    }
+
     /// The view of a node: the networks of its tasks that are not over, and always ingress.
-    pub fn view(&self, state: &State, node: &NodeId) -> NetworkView {
+    pub fn view(&self, state: &State, node: &NodeId) -> Arc<NetworkView> {
         let tasks = state.tasks_of_node(node).filter(|task| is_live(task));
-        let local: BTreeSet<&NetworkId> = tasks
+        let mut ids: BTreeSet<&NetworkId> = tasks
             .flat_map(|task| task.networks.iter().map(|a| &a.network))
             .collect();
-        let ingress = state.ingress_network().map(|network| &network.id);
-        let mut networks = BTreeMap::new();
-        for id in local.into_iter().chain(ingress) {
-            let mut slices = self.0.borrow_mut();
-            let slice = slices
-                .entry(id.clone())
-                .or_insert_with(|| slice(state, state.network(id)?));
-            if let Some(slice) = slice {
-                networks.insert(id.clone(), slice.clone());
+        ids.extend(state.ingress_network().map(|network| &network.id));
+        let mut slices = self.slices.borrow_mut();
+        for id in &ids {
+            if !slices.contains_key(*id) {
+                let slice = state.network(id).and_then(|network| slice(state, network));
+                slices.insert((*id).clone(), slice);
             }
         }
+        let networks = || {
+            ids.iter()
+                .filter_map(|id| Some((*id, slices[*id].as_ref()?)))
+        };
+        let is_known_to_others = networks().any(|(_, slice)| {
+            slice.ingress || slice.endpoints.values().any(|there| there.node == *node)
+        });
+        let key = (
+            networks().map(|(id, _)| id.clone()).collect(),
+            (!is_known_to_others).then(|| node.clone()),
+        );
+        let mut views = self.views.borrow_mut();
+        if let Some(view) = views.get(&key) {
+            return Arc::clone(view);
+        }
+        let networks: BTreeMap<_, _> = networks()
+            .map(|(id, slice)| (id.clone(), slice.clone()))
+            .collect();
         let peers = peers(state, node, &networks);
         let port = state
             .cluster()
             .map_or(VXLAN_PORT, |cluster| cluster.spec.data_path_port);
-        NetworkView {
+        let mut view = Arc::new(NetworkView {
             version: state.index(),
             data_path_port: port,
             peers,
             networks,
+        });
+        if let Some(before) = self.before.get(&key).filter(|old| is_same_view(old, &view)) {
+            view = Arc::clone(before);
         }
+        views.insert(key, Arc::clone(&view));
+        view
     }
 }
 
@@ -234,33 +276,47 @@ pub struct Views {
 /// The last view that a node was sent.
 #[derive(Debug)]
 struct Sent {
-    view: NetworkView,
+    view: Arc<NetworkView>,
+    /// The state in which it was sent.
+    version: u64,
     /// The last state in which the node's view was the same.
     holds_until: u64,
 }
 
 impl Views {
-    /// The view to send to a node, if it differs from the last one.
+    /// The version under which to send a node this view, if it differs from the last one. `at` is the index of the state
+    /// that it is of; versions of a node only grow, while the view itself may be shared with nodes that came to it before.
     ///
     /// A node that has carried out a view has also carried out every later state in which its view is the same.
-    pub fn refresh(&mut self, view: &NetworkView, node: &NodeId) -> Option<NetworkView> {
+    pub fn refresh(&mut self, view: &Arc<NetworkView>, node: &NodeId, at: u64) -> Option<u64> {
         if let Some(sent) = self.sent.get_mut(node)
-            && is_same_view(&sent.view, view)
+            && (Arc::ptr_eq(&sent.view, view) || is_same_view(&sent.view, view))
         {
-            sent.holds_until = sent.holds_until.max(view.version);
+            sent.holds_until = sent.holds_until.max(at);
             if let Some(acked) = self.acked.get_mut(node)
-                && *acked >= sent.view.version
+                && *acked >= sent.version
             {
                 *acked = sent.holds_until;
             }
             return None;
         }
+        self.resume(node, Arc::clone(view), at);
+        Some(at)
+    }
+
+    /// A node holds this view, sent to it under this version, also where that was in an earlier session.
+    pub fn resume(&mut self, node: &NodeId, view: Arc<NetworkView>, version: u64) {
         let sent = Sent {
-            view: view.clone(),
-            holds_until: view.version,
+            view,
+            version,
+            holds_until: version,
         };
         self.sent.insert(node.clone(), sent);
-        Some(view.clone())
+    }
+
+    /// The version of the view that a node was sent last.
+    pub fn version_sent(&self, node: &NodeId) -> Option<u64> {
+        self.sent.get(node).map(|sent| sent.version)
     }
 
     /// Takes note that a node has carried out the view of this version.
@@ -269,7 +325,7 @@ impl Views {
         let Some(sent) = self.sent.get(node) else {
             return;
         };
-        let reached = if version >= sent.view.version {
+        let reached = if version >= sent.version {
             sent.holds_until
         } else {
             version
@@ -311,7 +367,7 @@ pub(super) fn interested_nodes(state: &State, task: &Task) -> BTreeSet<NodeId> {
         });
         nodes.extend(
             tasks
-                .filter(|task: &&std::sync::Arc<Task>| is_live(task))
+                .filter(|task: &&Arc<Task>| is_live(task))
                 .filter_map(|task| task.node.clone()),
         );
     }

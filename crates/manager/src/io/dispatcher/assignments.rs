@@ -1,6 +1,6 @@
 //! What agents are sent: each stream is taken from what its agent holds to what the state wants it to hold.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use shoal_api::{
     NodeId, TaskState,
@@ -12,23 +12,55 @@ use tonic::Status;
 
 use super::{Command, Dispatcher};
 use crate::core::{
-    dispatch::{AssignmentChange, AssignmentSet, NetworkSlices, assignment_set_with, diff},
+    dispatch::{AssignmentSet, assignment_set_with, diff},
     state::Event,
 };
+
+/// Positions of an agent that are remembered: where it is if the last message has arrived, and if it has not.
+const POSITIONS_MAX: usize = 2;
 
 /// A place in an agent's stream.
 pub(super) type Place = mpsc::OwnedPermit<Result<wire::AssignmentsMessage, Status>>;
 
-/// Where an agent is.
+/// The way to an agent, as long as its session lasts.
 pub(super) struct Stream {
     sender: mpsc::Sender<Result<wire::AssignmentsMessage, Status>>,
-    held: AssignmentSet,
-    /// Number of messages sent; the next one applies to this.
-    count: u64,
     /// Whether something may have to be sent.
     pub(super) is_dirty: bool,
     /// Whether a place was asked for and is not there yet.
     pub(super) is_busy: bool,
+}
+
+/// Where an agent is: what it holds, under the version that it was told. Outlives its session, so that the next one goes on
+/// from there.
+#[derive(Default)]
+pub(super) struct Cursor {
+    /// The newest last.
+    positions: VecDeque<Position>,
+}
+
+struct Position {
+    version: String,
+    held: AssignmentSet,
+    /// Version under which it was sent the view that it holds.
+    view_version: u64,
+}
+
+impl Cursor {
+    /// Goes back to where an agent says that it is; whether that is known.
+    fn rewind(&mut self, version: &str) -> bool {
+        let is_there = |position: &Position| position.version == version;
+        let known = self.positions.iter().position(is_there);
+        self.positions.truncate(known.map_or(0, |place| place + 1));
+        known.is_some()
+    }
+
+    fn advance(&mut self, position: Position) {
+        self.positions.push_back(position);
+        if self.positions.len() > POSITIONS_MAX {
+            self.positions.pop_front();
+        }
+    }
 }
 
 impl Dispatcher<'_> {
@@ -39,14 +71,22 @@ impl Dispatcher<'_> {
     ) -> Result<mpsc::Receiver<Result<wire::AssignmentsMessage, Status>>, Status> {
         // One message may wait while another is on its way; beyond that changes gather in the state.
         let (sender, receiver) = mpsc::channel(1);
-        self.session(node, session)?.stream = Some(Stream {
+        let open = self.session(node, session)?;
+        open.stream = Some(Stream {
             sender,
-            held: AssignmentSet::default(),
-            count: 0,
             is_dirty: true,
             is_busy: false,
         });
+        let holds = std::mem::take(&mut open.holds);
         self.views.forget(node);
+        let cursor = self.cursors.entry(node.clone()).or_default();
+        if cursor.rewind(&holds)
+            && let Some(position) = cursor.positions.back()
+        {
+            let view = position.held.view.clone();
+            self.views.resume(node, view, position.view_version);
+            tracing::debug!(node.id = %node, version = holds, "an agent goes on where it was");
+        }
         Ok(receiver)
     }
 
@@ -62,8 +102,7 @@ impl Dispatcher<'_> {
         if waiting.is_empty() {
             return;
         }
-        // What nodes of a network have in common is computed once for all of them.
-        let slices = NetworkSlices::default();
+        self.encoded.begin_round();
         for node in waiting {
             let Some(session) = self.sessions.get_mut(&node) else {
                 continue;
@@ -72,7 +111,7 @@ impl Dispatcher<'_> {
                 continue;
             };
             match stream.sender.clone().try_reserve_owned() {
-                Ok(place) => self.send_to(&node, place, &slices),
+                Ok(place) => self.send_to(&node, place),
                 Err(_) => {
                     stream.is_busy = true;
                     let (sender, commands, session) =
@@ -95,7 +134,7 @@ impl Dispatcher<'_> {
         }
     }
 
-    pub(super) fn send_to(&mut self, node: &NodeId, place: Place, slices: &NetworkSlices) {
+    pub(super) fn send_to(&mut self, node: &NodeId, place: Place) {
         let Some(session) = self.sessions.get_mut(node) else {
             return;
         };
@@ -103,34 +142,46 @@ impl Dispatcher<'_> {
             return;
         };
         stream.is_dirty = false;
-        let set = assignment_set_with(&self.state, node, slices);
-        let view = self.views.refresh(&set.view, node);
-        let changes = diff(&stream.held, &set);
-        let is_first = stream.count == 0;
-        if is_first || !changes.is_empty() || view.is_some() {
-            let version = |count: u64| {
-                if count == 0 {
-                    String::new()
-                } else {
-                    format!("{}.{count}", session.id)
-                }
-            };
-            let message = wire::AssignmentsMessage {
-                r#type: if is_first {
-                    wire::assignments_message::Type::Complete.into()
-                } else {
-                    wire::assignments_message::Type::Incremental.into()
-                },
-                applies_to: version(stream.count),
-                results_in: version(stream.count + 1),
-                changes: changes.iter().map(to_wire).collect(),
-                view: view.as_ref().map(Into::into),
-            };
-            stream.count += 1;
-            place.send(Ok(message));
-        }
-        stream.held = set;
-        self.tell_acknowledged();
+        let index = self.state.index();
+        let set = assignment_set_with(&self.state, node, &self.slices);
+        let view = self.views.refresh(&set.view, node, index);
+        self.is_acknowledged_told = false;
+        let cursor = self.cursors.entry(node.clone()).or_default();
+        let before = cursor.positions.back_mut();
+        let changes = match &before {
+            Some(position) => diff(&position.held, &set),
+            None => diff(&AssignmentSet::default(), &set),
+        };
+        let applies_to = match before {
+            // Where there is nothing to say the agent stays where it is.
+            Some(position) if changes.is_empty() && view.is_none() => {
+                position.held = set;
+                return;
+            }
+            Some(position) => position.version.clone(),
+            None => String::new(),
+        };
+        session.sent += 1;
+        let version = format!("{}.{}", session.id, session.sent);
+        let is_first = cursor.positions.is_empty();
+        let message = wire::AssignmentsMessage {
+            r#type: if is_first {
+                wire::assignments_message::Type::Complete.into()
+            } else {
+                wire::assignments_message::Type::Incremental.into()
+            },
+            applies_to,
+            results_in: version.clone(),
+            changes: changes.iter().map(|c| self.encoded.change(c)).collect(),
+            view: view.map(|_| self.encoded.view(&set.view)),
+            view_version: view.unwrap_or_default(),
+        };
+        cursor.advance(Position {
+            version,
+            held: set,
+            view_version: self.views.version_sent(node).unwrap_or(index),
+        });
+        place.send(Ok(message));
     }
 }
 
@@ -179,44 +230,7 @@ fn as_endpoint(task: &Task) -> AsEndpoint {
         .container
         .as_ref()
         .map(|container| container.container_id.clone());
-    is_live.then(|| (task.node.clone(), task.networks.clone(), container, serves))
-}
-
-fn to_wire(change: &AssignmentChange) -> wire::AssignmentChange {
-    use wire::assignment_change::{Action, Item};
-    let id = |id: &str| id.to_owned();
-    let (action, item) = match change {
-        AssignmentChange::PutSecret(secret) => {
-            (Action::Update, Item::Secret(secret.as_ref().into()))
-        }
-        AssignmentChange::PutConfig(config) => {
-            (Action::Update, Item::Config(config.as_ref().into()))
-        }
-        AssignmentChange::PutTask(task) => (Action::Update, Item::Task(task.as_ref().into())),
-        AssignmentChange::RemoveTask(task) => (
-            Action::Remove,
-            Item::Task(wire::Task {
-                id: id(task.as_str()),
-                ..Default::default()
-            }),
-        ),
-        AssignmentChange::RemoveConfig(config) => (
-            Action::Remove,
-            Item::Config(wire::Config {
-                id: id(config.as_str()),
-                ..Default::default()
-            }),
-        ),
-        AssignmentChange::RemoveSecret(secret) => (
-            Action::Remove,
-            Item::Secret(wire::Secret {
-                id: id(secret.as_str()),
-                ..Default::default()
-            }),
-        ),
-    };
-    wire::AssignmentChange {
-        action: action.into(),
-        item: Some(item),
-    }
+    // What is in no network is nobody's neighbour.
+    let is_seen = is_live && !task.networks.is_empty();
+    is_seen.then(|| (task.node.clone(), task.networks.clone(), container, serves))
 }

@@ -10,7 +10,7 @@ use shoal_api::{
 };
 use shoal_ca::{
     CaError, JoinToken, NodeIdentity, NodeKey, Role, RootCertificate, client_config, fetch_root,
-    server_name,
+    name_clock, server_name,
 };
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -80,7 +80,8 @@ impl Connector {
         let connected = async {
             let stream = TcpStream::connect(&self.address).await?;
             stream.set_nodelay(true)?;
-            self.tls.connect(server_name(Role::Manager), stream).await
+            let connected = self.tls.connect(server_name(Role::Manager), stream).await;
+            connected.map_err(name_clock)
         };
         let stream = tokio::time::timeout(CONNECT_TIMEOUT, connected).await??;
         Ok(TokioIo::new(stream))
@@ -99,6 +100,18 @@ pub(crate) fn not_leader(leader: Option<&str>) -> Status {
 /// Whether a refusal is [`not_leader`].
 pub(crate) fn is_not_leader(status: &Status) -> bool {
     status.code() == Code::Unavailable && status.message() == "this manager is not the leader"
+}
+
+/// Whether a call failed before anything was said: there was no connection.
+pub(crate) fn was_not_sent(status: &Status) -> bool {
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
 }
 
 /// The refusal of messages from a manager that was taken out of the group.

@@ -3,7 +3,7 @@
 use shoal_api::{
     object::{Object, ObjectKey},
     wire::{
-        self, DecodeError, WriteRequest, WriteResponse,
+        self, DecodeError, ListPassingRequest, ListPassingResponse, WriteRequest, WriteResponse,
         control_server::Control,
         spec::Kind,
         write_request::{Create, Op, Remove, RotateRoot, RotateTokens, Update},
@@ -47,6 +47,21 @@ impl Control for ControlService {
                 Err(Status::unknown(error.to_string()))
             }
         }
+    }
+
+    async fn list_passing(
+        &self,
+        request: Request<ListPassingRequest>,
+    ) -> Result<Response<ListPassingResponse>, Status> {
+        calling_manager(&request)?;
+        self.desk.require_leader().await?;
+        let after = request.into_inner().after;
+        let (version, statuses) = self.desk.passing.read(after).await;
+        let tasks = statuses.iter();
+        Ok(Response::new(ListPassingResponse {
+            tasks: tasks.map(|(id, s)| (id.to_string(), s.into())).collect(),
+            version,
+        }))
     }
 }
 

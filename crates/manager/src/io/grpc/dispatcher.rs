@@ -87,10 +87,9 @@ impl Dispatcher for DispatcherService {
             .and_then(|caller| caller.certificate.clone());
         let issuer = certificate.map(|certificate| self.issuer_of(&certificate));
         let issuer = issuer.unwrap_or_default();
-        let description = request
-            .into_inner()
-            .description
-            .ok_or_else(|| missing("description"))?;
+        let request = request.into_inner();
+        let description = request.description.ok_or_else(|| missing("description"))?;
+        let holds = request.assignments_version;
         let mut description = Box::new(NodeDescription::try_from(description).map_err(invalid)?);
         description.certificate_issuer = issuer;
         let dispatcher = match self.desk.dispatcher().await {
@@ -113,6 +112,7 @@ impl Dispatcher for DispatcherService {
                 node: node.clone(),
                 description,
                 address: address.to_canonical(),
+                holds,
                 reply,
             })
             .await?;

@@ -157,9 +157,16 @@ impl RaftMembership for RaftService {
         &self,
         request: Request<RaftLeaveRequest>,
     ) -> Result<Response<RaftLeaveResponse>, Status> {
-        calling_manager(&request)?;
+        let caller = calling_manager(&request)?;
         self.desk.require_leader().await?;
         let node = request.into_inner().node_id;
+        // Others are removed by demoting them, which the state decides on.
+        if node != caller.node_id.as_str() {
+            return Err(Status::permission_denied(format!(
+                "node {} may not take node {node:?} out of the managers",
+                caller.node_id
+            )));
+        }
         let raft = self.desk.store.raft();
         let members = Arc::clone(&raft.members().borrow());
         let Some(raft_id) = members

@@ -49,7 +49,7 @@ pub(super) async fn follow(store: Store, told: watch::Sender<Option<UnlockKey>>)
             *told = now;
             is_news
         });
-        state = watch.next().await.state().clone();
+        state = watch.next_of_nodes().await;
     }
 }
 

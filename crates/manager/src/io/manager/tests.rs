@@ -13,6 +13,7 @@ use shoal_api::{
 use shoal_ca::{Role, RootCa};
 use tempfile::TempDir;
 
+mod dispatch;
 mod hostile;
 mod sessions;
 

@@ -3,11 +3,15 @@
 use std::{
     collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
 };
 
 use bytes::Bytes;
-use raft::eraftpb::Message;
+use raft::eraftpb::{Message, Snapshot};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior},
@@ -15,11 +19,14 @@ use tokio::{
 
 use super::{
     Leadership, ProposeError, RaftConfig, RemoveError, Start, StartError, StateMachine, Transport,
-    Vault, seal::DataKey, storage::Storage, wal::WalError,
+    Vault,
+    seal::DataKey,
+    storage::Storage,
+    wal::{WalError, disk_error},
 };
 use crate::core::consensus::{
     LogIndex, Member, Members, RaftId,
-    node::{Answer, Caller, Effect, Limits, Node},
+    node::{Answer, Caller, Effect, Frozen, Limits, Node},
 };
 
 /// Inputs taken at once; what they propose becomes one append and one sync.
@@ -107,7 +114,15 @@ pub(super) struct Driver {
     replies: HashMap<Caller, Reply>,
     leadership: watch::Sender<Leadership>,
     members: watch::Sender<Arc<Members>>,
+    log_bytes: Arc<AtomicU64>,
+    /// The thread that writes down a snapshot, and what became of it.
+    keeping: Option<JoinHandle<()>>,
+    kept_holder: mpsc::UnboundedSender<KeptSnapshot>,
+    kept: mpsc::UnboundedReceiver<KeptSnapshot>,
 }
+
+/// A snapshot that is durable, and the index up to which the log may be cut off.
+type KeptSnapshot = Result<(Snapshot, LogIndex), WalError>;
 
 impl Driver {
     pub(super) fn new(
@@ -131,6 +146,7 @@ impl Driver {
             .expect("the operating system gives random bytes after boot");
         let node = Node::new(limits, kept, state, u64::from_le_bytes(incarnation))?;
         members.send_replace(Arc::new(node.members().clone()));
+        let (kept_holder, kept) = mpsc::unbounded_channel();
         Ok(Self {
             node,
             config,
@@ -140,11 +156,20 @@ impl Driver {
             replies: HashMap::new(),
             leadership,
             members,
+            log_bytes: Arc::default(),
+            keeping: None,
+            kept_holder,
+            kept,
         })
     }
 
     pub(super) fn raft_id(&self) -> RaftId {
         self.node.raft_id()
+    }
+
+    /// Bytes written to the log, as they grow.
+    pub(super) fn log_bytes(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.log_bytes)
     }
 
     /// The thread's body. A failed write or sync, or a panic of the library, ends the process: what is on disk is then
@@ -165,6 +190,9 @@ impl Driver {
         }));
         match ended {
             Ok(Ok(())) => {
+                if let Some(thread) = self.keeping.take() {
+                    let _ = thread.join(); // its snapshot is durable or will be swept at the next start
+                }
                 // Whoever waits may take the files over.
                 drop(self);
                 tracing::debug!(raft.id = raft_id, "consensus stopped");
@@ -202,6 +230,11 @@ impl Driver {
                     }
                 }
                 _ = ticks.tick() => self.node.tick(),
+                Some(kept) = self.kept.recv() => {
+                    let (snapshot, keep_from) = kept?;
+                    self.storage.release(keep_from)?;
+                    self.node.on_kept(snapshot);
+                }
             }
             for input in inputs.drain(..) {
                 if let Input::Stop { reply } = input {
@@ -281,8 +314,11 @@ impl Driver {
                         }
                     }
                     Effect::Leadership(now) => drop(self.leadership.send_replace(now)),
+                    Effect::Keep(frozen) => self.keep(frozen)?,
                     Effect::Persist(persist) => {
                         self.storage.persist(&persist)?;
+                        let bytes = self.storage.appended_bytes();
+                        self.log_bytes.store(bytes, Ordering::Relaxed);
                         is_waiting = true;
                     }
                 }
@@ -292,5 +328,20 @@ impl Driver {
             }
             self.node.on_persisted();
         }
+    }
+
+    /// Writes a snapshot down on a thread of its own, so that nobody waits for it.
+    fn keep(&mut self, frozen: Frozen) -> Result<(), WalError> {
+        let keeper = self.storage.keeper(frozen.index())?;
+        let kept = self.kept_holder.clone();
+        let write = move || {
+            let snapshot = frozen.write();
+            let outcome = keeper.keep(&snapshot).map(|from| (snapshot, from));
+            let _ = kept.send(outcome); // stopped meanwhile
+        };
+        let name = format!("snapshot-{}", self.raft_id());
+        let thread = std::thread::Builder::new().name(name).spawn(write);
+        self.keeping = Some(thread.map_err(disk_error("start", "a thread for a snapshot"))?);
+        Ok(())
     }
 }

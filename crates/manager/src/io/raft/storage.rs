@@ -1,5 +1,7 @@
 //! A manager's log and snapshots on its disk as one: found at the start, written to in the order that makes it safe.
 
+use std::sync::{Arc, Mutex, MutexGuard};
+
 use raft::eraftpb::Snapshot;
 use shoal_api::planted::{Bug, planted};
 
@@ -10,6 +12,7 @@ use super::{
     wal::{Wal, WalError},
 };
 use crate::core::consensus::{
+    LogIndex,
     node::{Kept, Persist},
     record::Record,
 };
@@ -18,7 +21,8 @@ use crate::core::consensus::{
 #[derive(Debug)]
 pub struct Storage {
     wal: Wal,
-    snapshots: Snapshots,
+    /// Written to by one thread at a time.
+    snapshots: Arc<Mutex<Snapshots>>,
     vault: Vault,
 }
 
@@ -49,7 +53,7 @@ impl Storage {
         };
         let storage = Self {
             wal,
-            snapshots,
+            snapshots: Arc::new(Mutex::new(snapshots)),
             vault,
         };
         Ok((storage, kept))
@@ -66,7 +70,7 @@ impl Storage {
         snapshot: &Snapshot,
         record: &Record,
     ) -> Result<(), WalError> {
-        self.snapshots.rekey(key.clone(), snapshot)?;
+        lock(&self.snapshots).rekey(key.clone(), snapshot)?;
         self.vault.key = self.vault.key.succeeded_by(key.clone());
         membership::reseal_place(&self.vault)?;
         self.wal.rekey(key.clone(), record)?;
@@ -79,23 +83,59 @@ impl Storage {
     /// # Errors
     /// The disk failed; what is on it is then unknown, and the process must end.
     pub fn persist(&mut self, persist: &Persist) -> Result<(), WalError> {
-        if planted(Bug::SnapshotCutFirst)
-            && let (Some(snapshot), true) = (&persist.snapshot, persist.cuts_log)
-        {
-            self.wal.release(snapshot.get_metadata().index)?;
+        if let Some(snapshot) = &persist.snapshot {
+            lock(&self.snapshots).save(snapshot)?;
         }
-        let keep_from = match &persist.snapshot {
-            Some(snapshot) => self.snapshots.save(snapshot)?,
-            None => 0,
-        };
         if let Some(record) = &persist.record
             && !(planted(Bug::WalForgetsTerm) && record.entries.is_empty())
         {
             self.wal.append(record)?;
         }
-        if persist.cuts_log {
-            self.wal.release(keep_from)?;
-        }
         Ok(())
     }
+
+    /// Bytes of the records written to the log since it was opened.
+    pub fn appended_bytes(&self) -> u64 {
+        self.wal.appended_bytes()
+    }
+
+    /// A way to keep a snapshot of one's own, which covers everything up to `index`, beside everything else and on any
+    /// thread.
+    ///
+    /// # Errors
+    /// The disk failed; the process must end.
+    pub fn keeper(&mut self, index: LogIndex) -> Result<Keeper, WalError> {
+        if planted(Bug::SnapshotCutFirst) {
+            self.wal.release(index)?;
+        }
+        Ok(Keeper(Arc::clone(&self.snapshots)))
+    }
+
+    /// Cuts off the log what snapshots cover that are durable, see [`Keeper::keep`].
+    ///
+    /// # Errors
+    /// The disk failed; the process must end.
+    pub fn release(&mut self, keep_from: LogIndex) -> Result<(), WalError> {
+        self.wal.release(keep_from)
+    }
+}
+
+/// Keeps snapshots.
+#[derive(Debug)]
+pub struct Keeper(Arc<Mutex<Snapshots>>);
+
+impl Keeper {
+    /// Makes a snapshot durable; returns the index up to which the log may be cut off.
+    ///
+    /// # Errors
+    /// The disk failed; the process must end.
+    pub fn keep(&self, snapshot: &Snapshot) -> Result<LogIndex, WalError> {
+        lock(&self.0).save(snapshot)
+    }
+}
+
+fn lock(snapshots: &Mutex<Snapshots>) -> MutexGuard<'_, Snapshots> {
+    snapshots
+        .lock()
+        .expect("a failed write ends the process before anybody else looks")
 }

@@ -15,6 +15,8 @@ use crate::core::{
     state::Rejected,
 };
 
+mod keeping;
+
 /// The applied entries in order; "no" is refused.
 #[derive(Debug, Clone, Default)]
 struct Journal(Arc<Mutex<Vec<String>>>);
@@ -34,8 +36,9 @@ impl StateMachine for Journal {
         self.0.lock().unwrap().push(line);
         Ok(())
     }
-    fn snapshot(&self) -> Vec<u8> {
-        self.lines().join("\n").into_bytes()
+    fn freeze(&self) -> FrozenState {
+        let lines = self.lines();
+        Box::new(move || lines.join("\n").into_bytes())
     }
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), String> {
         let text = String::from_utf8(snapshot.to_vec()).map_err(|error| error.to_string())?;

@@ -86,6 +86,7 @@ pub struct Wal {
     open: Option<OpenSegment>,
     next_sequence: u64,
     checksum: u32,
+    appended_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -121,6 +122,7 @@ impl Wal {
             open: None,
             next_sequence: 1,
             checksum: 0,
+            appended_bytes: 0,
         };
         let numbers = wal.list_segments()?;
         let mut records = Vec::new();
@@ -169,11 +171,17 @@ impl Wal {
             open.file.sync().map_err(disk_error("sync", &open.name))?;
         }
         open.end += bytes.len() as u64;
+        self.appended_bytes += bytes.len() as u64;
         self.next_sequence += 1;
         self.checksum = checksum;
         let segment = self.segments.back_mut().expect("a segment is open");
         segment.highest_index = segment.highest_index.max(record.highest_index());
         Ok(())
+    }
+
+    /// Bytes of the records appended since it was opened.
+    pub fn appended_bytes(&self) -> u64 {
+        self.appended_bytes
     }
 
     /// Goes over to another key: what the log must still say is written anew as one record, and nothing that an older key

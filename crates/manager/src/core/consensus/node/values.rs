@@ -1,13 +1,17 @@
 //! What goes into the machine and what comes out of it.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
-use raft::eraftpb::{Message, Snapshot};
+use raft::eraftpb::{Message, Snapshot, SnapshotMetadata};
 
+use super::snapshot_data;
 use crate::core::{
     consensus::{LogIndex, Members, RaftId, RemovalRefused, record::Record},
     state::Rejected,
 };
+
+/// Writes down a state that no longer changes.
+pub type FrozenState = Box<dyn FnOnce() -> Vec<u8> + Send>;
 
 /// What the log's entries are applied to.
 pub trait StateMachine: Send + 'static {
@@ -17,8 +21,14 @@ pub trait StateMachine: Send + 'static {
     /// Why the entry changes nothing.
     fn apply(&mut self, index: LogIndex, data: &[u8]) -> Result<(), Rejected>;
 
-    /// Writes the whole state as it is after the last applied entry.
-    fn snapshot(&self) -> Vec<u8>;
+    /// The whole state as it is after the last applied entry, to be written down by whoever has the time: the state goes on
+    /// meanwhile.
+    fn freeze(&self) -> FrozenState;
+
+    /// Writes the whole state as it is after the last applied entry, now.
+    fn snapshot(&self) -> Vec<u8> {
+        self.freeze()()
+    }
 
     /// Replaces the whole state.
     ///
@@ -84,17 +94,50 @@ pub enum Effect {
     Leadership(Leadership),
     /// Make durable, then call [`Node::on_persisted`]; no input before that. Always the last effect of a poll.
     Persist(Persist),
+    /// Write down and make durable, beside everything else and however long it takes; then cut off the log what it covers
+    /// and call [`Node::on_kept`]. There is one at a time.
+    Keep(Frozen),
+}
+
+/// A snapshot that is still to be written down.
+pub struct Frozen {
+    pub(super) metadata: SnapshotMetadata,
+    pub(super) members: Members,
+    pub(super) state: FrozenState,
+}
+
+impl Frozen {
+    /// Index of the last entry in it.
+    pub fn index(&self) -> LogIndex {
+        self.metadata.index
+    }
+
+    /// Writes it down.
+    pub fn write(self) -> Snapshot {
+        let mut snapshot = Snapshot {
+            data: snapshot_data(&self.members, &(self.state)()),
+            ..Snapshot::default()
+        };
+        snapshot.set_metadata(self.metadata);
+        snapshot
+    }
+}
+
+impl fmt::Debug for Frozen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Frozen")
+            .field("index", &self.metadata.index)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What must be durable before anything that follows from it is told.
 #[derive(Debug, Clone)]
 pub struct Persist {
-    /// A snapshot, to be durable before the record.
+    /// A leader's snapshot, to be durable before the record.
     pub snapshot: Option<Snapshot>,
     /// A record of the log.
     pub record: Option<Record>,
-    /// Whether the snapshot was made here: what it covers may then be cut off the log.
-    pub cuts_log: bool,
 }
 
 /// What became of a proposal.

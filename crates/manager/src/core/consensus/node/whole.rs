@@ -1,8 +1,8 @@
 //! The whole of what a manager holds, to be written down at once.
 
-use raft::eraftpb::Snapshot;
+use raft::eraftpb::{Snapshot, SnapshotMetadata};
 
-use super::{Node, snapshot_data};
+use super::{Frozen, Node};
 use crate::core::consensus::record::Record;
 
 impl Node {
@@ -14,17 +14,18 @@ impl Node {
             entries: self.raw.store().entries_after(self.applied),
             installed: None,
         };
-        (self.make_snapshot(), record)
+        (self.freeze().write(), record)
     }
 
-    pub(super) fn make_snapshot(&self) -> Snapshot {
-        let mut snapshot = Snapshot {
-            data: snapshot_data(&self.members, &self.state.snapshot()),
-            ..Snapshot::default()
-        };
-        let metadata = snapshot.mut_metadata();
+    /// The state as it is applied, to be written down later.
+    pub(super) fn freeze(&self) -> Frozen {
+        let mut metadata = SnapshotMetadata::default();
         (metadata.index, metadata.term) = (self.applied, self.applied_term);
         metadata.set_conf_state(self.raw.store().conf_state().clone());
-        snapshot
+        Frozen {
+            metadata,
+            members: self.members.clone(),
+            state: self.state.freeze(),
+        }
     }
 }

@@ -104,7 +104,13 @@ async fn a_hostile_worker_gets_nothing_that_is_not_its_own() {
         let mut seen = Vec::new();
         while !seen.iter().any(|item| matches!(item, Item::Task(_))) {
             let message = stream.message().await.unwrap().unwrap();
-            seen.extend(message.changes.into_iter().filter_map(|change| change.item));
+            seen.extend(
+                message
+                    .read_changes()
+                    .unwrap()
+                    .into_iter()
+                    .filter_map(|change| change.item),
+            );
         }
         assert!(
             seen.iter().any(

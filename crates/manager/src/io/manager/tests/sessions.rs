@@ -94,8 +94,8 @@ async fn session(
             message = assignments.message() => message?.ok_or_else(|| Status::unavailable("closed"))?,
         };
         assert_eq!(message.applies_to, held);
-        held = message.results_in;
-        if let Some(view) = message.view {
+        held.clone_from(&message.results_in);
+        if let Some(view) = message.read_view().unwrap() {
             let version = view.version;
             client
                 .acknowledge_view(AcknowledgeViewRequest {
@@ -105,7 +105,7 @@ async fn session(
                 .await?;
         }
         let mut updates = Vec::new();
-        for change in message.changes {
+        for change in message.read_changes().unwrap() {
             let (action, Some(Item::Task(task))) = (change.action(), change.item) else {
                 continue;
             };
