@@ -3,12 +3,15 @@
 
 mod autolock;
 mod certificates;
+mod crash;
 mod exec;
 mod failures;
+mod liveness;
 mod membership;
 mod names;
 mod options;
 mod overlay;
+mod promises;
 mod real_images;
 mod refusals;
 mod stack;

@@ -362,7 +362,7 @@ fn events_tell_what_happens_to_the_clusters_objects() -> Result<()> {
             "{line} is missing in\n{swarm}"
         );
     }
-    for state in ["assigned", "starting", "running", "shutdown"] {
+    for state in ["assigned", "running", "shutdown"] {
         assert!(
             tasks
                 .lines()

@@ -5,6 +5,7 @@
 //! absolute times drift with the machine.
 
 mod containers;
+mod control;
 mod dns;
 mod docker;
 mod images;
@@ -54,6 +55,7 @@ fn pairs() -> impl Iterator<Item = &'static Pair> {
         lb::PAIRS,
         ingress::PAIRS,
         dns::PAIRS,
+        control::PAIRS,
     ]
     .into_iter()
     .flatten()

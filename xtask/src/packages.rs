@@ -40,6 +40,7 @@ pub(crate) const BENCH: &[&str] = &[
     "dnsperf",
     "docker-registry",
     "docker.io",
+    "etcd-server",
     "haproxy",
     "iptables",
 ];

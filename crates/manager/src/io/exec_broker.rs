@@ -191,10 +191,7 @@ fn place_of(state: &State, passing: &Passing, order: &ExecOrder) -> Result<NodeI
     let at = seen(task, passing.statuses().get(&id)).state;
     let running = matches!(at, TaskState::Starting | TaskState::Running);
     task.node.clone().filter(|_| running).ok_or_else(|| {
-        Status::failed_precondition(format!(
-            "task {} is not running: it is {at}",
-            task.name(),
-        ))
+        Status::failed_precondition(format!("task {} is not running: it is {at}", task.name(),))
     })
 }
 
