@@ -53,6 +53,8 @@ pub struct Bridges {
     state: Arc<tokio::sync::Mutex<State>>,
     /// Read by those who have left but not let go of their addresses yet.
     leaving: Arc<tokio::sync::RwLock<()>>,
+    /// Tells them not to wait for one another.
+    hurry: Arc<tokio::sync::Notify>,
 }
 
 impl fmt::Debug for Bridges {
@@ -113,6 +115,7 @@ impl Bridges {
             names,
             state: Arc::new(tokio::sync::Mutex::new(state)),
             leaving: Arc::default(),
+            hurry: Arc::default(),
         };
         let mut state = bridges.state.lock().await;
         let all: Vec<String> = state.networks.keys().cloned().collect();

@@ -1,6 +1,6 @@
 //! How containers leave their networks.
 
-use std::{sync::Arc, task::Poll};
+use std::{sync::Arc, time::Duration};
 
 use shoal_api::container::ContainerId;
 use shoal_dns::Records;
@@ -9,32 +9,38 @@ use shoal_overlay::netns;
 
 use super::{Bridges, error::BridgesError, member::Member, networks_of, state::State};
 
+/// How long links of ended containers wait for others to go with them. It costs nobody anything but an address, and those
+/// who lack one do not wait for it.
+const LINKS_WAIT: Duration = Duration::from_millis(200);
+
 impl Bridges {
     /// Takes a container from all of its networks and its ports from the host. One that is in none is no error.
     ///
     /// When this returns nobody is sent to it any more and its ports are free. Its links go, and its addresses become
-    /// free, a moment later: the kernel takes some 20 ms to let go of a link, for which nobody should have to wait.
+    /// free, a moment later and together with those of others: each time that links go the kernel holds its network
+    /// lock for some 20 ms, for which no start should have to wait.
     pub async fn disconnect(&self, container: &ContainerId) -> Result<(), NetworkError> {
         let mut state = self.state.lock().await;
         let Some(member) = self.leave_names(&mut state, container).await? else {
             return Ok(());
         };
-        // Until the links are gone, so that they do not go with their namespace meanwhile.
+        // Kept until the links are gone: a namespace that goes takes them along one by one.
         let space = netns::open(&member.netns).ok();
         let busy = Arc::clone(&self.leaving).read_owned().await;
-        let (kernel, id) = (self.kernel.clone(), container.to_string());
-        let mut detach = Box::pin(async move { kernel.detach(&id, None).await });
-        // Asked for while nobody else can ask for anything: what comes later comes after it.
-        let first = futures_util::poll!(detach.as_mut());
+        self.kernel
+            .leave(container.as_str())
+            .await
+            .map_err(BridgesError::from)?;
         drop(state);
-        let (states, container) = (Arc::clone(&self.state), container.clone());
+        let (kernel, hurry) = (self.kernel.clone(), Arc::clone(&self.hurry));
+        let states = Arc::clone(&self.state);
         tokio::spawn(async move {
-            let done = match first {
-                Poll::Ready(done) => done,
-                Poll::Pending => detach.await,
-            };
-            if let Err(error) = done {
-                tracing::warn!(container.id = %container, %error, "detaching from the networks of this host");
+            tokio::select! {
+                () = tokio::time::sleep(LINKS_WAIT) => {}
+                () = hurry.notified() => {}
+            }
+            if let Err(error) = kernel.sweep().await {
+                tracing::warn!(%error, "removing links of containers that have ended");
             }
             let mut state = states.lock().await;
             for endpoint in &member.endpoints {
@@ -47,6 +53,7 @@ impl Bridges {
 
     /// Waits until all who have left have let go of their addresses. Not while the state is locked.
     pub(super) async fn all_left(&self) {
+        self.hurry.notify_waiters();
         drop(self.leaving.write().await);
     }
 

@@ -125,11 +125,29 @@ pub fn delete_link(index: u32) -> Message {
     Message::new(DELLINK, 0, &link_header(0, index, 0))
 }
 
+const EXT_MASK: u16 = 29;
+const SKIP_STATISTICS: u32 = 8;
+
 /// Asks for all links.
 pub fn list_links() -> Message {
-    const EXT_MASK: u16 = 29;
-    const SKIP_STATISTICS: u32 = 8;
     Message::new(GETLINK, flags::DUMP, &link_header(0, 0, 0)).u32(EXT_MASK, SKIP_STATISTICS)
+}
+
+/// Asks for one link; the answer is read by [`read_link`].
+pub fn find_link(name: &str) -> Message {
+    Message::new(GETLINK, 0, &link_header(0, 0, 0))
+        .text(3, name)
+        .u32(EXT_MASK, SKIP_STATISTICS)
+}
+
+/// Puts a link into a group.
+pub fn join_group(index: u32, group: u32) -> Message {
+    Message::new(NEWLINK, 0, &link_header(0, index, 0)).u32(27, group)
+}
+
+/// Removes all links of a group at once; with veths, both ends.
+pub fn delete_group(group: u32) -> Message {
+    Message::new(DELLINK, 0, &link_header(0, 0, 0)).u32(27, group)
 }
 
 /// Adds or removes an address.

@@ -1,7 +1,9 @@
 //! Bridge networks of this host, brought about in the kernel.
 
+mod single;
+
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
@@ -146,6 +148,9 @@ impl Bridges {
             view: BridgeView::default(),
             held: BTreeMap::new(),
             places: BTreeMap::new(),
+            indices: BTreeMap::new(),
+            leaving: BTreeSet::new(),
+            sound: false,
             watch: Watch::start("bridges-watch", Arc::clone(&alarm))?,
         };
         let enter = |worker: &mut Worker| {
@@ -213,11 +218,11 @@ impl Bridges {
             if !worker.view.networks.contains_key(&attachment.network) {
                 return Err(BridgeError::NoNetwork(attachment.network));
             }
-            worker.change(Some((&container, netns.clone())), |view| {
-                let attachments = view.attachments.entry(container.clone()).or_default();
-                attachments.retain(|other| other.network != attachment.network);
-                attachments.push(attachment);
-            })?;
+            let held = worker.view.attachments.get(&container);
+            let mut attachments = held.cloned().unwrap_or_default();
+            attachments.retain(|other| other.network != attachment.network);
+            attachments.push(attachment);
+            worker.place(&container, netns.clone(), attachments)?;
             worker.places.insert(container, netns);
             Ok(())
         })
@@ -243,6 +248,23 @@ impl Bridges {
             })
         })
         .await
+    }
+
+    /// Disconnects a container from all networks. Its interfaces go at the next [`Self::sweep`] at the latest, and earlier
+    /// with its namespace; until then nobody else may have its addresses. Its published ports stay until
+    /// [`Self::unpublish`].
+    pub async fn leave(&self, container: &str) -> Result<(), BridgeError> {
+        let container = container.to_owned();
+        self.run(move |worker| {
+            worker.leave(&container);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Removes the interfaces of all who have left.
+    pub async fn sweep(&self) -> Result<(), BridgeError> {
+        self.run(Worker::sweep).await
     }
 
     /// Publishes ports of a container, all or none, in place of those it had; returns them with the ports chosen.
@@ -309,6 +331,12 @@ struct Worker {
     held: BTreeMap<String, Vec<OwnedFd>>,
     /// Namespaces of containers that were attached by this daemon.
     places: BTreeMap<String, PathBuf>,
+    /// Numbers of the ports of containers on the host.
+    indices: BTreeMap<String, u32>,
+    /// Ports of containers that have left, which are still there.
+    leaving: BTreeSet<String>,
+    /// Whether the host's namespace was brought about, and is as wanted unless somebody else is at work.
+    sound: bool,
     watch: Watch,
 }
 
@@ -360,11 +388,12 @@ impl Worker {
     }
 
     fn bring_about(
-        &self,
+        &mut self,
         before: &BridgeView,
         container: Option<(&String, PathBuf)>,
     ) -> Vec<PlaneError> {
         let mut errors = Vec::new();
+        self.sound = false;
         let inside = container
             .as_ref()
             .map(|(id, _)| Space::Container((*id).clone()));
@@ -374,8 +403,8 @@ impl Worker {
             .map(|(id, path)| (id.clone(), path))
             .collect();
         let mut kernel = Kernel::new(&self.home, PathBuf::new(), containers);
-        let watch = self.watch.shared();
-        let mut watch = watch.hold();
+        let shared = self.watch.shared();
+        let mut watch = shared.hold();
         // Everything of the host is read each time anyway.
         watch.take_disturbed();
         if let Err(source) = self.listen(&mut watch) {
@@ -396,6 +425,15 @@ impl Worker {
         );
         let ours = self.scope(&kernel, &have);
         watch.settle(BTreeMap::from([(Space::Host, ours)]));
+        let port = format!("{}v", self.prefix);
+        let ports = kernel.interfaces(&Space::Host);
+        let ports = ports.filter(|(name, _)| name.starts_with(&port));
+        let indices = ports.map(|(name, index)| (name.clone(), index)).collect();
+        drop((watch, kernel));
+        self.indices = indices;
+        // Ports that nobody has are among what was removed.
+        self.leaving.clear();
+        self.sound = errors.is_empty();
         errors
     }
 

@@ -353,9 +353,9 @@ impl<'a> Kernel<'a> {
         self.handle(asked)?
             .route
             .request(rtnl_wire::create_link(name, link, places))?;
-        self.refresh(space)?;
+        self.learn(space, name)?;
         if let LinkKind::Veth { peer } = &link.kind {
-            self.refresh(&peer.space)?;
+            self.learn(&peer.space, &peer.name)?;
             if let Some(index) = self.index(&peer.space, &peer.name) {
                 self.handle(&peer.space)?
                     .route
@@ -369,6 +369,17 @@ impl<'a> Kernel<'a> {
                 .request(rtnl_wire::port_mode(index, link)),
             _ => Ok(()),
         }
+    }
+
+    /// Finds out the number of one interface.
+    fn learn(&mut self, space: &Space, name: &str) -> io::Result<()> {
+        let found = observe::link(self.handle(space)?, name)?;
+        let known = self.indices.entry(space.clone()).or_default();
+        match found {
+            Some((name, link)) => known.insert(name, link.index),
+            None => known.remove(name),
+        };
+        Ok(())
     }
 
     fn refresh(&mut self, space: &Space) -> io::Result<()> {

@@ -7,13 +7,15 @@ use std::{
     path::Path,
 };
 
+use nix::errno::Errno;
+
 use super::{kernel::Handle, socket::Socket};
 use crate::core::{
     ipvs_wire::{self, Service, ServiceKey},
     naming::{ROUTER_HOP, VXLAN},
     nft::Outline,
     nft_wire,
-    observed::{ObservedSpace, ObservedTable},
+    observed::{ObservedLink, ObservedSpace, ObservedTable},
     rtnl_wire,
     state::{Family, MAIN_TABLE, Route},
 };
@@ -79,6 +81,18 @@ pub(crate) fn space(handle: &mut Handle, protocol: u8) -> io::Result<ObservedSpa
     }
     found.foreign_default = foreign_default;
     Ok(found)
+}
+
+/// Reads one interface, if it is there.
+pub(crate) fn link(handle: &mut Handle, name: &str) -> io::Result<Option<(String, ObservedLink)>> {
+    let mut found = None;
+    let asked = handle.route.ask(rtnl_wire::find_link(name), |body| {
+        found = rtnl_wire::read_link(body);
+    });
+    match asked {
+        Err(error) if error.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(None),
+        asked => asked.map(|()| found),
+    }
 }
 
 /// Whether it is not one of those that the kernel gives to interfaces by itself.

@@ -165,6 +165,18 @@ impl Held<'_> {
         std::mem::take(&mut self.state.disturbed)
     }
 
+    /// Whether somebody was at work in a namespace since [`Self::take_disturbed`].
+    pub(crate) fn is_disturbed(&self, space: &Space) -> bool {
+        self.state.disturbed.contains(space)
+    }
+
+    /// Changes what is ours in a namespace, without saying it all anew.
+    pub(crate) fn amend(&mut self, space: &Space, change: impl FnOnce(&mut Scope)) {
+        if let Some(post) = self.state.spaces.get_mut(space) {
+            change(&mut post.ours);
+        }
+    }
+
     /// Stops listening in namespaces that are not wanted.
     pub(crate) fn keep_only(&mut self, wanted: impl Fn(&Space) -> bool) {
         self.state.spaces.retain(|space, _| wanted(space));
