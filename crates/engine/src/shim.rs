@@ -9,8 +9,10 @@
 pub mod protocol;
 
 mod copy_tree;
+mod ending;
 mod exec;
 mod executor;
+mod groups;
 mod init;
 mod launch;
 mod log;

@@ -276,12 +276,20 @@ impl NodeNetworks {
 
 #[async_trait]
 impl ContainerNetwork for NodeNetworks {
-    async fn setup(&self, request: &NetworkRequest) -> Result<NetworkReady, NetworkError> {
+    async fn open(&self, request: &NetworkRequest) -> Result<(), NetworkError> {
         // An earlier start may have left its namespace.
         self.teardown(&request.container).await;
-        let failed = |error: netns::NetnsError| NetworkError::Failed(chain(&error));
-        netns::delete(&request.netns).map_err(failed)?;
-        netns::create(&request.netns).map_err(failed)?;
+        let path = request.netns.clone();
+        let made = tokio::task::spawn_blocking(move || {
+            netns::delete(&path)?;
+            netns::create(&path)
+        });
+        let failed = |error: &dyn std::error::Error| NetworkError::Failed(chain(error));
+        let made = made.await.map_err(|panic| failed(&panic))?;
+        made.map_err(|error| failed(&error))
+    }
+
+    async fn setup(&self, request: &NetworkRequest) -> Result<NetworkReady, NetworkError> {
         let user = resolv_conf::Overrides {
             nameservers: request.dns.clone(),
             search: request.dns_search.clone(),

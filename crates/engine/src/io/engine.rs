@@ -18,11 +18,11 @@ mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use shoal_api::Timestamp;
 use shoal_api::container::{ContainerId, Event, EventActor, EventKind, Volume, VolumeSpec};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 pub use error::{EngineError, EngineErrorKind};
 pub use files::ArchiveStream;
@@ -74,8 +74,8 @@ pub(super) struct Inner {
     pub volume_changes: Mutex<()>,
     containers: RwLock<Containers>,
     events: broadcast::Sender<Event>,
-    /// Why this host cannot run containers, if it cannot.
-    self_test: OnceLock<Result<(), String>>,
+    /// Why this host cannot run containers, if it cannot; `None` as long as that is being found out.
+    self_test: watch::Sender<Option<Result<(), String>>>,
 }
 
 #[derive(Default)]
@@ -95,8 +95,8 @@ impl std::fmt::Debug for Engine {
 impl Engine {
     /// Opens the engine at its root and takes the running containers over from their shims.
     ///
-    /// Runs the self-test first: on a host where containers would not be isolated as promised the engine opens, but
-    /// starts none, and says why.
+    /// Runs the self-test meanwhile: on a host where containers would not be isolated as promised the engine opens, but
+    /// starts none, and says why. Starts wait for its verdict.
     pub async fn open(config: EngineConfig) -> Result<Self, EngineError> {
         for dir in ["containers", "volumes", "trash"] {
             let dir = config.root.join(dir);
@@ -125,27 +125,40 @@ impl Engine {
             volume_changes: Mutex::new(()),
             containers: RwLock::default(),
             events,
-            self_test: OnceLock::new(),
+            self_test: watch::Sender::new(None),
         };
         let engine = Self {
             inner: Arc::new(inner),
         };
         engine.load_records()?;
         engine.empty_trash();
-        let verdict = engine.run_self_test().await;
-        if let Err(reason) = &verdict {
-            tracing::error!(
-                reason,
-                "self-test failed: no container will be started on this host"
-            );
-        }
-        let _ = engine.inner.self_test.set(verdict);
         engine.recall_volumes();
-        // Before anything is started.
+        // Before anything is started, the self-test's container included.
         engine.sweep();
+        let tested = engine.clone();
+        tokio::spawn(async move {
+            let verdict = tested.run_self_test().await;
+            if let Err(reason) = &verdict {
+                tracing::error!(
+                    reason,
+                    "self-test failed: no container will be started on this host"
+                );
+            }
+            tested.inner.self_test.send_replace(Some(verdict));
+        });
         engine.readopt().await;
         engine.remove_abandoned_steps().await;
         Ok(engine)
+    }
+
+    /// The verdict of the self-test, as soon as there is one: why this host cannot run containers, if it cannot.
+    pub async fn self_test(&self) -> Result<(), String> {
+        let mut verdict = self.inner.self_test.subscribe();
+        let verdict = verdict.wait_for(Option::is_some).await;
+        match verdict.map(|verdict| verdict.clone()) {
+            Ok(Some(verdict)) => verdict,
+            Ok(None) | Err(_) => Err("it did not end".to_owned()),
+        }
     }
 
     fn load_records(&self) -> Result<(), EngineError> {

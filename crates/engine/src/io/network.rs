@@ -61,10 +61,14 @@ pub enum NetworkError {
 /// Gives containers their networks.
 #[async_trait]
 pub trait ContainerNetwork: Send + Sync + 'static {
-    /// Makes the namespace and all that is in it. Called before every start; whatever an earlier start left is replaced.
+    /// Makes the namespace, with nothing in it but loopback. Called before every start; whatever an earlier start left is
+    /// replaced.
+    async fn open(&self, request: &NetworkRequest) -> Result<(), NetworkError>;
+
+    /// Makes all that is in the namespace, while the container is being built; it runs no earlier than this returns.
     async fn setup(&self, request: &NetworkRequest) -> Result<NetworkReady, NetworkError>;
 
-    /// Undoes `setup`. Called after every end, also when `setup` failed or never was called; does what it can.
+    /// Undoes both. Called after every end, also when they failed or never were called; does what it can.
     async fn teardown(&self, container: &ContainerId);
 }
 
@@ -74,7 +78,7 @@ pub struct NoNetworks;
 
 #[async_trait]
 impl ContainerNetwork for NoNetworks {
-    async fn setup(&self, request: &NetworkRequest) -> Result<NetworkReady, NetworkError> {
+    async fn open(&self, request: &NetworkRequest) -> Result<(), NetworkError> {
         let name = match &request.mode {
             NetworkMode::Network(name) => name.clone(),
             NetworkMode::Default
@@ -83,6 +87,10 @@ impl ContainerNetwork for NoNetworks {
             | NetworkMode::Container(_) => "bridge".into(),
         };
         Err(NetworkError::NotFound(name))
+    }
+
+    async fn setup(&self, _request: &NetworkRequest) -> Result<NetworkReady, NetworkError> {
+        Ok(NetworkReady::default())
     }
 
     async fn teardown(&self, _container: &ContainerId) {}

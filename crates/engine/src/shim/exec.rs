@@ -28,6 +28,7 @@ use nix::unistd::{
 use oci_spec::runtime::{Capabilities, Spec, User};
 
 use super::executor::{become_process, describe};
+use super::groups;
 use super::launch::streams_with;
 use super::protocol::{ExecLaunch, Failure, Supervise};
 use super::rootfs::Root;
@@ -136,7 +137,7 @@ fn enter(
     let bounding = super::bounding();
     let init = pidfd_open(init).map_err(|errno| fail("reach the container", errno))?;
     for dir in &sup.cgroups {
-        std::fs::write(dir.join("cgroup.procs"), "0")
+        groups::join(dir)
             .map_err(|err| Failure::new(format!("cannot join {}: {err}", dir.display())))?;
     }
     let namespaces = CloneFlags::CLONE_NEWNS

@@ -27,7 +27,7 @@ use super::executor::Payload;
 use super::protocol::{Failure, LAUNCH_NAME, Launch, Supervise};
 use super::rootfs::{self, MERGED, Root};
 use super::serve::Spawned;
-use super::{copy_tree, probe, stage};
+use super::{copy_tree, groups, probe, stage};
 use crate::core::user;
 
 const CONSOLE_SOCKET: &str = "console";
@@ -41,70 +41,116 @@ struct Ends {
     stderr: OwnedFd,
 }
 
-/// Starts the container; the working directory is its run directory.
-pub(super) fn container(sup: &Supervise) -> Result<Spawned, Failure> {
-    let os = |errno: Errno| {
-        Failure::new(format!(
-            "cannot make the container's streams: {}",
-            errno.desc()
-        ))
-    };
-    let console = if sup.tty {
-        let bound = UnixListener::bind(CONSOLE_SOCKET);
-        Some(bound.map_err(|err| Failure::new(format!("cannot listen for the terminal: {err}")))?)
-    } else {
-        None
-    };
-    let (mut ours, ends) = if sup.tty {
-        (None, None)
-    } else {
-        streams(sup.open_stdin)
-            .map(|(o, e)| (Some(o), Some(e)))
-            .map_err(os)?
-    };
-    let (report_out, report_in) = pipe2(OFlag::O_CLOEXEC).map_err(os)?;
-    // The container's process becomes a child of the shim when the builder, its first parent, ends. Only until then:
-    // other orphans are not ours to wait for.
-    nix::sys::prctl::set_child_subreaper(true).map_err(os)?;
-    // SAFETY: the shim has one thread.
-    match unsafe { fork() }.map_err(os)? {
-        ForkResult::Child => {
-            drop(report_out);
-            let outcome = build(sup, ends);
-            let json = serde_json::to_vec(&outcome).expect("an outcome is JSON");
-            let _ = nix::unistd::write(&report_in, &json);
-            // SAFETY: ends this process at once; destructors and exit handlers are the shim's, not ours.
-            unsafe { libc::_exit(0) }
-        }
-        ForkResult::Parent { child } => {
-            drop((report_in, ends));
-            let mut json = Vec::new();
-            let read = std::fs::File::from(report_out).read_to_end(&mut json);
-            let _ = waitpid(child, None);
-            let _ = nix::sys::prctl::set_child_subreaper(false);
-            let _ = std::fs::remove_file(LAUNCH_NAME);
-            read.map_err(|err| {
-                Failure::new(format!("cannot hear from the container's builder: {err}"))
-            })?;
-            let outcome: Result<i32, Failure> = serde_json::from_slice(&json)
-                .map_err(|_| Failure::new("the container's builder ended without a word"))?;
-            let pid = Pid::from_raw(outcome?);
-            let pidfd = pidfd_open(pid).map_err(os)?;
-            let (stdin, stdout, stderr) = ours.take().map_or((None, None, None), |ours| ours);
-            let mut spawned = Spawned {
-                pid,
-                pidfd,
-                stdin,
-                stdout,
-                stderr,
-                terminal: None,
-            };
-            if let Some(console) = console {
-                let master = exec::receive_terminal(&console).map_err(os)?;
-                let _ = std::fs::remove_file(CONSOLE_SOCKET);
-                exec::use_terminal(&mut spawned, master, sup.open_stdin).map_err(os)?;
+/// A container that is being built by a child of the shim; it does not run before [`Self::finish`], and goes again when
+/// this is dropped before.
+pub(super) struct Building {
+    builder: Pid,
+    report: Option<OwnedFd>,
+    /// A byte lets the container run; the end of it says that nobody wants it.
+    go: Option<OwnedFd>,
+    ours: Option<Ours>,
+    console: Option<UnixListener>,
+}
+
+impl Building {
+    /// Begins; the working directory is the container's run directory.
+    pub(super) fn begin(sup: &Supervise) -> Result<Self, Failure> {
+        let os = |errno: Errno| {
+            Failure::new(format!(
+                "cannot make the container's streams: {}",
+                errno.desc()
+            ))
+        };
+        let console = if sup.tty {
+            let bound = UnixListener::bind(CONSOLE_SOCKET);
+            let told = |err| Failure::new(format!("cannot listen for the terminal: {err}"));
+            Some(bound.map_err(told)?)
+        } else {
+            None
+        };
+        let (ours, ends) = if sup.tty {
+            (None, None)
+        } else {
+            streams(sup.open_stdin)
+                .map(|(o, e)| (Some(o), Some(e)))
+                .map_err(os)?
+        };
+        let (report_out, report_in) = pipe2(OFlag::O_CLOEXEC).map_err(os)?;
+        let (go_out, go_in) = pipe2(OFlag::O_CLOEXEC).map_err(os)?;
+        // The container's process becomes a child of the shim when the builder, its first parent, ends. Only until
+        // then: other orphans are not ours to wait for.
+        nix::sys::prctl::set_child_subreaper(true).map_err(os)?;
+        // SAFETY: the shim has one thread.
+        match unsafe { fork() }.map_err(os)? {
+            ForkResult::Child => {
+                drop((report_out, go_in));
+                let outcome = build(sup, ends, go_out);
+                let json = serde_json::to_vec(&outcome).expect("an outcome is JSON");
+                let _ = nix::unistd::write(&report_in, &json);
+                // SAFETY: ends this process at once; destructors and exit handlers are the shim's, not ours.
+                unsafe { libc::_exit(0) }
             }
-            Ok(spawned)
+            ForkResult::Parent { child } => Ok(Self {
+                builder: child,
+                report: Some(report_out),
+                go: Some(go_in),
+                ours,
+                console,
+            }),
+        }
+    }
+
+    /// Lets the container run, once it is built.
+    pub(super) fn finish(mut self, sup: &Supervise) -> Result<Spawned, Failure> {
+        let os =
+            |errno: Errno| Failure::new(format!("cannot start the container: {}", errno.desc()));
+        if let Some(go) = self.go.take() {
+            // A builder that has failed already says why.
+            let _ = nix::unistd::write(&go, &[1]);
+        }
+        let outcome = self.outcome()?;
+        let _ = std::fs::remove_file(LAUNCH_NAME);
+        let pid = Pid::from_raw(outcome?);
+        let pidfd = pidfd_open(pid).map_err(os)?;
+        let (stdin, stdout, stderr) = self.ours.take().unwrap_or_default();
+        let mut spawned = Spawned {
+            pid,
+            pidfd,
+            stdin,
+            stdout,
+            stderr,
+            terminal: None,
+        };
+        if let Some(console) = self.console.take() {
+            let master = exec::receive_terminal(&console).map_err(os)?;
+            let _ = std::fs::remove_file(CONSOLE_SOCKET);
+            exec::use_terminal(&mut spawned, master, sup.open_stdin).map_err(os)?;
+        }
+        Ok(spawned)
+    }
+
+    /// What became of the building; waits for its end.
+    fn outcome(&mut self) -> Result<Result<i32, Failure>, Failure> {
+        let Some(report) = self.report.take() else {
+            return Err(Failure::new("the container was built already"));
+        };
+        let mut json = Vec::new();
+        let read = std::fs::File::from(report).read_to_end(&mut json);
+        let _ = waitpid(self.builder, None);
+        let _ = nix::sys::prctl::set_child_subreaper(false);
+        read.map_err(|err| {
+            Failure::new(format!("cannot hear from the container's builder: {err}"))
+        })?;
+        serde_json::from_slice(&json)
+            .map_err(|_| Failure::new("the container's builder ended without a word"))
+    }
+}
+
+impl Drop for Building {
+    fn drop(&mut self) {
+        if self.go.take().is_some() {
+            // It sees the end of the pipe, and takes back what it has made.
+            let _ = self.outcome();
         }
     }
 }
@@ -145,7 +191,7 @@ fn streams(stdin: bool) -> Result<(Ours, Ends), Errno> {
 }
 
 /// Runs in the child: everything from the mount of the root filesystem to the exec of the container's process.
-fn build(sup: &Supervise, ends: Option<Ends>) -> Result<i32, Failure> {
+fn build(sup: &Supervise, ends: Option<Ends>, go: OwnedFd) -> Result<i32, Failure> {
     // When the shim dies half-way, so does what it began.
     let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
     let text = std::fs::read(LAUNCH_NAME)
@@ -179,7 +225,12 @@ fn build(sup: &Supervise, ends: Option<Ends>) -> Result<i32, Failure> {
             exec::give(fd, process.user());
         }
     }
-    run_libcontainer(sup, &launch, ends, &late)
+    groups::enter_early(sup, &spec).map_err(|err| {
+        Failure::new(format!(
+            "cannot enter the container's control groups: {err}"
+        ))
+    })?;
+    run_libcontainer(sup, &launch, ends, &late, go)
 }
 
 fn run_libcontainer(
@@ -187,6 +238,7 @@ fn run_libcontainer(
     launch: &Launch,
     ends: Option<Ends>,
     late: &[stage::Late],
+    go: OwnedFd,
 ) -> Result<i32, Failure> {
     let fail = |err: &dyn std::error::Error| Failure::new(chain(err));
     let runtime = sup.run_dir.join(RUNTIME_DIR);
@@ -228,6 +280,12 @@ fn run_libcontainer(
             // It waits for a word that will not come.
             let _ = nix::sys::signal::kill(Pid::from_raw(pid.as_raw()), Signal::SIGKILL);
             return Err(failure);
+        }
+        if !matches!(nix::unistd::read(&go, &mut [0]), Ok(1)) {
+            let pid = Pid::from_raw(pid.as_raw());
+            let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
+            let _ = waitpid(pid, None);
+            return Err(Failure::new("nobody wants the container any more"));
         }
         NotifySocket::new(runtime.join("c").join(NOTIFY_FILE))
             .notify_container_start()

@@ -25,7 +25,7 @@ pub const FRAME_HEADER: usize = 5;
 pub const KIND_MESSAGE: u8 = 3;
 /// Name of a shim's socket in its run directory.
 pub const SOCKET_NAME: &str = "s";
-/// Name of the file in the run directory that tells the shim what to run.
+/// Name of the file in the run directory that tells the shim what to run; there before it is told to prepare or start.
 pub const LAUNCH_NAME: &str = "launch.json";
 /// Name of the directory in the run directory with the sources of mounts that the shim makes ready.
 pub const STAGE_NAME: &str = "stage";
@@ -157,7 +157,9 @@ pub struct LogFile {
 /// What is asked of a shim.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Request {
-    /// Run the container. Only once; answered by `Started` or `Failed`.
+    /// Build the container as far as it goes while its network is not there yet. Only once, and not answered.
+    Prepare,
+    /// Run the container, building it first if that has not begun. Only once; answered by `Started` or `Failed`.
     Start,
     /// What became of the container; answered by `State`.
     State,

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -16,12 +15,14 @@ use nix::unistd::Pid;
 use shoal_api::Timestamp;
 use shoal_api::container::StdStream;
 
+use super::ending::{cgroup_processes, was_oom_killed, write_exit};
+use super::exec;
+use super::launch::Building;
 use super::log::Logger;
 use super::protocol::{
-    EXIT_NAME, Exit, ExitRecord, FRAME_HEADER, Failure, KIND_MESSAGE, Reply, Request, Streams,
-    Supervise, VERSION, parse_header, push_frame, push_message, stream_of,
+    Exit, ExitRecord, FRAME_HEADER, Failure, KIND_MESSAGE, Reply, Request, Streams, Supervise,
+    VERSION, parse_header, push_frame, push_message, stream_of,
 };
-use super::{exec, launch};
 
 /// A client this far behind stops the container's output until it has caught up, as with Docker.
 const CLIENT_BEHIND_MAX: usize = 1 << 20;
@@ -70,6 +71,8 @@ struct Shim {
     sup: Supervise,
     listener: UnixListener,
     clients: Vec<Client>,
+    /// The container that is being built.
+    building: Option<Building>,
     processes: BTreeMap<Key, Process>,
     logger: Option<Logger>,
     started_at: Timestamp,
@@ -95,6 +98,7 @@ pub(super) fn run(sup: Supervise, listener: UnixListener, control: UnixStream) -
         sup,
         listener,
         clients: vec![Client::new(control)],
+        building: None,
         processes: BTreeMap::new(),
         logger: None,
         started_at: Timestamp::ZERO,
@@ -198,6 +202,11 @@ impl Shim {
             .filter(|client| client.gone)
             .filter_map(|client| client.attached.clone())
             .collect();
+        if self.pid == 0 && self.clients.iter().all(|client| client.gone) {
+            // Nobody will ask for a start any more. Taken down before the last connection closes, so that whoever
+            // waits for that finds nothing left.
+            self.building = None;
+        }
         self.clients.retain(|client| !client.gone);
         for (key, streams) in gone {
             self.on_detached(&key, streams);
@@ -264,6 +273,13 @@ impl Shim {
 
     fn on_request(&mut self, index: usize, request: Request) {
         let reply = match request {
+            Request::Prepare => {
+                // What fails now fails again, with an answer, at the start.
+                if self.pid == 0 && self.building.is_none() {
+                    self.building = Building::begin(&self.sup).ok();
+                }
+                return;
+            }
             Request::Start => match self.start() {
                 Ok(()) => Reply::Started {
                     pid: self.pid,
@@ -322,7 +338,11 @@ impl Shim {
         }
         let log = std::mem::take(&mut self.sup.log);
         self.logger = Some(Logger::open(log).map_err(Failure::new)?);
-        let spawned = launch::container(&self.sup)?;
+        let building = match self.building.take() {
+            Some(building) => building,
+            None => Building::begin(&self.sup)?,
+        };
+        let spawned = building.finish(&self.sup)?;
         self.pid = spawned.pid.as_raw();
         self.started_at = Timestamp::now();
         let mut process = Process::new(spawned);
@@ -650,35 +670,4 @@ fn poll_raw(fds: &[(i32, PollFlags)]) -> Result<Vec<PollFlags>, Errno> {
         Err(Errno::EINTR) => Ok(vec![PollFlags::empty(); fds.len()]),
         Err(errno) => Err(errno),
     }
-}
-
-fn cgroup_processes(cgroups: &[std::path::PathBuf]) -> Vec<Pid> {
-    let Some(dir) = cgroups.first() else {
-        return Vec::new();
-    };
-    let text = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-    text.lines()
-        .filter_map(|line| line.parse().ok())
-        .map(Pid::from_raw)
-        .collect()
-}
-
-/// The kernel counts kills in `memory.events` (v2) or `memory.oom_control` (v1).
-fn was_oom_killed(cgroups: &[std::path::PathBuf]) -> bool {
-    cgroups.iter().any(|dir| {
-        ["memory.events", "memory.oom_control"].iter().any(|name| {
-            std::fs::read_to_string(dir.join(name)).is_ok_and(|text| {
-                text.lines().any(|line| {
-                    line.strip_prefix("oom_kill ")
-                        .is_some_and(|count| count.trim() != "0")
-                })
-            })
-        })
-    })
-}
-
-fn write_exit(dir: &Path, record: &ExitRecord) -> io::Result<()> {
-    let new = dir.join(format!("{EXIT_NAME}.new"));
-    std::fs::write(&new, serde_json::to_vec(record)?)?;
-    std::fs::rename(new, dir.join(EXIT_NAME))
 }

@@ -17,10 +17,7 @@ struct Bare(Mutex<Vec<PathBuf>>);
 
 #[async_trait]
 impl ContainerNetwork for Bare {
-    async fn setup(&self, request: &NetworkRequest) -> Result<NetworkReady, NetworkError> {
-        if request.mode == NetworkMode::Network("broken".into()) {
-            return Err(NetworkError::Failed("no address left".into()));
-        }
+    async fn open(&self, request: &NetworkRequest) -> Result<(), NetworkError> {
         std::fs::write(&request.netns, "").expect("namespace");
         let made = Command::new("unshare")
             .arg(format!("--net={}", request.netns.display()))
@@ -28,6 +25,13 @@ impl ContainerNetwork for Bare {
             .status();
         assert!(made.expect("unshare").success());
         self.0.lock().expect("list").push(request.netns.clone());
+        Ok(())
+    }
+
+    async fn setup(&self, request: &NetworkRequest) -> Result<NetworkReady, NetworkError> {
+        if request.mode == NetworkMode::Network("broken".into()) {
+            return Err(NetworkError::Failed("no address left".into()));
+        }
         let address: IpAddr = "10.9.8.7".parse().expect("address");
         Ok(NetworkReady {
             netns: request.netns.clone(),

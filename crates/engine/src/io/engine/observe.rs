@@ -302,7 +302,7 @@ impl Engine {
 
     /// Why no container can run on this host, if that is so.
     pub fn self_test_failure(&self) -> Option<String> {
-        self.inner.self_test.get()?.clone().err()
+        self.inner.self_test.borrow().clone()?.err()
     }
 }
 

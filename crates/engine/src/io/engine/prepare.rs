@@ -1,5 +1,6 @@
 //! Everything that has to lie ready before a shim is asked for.
 
+use std::fs::File;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -20,25 +21,26 @@ use crate::shim::protocol::{
     LAUNCH_NAME, Launch, LogFile, LogSetup, Populate, RemoteLog, STAGE_NAME, Staged, Supervise,
 };
 
-/// The network a container starts in.
-pub(super) struct Network {
+/// Where a container starts.
+pub(super) struct NetworkSpace {
     pub netns: Netns,
     pub loopback_only: bool,
-    pub ready: NetworkReady,
+    /// For the port, if that makes the network.
+    pub request: Option<NetworkRequest>,
 }
 
 impl Engine {
-    /// Gets the container its network: from the port, or natively where no network is needed.
-    pub(super) async fn set_up_network(
+    /// Says in which namespace a container starts: one that the port makes, or one where no network is needed.
+    pub(super) fn network_space(
         &self,
         entry: &Entry,
         record: &Record,
-    ) -> Result<Network, EngineError> {
+    ) -> Result<NetworkSpace, EngineError> {
         let spec = &record.spec;
-        let native = |netns, loopback_only| Network {
+        let native = |netns, loopback_only| NetworkSpace {
             netns,
             loopback_only,
-            ready: NetworkReady::default(),
+            request: None,
         };
         match &spec.host.network_mode {
             NetworkMode::None => Ok(native(Netns::Inherited, true)),
@@ -77,11 +79,10 @@ impl Engine {
                     dns_search: spec.host.dns_search.clone(),
                     dns_options: spec.host.dns_options.clone(),
                 };
-                let ready = self.inner.config.network.setup(&request).await?;
-                Ok(Network {
-                    netns: Netns::At(ready.netns.clone()),
+                Ok(NetworkSpace {
+                    netns: Netns::At(request.netns.clone()),
                     loopback_only: false,
-                    ready,
+                    request: Some(request),
                 })
             }
         }
@@ -116,17 +117,17 @@ impl Engine {
         })
     }
 
-    /// Writes the files and the launch description. Blocks.
+    /// Writes the launch description, and makes the files that [`write_etc`] fills. Blocks.
     pub(super) fn prepare(
         &self,
         entry: &Entry,
         record: &Record,
-        network: &Network,
-    ) -> Result<(), EngineError> {
+        space: &NetworkSpace,
+    ) -> Result<Links, EngineError> {
         let links = self.links(record)?;
         let host = &record.spec.host;
         let mut staged = Vec::new();
-        let mut mounts = self.ready_mounts(entry, record, network, &links, &mut staged)?;
+        let mut mounts = self.ready_mounts(entry, record, &mut staged)?;
         let pid_namespace = self.joined_namespace(host.pid_mode.as_deref(), "pid")?;
         let ipc_namespace = self.joined_namespace(host.ipc_mode.as_deref(), "ipc")?;
         let shm = Path::new("/dev/shm");
@@ -157,7 +158,7 @@ impl Engine {
         devices.extend(injected.nodes);
         let around = Surroundings {
             cgroup: Path::new("/").join(self.group_of(record)),
-            netns: network.netns.clone(),
+            netns: space.netns.clone(),
             hostname: record.hostname.clone(),
             mounts,
             swap_limit: self.inner.cgroups.has_swap_limit(),
@@ -169,7 +170,7 @@ impl Engine {
             throttles: throttles(host)?,
             kernel: kernel_version(),
             bounding: Some(crate::shim::bounding()),
-            link_env: links.env,
+            link_env: links.env.clone(),
         };
         let mut spec = record.spec.clone();
         oci::overlay_env(&mut spec.env, &injected.edits.env);
@@ -185,20 +186,19 @@ impl Engine {
             // Nobody will look at the files again, so they need not reach the disk.
             volatile: spec.host.auto_remove,
             populate,
-            loopback_only: network.loopback_only,
+            loopback_only: space.loopback_only,
             staged,
             init: spec.host.init == Some(true),
             probe: false,
         };
-        write_launch(&entry.run_dir, &launch)
+        write_launch(&entry.run_dir, &launch)?;
+        Ok(links)
     }
 
     fn ready_mounts(
         &self,
         entry: &Entry,
         record: &Record,
-        network: &Network,
-        links: &Links,
         staged: &mut Vec<Staged>,
     ) -> Result<Vec<ReadyMount>, EngineError> {
         let planned = mounts::plan(&record.spec, &record.inherited)?;
@@ -208,11 +208,12 @@ impl Engine {
                 .iter()
                 .any(|mount| mount.target == Path::new(target))
         };
-        let files = etc_files(record, network, links)?;
-        for (name, text) in files {
+        for name in ETC_FILES {
             let path = entry.dir.join(name);
             let target = format!("/etc/{name}");
-            std::fs::write(&path, text).map_err(EngineError::io("write", &path))?;
+            let mut file = File::options();
+            let made = file.create(true).truncate(false).append(true).open(&path);
+            made.map_err(EngineError::io("create", &path))?;
             if !taken(&target) {
                 let options = mounts::bind_options(
                     record.spec.host.readonly_rootfs,
@@ -390,13 +391,32 @@ pub(super) fn write_launch(run_dir: &Path, launch: &Launch) -> Result<(), Engine
     std::fs::write(&path, json).map_err(EngineError::io("write", path))
 }
 
+/// Files that every container has in `/etc`, in the order of [`etc_files`].
+const ETC_FILES: [&str; 3] = ["hostname", "hosts", "resolv.conf"];
+
+/// Writes what the network and the links say into the files that the container sees in `/etc`. Blocks.
+pub(super) fn write_etc(
+    entry: &Entry,
+    record: &Record,
+    space: &NetworkSpace,
+    ready: &NetworkReady,
+    links: &Links,
+) -> Result<(), EngineError> {
+    let texts = etc_files(record, space, ready, links)?;
+    for (name, text) in ETC_FILES.into_iter().zip(texts) {
+        let path = entry.dir.join(name);
+        std::fs::write(&path, text).map_err(EngineError::io("write", path))?;
+    }
+    Ok(())
+}
+
 fn etc_files(
     record: &Record,
-    network: &Network,
+    space: &NetworkSpace,
+    ready: &NetworkReady,
     links: &Links,
-) -> Result<[(&'static str, String); 3], EngineError> {
+) -> Result<[String; 3], EngineError> {
     let spec = &record.spec;
-    let ready = &network.ready;
     let gateway = ready
         .settings
         .networks
@@ -412,7 +432,7 @@ fn etc_files(
                 .ok_or_else(|| EngineError::Invalid(format!("bad format for add-host: {text:?}")))
         })
         .collect::<Result<Vec<_>, _>>()?;
-    let mut hosts = match network.netns {
+    let mut hosts = match space.netns {
         Netns::Host => std::fs::read_to_string("/etc/hosts").unwrap_or_else(|_| etc::hosts(&[])),
         Netns::Inherited | Netns::At(_) => etc::hosts(&ready.hosts),
     };
@@ -436,11 +456,7 @@ fn etc_files(
     };
     let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let resolv = etc::resolv_conf(&host, servers, search, options);
-    Ok([
-        ("hostname", format!("{}\n", record.hostname)),
-        ("hosts", hosts),
-        ("resolv.conf", resolv),
-    ])
+    Ok([format!("{}\n", record.hostname), hosts, resolv])
 }
 
 /// Where the log of a container is.

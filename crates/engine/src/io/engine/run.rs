@@ -6,15 +6,18 @@ use std::time::Duration;
 
 use shoal_api::Timestamp;
 use shoal_api::container::{ContainerStatus, RestartPolicy};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 
+use super::prepare::write_etc;
 use super::record::{Entry, PendingAttach, Record};
 use super::{Engine, EngineError, networks};
 use crate::core::{restart, signals};
+use crate::io::network::NetworkReady;
 use crate::io::nursery;
 use crate::io::shim_client::{ShimEvent, ShimHandle, StreamRefused, open_streams};
-use crate::shim::protocol::{EXIT_NAME, Exit, ExitRecord, Failure, Reply, Request};
+use crate::shim::protocol::{EXIT_NAME, Exit, ExitRecord, Failure, Reply, Request, push_message};
 
 const STOP_GRACE: Duration = Duration::from_secs(10);
 /// How long the answer to a kill waits for the end, as in docker.
@@ -68,9 +71,7 @@ impl Engine {
 
     /// Starts a container that does not run. The caller holds its lock.
     async fn start_locked(&self, entry: &Arc<Entry>) -> Result<(), EngineError> {
-        if let Some(Err(reason)) = self.inner.self_test.get() {
-            return Err(EngineError::SelfTest(reason.clone()));
-        }
+        self.self_test().await.map_err(EngineError::SelfTest)?;
         entry.update(|record| record.start += 1);
         let record = entry.record();
         match self.launch(entry, &record).await {
@@ -109,26 +110,63 @@ impl Engine {
         record: &Arc<Record>,
     ) -> Result<mpsc::UnboundedReceiver<ShimEvent>, EngineError> {
         let failed = |err| EngineError::Shim(io::Error::other(err));
-        // The shim is forked while the network is made: neither has to know of the other. It ends by itself when its
-        // connection closes before it was told to start.
+        let network = &self.inner.config.network;
+        let space = Arc::new(self.network_space(entry, record)?);
+        // The shim is forked while the namespace is made, and the container is built while the network is: neither has
+        // to know of the other. It runs when both are ready.
         let (engine, entry2, record2) = (self.clone(), entry.clone(), record.clone());
         let forked = tokio::task::spawn_blocking(move || {
             let supervise = engine.supervise_of(&entry2, &record2)?;
             let nursery = &engine.inner.nursery;
             nursery.launch(&supervise).map_err(EngineError::Shim)
         });
-        let (network, control) = tokio::join!(self.set_up_network(entry, record), forked);
-        let (network, control) = (network?, control.map_err(failed)??);
-        let settings = network.ready.settings.clone();
+        let opened = async {
+            match &space.request {
+                Some(request) => network.open(request).await,
+                None => Ok(()),
+            }
+        };
+        let (opened, control) = tokio::join!(opened, forked);
+        opened?;
+        // It ends by itself when its connection closes before it was told to start.
+        let control = control.map_err(failed)??;
         let (engine, entry2, record2) = (self.clone(), entry.clone(), record.clone());
+        let (space2, told) = (
+            space.clone(),
+            control.try_clone().map_err(EngineError::Shim)?,
+        );
         let prepared = tokio::task::spawn_blocking(move || {
             engine.mount_volumes(&record2)?;
-            engine.prepare(&entry2, &record2, &network)
+            let links = engine.prepare(&entry2, &record2, &space2)?;
+            let mut message = Vec::new();
+            push_message(&mut message, &Request::Prepare);
+            io::Write::write_all(&mut &told, &message).map_err(EngineError::Shim)?;
+            Ok::<_, EngineError>(links)
         });
-        prepared.await.map_err(failed)??;
+        let connected = async {
+            match &space.request {
+                Some(request) => network.setup(request).await,
+                None => Ok(NetworkReady::default()),
+            }
+        };
+        let (ready, links) = tokio::join!(connected, prepared);
+        let ready = ready.map_err(EngineError::from).and_then(|ready| {
+            let links = links.map_err(failed)??;
+            write_etc(entry, record, &space, &ready, &links)?;
+            Ok(ready)
+        });
         control.set_nonblocking(true).map_err(EngineError::Shim)?;
-        let (shim, events) =
-            ShimHandle::new(UnixStream::from_std(control).map_err(EngineError::Shim)?);
+        let mut control = UnixStream::from_std(control).map_err(EngineError::Shim)?;
+        let settings = match ready {
+            Ok(ready) => ready.settings,
+            Err(err) => {
+                // What it has built is gone when it closes its end.
+                let _ = control.shutdown().await;
+                let _ = control.read(&mut [0]).await;
+                return Err(err);
+            }
+        };
+        let (shim, events) = ShimHandle::new(control);
         // Whoever attached before the start misses nothing of it.
         for pending in entry.live(|live| std::mem::take(&mut live.pending)) {
             self.connect_pending(entry, pending).await;
