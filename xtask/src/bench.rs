@@ -4,10 +4,12 @@
 //! Each round measures ours and theirs; the ratio is taken round by round, and its median and spread are what counts:
 //! absolute times drift with the machine.
 
+mod api;
 mod containers;
 mod control;
 mod dns;
 mod docker;
+mod footprint;
 mod images;
 mod ingress;
 mod lb;
@@ -48,6 +50,7 @@ pub(crate) struct Bench {
 fn pairs() -> impl Iterator<Item = &'static Pair> {
     [
         containers::PAIRS,
+        footprint::PAIRS,
         images::PAIRS,
         services::PAIRS,
         scheduler::PAIRS,

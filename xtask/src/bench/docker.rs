@@ -5,20 +5,19 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::Instant,
 };
 
 use anyhow::{Context, Result};
 use shoal_tests::images::{Image, Layer, save};
 
-use super::{Bench, network::below, tell, until};
+use super::{Bench, api::Api, network::below, until};
 use crate::shell;
 
 const LAB: &str = "bench";
 /// What both sides run.
 pub(super) const IMAGE: &str = "bench.local/busybox:1";
 /// Debian's client of the same version as its daemon; another one on PATH would not be a fair peer.
-const DOCKER: &str = "/usr/bin/docker";
+pub(super) const CLIENT: &str = "/usr/bin/docker";
 const SOCKET: &str = "unix:///run/shoal/docker.sock";
 /// Our host and docker's, by address.
 pub(super) const OURS: &str = "198.18.0.11";
@@ -121,7 +120,37 @@ impl<'a> Sides<'a> {
 
     /// Runs docker's client against docker's daemon.
     pub(super) fn theirs(&self, words: &[&str]) -> Result<String> {
-        self.on("n2", &[&[DOCKER, "-H", SOCKET], words].concat())
+        self.on("n2", &[&[CLIENT, "-H", SOCKET], words].concat())
+    }
+
+    /// Our daemon's API, as this machine reaches it.
+    pub(super) fn our_api(&self) -> Api {
+        Api::at(self.run_folder("n1").join("shoal.sock"))
+    }
+
+    /// Docker's.
+    pub(super) fn their_api(&self) -> Api {
+        Api::at(self.run_folder("n2").join("docker.sock"))
+    }
+
+    /// What a lab host has at `/run/shoal`.
+    pub(super) fn run_folder(&self, host: &str) -> PathBuf {
+        lab_folder().join(host).join("run")
+    }
+
+    /// The words after our program by which a command runs on a lab host.
+    pub(super) fn entering<'h>(&self, host: &'h str) -> [&'h str; 6] {
+        ["lab", "exec", "--name", LAB, host, "--"]
+    }
+
+    /// Process 1 of a lab host, as this machine numbers it.
+    pub(super) fn init_pid(&self, host: &str) -> Result<u32> {
+        process_of(host, "init")
+    }
+
+    /// Our daemon on a lab host, as this machine numbers it.
+    pub(super) fn daemon_pid(&self, host: &str) -> Result<u32> {
+        process_of(host, "daemon")
     }
 
     fn start_dockerd(&mut self) -> Result<()> {
@@ -150,40 +179,45 @@ impl<'a> Sides<'a> {
         self.dockerd = Some(child);
         until("docker's daemon", || Ok(self.theirs(&["version"]).is_ok()))
     }
-
-    /// Times one thing on both sides, in turn.
-    pub(super) fn pair(
-        &self,
-        name: &str,
-        rounds: usize,
-        act: impl Fn(&dyn Fn(&[&str]) -> Result<String>) -> Result<()>,
-    ) -> Result<()> {
-        let ours = |words: &[&str]| self.ours(words);
-        let theirs = |words: &[&str]| self.theirs(words);
-        act(&ours)?;
-        act(&theirs)?;
-        let mut times = Vec::new();
-        for _ in 0..rounds {
-            let began = Instant::now();
-            act(&ours)?;
-            let ours = began.elapsed();
-            let began = Instant::now();
-            act(&theirs)?;
-            times.push((ours, began.elapsed()));
-        }
-        tell(name, "docker", &times);
-        Ok(())
-    }
 }
 
-/// An image of Debian's static busybox with its commands as links.
-fn busybox(folder: &Path) -> Result<PathBuf> {
-    let root = folder.join("root");
+fn lab_folder() -> PathBuf {
+    Path::new("/var/lib/shoal-lab").join(LAB)
+}
+
+/// What the lab has written down of a process of a host.
+fn process_of(host: &str, role: &str) -> Result<u32> {
+    let path = lab_folder().join("lab.json");
+    let text = fs::read_to_string(&path)?;
+    let after = |text: &'_ str, word: &str| {
+        let found = text.split_once(&format!("\"{word}\""));
+        found.map(|(_, rest)| rest.to_owned())
+    };
+    let pid = after(&text, host)
+        .and_then(|text| after(&text, role))
+        .and_then(|text| after(&text, "pid"));
+    let digits = pid.map(|text| {
+        let digits = text.chars().skip_while(|c| !c.is_ascii_digit());
+        digits.take_while(char::is_ascii_digit).collect::<String>()
+    });
+    let digits = digits.with_context(|| format!("no {role} of {host} in {}", path.display()))?;
+    Ok(digits.parse()?)
+}
+
+/// What that image holds.
+pub(super) fn busybox_root(root: &Path) -> Result<()> {
     fs::create_dir_all(root.join("bin"))?;
     fs::copy("/bin/busybox", root.join("bin/busybox"))?;
     for name in ["sh", "true", "sleep"] {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(name))?;
     }
+    Ok(())
+}
+
+/// An image of Debian's static busybox with its commands as links.
+fn busybox(folder: &Path) -> Result<PathBuf> {
+    let root = folder.join("root");
+    busybox_root(&root)?;
     let layer = Layer::pack(&root, &folder.join("layer.tar"))?;
     let archive = folder.join("image.tar");
     save(
