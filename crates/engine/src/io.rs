@@ -3,6 +3,7 @@
 pub mod build;
 pub mod engine;
 pub mod images;
+pub mod memory;
 pub mod network;
 
 pub mod cdi;

@@ -10,8 +10,9 @@ use shoal_docker_api::Server;
 use shoal_engine::io::{
     Engine, EngineConfig,
     images::{ImageStore, Registries},
+    memory,
 };
-use shoal_overlay::{Plane, PlaneConfig};
+use shoal_overlay::{Plane, PlaneConfig, netns};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
@@ -31,6 +32,7 @@ type LogFilter = tracing_subscriber::reload::Handle<EnvFilter, tracing_subscribe
 
 /// Runs a daemon until it is told to stop. Containers go on without it.
 pub fn run(config: DaemonConfig) -> Result<()> {
+    memory::keep_small();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| log_filter(&config.live()));
     let (filter, handle) = tracing_subscriber::reload::Layer::new(filter);
     let lines = tracing_subscriber::fmt::layer()
@@ -83,6 +85,8 @@ async fn serve(config: DaemonConfig, logs: LogFilter) -> Result<()> {
     let images = tokio::task::spawn_blocking(move || ImageStore::open(&root)).await?;
     let images = images.context("cannot open the images of this host")?;
     images.set_registries(registries(&config.live()));
+    let handles = config.exec_root.join("netns");
+    netns::make_directory(&handles).context("cannot make room for network namespaces")?;
     let engine = Engine::open(EngineConfig {
         root: config.data_root.clone(),
         run_dir: config.exec_root.clone(),
@@ -131,6 +135,7 @@ async fn serve(config: DaemonConfig, logs: LogFilter) -> Result<()> {
     stop.cancel();
     cluster.stop().await;
     serving.await??;
+    netns::release_directory(&handles);
     if let Some(path) = &config.pidfile {
         let _ = fs::remove_file(path);
     }

@@ -148,6 +148,12 @@ impl<'a> Sides<'a> {
         process_of(host, "init")
     }
 
+    /// The process that entered docker's host and has docker's daemon below it.
+    pub(super) fn above_dockerd(&self) -> Result<u32> {
+        let entered = self.dockerd.as_ref().context("docker's daemon runs")?;
+        Ok(entered.id())
+    }
+
     /// Our daemon on a lab host, as this machine numbers it.
     pub(super) fn daemon_pid(&self, host: &str) -> Result<u32> {
         process_of(host, "daemon")

@@ -67,22 +67,19 @@ fn footprint(bench: &Bench) -> Result<()> {
     );
     let daemon = |host: &str| weigh(&[sides.daemon_pid(host)?]);
     let shims = || weigh(&below(sides.daemon_pid("n1")?, &["shoal-shim"]));
-    let docker = |names: &[&str]| weigh(&below(sides.init_pid("n2")?, names));
-    let dockers = ["dockerd", "containerd"];
+    let dockers = || weigh(&below(sides.above_dockerd()?, &["dockerd", "containerd"]));
 
     say("idle daemon: shoal", daemon("n1")?);
-    say("idle daemon: dockerd and containerd", docker(&dockers)?);
+    say("idle daemon: dockerd and containerd", dockers()?);
     let alone = shims()?;
     let up = crowd(&ours, usize::try_from(CONTAINERS)?)?;
     say("with 100 containers: shoal", daemon("n1")?);
     each("an idle container: shoal", shims()?, alone);
     clear(&ours, &up)?;
     let up = crowd(&theirs, usize::try_from(CONTAINERS)?)?;
-    say(
-        "with 100 containers: dockerd and containerd",
-        docker(&dockers)?,
-    );
-    let shims = docker(&["containerd-shim"])?;
+    say("with 100 containers: dockerd and containerd", dockers()?);
+    // They belong to process 1 of their host.
+    let shims = weigh(&below(sides.init_pid("n2")?, &["containerd-shim"]))?;
     each("an idle container: docker", shims, Memory::default());
     clear(&theirs, &up)?;
 

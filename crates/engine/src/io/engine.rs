@@ -33,6 +33,7 @@ pub use run::StopOptions;
 use super::cgroup::Cgroups;
 use super::images::ImageStore;
 use super::log_watch::LogWatch;
+use super::memory;
 use super::network::ContainerNetwork;
 use super::nursery::Nursery;
 use super::volumes::Volumes;
@@ -145,6 +146,7 @@ impl Engine {
                 );
             }
             tested.inner.self_test.send_replace(Some(verdict));
+            memory::give_back();
         });
         engine.readopt().await;
         engine.remove_abandoned_steps().await;

@@ -15,12 +15,12 @@ use libcontainer::notify_socket::{NOTIFY_FILE, NotifySocket};
 use libcontainer::syscall::syscall::SyscallType;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork, pipe2};
-use oci_spec::runtime::{Mount, Spec, User};
+use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec, User};
 
 use super::exec::{self, pidfd_open};
 use super::executor::Payload;
@@ -196,10 +196,11 @@ fn build(sup: &Supervise, ends: Option<Ends>, go: OwnedFd) -> Result<i32, Failur
     let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
     let text = std::fs::read(LAUNCH_NAME)
         .map_err(|err| Failure::new(format!("cannot read {LAUNCH_NAME}: {err}")))?;
-    let launch: Launch = serde_json::from_slice(&text)
+    let mut launch: Launch = serde_json::from_slice(&text)
         .map_err(|err| Failure::new(format!("cannot understand {LAUNCH_NAME}: {err}")))?;
     let fetched = stage::fetch(&launch.staged)?;
     enter_namespaces(launch.loopback_only)?;
+    let _network = let_go_of_handles(&mut launch.spec);
 
     let at = |err: io::Error| {
         Failure::new(format!(
@@ -344,6 +345,26 @@ fn enter_namespaces(loopback_only: bool) -> Result<(), Failure> {
         loopback_up().map_err(os)?;
     }
     Ok(())
+}
+
+/// Opens the handle of the container's network and lets go of the mount that holds the handles of all containers, if there
+/// is such a one: libcontainer reads the list of mounts at every turn. The spec then names the descriptor, which must stay
+/// open as long as it is used.
+fn let_go_of_handles(spec: &mut Spec) -> Option<OwnedFd> {
+    let mut linux = spec.linux().clone()?;
+    let mut namespaces = linux.namespaces().clone()?;
+    let network = namespaces
+        .iter_mut()
+        .find(|namespace| namespace.typ() == LinuxNamespaceType::Network)?;
+    let path = network.path().clone()?;
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let handle = nix::fcntl::open(&path, flags, nix::sys::stat::Mode::empty()).ok()?;
+    // Fails where the directory is no mount, and changes nothing then.
+    umount2(path.parent()?, MntFlags::MNT_DETACH).ok()?;
+    network.set_path(Some(format!("/proc/self/fd/{}", handle.as_raw_fd()).into()));
+    linux.set_namespaces(Some(namespaces));
+    spec.set_linux(Some(linux));
+    Some(handle)
 }
 
 /// Sets the loopback interface up.

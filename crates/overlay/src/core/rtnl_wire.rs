@@ -68,6 +68,10 @@ pub fn create_link(name: &str, link: &Link, places: LinkPlaces) -> Message {
         .own
         .iter()
         .fold(m, |m, fd| m.attr(28, &fd.to_ne_bytes()));
+    let m = match &link.kind {
+        LinkKind::Veth { .. } => one_queue(m),
+        LinkKind::Bridge | LinkKind::Vxlan { .. } => m,
+    };
     m.nest(18, |info| match &link.kind {
         LinkKind::Bridge => info.text(1, "bridge"),
         LinkKind::Vxlan { vni, port, local } => info.text(1, "vxlan").nest(2, |data| {
@@ -87,7 +91,10 @@ pub fn create_link(name: &str, link: &Link, places: LinkPlaces) -> Message {
                     .raw(&link_header(0, 0, 0))
                     .text(3, &peer.name)
                     .attr(1, &peer.mac.0);
-                let end = peer.mtu.iter().fold(end, |end, mtu| end.u32(4, *mtu));
+                let end = peer
+                    .mtu
+                    .iter()
+                    .fold(one_queue(end), |end, mtu| end.u32(4, *mtu));
                 places
                     .peer
                     .iter()
@@ -95,6 +102,12 @@ pub fn create_link(name: &str, link: &Link, places: LinkPlaces) -> Message {
             })
         }),
     })
+}
+
+/// One queue each way, which is what a veth uses. Left to itself the kernel makes one per processor and then waits for its
+/// readers, under the lock of all networks, to use one alone.
+fn one_queue(message: Message) -> Message {
+    message.u32(31, 1).u32(32, 1)
 }
 
 /// Brings a link to the wanted MTU, bridge and state; its kind stays.

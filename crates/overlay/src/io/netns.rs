@@ -3,7 +3,10 @@
 use std::{
     fs::{self, File},
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::DirBuilderExt,
+    },
     path::{Path, PathBuf},
 };
 
@@ -45,6 +48,35 @@ impl NetnsError {
             source,
         }
     }
+}
+
+/// Makes a directory for handles that is a mount of its own, so that whoever has a copy of all mounts can let go of all
+/// handles at once: a start of a container reads its mounts again and again, and a thousand handles would be in the way.
+///
+/// One that holds handles already, of an earlier program, stays as it is.
+pub fn make_directory(path: &Path) -> Result<(), NetnsError> {
+    let made = (|| {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)?;
+        let table = fs::read_to_string("/proc/thread-self/mountinfo")?;
+        let mut points = table.lines().filter_map(|line| line.split(' ').nth(4));
+        if points.any(|point| Path::new(point) == path) || fs::read_dir(path)?.next().is_some() {
+            return Ok(());
+        }
+        let none = None::<&str>;
+        mount(Some(path), path, none, MsFlags::MS_BIND, none)?;
+        mount(none, path, none, MsFlags::MS_PRIVATE, none)?;
+        Ok(())
+    })();
+    made.map_err(NetnsError::at("make the directory of", path))
+}
+
+/// Takes that mount back unless there are handles in it.
+pub fn release_directory(path: &Path) {
+    // Busy, or never made: either way it is right as it is.
+    let _ = umount2(path, MntFlags::empty());
 }
 
 /// Makes a namespace with loopback up, and a handle for it at `path`; missing directories are made.
