@@ -2,6 +2,7 @@
 
 pub mod busybox;
 pub mod images;
+pub mod kernel;
 pub mod lab;
 pub mod load;
 

@@ -16,7 +16,8 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
   demo [--keep]     a cluster of three hosts on this machine, from image to routing mesh; needs root
-  test [RUNG …]     all tests, or only those of some rungs: tidy unit sim net cluster compat; needs root
+  test [RUNG …]     all tests, or only those of some rungs: tidy unit sim net kernel cluster compat;
+                    needs root
   sim [--seeds N] [--seed S] [--trace] [--mutants]
                     many simulated clusters, or one with its story
   tidy              the house rules that a program can check

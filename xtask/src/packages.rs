@@ -16,7 +16,7 @@ pub(crate) const BUILD: &[&str] = &[
 ];
 /// To run the daemon and the lab.
 pub(crate) const RUN: &[&str] = &["iproute2", "nftables"];
-/// To test: a static shell, a registry with accounts, a way to make images of Debian packages, and what docker's SDKs
+/// To test: other programs' view of the kernel (IPVS, WireGuard, packets), a static shell, a registry with accounts, a way to make images of Debian packages, and what docker's SDKs
 /// and old clients run on.
 pub(crate) const TEST: &[&str] = &[
     "apache2-utils",
@@ -26,11 +26,13 @@ pub(crate) const TEST: &[&str] = &[
     "docker-compose",
     "docker-registry",
     "iputils-ping",
+    "ipvsadm",
     "nodejs",
     "npm",
     "openssl",
     "python3-minimal",
     "python3-venv",
+    "wireguard-tools",
 ];
 /// The original to measure against.
 pub(crate) const BENCH: &[&str] = &[

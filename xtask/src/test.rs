@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use crate::{packages, shell, sim, tidy};
 
 /// The rungs of the ladder in the order in which they are cheap.
-const RUNGS: [&str; 6] = ["tidy", "unit", "sim", "net", "cluster", "compat"];
+const RUNGS: [&str; 7] = ["tidy", "unit", "sim", "net", "kernel", "cluster", "compat"];
 /// Simulated clusters in the rung of that name.
 const SEEDS: &str = "500";
 
@@ -48,6 +48,8 @@ pub(crate) fn run(rungs: &[&str]) -> Result<()> {
                 &["--workspace", "--exclude", "shoal-tests", "--test", "*"],
                 &mut tally,
             ),
+            // Tests of the same programs in another kernel, where `SHOAL_LAB_KERNEL` names one.
+            "kernel" => cargo_test(&["--workspace", "--test", "kernel"], &mut tally),
             "cluster" => with_shoal(&["--workspace", "--test", "cluster"], &mut tally),
             _ => with_shoal(&["--workspace", "--test", "docker_compat"], &mut tally),
         };
