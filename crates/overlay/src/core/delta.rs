@@ -201,15 +201,7 @@ impl Network<'_> {
                 steps.ops.push(NetOp { space, change });
             }
         }
-        // A backend that left one service may still be that of another.
-        for endpoint in self.new.endpoints.values().filter(|one| one.serving) {
-            if gone.is_empty() {
-                break;
-            }
-            for address in &endpoint.addresses {
-                gone.remove(&address.addr());
-            }
-        }
+        // An address is one endpoint's, and an endpoint of one service: no other leads to it.
         if !gone.is_empty() {
             steps.gone.push((space, gone));
         }
