@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use shoal_tests::{
-    lab::{MACHINE, TestLab, get, text},
+    lab::{MACHINE, TestLab, get, program, text},
     wait,
 };
 
@@ -18,7 +18,7 @@ use crate::stack::{answers, demo_file};
 /// What no disk and no wire may show.
 const NEEDLE: &str = "needle-5f1c9a7be3";
 
-/// A listener on the underlay. Ended when dropped.
+/// A listener on a host. Ended when dropped, at the latest with the lab.
 struct Wiretap {
     tcpdump: Child,
     heard: tempfile::NamedTempFile,
@@ -32,23 +32,14 @@ impl Drop for Wiretap {
 }
 
 impl Wiretap {
-    /// Listens to what managers are told and say.
-    fn on_managers() -> Result<Self> {
+    /// Listens to what managers are told and say on a host.
+    fn on(lab: &TestLab, host: &str) -> Result<Self> {
         let heard = tempfile::NamedTempFile::new()?;
         let to = heard.path().to_string_lossy().into_owned();
-        let mut tcpdump = Command::new("tcpdump")
-            .args([
-                "-i",
-                "any",
-                "-Z",
-                "root",
-                "-U",
-                "-s",
-                "0",
-                "-w",
-                &to,
-                "tcp port 2377",
-            ])
+        let mut tcpdump = Command::new(program())
+            .args(["lab", "exec", "--name", lab.name(), host, "--", "tcpdump"])
+            .args(["-i", "any", "-Z", "root", "-U", "-s", "0", "-w", &to])
+            .arg("tcp port 2377")
             .stderr(Stdio::piped())
             .spawn()
             .context("tcpdump does not start")?;
@@ -107,8 +98,8 @@ fn found_on_disk(lab: &TestLab) -> Result<String> {
 
 #[test]
 fn what_a_cluster_was_told_stays_and_is_told_to_nobody_else() -> Result<()> {
-    let tap = Wiretap::on_managers()?;
     let lab = TestLab::up(3, 2)?;
+    let tap = Wiretap::on(&lab, "n2")?;
 
     // A secret is on no disk, neither of managers nor of the node whose task has it, and on no wire.
     let folder = tempfile::tempdir()?;
