@@ -311,6 +311,75 @@ fn every_option_of_a_service_takes_effect_in_its_task() -> Result<()> {
     Ok(())
 }
 
+/// What Swarm has no options for, in the labels that docker's client carries: of a service that is confined, and of one
+/// that is not.
+const BEYOND: [(&str, &[(&str, Seen)]); 2] = [
+    (
+        "tight",
+        &[
+            (
+                "shoal.shm-size=32m",
+                Inside("df -k /dev/shm | awk 'NR==2 {print $2}'", "32768"),
+            ),
+            (
+                "shoal.security-opt=no-new-privileges",
+                Inside("awk '/NoNewPrivs/ {print $2}' /proc/1/status", "1"),
+            ),
+            (
+                "shoal.devices=/dev/zero:/dev/zap:r",
+                Inside("head -c 3 /dev/zap | wc -c", "3"),
+            ),
+            (
+                "shoal.memory-swap=128m",
+                Container("{{.HostConfig.MemorySwap}}", "134217728"),
+            ),
+        ],
+    ),
+    (
+        "open",
+        &[
+            (
+                "shoal.privileged=true",
+                Inside("awk '/^Seccomp:/ {print $2}' /proc/self/status", "0"),
+            ),
+            (
+                "shoal.pid=host",
+                Inside("test $(cat /proc/1/comm) != sleep && echo others", "others"),
+            ),
+            (
+                "shoal.ipc=host",
+                Container("{{.HostConfig.IpcMode}}", "host"),
+            ),
+            ("shoal.uts=host", Inside("hostname", "n1")),
+        ],
+    ),
+];
+
+#[test]
+fn what_swarm_refuses_takes_effect_by_labels() -> Result<()> {
+    let found = Command::new("docker").arg("--version").output();
+    if !found.is_ok_and(|said| said.status.success()) {
+        skipped("docker's client is not on PATH");
+        return Ok(());
+    }
+    let lab = TestLab::up(1, 1)?;
+    busybox::load(&lab, &["n1"])?;
+    for (service, options) in BEYOND {
+        let mut words = vec!["service", "create", "--detach", "--no-resolve-image"];
+        words.extend(["--name", service, "--limit-memory", "64m"]);
+        words.extend(options.iter().flat_map(|(label, _)| ["--label", *label]));
+        words.extend([BUSYBOX, "sleep", "100000"]);
+        docker(&lab, &words)?;
+    }
+    for (service, options) in BEYOND {
+        lab.wait_running(service, 1)?;
+        for (label, seen) in options {
+            seen.check(&lab, service, label)?;
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn secrets_and_configs_have_swarms_rules() -> Result<()> {
     let lab = TestLab::up(1, 1)?;

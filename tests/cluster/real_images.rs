@@ -192,6 +192,41 @@ fn a_stack_of_debian_images_is_pulled_by_digest_and_answers() -> Result<()> {
             Ok(if seen.len() == 3 { Ok(()) } else { Err(body) })
         })?;
     }
+
+    // The cluster keeps the credentials: a host that never had the image gets it when its turn comes.
+    let redis = format!("{registry_addr}/redis");
+    let home = lab.wait_running("shop_redis", 1)?.remove(0).1;
+    for host in ["n1", "n2", "n3"].into_iter().filter(|host| *host != home) {
+        assert_eq!(lab.on(host, &["images", "-q", &redis])?, "", "{host}");
+    }
+    lab.on("n1", &["node", "update", "--availability", "drain", &home])?;
+    wait("the service to run elsewhere", || {
+        let now = lab.wait_running("shop_redis", 1)?.remove(0).1;
+        Ok(if now != home { Ok(()) } else { Err(now) })
+    })?;
+    lab.on("n1", &["node", "update", "--availability", "active", &home])?;
     lab.on("n1", &["stack", "rm", "shop"])?;
+
+    // An image that its registry does not know is refused before anything is made.
+    let said = with_credentials(&["service", "create", "--detach", "--name", "none", &missing]);
+    let said = format!("{:#}", said.unwrap_err());
+    assert!(
+        said.contains(&format!("image {missing} does not exist")),
+        "{said}"
+    );
+    fs::write(
+        &file,
+        format!(
+            "services:\n\x20 web:\n    image: {registry_addr}/nginx:1\n\x20 none:\n    image: {missing}\n"
+        ),
+    )?;
+    let said = with_credentials(&["stack", "deploy", "-c", &file.to_string_lossy(), "none"]);
+    let said = format!("{:#}", said.unwrap_err());
+    assert!(
+        said.contains(&format!("image {missing} does not exist")),
+        "{said}"
+    );
+    assert_eq!(lab.on("n1", &["service", "ls", "-q"])?, "");
+    assert!(!lab.on("n1", &["network", "ls"])?.contains("none_default"));
     Ok(())
 }

@@ -292,6 +292,51 @@ services:
 }
 
 #[test]
+fn a_stack_that_fails_leaves_the_version_before_it_serving() -> Result<()> {
+    let lab = TestLab::up(1, 1)?;
+    busybox::load(&lab, &["n1"])?;
+    let folder = tempfile::tempdir()?;
+    let stack = |command: &str, more: &str| {
+        format!(
+            "services:\n  web:\n    image: BUSYBOX\n    command: {command}\n    stop_grace_period: 0s\n    \
+             environment: {{V: '{more}'}}\n    deploy: {{update_config: {{monitor: 1s}}, restart_policy: {{delay: 0s}}}}\n"
+        )
+    };
+    let deploy = |file: &str| -> Vec<String> {
+        let words = "stack deploy -q --prune --rollback --wait --timeout 60s -c";
+        let words = words.split(' ').chain([file, "s"]);
+        words.map(str::to_owned).collect()
+    };
+    let old = write(
+        folder.path(),
+        "old.yml",
+        &(stack("sleep 100000", "1") + "  more: {image: BUSYBOX, command: sleep 100000}\n"),
+    )?;
+    let words = deploy(&old);
+    lab.on("n1", &words.iter().map(String::as_str).collect::<Vec<_>>())?;
+    let more = lab.wait_running("s_more", 1)?;
+
+    // The next version ends at once and lacks a service: neither takes effect.
+    let new = write(
+        folder.path(),
+        "new.yml",
+        &stack("sh -c 'echo no such file; exit 4'", "2"),
+    )?;
+    let words = deploy(&new);
+    let (code, said) = lab.refused("n1", &words.iter().map(String::as_str).collect::<Vec<_>>())?;
+    assert_eq!(code, 1, "{said}");
+    for part in ["non-zero exit (4)", "    | no such file"] {
+        assert!(said.contains(part), "{said}");
+    }
+    lab.wait_running("s_web", 1)?;
+    let inside = lab.on("n1", &["service", "exec", "s_web.1", "sh", "-c", "echo $V"])?;
+    assert_eq!(inside, "1\n");
+    assert_eq!(lab.wait_running("s_more", 1)?, more);
+    lab.on("n1", &["stack", "rm", "s"])?;
+    Ok(())
+}
+
+#[test]
 fn events_tell_what_happens_to_the_clusters_objects() -> Result<()> {
     let lab = TestLab::up(1, 1)?;
     let listen = |more: &[&str], until: &str| -> Result<String> {

@@ -31,7 +31,9 @@ pub static MACHINE: LazyLock<String> = LazyLock::new(|| format!("{}.1", *NET));
 
 /// A lab that is up.
 pub struct TestLab {
-    name: &'static str,
+    name: String,
+    /// The first three numbers of its underlay.
+    net: String,
     program: PathBuf,
     _turn: MutexGuard<'static, ()>,
 }
@@ -60,10 +62,21 @@ impl TestLab {
 
     /// The same with further words for `lab up`.
     pub fn up_with(nodes: usize, managers: usize, more: &[&str]) -> Result<Self> {
+        Self::up_of(program(), (&NAME, &NET), (nodes, managers), more)
+    }
+
+    /// A lab of this program, with this name and underlay, of so many hosts and managers.
+    pub fn up_of(
+        program: PathBuf,
+        (name, net): (&str, &str),
+        (nodes, managers): (usize, usize),
+        more: &[&str],
+    ) -> Result<Self> {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let lab = Self {
-            name: NAME.as_str(),
-            program: program(),
+            name: name.to_owned(),
+            net: net.to_owned(),
+            program,
             _turn: turn,
         };
         // An earlier run may have been ended by force.
@@ -72,11 +85,11 @@ impl TestLab {
             .lines()
             .any(|name| name == lab.name)
         {
-            lab.shoal(&["lab", "down", "--name", lab.name])?;
+            lab.shoal(&["lab", "down", "--name", &lab.name])?;
         }
         let (nodes, managers) = (nodes.to_string(), managers.to_string());
-        let subnet = format!("{}.0/24", *NET);
-        let mut words = vec!["lab", "up", "--name", lab.name, "--subnet", subnet.as_str()];
+        let subnet = format!("{}.0/24", lab.net);
+        let mut words = vec!["lab", "up", "--name", &lab.name, "--subnet", &subnet];
         words.extend(["--nodes", nodes.as_str(), "--managers", managers.as_str()]);
         words.extend(more);
         lab.shoal(&words)?;
@@ -85,7 +98,7 @@ impl TestLab {
 
     /// Its name.
     pub fn name(&self) -> &str {
-        self.name
+        &self.name
     }
 
     /// Runs `shoal` on the machine.
@@ -99,7 +112,7 @@ impl TestLab {
 
     /// A verb of `shoal lab` for this lab.
     pub fn lab(&self, verb: &str, words: &[&str]) -> Result<String> {
-        let mut all = vec!["lab", verb, "--name", self.name];
+        let mut all = vec!["lab", verb, "--name", self.name.as_str()];
         all.extend(words);
         self.shoal(&all)
     }
@@ -108,7 +121,7 @@ impl TestLab {
     pub fn output(&self, host: &str, words: &[&str]) -> Result<Output> {
         let mut command = Command::new(&self.program);
         command
-            .args(["lab", "exec", "--name", self.name, host, "--"])
+            .args(["lab", "exec", "--name", &self.name, host, "--"])
             .args(words);
         Ok(command.stdin(Stdio::null()).output()?)
     }
@@ -149,7 +162,7 @@ impl TestLab {
     /// Address of a host: n1 is .11.
     pub fn addr(&self, host: &str) -> String {
         let number: u8 = host[1..].parse().expect("hosts are n1, n2, …");
-        format!("{}.{}", *NET, 10 + number)
+        format!("{}.{}", self.net, 10 + number)
     }
 
     /// Waits until a service has so many tasks that run, and returns their ids with their hosts.

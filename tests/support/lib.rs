@@ -5,6 +5,7 @@ pub mod images;
 pub mod kernel;
 pub mod lab;
 pub mod load;
+pub mod lossless;
 
 use std::{
     io::Write,
@@ -20,6 +21,15 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Asks again and again until there is an answer; fails with what was last seen.
 pub fn wait<T>(
     what: &str,
+    ask: impl FnMut() -> Result<std::result::Result<T, String>>,
+) -> Result<T> {
+    wait_within(PATIENCE, what, ask)
+}
+
+/// The same for what takes longer by its nature, as a whole rolling update does.
+pub fn wait_within<T>(
+    patience: Duration,
+    what: &str,
     mut ask: impl FnMut() -> Result<std::result::Result<T, String>>,
 ) -> Result<T> {
     let began = Instant::now();
@@ -29,10 +39,10 @@ pub fn wait<T>(
             Ok(Err(seen)) => seen,
             Err(problem) => format!("{problem:#}"),
         };
-        if began.elapsed() > PATIENCE {
+        if began.elapsed() > patience {
             bail!(
                 "waited {} s for {what}; last seen: {seen}",
-                PATIENCE.as_secs()
+                patience.as_secs()
             );
         }
         thread::sleep(Duration::from_millis(50));

@@ -17,6 +17,7 @@ pub mod task_state;
 pub mod template;
 pub mod time;
 pub mod wire;
+pub mod words;
 
 pub use id::{
     ClusterId, ConfigId, IdSource, NetworkId, NodeId, ObjectId, RandomIds, SecretId, ServiceId,
@@ -24,3 +25,4 @@ pub use id::{
 };
 pub use task_state::{Actor, TaskState, may_move};
 pub use time::Timestamp;
+pub use words::Words;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Actor, ClusterId, ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId, TaskState,
-    Timestamp,
+    Timestamp, Words,
     network::Subnet,
     spec::{
         ClusterSpec, ConfigSpec, EndpointSpec, Labels, NetworkSpec, NodeRole, NodeSpec, Platform,
@@ -68,6 +68,8 @@ pub struct NodeDescription {
     /// Which authority issued its certificate, as the digest of that authority's root. Filled in by the manager of its
     /// session, who has seen the certificate; what the node says of it does not count.
     pub certificate_issuer: String,
+    /// Names of its volumes, without those that nobody named.
+    pub volumes: Vec<String>,
 }
 
 /// Whether a node is there.
@@ -273,6 +275,8 @@ pub struct Task {
     pub job_iteration: Option<u64>,
     /// Whether every node has been told to send it no new traffic, so that it may be stopped. Writer: dispatcher.
     pub drained: bool,
+    /// Generic resources of its node that are its alone; nothing else is said here. Writer: scheduler.
+    pub assigned: Option<Arc<Resources>>,
 }
 
 impl Task {
@@ -298,11 +302,11 @@ pub struct TaskStatus {
     /// When it was observed, by the observer's clock.
     pub at: Timestamp,
     /// What is going on, in Swarm's words.
-    pub message: String,
+    pub message: Words,
     /// What went wrong; empty if nothing did.
-    pub err: String,
+    pub err: Words,
     /// The container, once there is one.
-    pub container: Option<ContainerStatus>,
+    pub container: Option<Box<ContainerStatus>>,
     /// Host-mode ports in force.
     pub host_ports: Vec<PortConfig>,
     /// When it came to run, by the observer's clock; kept once it has ended. Updates judge early ends by it.

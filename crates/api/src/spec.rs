@@ -393,6 +393,8 @@ pub struct Placement {
     pub max_replicas: u64,
     /// Platforms of the image; empty is any.
     pub platforms: Vec<Platform>,
+    /// Whether tasks run only where their named volumes are, once some node has them. From a label.
+    pub stay_with_volumes: bool,
 }
 
 /// Operating system and processor.

@@ -167,6 +167,7 @@ fn task(id: TaskId, service: &Service, slot: u64) -> Task {
         start_after: None,
         job_iteration: None,
         drained: false,
+        assigned: None,
     }
 }
 

@@ -8,37 +8,63 @@ use std::{
     io::{self, BufRead, BufReader, Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     process,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Condvar, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
 
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a request may take; longer than any stall of a busy machine.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Requests under way at once, so that a slow one does not hold up the others.
 const LOADERS: usize = 32;
 
 unsafe extern "C" {
-    fn signal(number: i32, handler: extern "C" fn(i32)) -> usize;
-    fn _exit(status: i32) -> !;
+    fn sigaddset(set: *mut SignalSet, number: i32) -> i32;
+    fn pthread_sigmask(how: i32, set: *const SignalSet, old: *mut SignalSet) -> i32;
+    fn sigwait(set: *const SignalSet, number: *mut i32) -> i32;
 }
 
-/// As process 1 of a container nothing happens on SIGTERM unless it is caught.
-extern "C" fn stop(_number: i32) {
-    // SAFETY: _exit(2) is async-signal-safe.
-    unsafe { _exit(0) }
+/// As large as any libc's `sigset_t` on Linux.
+type SignalSet = [u64; 16];
+
+/// Whether it was asked to stop.
+static STOPPING: AtomicBool = AtomicBool::new(false);
+/// Requests under way: from the arrival of a connection, or of a further request on it, to the answer.
+static UNDER_WAY: Mutex<usize> = Mutex::new(0);
+/// Whenever one less is under way.
+static ANSWERED: Condvar = Condvar::new();
+
+/// Does this on SIGTERM or SIGINT. As process 1 of a container nothing happens on them unless they are caught.
+fn on_stop(then: impl FnOnce() + Send + 'static) {
+    let mut signals: SignalSet = [0; 16];
+    // SAFETY: the set is large enough, and all threads inherit the mask of the first one, which is alone here; 15 is
+    // SIGTERM, 2 SIGINT and 0 SIG_BLOCK on Linux.
+    unsafe {
+        sigaddset(&mut signals, 15);
+        sigaddset(&mut signals, 2);
+        pthread_sigmask(0, &signals, std::ptr::null_mut());
+    }
+    thread::spawn(move || {
+        let mut number = 0;
+        // SAFETY: both live on this thread's stack.
+        unsafe { sigwait(&signals, &mut number) };
+        STOPPING.store(true, Ordering::SeqCst);
+        then();
+    });
 }
 
 fn main() {
-    // SAFETY: the handler only calls an async-signal-safe function; 15 is SIGTERM and 2 SIGINT on Linux.
-    unsafe {
-        signal(15, stop);
-        signal(2, stop);
-    }
     match env::args().nth(1).as_deref() {
         None => serve(),
-        Some("idle") => loop {
-            thread::park();
-        },
+        Some("idle") => {
+            on_stop(|| process::exit(0));
+            loop {
+                thread::park();
+            }
+        }
         Some("get") => match env::args().nth(2).as_deref().map(fetch) {
             Some(Ok(body)) => print!("{body}"),
             Some(Err(problem)) => fail(&problem.to_string()),
@@ -51,10 +77,13 @@ fn main() {
         },
         Some("load") => match env::args().skip(2).collect::<Vec<_>>().as_slice() {
             [target, rate, seconds] => match (rate.parse(), seconds.parse()) {
-                (Ok(rate @ 1..), Ok(seconds)) => load(target, rate, seconds),
+                (Ok(rate @ 1..), Ok(seconds)) => {
+                    on_stop(|| ());
+                    load(target, rate, seconds)
+                }
                 _ => fail("load: the rate and the seconds are whole numbers"),
             },
-            _ => fail("usage: demo load NAME[:PORT] REQUESTS-PER-SECOND SECONDS"),
+            _ => fail("usage: demo load NAME[:PORT] REQUESTS-PER-SECOND SECONDS (0: until it is stopped)"),
         },
         Some(other) => fail(&format!(
             "unknown word {other:?}: expected nothing, idle, get NAME[:PORT], resolve NAME or load NAME[:PORT] RATE SECONDS"
@@ -67,36 +96,90 @@ fn fail(problem: &str) -> ! {
     process::exit(2)
 }
 
-/// Asks at a steady rate, each request on a connection of its own; says which failed and when.
+/// Asks at a steady rate, each request on a connection of its own but those of one loader, which keeps its connection as
+/// browsers and proxies do; says which failed and when.
 fn load(target: &str, rate: u64, seconds: u64) -> ! {
     let (next, failed) = (AtomicU64::new(0), AtomicU64::new(0));
     let (began, total) = (Instant::now(), rate * seconds);
-    let ask = || loop {
-        let number = next.fetch_add(1, Ordering::Relaxed);
-        if number >= total {
-            return;
-        }
-        let due = began + Duration::from_nanos(number * 1_000_000_000 / rate);
-        thread::sleep(due.saturating_duration_since(Instant::now()));
-        let asked = began.elapsed().as_millis();
-        if number % (rate * 5) == 0 {
-            println!("asked {number}");
-        }
-        if let Err(problem) = fetch(target) {
-            failed.fetch_add(1, Ordering::Relaxed);
-            println!("request {number} of {target} at {asked} ms failed: {problem}");
+    let ask = |keeps: bool| {
+        let mut kept = None;
+        loop {
+            if STOPPING.load(Ordering::SeqCst) {
+                return;
+            }
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if total > 0 && number >= total {
+                return;
+            }
+            let due = began + Duration::from_nanos(number * 1_000_000_000 / rate);
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            let asked = began.elapsed().as_millis();
+            if number % (rate * 5) == 0 {
+                println!("asked {number}");
+            }
+            let answer = if keeps {
+                fetch_kept(target, &mut kept)
+            } else {
+                fetch(target).map(drop)
+            };
+            if let Err(problem) = answer {
+                failed.fetch_add(1, Ordering::Relaxed);
+                println!("request {number} of {target} at {asked} ms failed: {problem}");
+            }
         }
     };
     thread::scope(|scope| {
-        for _ in 0..LOADERS {
-            scope.spawn(ask);
+        for number in 0..LOADERS {
+            scope.spawn(move || ask(number == 0));
         }
     });
-    let failed = failed.into_inner();
-    println!("requests={total} failed={failed}");
+    // The last number of each loader was not asked.
+    let (asked, failed) = (next.into_inner(), failed.into_inner());
+    let asked = if total > 0 { total } else { asked };
+    println!("requests={asked} failed={failed}");
     process::exit(i32::from(failed > 0))
 }
 
+/// Asks for `/` on a connection that is kept. A server may close one at any moment, so a request that it has not begun to
+/// answer is asked again on a new one (RFC 9112 §9.3.1).
+fn fetch_kept(target: &str, kept: &mut Option<BufReader<TcpStream>>) -> io::Result<()> {
+    if let Some(connection) = kept
+        && let Some(stays) = ask_on(target, connection)?
+    {
+        if !stays {
+            *kept = None;
+        }
+        return Ok(());
+    }
+    let mut connection = BufReader::new(connect(target)?);
+    let stays = ask_on(target, &mut connection)?;
+    let stays = stays.ok_or_else(|| io::Error::other("closed without an answer"))?;
+    *kept = stays.then_some(connection);
+    Ok(())
+}
+
+/// Whether the connection stays open after the answer; `None` if it was closed before one.
+fn ask_on(target: &str, connection: &mut BufReader<TcpStream>) -> io::Result<Option<bool>> {
+    let request = format!("GET / HTTP/1.1\r\nHost: {target}\r\n\r\n");
+    let mut line = String::new();
+    let sent = connection.get_mut().write_all(request.as_bytes());
+    if sent.is_err() || !matches!(connection.read_line(&mut line), Ok(1..)) {
+        return Ok(None);
+    }
+    let (mut length, mut stays) = (0, true);
+    while connection.read_line(&mut line)? > 0 && !line.ends_with("\r\n\r\n") {
+        let header = line.lines().last().unwrap_or_default().to_ascii_lowercase();
+        if let Some(value) = header.strip_prefix("content-length:") {
+            length = value.trim().parse().map_err(io::Error::other)?;
+        }
+        stays &= header != "connection: close";
+    }
+    let mut body = vec![0; length];
+    connection.read_exact(&mut body)?;
+    Ok(Some(stays))
+}
+
+/// Answers until it is asked to stop; then what is under way is finished, as well as what the kernel has taken already.
 fn serve() {
     let port = env::var("PORT")
         .ok()
@@ -106,26 +189,62 @@ fn serve() {
         Ok(listener) => listener,
         Err(problem) => fail(&format!("cannot listen on port {port}: {problem}")),
     };
+    // Wakes whoever waits for a connection.
+    on_stop(move || drop(TcpStream::connect(("127.0.0.1", port))));
     println!("listening on port {port}");
-    for connection in listener.incoming().flatten() {
-        thread::spawn(move || drop(answer(connection)));
+    for connection in listener.incoming() {
+        if STOPPING.load(Ordering::SeqCst) && listener.set_nonblocking(true).is_err() {
+            break;
+        }
+        match connection {
+            Ok(connection) => {
+                let request = UnderWay::begin();
+                thread::spawn(move || drop(answer(connection, request)));
+            }
+            Err(problem) if problem.kind() == io::ErrorKind::WouldBlock => break,
+            Err(_) => {}
+        }
+    }
+    let mut requests = UNDER_WAY.lock().expect("nobody panics");
+    while *requests > 0 {
+        requests = ANSWERED.wait(requests).expect("nobody panics");
     }
 }
 
-fn answer(mut connection: TcpStream) -> io::Result<()> {
+/// One of the requests under way.
+struct UnderWay;
+
+impl UnderWay {
+    fn begin() -> Self {
+        *UNDER_WAY.lock().expect("nobody panics") += 1;
+        Self
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        *UNDER_WAY.lock().expect("nobody panics") -= 1;
+        ANSWERED.notify_all();
+    }
+}
+
+fn answer(mut connection: TcpStream, request: UnderWay) -> io::Result<()> {
+    connection.set_nonblocking(false)?;
     connection.set_read_timeout(Some(PATIENCE))?;
     let client = connection.peer_addr()?.ip();
-    let mut request = BufReader::new(connection.try_clone()?);
+    let mut lines = BufReader::new(connection.try_clone()?);
+    let mut request = Some(request);
     loop {
         let mut line = String::new();
-        if request.read_line(&mut line)? == 0 {
+        if lines.read_line(&mut line)? == 0 {
             return Ok(());
         }
+        request.get_or_insert_with(UnderWay::begin);
         let path = line.split_whitespace().nth(1).unwrap_or("/").to_owned();
         let mut keep_alive = line.trim_end().ends_with("HTTP/1.1");
         loop {
             let mut header = String::new();
-            if request.read_line(&mut header)? == 0 || header.trim_end().is_empty() {
+            if lines.read_line(&mut header)? == 0 || header.trim_end().is_empty() {
                 break;
             }
             let header = header.to_ascii_lowercase();
@@ -133,6 +252,7 @@ fn answer(mut connection: TcpStream) -> io::Result<()> {
                 keep_alive = header.contains("keep-alive");
             }
         }
+        keep_alive &= !STOPPING.load(Ordering::SeqCst);
         println!("{client} {path}");
         let body = body(client);
         let closing = if keep_alive { "keep-alive" } else { "close" };
@@ -144,6 +264,7 @@ fn answer(mut connection: TcpStream) -> io::Result<()> {
         if !keep_alive {
             return Ok(());
         }
+        request = None;
     }
 }
 
@@ -164,6 +285,18 @@ fn body(client: IpAddr) -> String {
 
 /// Asks `name[:port]` for `/` and returns the body.
 fn fetch(target: &str) -> io::Result<String> {
+    let mut connection = connect(target)?;
+    write!(connection, "GET / HTTP/1.0\r\nHost: {target}\r\n\r\n")?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer)?;
+    let body = answer
+        .split_once("\r\n\r\n")
+        .map(|(_, body)| body.to_owned());
+    body.ok_or_else(|| io::Error::other("answer without a body"))
+}
+
+/// Connects to `name[:port]`.
+fn connect(target: &str) -> io::Result<TcpStream> {
     let (name, port) = match target.split_once(':') {
         Some((name, port)) => (name, port.parse().map_err(io::Error::other)?),
         None => (target, 80),
@@ -172,16 +305,10 @@ fn fetch(target: &str) -> io::Result<String> {
         Ok(address) => address,
         Err(_) => resolve(name)?,
     };
-    let mut connection =
+    let connection =
         TcpStream::connect_timeout(&SocketAddr::new(IpAddr::V4(address), port), PATIENCE)?;
     connection.set_read_timeout(Some(PATIENCE))?;
-    write!(connection, "GET / HTTP/1.0\r\nHost: {name}\r\n\r\n")?;
-    let mut answer = String::new();
-    connection.read_to_string(&mut answer)?;
-    let body = answer
-        .split_once("\r\n\r\n")
-        .map(|(_, body)| body.to_owned());
-    body.ok_or_else(|| io::Error::other("answer without a body"))
+    Ok(connection)
 }
 
 /// The first address of a name.

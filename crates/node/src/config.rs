@@ -1,16 +1,21 @@
 //! How a daemon is set up: flags, `daemon.json`, and what of it changes while the daemon runs.
 
 mod file;
+mod generic;
 mod network;
 mod settings;
 
 use std::{
+    collections::BTreeMap,
     net::IpAddr,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
 };
 
-use shoal_api::container::{ContainerSpec, Ulimit};
+use shoal_api::{
+    container::{ContainerSpec, Ulimit},
+    spec::GenericResource,
+};
 
 pub use file::{ConfigError, DEFAULT_FILE};
 pub use network::{DefaultBridge, NetworkDefaults};
@@ -84,6 +89,8 @@ pub struct DaemonConfig {
     pub cgroup_parent: String,
     /// What containers get that do not say otherwise.
     pub defaults: ContainerDefaults,
+    /// What this host has besides processors and memory, for tasks that ask for it.
+    pub generic_resources: BTreeMap<String, GenericResource>,
     /// Name of this host; `None` asks the kernel.
     pub hostname: Option<String>,
     /// Start of the names of our interfaces and nftables tables.

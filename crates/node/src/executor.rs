@@ -71,6 +71,16 @@ impl NodeExecutor {
     }
 }
 
+impl NodeExecutor {
+    /// Names of the volumes that somebody named.
+    fn volumes(&self) -> Result<Vec<String>, ExecError> {
+        let volumes = self.engine.volumes();
+        let volumes = volumes.map_err(|error| exec_error("cannot list volumes", error))?;
+        let named = volumes.into_iter().filter(|volume| !volume.anonymous);
+        Ok(named.map(|volume| volume.name).collect())
+    }
+}
+
 #[async_trait]
 impl Executor for NodeExecutor {
     async fn describe(&self) -> Result<NodeDescription, ExecError> {
@@ -100,6 +110,7 @@ impl Executor for NodeExecutor {
             resources: Resources {
                 nano_cpus: cpus as u64 * 1_000_000_000,
                 memory_bytes: memory_total(&memory),
+                generic: self.config.generic_resources.clone(),
                 ..Resources::default()
             },
             engine_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -109,7 +120,30 @@ impl Executor for NodeExecutor {
             plugins: plugins.map(str::to_owned).to_vec(),
             data_path_addr: self.data_path_addr,
             certificate_issuer: String::new(),
+            volumes: self.volumes()?,
         })
+    }
+
+    fn changes(&self) -> mpsc::Receiver<()> {
+        let (bell, rings) = mpsc::channel(1);
+        let mut events = self.engine.events();
+        tokio::spawn(async move {
+            loop {
+                let concerns = tokio::select! {
+                    event = events.recv() => match event {
+                        Ok(event) => event.kind == EventKind::Volume,
+                        Err(broadcast::error::RecvError::Lagged(_)) => true,
+                        Err(broadcast::error::RecvError::Closed) => return,
+                    },
+                    () = bell.closed() => return,
+                };
+                if concerns {
+                    // One that has not been heard yet stands for this one too.
+                    let _ = bell.try_send(());
+                }
+            }
+        });
+        rings
     }
 
     async fn controller(&self, task: &Task) -> Result<Box<dyn Controller>, ExecError> {

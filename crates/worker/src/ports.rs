@@ -22,6 +22,11 @@ pub trait Executor: Send + Sync {
     /// Says what the node is and has.
     async fn describe(&self) -> Result<NodeDescription, ExecError>;
 
+    /// Rings whenever what [`Self::describe`] says may have changed, from now on. Closed if it never does.
+    fn changes(&self) -> mpsc::Receiver<()> {
+        mpsc::channel(1).1
+    }
+
     /// Makes the controller of a task, also of one that an earlier agent has started.
     async fn controller(&self, task: &Task) -> Result<Box<dyn Controller>, ExecError>;
 

@@ -18,7 +18,7 @@ pub const DRAIN_DEADLINE: &str = "shoal.drain.deadline";
 pub const ALLOW_PRIVILEGED: &str = "shoal.allow-privileged";
 
 /// Labels of services: name, form of the value, meaning.
-pub const KNOWN: [(&str, &str, &str); 22] = [
+pub const KNOWN: [(&str, &str, &str); 23] = [
     (
         "shoal.privileged",
         "true|false",
@@ -75,6 +75,11 @@ pub const KNOWN: [(&str, &str, &str); 22] = [
         "each restart waits twice as long, up to 300 s",
     ),
     (
+        "shoal.volumes.stay",
+        "true|false",
+        "tasks run only on the node that has their named volumes",
+    ),
+    (
         "shoal.update.progress-deadline",
         "DURATION",
         "time for each new task to run, else it counts as failed; 0s is none",
@@ -117,6 +122,7 @@ impl ServiceSpec {
     pub fn apply_labels(&mut self) -> Result<(), InvalidLabel> {
         let mut host = HostOptions::default();
         self.task.restart.backoff = false;
+        self.task.placement.stay_with_volumes = false;
         self.progress_deadline = None;
         self.depends_on.clear();
         self.depends_on_timeout = None;
@@ -210,6 +216,7 @@ impl ServiceSpec {
                 host.memory_swappiness = Some(number.ok_or_else(wrong)?);
             }
             "shoal.oom-kill-disable" => host.oom_kill_disable = flag()?,
+            "shoal.volumes.stay" => self.task.placement.stay_with_volumes = flag()?,
             "shoal.restart.backoff" => self.task.restart.backoff = flag()?,
             "shoal.update.progress-deadline" => self.progress_deadline = Some(time()?),
             "shoal.depends-on" => {
@@ -310,6 +317,7 @@ mod tests {
         ("shoal.memory-swappiness", "10"),
         ("shoal.oom-kill-disable", "true"),
         ("shoal.restart.backoff", "true"),
+        ("shoal.volumes.stay", "true"),
         ("shoal.update.progress-deadline", "1m30s"),
         ("shoal.depends-on", "db:service_healthy,cache:optional,mq"),
         ("shoal.depends-on.timeout", "500ms"),

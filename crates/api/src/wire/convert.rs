@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, fmt::Display, net::IpAddr, sync::Arc, time::Dur
 
 use ipnet::IpNet;
 
-use crate::{ClusterId, ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId, Timestamp};
+use crate::{
+    ClusterId, ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId, Timestamp, Words,
+};
 
 mod logs;
 mod network;
@@ -274,6 +276,24 @@ impl Field<String> for Arc<str> {
     }
     fn from_wire(wire: String) -> Result<Self, DecodeError> {
         Ok(wire.into())
+    }
+}
+
+impl Field<String> for Words {
+    fn to_wire(&self) -> String {
+        self.to_string()
+    }
+    fn from_wire(wire: String) -> Result<Self, DecodeError> {
+        Ok(wire.into())
+    }
+}
+
+impl<T: Field<W>, W> Field<W> for Box<T> {
+    fn to_wire(&self) -> W {
+        self.as_ref().to_wire()
+    }
+    fn from_wire(wire: W) -> Result<Self, DecodeError> {
+        T::from_wire(wire).map(Self::new)
     }
 }
 

@@ -161,7 +161,7 @@ structs! {
     ResourceRequirements { limits, reservations }
     Resources { nano_cpus, memory_bytes, pids, generic }
     RestartPolicy { condition, delay, max_attempts, window, backoff }
-    Placement { constraints, spread, max_replicas, platforms }
+    Placement { constraints, spread, max_replicas, platforms, stay_with_volumes }
     Platform { os, architecture }
     NetworkAttachmentSpec { target, aliases, addresses, driver_options }
     UpdateConfig { parallelism, delay, failure_action, monitor, max_failure_ratio, order }
@@ -180,6 +180,7 @@ structs! {
     Node { id, meta, spec, description, status, role, manager, availability_since }
     NodeDescription {
         hostname, platform, resources, engine_version, engine_labels, plugins, data_path_addr, certificate_issuer,
+        volumes,
     }
     NodeStatus { state, message, addr, since }
     ManagerInfo { raft_id, addr }
@@ -193,7 +194,7 @@ structs! {
     JobStatus { iteration, last_execution }
     Task {
         id, meta, service, slot, node, spec_version, spec, service_name, desired_state, status, networks, ports,
-        attempts, start_after, job_iteration, drained, service_labels,
+        attempts, start_after, job_iteration, drained, service_labels, assigned,
     }
     TaskStatus { state, at, message, err, container, host_ports, running_since }
     ContainerStatus { container_id, pid, exit_code }
@@ -247,6 +248,18 @@ impl Sample for Duration {
 impl Sample for Arc<str> {
     fn sample(g: &mut Generator) -> Self {
         String::sample(g).into()
+    }
+}
+
+impl Sample for Words {
+    fn sample(g: &mut Generator) -> Self {
+        String::sample(g).into()
+    }
+}
+
+impl<T: Sample> Sample for Box<T> {
+    fn sample(g: &mut Generator) -> Self {
+        Self::new(T::sample(g))
     }
 }
 

@@ -82,6 +82,9 @@ pub(crate) struct Args {
     /// Label of this engine, key=value
     #[arg(long, value_name = "list")]
     label: Vec<String>,
+    /// What this host has besides processors and memory: kind=amount, or kind=name for each of them
+    #[arg(long, value_name = "list")]
+    node_generic_resource: Vec<String>,
     /// Default driver for container logs
     #[arg(long, value_name = "string")]
     log_driver: Option<String>,
@@ -211,6 +214,7 @@ impl Args {
             ("insecure-registries", self.insecure_registry),
             ("registry-mirrors", self.registry_mirror),
             ("labels", self.label),
+            ("node-generic-resources", self.node_generic_resource),
             ("dns", self.dns),
             ("dns-opts", self.dns_opt),
             ("dns-search", self.dns_search),

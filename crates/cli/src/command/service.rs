@@ -480,18 +480,27 @@ async fn scale_one(name: &str, count: u64, client: &Client) -> Result<String> {
 /// Pins a service's image to the digest and platforms that its registry tells.
 ///
 /// Returns a warning where it cannot: as docker, a service may start with an image that only its nodes can reach.
-pub(crate) async fn pin_image(spec: &mut Value, client: &Client) -> Option<String> {
+///
+/// # Errors
+/// The registry was asked and has no such image, and neither has this host.
+pub(crate) async fn pin_image(spec: &mut Value, client: &Client) -> Result<Option<String>> {
     let template = &mut spec["TaskTemplate"];
     let image = text(template, "/ContainerSpec/Image").to_owned();
     if image.is_empty() || image_ref::split(&image).2.is_some() {
-        return None;
+        return Ok(None);
     }
     let target =
         Target::new("/distribution/{}/json", &[&image]).registry_auth(image::registry_auth(&image));
-    let Ok(found) = client.get(target).await else {
-        return Some(format!(
-            "image {image} could not be accessed on a registry to record\nits digest. Each node will access {image} independently,\npossibly leading to different nodes running different\nversions of the image.\n"
-        ));
+    let found = match client.get(target).await {
+        Ok(found) => found,
+        Err(error) if is_not_found(&error) && !is_here(&image, client).await => {
+            return Err(error.context(format!("image {image} does not exist")));
+        }
+        Err(_) => {
+            return Ok(Some(format!(
+                "image {image} could not be accessed on a registry to record\nits digest. Each node will access {image} independently,\npossibly leading to different nodes running different\nversions of the image.\n"
+            )));
+        }
     };
     let digest = text(&found, "/Descriptor/digest");
     if !digest.is_empty() {
@@ -505,7 +514,13 @@ pub(crate) async fn pin_image(spec: &mut Value, client: &Client) -> Option<Strin
     if !platforms.is_empty() {
         template["Placement"]["Platforms"] = platforms.into();
     }
-    None
+    Ok(None)
+}
+
+/// Whether the host that is asked has an image.
+async fn is_here(image: &str, client: &Client) -> bool {
+    let target = Target::new("/images/{}/json", &[image]);
+    client.get(target).await.is_ok()
 }
 
 #[cfg(test)]

@@ -476,7 +476,7 @@ impl Create {
             References::resolve(&self.network, &self.secret, &self.config, client).await?;
         let mut spec = self.spec(&references, &environment::process)?;
         if !self.settings.no_resolve_image
-            && let Some(warning) = pin_image(&mut spec, client).await
+            && let Some(warning) = pin_image(&mut spec, client).await?
         {
             output::note(warning);
         }

@@ -164,15 +164,17 @@ pub(crate) fn host_line(text: &str) -> Result<String> {
     }
 }
 
-/// A generic resource, `gpu=2` or `gpu=name`.
+/// A request for a generic resource, `gpu=2`.
 pub(crate) fn generic_resource(text: &str) -> Result<Value> {
     let Some((kind, value)) = text.split_once('=') else {
         bail!("invalid generic-resource {text:?}: expected key=value");
     };
-    Ok(match value.parse::<i64>() {
-        Ok(count) => json!({"DiscreteResourceSpec": {"Kind": kind, "Value": count}}),
-        Err(_) => json!({"NamedResourceSpec": {"Kind": kind, "Value": value}}),
-    })
+    let Ok(count) = value.parse::<i64>() else {
+        bail!(
+            "invalid generic-resource request `{text}`, Named Generic Resources is not supported for service create or update"
+        );
+    };
+    Ok(json!({"DiscreteResourceSpec": {"Kind": kind, "Value": count}}))
 }
 
 #[cfg(test)]

@@ -404,7 +404,7 @@ impl Update {
             self.apply(&mut spec, &references, &rm_networks)?;
             if self.image.is_some()
                 && !self.settings.no_resolve_image
-                && let Some(warning) = pin_image(&mut spec, client).await
+                && let Some(warning) = pin_image(&mut spec, client).await?
             {
                 output::note(warning);
             }

@@ -124,6 +124,9 @@ pub(crate) struct Deploy {
     /// Time after which --wait fails
     #[arg(long, value_name = "duration", requires = "wait")]
     timeout: Option<String>,
+    /// If the stack does not converge, take the services that were updated back to what they were
+    #[arg(long, requires = "wait")]
+    rollback: bool,
     /// Suppress progress output
     #[arg(short, long)]
     quiet: bool,

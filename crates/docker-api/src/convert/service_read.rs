@@ -230,6 +230,8 @@ fn read_placement(mut f: Fields) -> ApiResult<Placement> {
         preference.finish()?;
     }
     let placement = Placement {
+        // From a label.
+        stay_with_volumes: false,
         constraints: f.get("Constraints")?,
         spread,
         max_replicas: f.get("MaxReplicas")?,

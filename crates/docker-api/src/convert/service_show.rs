@@ -558,6 +558,9 @@ pub(crate) fn task(task: &Task, networks: &BTreeMap<NetworkId, Network>) -> Valu
             })
             .collect();
     }
+    if let Some(assigned) = &task.assigned {
+        answer["AssignedGenericResources"] = resources(assigned)["GenericResources"].take();
+    }
     if let Some(iteration) = task.job_iteration {
         answer["JobIteration"] = json!({"Index": iteration});
     }

@@ -8,7 +8,7 @@ use std::{
 use shoal_api::{
     TaskState,
     object::Task,
-    spec::{PublishMode, UpdateConfig, UpdateOrder},
+    spec::{GenericResource, PublishMode, UpdateConfig, UpdateOrder},
 };
 
 use super::state::{State, overlap};
@@ -194,7 +194,7 @@ fn nodes(state: &State, broken: &mut Vec<String>) {
     let mut raft_ids = BTreeSet::new();
     for node in state.nodes() {
         let (mut nano_cpus, mut memory_bytes) = (0u128, 0u128);
-        let mut ports = BTreeSet::new();
+        let (mut ports, mut things) = (BTreeSet::new(), BTreeSet::new());
         let live = |task: &&Arc<Task>| {
             (TaskState::Assigned..=TaskState::Running).contains(&task.status.state)
         };
@@ -202,6 +202,17 @@ fn nodes(state: &State, broken: &mut Vec<String>) {
             let reserved = &task.spec.resources.reservations;
             nano_cpus += u128::from(reserved.nano_cpus);
             memory_bytes += u128::from(reserved.memory_bytes);
+            let assigned = task.assigned.iter().flat_map(|assigned| &assigned.generic);
+            for (kind, amount) in assigned {
+                let GenericResource::Named(names) = amount else {
+                    continue;
+                };
+                for name in names {
+                    if !things.insert((kind, name)) {
+                        broken.push(format!("{kind} {name} of node {} has two tasks", node.id));
+                    }
+                }
+            }
             let host = task
                 .ports
                 .iter()

@@ -10,6 +10,7 @@ mod explain;
 mod filter;
 mod ledger;
 mod rank;
+mod volumes;
 
 #[cfg(test)]
 mod tests;
@@ -17,8 +18,8 @@ mod tests;
 use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
 
 use shoal_api::{
-    Actor, TaskState,
-    object::{Change, Object, Task},
+    Actor, TaskState, Words,
+    object::{Object, Task},
 };
 
 use super::{
@@ -29,7 +30,7 @@ use super::{
 pub use explain::explain;
 
 use filter::TaskNeeds;
-use ledger::Ledger;
+use ledger::{Ledger, Slot};
 
 /// Tasks that one plan changes at most; the rest follows in the next batch.
 const TASKS_PER_PLAN_MAX: usize = 2_000;
@@ -99,6 +100,8 @@ impl Reconciler for Scheduler {
             *cached = None;
         }
         let ledger = cached.get_or_insert_with(|| Ledger::of(state));
+        // Of the last plan, if it was refused or lost.
+        ledger.forget_plan();
         #[cfg(test)]
         assert!(
             ledger.is_true(&Ledger::of(state)),
@@ -124,9 +127,10 @@ impl Reconciler for Scheduler {
                 if step.is_empty() {
                     break;
                 }
-                let mut groups: BTreeMap<u64, Vec<&Arc<Task>>> = BTreeMap::new();
+                let mut groups: BTreeMap<(u64, Vec<String>), Vec<&Arc<Task>>> = BTreeMap::new();
                 for task in step {
-                    groups.entry(task.spec_version).or_default().push(task);
+                    let group = (task.spec_version, volumes::of_task(task));
+                    groups.entry(group).or_default().push(task);
                 }
                 for tasks in groups.values() {
                     placing.group(tasks, &mut room);
@@ -140,14 +144,6 @@ impl Reconciler for Scheduler {
             if placing.plan.changes.len() >= TASKS_PER_PLAN_MAX {
                 placing.plan.wake(placing.cx.now);
                 break;
-            }
-        }
-        // The plan may yet be refused; what becomes of it comes back as events.
-        for change in &plan.changes {
-            if let Change::Put { object, .. } = change
-                && let Object::Task(task) = object.as_ref()
-            {
-                ledger.strike(task);
             }
         }
         plan
@@ -169,8 +165,9 @@ impl Placing<'_, '_> {
     /// Places tasks that need the same, at most `room` of them, and takes the changes from it.
     fn group(&mut self, tasks: &[&Arc<Task>], room: &mut usize) {
         let needs = TaskNeeds::of(tasks[0]);
+        let message = "scheduler assigned task to node".into();
         let mut ranking = None;
-        let mut nowhere: Option<String> = None;
+        let mut nowhere: Option<Words> = None;
         for task in tasks {
             let changes = self.plan.changes.len();
             if task.node.is_some() {
@@ -182,13 +179,11 @@ impl Placing<'_, '_> {
                     .get_or_insert_with(|| rank::Ranking::of(self.ledger, &needs, self.cx.now));
                 match ranking.next(self.ledger, &needs) {
                     Some(slot) => {
-                        let mut placed = task.as_ref().clone();
-                        placed.node = Some(self.ledger.info(slot).node.id.clone());
-                        self.assign(placed, "scheduler assigned task to node");
+                        self.assign(task, slot, &message);
                         ranking.placed(self.ledger, &needs, slot);
                     }
                     None => {
-                        let why = filter::explain_all(&needs, self.ledger);
+                        let why = filter::explain_all(&needs, self.ledger).into();
                         explain_wait(task, &why, self.cx, self.plan);
                         nowhere = Some(why);
                     }
@@ -207,29 +202,35 @@ impl Placing<'_, '_> {
                 Some(filter) => format!("no suitable node ({})", filter.explain(1)),
                 None => {
                     let message = "scheduler confirmed task can run on preassigned node";
-                    self.assign(task.as_ref().clone(), message);
+                    self.assign(task, slot, &message.into());
                     return;
                 }
             },
         };
-        explain_wait(task, &why, self.cx, self.plan);
+        explain_wait(task, &why.into(), self.cx, self.plan);
     }
 
-    fn assign(&mut self, mut task: Task, message: &str) {
+    fn assign(&mut self, task: &Arc<Task>, slot: Slot, message: &Words) {
+        let info = self.ledger.info(slot);
+        let node = info.node.id.clone();
+        let assigned = info.claim(&task.spec.resources.reservations);
+        self.ledger.plan(task, slot, assigned.clone());
+        let mut task = task.as_ref().clone();
+        task.node = Some(node);
+        task.assigned = assigned;
         task.status.state = TaskState::Assigned;
         task.status.at = self.cx.now;
-        message.clone_into(&mut task.status.message);
+        task.status.message = message.clone();
         task.status.err.clear();
-        self.ledger.enter(&task);
         self.plan.update(Object::Task(task));
     }
 }
 
 /// Says why a task waits, unless it says so already.
-fn explain_wait(task: &Task, why: &str, cx: &Ctx<'_>, plan: &mut Plan) {
-    if task.status.err != why {
+fn explain_wait(task: &Task, why: &Words, cx: &Ctx<'_>, plan: &mut Plan) {
+    if task.status.err != *why {
         let mut task = task.clone();
-        why.clone_into(&mut task.status.err);
+        task.status.err = why.clone();
         task.status.at = cx.now;
         plan.update(Object::Task(task));
     }

@@ -49,7 +49,7 @@ pub struct State {
     tasks_by_service: Table<(ServiceId, TaskId), ()>,
     tasks_by_node: Table<(NodeId, TaskId), ()>,
     /// Tasks in the states New and Pending, which wait for the allocator and the scheduler.
-    waiting: Table<(TaskState, ServiceId, TaskId), ()>,
+    waiting: Table<(TaskState, ServiceId, TaskId), Arc<Task>>,
     /// Services that wait for others.
     dependents: Table<ServiceId, ()>,
     /// What tasks run, by service and spec version, with the number of objects that refer to it.
@@ -128,8 +128,8 @@ impl State {
     pub fn tasks_waiting(&self, state: TaskState) -> impl Iterator<Item = &Arc<Task>> {
         let in_state = self.waiting.iter_from(move |(s, ..)| *s < state);
         in_state
-            .take_while(move |((s, ..), ())| *s == state)
-            .map(|((.., task), ())| self.indexed(task))
+            .take_while(move |((s, ..), _)| *s == state)
+            .map(|(_, task)| task)
     }
 
     /// The services with tasks in the observed state New or Pending.
@@ -145,7 +145,7 @@ impl State {
         let mut rest = self
             .waiting
             .iter_from(|(s, service, _)| (*s, Some(service)) <= (state, after));
-        let ((found, service, _), ()) = rest.next()?;
+        let ((found, service, _), _) = rest.next()?;
         (*found == state).then(|| service.clone())
     }
 
@@ -159,8 +159,8 @@ impl State {
             .waiting
             .iter_from(move |(s, of, _)| (*s, of) < (state, service));
         waiting
-            .take_while(move |((s, of, _), ())| *s == state && of == service)
-            .map(|((.., task), ())| self.indexed(task))
+            .take_while(move |((s, of, _), _)| *s == state && of == service)
+            .map(|(_, task)| task)
     }
 
     /// A network.

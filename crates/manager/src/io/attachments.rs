@@ -98,7 +98,7 @@ fn place(state: &State, id: &TaskId) -> Place {
             Place::Refused("the place was given back".to_owned())
         }
         Some(task) if task.status.state >= TaskState::Assigned => Place::Given,
-        Some(task) if !task.status.err.is_empty() => Place::Refused(task.status.err.clone()),
+        Some(task) if !task.status.err.is_empty() => Place::Refused(task.status.err.to_string()),
         Some(_) => Place::Waiting,
     }
 }

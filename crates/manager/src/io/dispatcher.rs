@@ -47,6 +47,14 @@ pub(crate) enum Command {
         session: u64,
         reply: oneshot::Sender<Result<Duration, Status>>,
     },
+    /// The node says something else of itself.
+    Describe {
+        node: NodeId,
+        session: u64,
+        description: Box<NodeDescription>,
+        address: IpAddr,
+        reply: oneshot::Sender<Result<(), Status>>,
+    },
     Assignments {
         node: NodeId,
         session: u64,
@@ -234,6 +242,19 @@ impl Dispatcher<'_> {
                 } else {
                     Err(no_session())
                 };
+                drop(reply.send(answer));
+            }
+            Command::Describe {
+                node,
+                session,
+                description,
+                address,
+                reply,
+            } => {
+                let answer = self.session(&node, session).map(drop);
+                if answer.is_ok() {
+                    self.seen.insert(node, (*description, address));
+                }
                 drop(reply.send(answer));
             }
             Command::Assignments {

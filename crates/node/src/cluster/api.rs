@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
 use shoal_api::{
-    ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId, TaskState, Timestamp,
+    ConfigId, IdSource, NetworkId, NodeId, RandomIds, SecretId, ServiceId, TaskId, TaskState,
+    Timestamp,
     container::{ExecSpec, LogQuery},
     explain::Explanation,
     id::InvalidId,
@@ -407,7 +408,12 @@ impl ClusterBackend for ClusterNode {
             .map(|service| service.as_ref().clone()))
     }
 
-    async fn service_create(&self, spec: ServiceSpec) -> ApiResult<CreatedService> {
+    async fn service_create(&self, mut spec: ServiceSpec) -> ApiResult<CreatedService> {
+        // As docker's daemon does; the digit makes it rare that two are the same.
+        if spec.annotations.name.is_empty() {
+            let random = RandomIds.next_bits() as u64;
+            spec.annotations.name = shoal_engine::core::names::invent(random, 1);
+        }
         match self.create(Spec::Service(Box::new(spec))).await? {
             ObjectKey::Service(id) => Ok(CreatedService {
                 id,

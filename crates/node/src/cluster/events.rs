@@ -171,13 +171,13 @@ fn task(task: &Task) -> BTreeMap<String, String> {
         ("service.id".to_owned(), task.service.to_string()),
         ("service.name".to_owned(), task.service_name.to_string()),
         ("desired".to_owned(), task.desired_state.to_string()),
-        ("message".to_owned(), task.status.message.clone()),
+        ("message".to_owned(), task.status.message.to_string()),
     ]);
     let node = task.node.as_ref().map(NodeId::to_string);
     let container = task.status.container.as_ref();
     for (name, value) in [
         ("node.id", node),
-        ("err", Some(task.status.err.clone())),
+        ("err", Some(task.status.err.to_string())),
         ("container.id", container.map(|it| it.container_id.clone())),
         (
             "exitCode",

@@ -174,10 +174,7 @@ pub(super) const KEYS: &[(&str, Effect)] = &[
     ),
     ("mtu", Effect::Works),
     ("no-new-privileges", Effect::Works),
-    (
-        "node-generic-resources",
-        Effect::None("nodes announce CPUs and memory"),
-    ),
+    ("node-generic-resources", Effect::Works),
     (
         "oom-score-adjust",
         Effect::None("the service manager sets it"),

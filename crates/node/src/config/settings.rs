@@ -13,6 +13,7 @@ use shoal_api::container::Ulimit;
 use super::{
     ConfigError, ContainerDefaults, DaemonConfig, Reloadable, Source,
     file::{Effect, FLAGS_ONLY, KEYS, Keys},
+    generic,
     network,
 };
 
@@ -275,6 +276,9 @@ pub(super) fn read(keys: Keys, source: Source) -> Result<DaemonConfig, ConfigErr
     for host in &hosts {
         check_host(host, &tls)?;
     }
+    let key = "node-generic-resources";
+    let generic_resources =
+        generic::parse(&r.texts(key)?).map_err(|problem| invalid(key, problem))?;
     let config = DaemonConfig {
         data_root: r
             .path("data-root")?
@@ -288,6 +292,7 @@ pub(super) fn read(keys: Keys, source: Source) -> Result<DaemonConfig, ConfigErr
             .text("cgroup-parent")?
             .unwrap_or_else(|| "shoal".to_owned()),
         defaults,
+        generic_resources,
         hostname: r.text("hostname")?,
         interface_prefix: r
             .text("interface-prefix")?

@@ -10,7 +10,7 @@ use shoal_api::{
     },
     network::{NetworkView, Protocol},
     object::Task,
-    spec::{self, ContainerTaskSpec, NetworkTarget, PublishMode},
+    spec::{self, ContainerTaskSpec, GenericResource, NetworkTarget, PublishMode},
 };
 
 use crate::network::TASK_LABEL;
@@ -78,7 +78,7 @@ pub(super) fn container_spec(
         image: wanted.image.clone(),
         entrypoint: (!wanted.command.is_empty()).then(|| wanted.command.clone()),
         cmd: (!wanted.args.is_empty()).then(|| wanted.args.clone()),
-        env: wanted.env.clone(),
+        env: environment(task, wanted),
         working_dir: some(&wanted.dir),
         user: some(&wanted.user),
         hostname: some(&wanted.hostname),
@@ -93,6 +93,20 @@ pub(super) fn container_spec(
         endpoints,
         ..ContainerSpec::default()
     })
+}
+
+/// The container's environment, with the names or amounts of the generic resources that are the task's
+/// (SwarmKit's `api/genericresource/string.go`, moby's prefix).
+fn environment(task: &Task, wanted: &ContainerTaskSpec) -> Vec<String> {
+    let assigned = task.assigned.iter().flat_map(|assigned| &assigned.generic);
+    let assigned = assigned.map(|(kind, amount)| {
+        let value = match amount {
+            GenericResource::Discrete(amount) => amount.to_string(),
+            GenericResource::Named(names) => names.join(","),
+        };
+        format!("DOCKER_RESOURCE_{}={value}", kind.to_uppercase())
+    });
+    wanted.env.iter().cloned().chain(assigned).collect()
 }
 
 fn health_check(wanted: &spec::HealthConfig) -> HealthCheck {

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use shoal_api::{
-    TaskState, Timestamp,
+    TaskState, Timestamp, Words,
     object::{Task, TaskStatus},
     planted::{Bug, planted},
 };
@@ -133,10 +133,12 @@ pub fn on_result(task: &Task, op: Op, out: Result<OpOutput, ExecError>, now: Tim
             container,
             host_ports,
         }) => {
-            status.container = Some(container);
+            status.container = Some(Box::new(container));
             status.host_ports = host_ports;
         }
-        OpOutput::Exited(Exit { container, .. }) => status.container = Some(container),
+        OpOutput::Exited(Exit { container, .. }) => {
+            status.container = Some(Box::new(container));
+        }
     }
     Outcome::Moved(status)
 }
@@ -162,8 +164,8 @@ fn moved(task: &Task, state: TaskState, message: &str, now: Timestamp) -> TaskSt
     TaskStatus {
         state,
         at: now,
-        message: message.to_owned(),
-        err: String::new(),
+        message: message.into(),
+        err: Words::default(),
         ..task.status.clone()
     }
 }
@@ -178,7 +180,7 @@ fn ended_by(task: &Task, error: &ExecError, now: Timestamp) -> TaskStatus {
     TaskStatus {
         state,
         at: now,
-        err: Chain(error).to_string(),
+        err: Chain(error).to_string().into(),
         ..task.status.clone()
     }
 }
@@ -194,7 +196,7 @@ fn exited(task: &Task, exit: &Exit, now: Timestamp) -> TaskStatus {
     TaskStatus {
         state: TaskState::Failed,
         at: now,
-        err,
+        err: err.into(),
         ..task.status.clone()
     }
 }

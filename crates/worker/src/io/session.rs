@@ -5,7 +5,7 @@ use std::{convert::Infallible, future::pending, sync::Arc, time::Duration};
 use rustls::ClientConfig;
 use shoal_api::{
     TaskId, TaskState, Timestamp,
-    object::TaskStatus,
+    object::{NodeDescription, TaskStatus},
     wire::{
         self, DecodeError, assignment_change, assignments_message,
         dispatcher_client::DispatcherClient, update_task_status_request::Update,
@@ -100,12 +100,8 @@ pub(super) async fn hold(
 ) -> Result<Infallible, SessionError> {
     let mut client =
         DispatcherClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
-    let description = timeout(CALL_TIMEOUT, desk.executor.describe())
-        .await
-        .map_err(|_| SessionError::Timeout {
-            call: "description of this node",
-        })?
-        .map_err(SessionError::Describe)?;
+    let changes = desk.executor.changes();
+    let description = describe(desk).await?;
     let request = wire::SessionRequest {
         description: Some((&description).into()),
         session_id: String::new(),
@@ -137,9 +133,42 @@ pub(super) async fn hold(
         ended = beat(client.clone(), &session_id, periods) => ended,
         ended = take_assignments(client.clone(), &session_id, desk) => ended,
         ended = report(client.clone(), &session_id, &desk.outbox) => ended,
+        ended = describe_again(client.clone(), &session_id, desk, description, changes) => ended,
         ended = acknowledge(client.clone(), &session_id, desk.settled.clone()) => ended,
         never = logs::serve(channel, source) => match never {},
     }
+}
+
+async fn describe(desk: &Desk) -> Result<NodeDescription, SessionError> {
+    timeout(CALL_TIMEOUT, desk.executor.describe())
+        .await
+        .map_err(|_| SessionError::Timeout {
+            call: "description of this node",
+        })?
+        .map_err(SessionError::Describe)
+}
+
+/// Tells the manager whenever the node has something else to say of itself.
+async fn describe_again(
+    mut client: DispatcherClient<Channel>,
+    session_id: &str,
+    desk: &Desk,
+    mut said: NodeDescription,
+    mut changes: mpsc::Receiver<()>,
+) -> Result<Infallible, SessionError> {
+    while changes.recv().await.is_some() {
+        let description = describe(desk).await?;
+        if description == said {
+            continue;
+        }
+        let request = wire::DescribeRequest {
+            session_id: session_id.to_owned(),
+            description: Some((&description).into()),
+        };
+        within("Describe", client.describe(Request::new(request))).await?;
+        said = description;
+    }
+    pending().await
 }
 
 /// Makes a call and gives up on it after [`CALL_TIMEOUT`].
@@ -262,7 +291,7 @@ async fn refuse(
         let status = TaskStatus {
             state: TaskState::Rejected,
             at: Timestamp::now(),
-            err: Chain(&error).to_string(),
+            err: Chain(&error).to_string().into(),
             ..TaskStatus::default()
         };
         (task, status)

@@ -438,6 +438,7 @@ pub(crate) fn task(id: &str, state: TaskState, desired: TaskState) -> Task {
         start_after: None,
         job_iteration: None,
         drained: false,
+        assigned: None,
     }
 }
 

@@ -27,6 +27,7 @@ messages! {
     Node { id, meta, spec, description, status, role, manager, availability_since }
     NodeDescription {
         hostname, platform, resources, engine_version, engine_labels, plugins, data_path_addr, certificate_issuer,
+        volumes,
     }
     NodeStatus { state, message, addr, since }
     ManagerInfo { raft_id, addr }
@@ -40,7 +41,7 @@ messages! {
     JobStatus { iteration, last_execution }
     Task {
         id, meta, service, slot, node, spec_version, spec, service_name, desired_state, status, networks, ports,
-        attempts, start_after, job_iteration, drained, service_labels,
+        attempts, start_after, job_iteration, drained, service_labels, assigned,
     }
     TaskStatus { state, at, message, err, container, host_ports, running_since }
     ContainerStatus { container_id, pid, exit_code }

@@ -61,7 +61,7 @@ messages! {
     ResourceRequirements { limits, reservations }
     Resources { nano_cpus, memory_bytes, pids, generic }
     RestartPolicy { condition, delay, max_attempts, window, backoff }
-    Placement { constraints, spread, max_replicas, platforms }
+    Placement { constraints, spread, max_replicas, platforms, stay_with_volumes }
     Platform { os, architecture }
     NetworkAttachmentSpec { target, aliases, addresses, driver_options }
     UpdateConfig { parallelism, delay, failure_action, monitor, max_failure_ratio, order }

@@ -294,6 +294,11 @@ impl Deploy {
         let timeout = timeout.map(|nanos| Duration::from_nanos(nanos.unsigned_abs()));
         let opened = self.files.open()?;
         let (stack, known) = prepare(name, &opened, client).await?;
+        if self.shape.resolve_image == "always" {
+            for spec in &stack.services {
+                service::pin_image(&mut spec.clone(), client).await?;
+            }
+        }
         let mut ids = known_ids(&stack, &known);
         // What there is and cannot be changed is found before anything is made.
         for (kind, list) in [("secret", &stack.secrets), ("config", &stack.configs)] {
@@ -330,7 +335,11 @@ impl Deploy {
                 }
                 Ok(())
             };
-            report::in_time(timeout, converged, &services, client).await?;
+            let converged = report::in_time(timeout, converged, &services, client).await;
+            if converged.is_err() && self.rollback {
+                go_back(&known, &services, self.quiet, client).await?;
+            }
+            converged?;
         } else if !self.detach {
             for (_, id) in &services {
                 converge(id, self.quiet, client).await?;
@@ -378,6 +387,35 @@ impl Deploy {
             .with_context(|| format!("failed to update service {name}"))?;
         Ok(id)
     }
+}
+
+/// Takes the services that there were before back to what they were, and waits until they are.
+async fn go_back(
+    known: &Known,
+    services: &[(String, String)],
+    quiet: bool,
+    client: &Client,
+) -> Result<()> {
+    let mut errors = Vec::new();
+    for (name, id) in services {
+        let Some(found) = known.service(name) else {
+            continue;
+        };
+        let now = client.get(Target::new("/services/{}", &[id])).await?;
+        // Its own failure action may have done it.
+        if !plan::differences(&now["Spec"], &found["Spec"]).is_empty() {
+            output::line(format!("Rolling back service {name} (id: {id})"));
+            let back = service::update(&now, found["Spec"].clone(), false, None, client).await;
+            if let Err(error) = back {
+                errors.push(format!("failed to roll back service {name}: {error:#}"));
+                continue;
+            }
+        }
+        if let Err(error) = converge(id, quiet, client).await {
+            errors.push(format!("service {name}: {error:#}"));
+        }
+    }
+    output::fail_with(errors)
 }
 
 /// Removes services that the files name no more. Last, so that nothing is gone before its successor is there.

@@ -101,12 +101,12 @@ impl State {
                 status: TaskStatus {
                     state: TaskState::Running,
                     at: Timestamp::now(),
-                    message: "started".to_owned(),
-                    container: Some(ContainerStatus {
+                    message: "started".into(),
+                    container: Some(Box::new(ContainerStatus {
                         container_id: "c".repeat(64),
                         pid: 42,
                         exit_code: 0,
-                    }),
+                    })),
                     ..TaskStatus::default()
                 },
                 networks: Vec::new(),
@@ -115,6 +115,7 @@ impl State {
                 start_after: None,
                 job_iteration: None,
                 drained: false,
+                assigned: None,
             };
             self.tasks.push(task);
         }

@@ -83,7 +83,7 @@ fn allocated(task: &Task, networks: Vec<TaskAttachment>, cx: &Ctx<'_>) -> Task {
     task.status = TaskStatus {
         state: TaskState::Pending,
         at: cx.now,
-        message: "pending task scheduling".to_owned(),
+        message: "pending task scheduling".into(),
         ..TaskStatus::default()
     };
     task
@@ -110,7 +110,7 @@ pub(super) fn explain_all(
 fn explained(task: &Task, missing: &str, cx: &Ctx<'_>) -> Option<Task> {
     (task.status.err != missing).then(|| {
         let mut task = task.clone();
-        missing.clone_into(&mut task.status.err);
+        task.status.err = missing.into();
         task.status.at = cx.now;
         task
     })

@@ -100,7 +100,7 @@ pub fn create_attachment(
         status: TaskStatus {
             state: TaskState::New,
             at: cx.now,
-            message: "created".to_owned(),
+            message: "created".into(),
             ..TaskStatus::default()
         },
         networks: Vec::new(),
@@ -109,6 +109,7 @@ pub fn create_attachment(
         start_after: None,
         job_iteration: None,
         drained: false,
+        assigned: None,
     };
     Ok(as_orchestrator(cx, Object::Task(task), Expect::Absent))
 }

@@ -60,7 +60,7 @@ impl Reconciler for Orphans {
             let mut task = task.as_ref().clone();
             task.status.state = TaskState::Orphaned;
             task.status.at = cx.now;
-            "orphaned".clone_into(&mut task.status.message);
+            task.status.message = "orphaned".into();
             plan.update(Object::Task(task));
         }
         plan

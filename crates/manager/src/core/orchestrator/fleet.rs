@@ -189,7 +189,7 @@ impl<'a, 'c> Fleet<'a, 'c> {
             status: TaskStatus {
                 state: TaskState::New,
                 at: self.now,
-                message: "created".to_owned(),
+                message: "created".into(),
                 ..TaskStatus::default()
             },
             networks: Vec::new(),
@@ -198,6 +198,7 @@ impl<'a, 'c> Fleet<'a, 'c> {
             start_after: birth.start_after,
             job_iteration: service.job.map(|job| job.iteration),
             drained: false,
+            assigned: None,
         };
         self.created += 1;
         let entry = Entry {
@@ -268,7 +269,7 @@ impl<'a, 'c> Fleet<'a, 'c> {
             if (TaskState::Assigned..=TaskState::Ready).contains(&state)
                 && slot[next].task.status.err != reason
             {
-                slot[next].change().status.err = reason;
+                slot[next].change().status.err = reason.into();
             }
         } else if let Some(next) = next.filter(|next| current <= 1 || slot[*next].dirty) {
             match self.start_at(&slot[next].task, slot) {
@@ -285,7 +286,7 @@ impl<'a, 'c> Fleet<'a, 'c> {
                 let status = &mut entry.change().status;
                 status.state = TaskState::Shutdown;
                 status.at = now;
-                "shutdown".clone_into(&mut status.message);
+                status.message = "shutdown".into();
             }
         }
     }

@@ -53,7 +53,7 @@ pub fn explain(state: &State, service: &ServiceId, now: Timestamp) -> Option<Exp
             .map(|task| WaitingTask {
                 task: task.id.clone(),
                 slot: task.slot,
-                err: task.status.err.clone(),
+                err: task.status.err.to_string(),
             })
             .collect(),
     })

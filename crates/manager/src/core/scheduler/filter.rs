@@ -15,6 +15,7 @@ use shoal_api::{
 use super::{
     constraint::{Constraint, parse_all, platform_fits},
     ledger::{Ledger, NodeInfo, Slot, units, units_of},
+    volumes,
 };
 
 /// What a task needs of a node; the same for all tasks of a service and spec version.
@@ -38,19 +39,27 @@ pub(super) struct TaskNeeds {
     max_replicas: u64,
     /// Node attributes to spread over.
     pub(super) spread: Vec<String>,
+    /// Volumes that it shall not leave.
+    volumes: Vec<String>,
 }
 
 impl TaskNeeds {
     /// What a task needs.
     pub(super) fn of(task: &Task) -> Self {
         let group = (task.service.clone(), task.spec_version);
-        Self::new(group, &task.spec, &task.ports)
+        Self {
+            volumes: volumes::of_task(task),
+            ..Self::new(group, &task.spec, &task.ports)
+        }
     }
 
     /// What the next task of a service needs.
     pub(super) fn of_service(service: &Service) -> Self {
         let group = (service.id.clone(), service.spec_version);
-        Self::new(group, &service.spec.task, &service.spec.endpoint.ports)
+        Self {
+            volumes: volumes::of_service(service),
+            ..Self::new(group, &service.spec.task, &service.spec.endpoint.ports)
+        }
     }
 
     /// Needs of a kind, of no service.
@@ -120,6 +129,7 @@ impl TaskNeeds {
             host_ports: ports.map(|port| (port.protocol, port.published)).collect(),
             max_replicas,
             spread,
+            volumes: Vec::new(),
         }
     }
 }
@@ -325,8 +335,36 @@ impl Filter for MaxReplicas {
     }
 }
 
+struct Volumes;
+impl Volumes {
+    /// The volumes that other nodes have and this one has not.
+    fn missing<'t>(task: &'t TaskNeeds, node: &Candidate<'_>) -> impl Iterator<Item = &'t String> {
+        let elsewhere = |name: &&String| {
+            let holders = node.ledger.holders_of(name);
+            holders.is_some_and(|holders| !holders.contains(&node.slot))
+        };
+        task.volumes.iter().filter(elsewhere)
+    }
+}
+impl Filter for Volumes {
+    fn check(&self, task: &TaskNeeds, node: &Candidate<'_>) -> bool {
+        Self::missing(task, node).next().is_none()
+    }
+    fn explain(&self, nodes: usize) -> String {
+        counted("missing volume", nodes)
+    }
+    fn why(&self, task: &TaskNeeds, node: &Candidate<'_>) -> String {
+        let missing = Self::missing(task, node).map(|name| {
+            let holders = node.ledger.holders_of(name).into_iter().flatten();
+            let hosts = holders.map(|slot| &*node.ledger.info(*slot).node.description.hostname);
+            format!("{name} is on {}", hosts.collect::<Vec<_>>().join(", "))
+        });
+        format!("missing volume: {}", missing.collect::<Vec<_>>().join("; "))
+    }
+}
+
 /// All filters; the first one that a node fails is its reason.
-const FILTERS: [&dyn Filter; 7] = [
+const FILTERS: [&dyn Filter; 8] = [
     &Ready,
     &Resource,
     &Plugin,
@@ -334,6 +372,7 @@ const FILTERS: [&dyn Filter; 7] = [
     &PlatformFilter,
     &HostPort,
     &MaxReplicas,
+    &Volumes,
 ];
 
 fn candidate(ledger: &Ledger, slot: Slot) -> Candidate<'_> {
@@ -375,7 +414,10 @@ pub(super) fn fits(task: &TaskNeeds, node: &Node) -> bool {
 /// Whether a node passes the filters that ask what it carries.
 pub(super) fn has_room(task: &TaskNeeds, ledger: &Ledger, slot: Slot) -> bool {
     let node = candidate(ledger, slot);
-    Resource.check(task, &node) && HostPort.check(task, &node) && MaxReplicas.check(task, &node)
+    Resource.check(task, &node)
+        && HostPort.check(task, &node)
+        && MaxReplicas.check(task, &node)
+        && Volumes.check(task, &node)
 }
 
 /// Says why no node can run a task: each node counts once, the most frequent reason comes first.

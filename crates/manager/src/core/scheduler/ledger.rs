@@ -4,7 +4,7 @@
 //! counted anew in each pass is what keeps a placement as cheap with ten thousand nodes as with a hundred.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 
@@ -35,6 +35,8 @@ pub(super) struct NodeInfo {
     pub used_memory_bytes: u128,
     /// Units of generic resources that are reserved, by kind.
     pub used_generic: BTreeMap<String, u64>,
+    /// Names of generic resources that its tasks have, by kind.
+    claimed: BTreeMap<String, BTreeSet<String>>,
     /// Tasks on it that are meant to run.
     pub active: u64,
     /// Host-mode ports, with the number of tasks that have them.
@@ -47,6 +49,7 @@ impl NodeInfo {
             used_nano_cpus: 0,
             used_memory_bytes: 0,
             used_generic: BTreeMap::new(),
+            claimed: BTreeMap::new(),
             active: 0,
             host_ports: BTreeMap::new(),
             node,
@@ -64,12 +67,42 @@ impl NodeInfo {
             .saturating_sub(self.used_memory_bytes)
     }
 
-    fn add(&mut self, task: &Task) {
+    /// What a task with these reservations gets of this node's generic resources.
+    pub(super) fn claim(&self, wanted: &Resources) -> Option<Arc<Resources>> {
+        if wanted.generic.is_empty() {
+            return None;
+        }
+        let have = &self.node.description.resources.generic;
+        let given = wanted.generic.iter().map(|(kind, amount)| {
+            let amount = units(amount);
+            let given = match have.get(kind) {
+                Some(GenericResource::Named(names)) => {
+                    let taken = self.claimed.get(kind);
+                    let is_free = |name: &&String| taken.is_none_or(|taken| !taken.contains(*name));
+                    let free = names.iter().filter(is_free).cloned();
+                    let amount = usize::try_from(amount).unwrap_or(usize::MAX);
+                    GenericResource::Named(free.take(amount).collect())
+                }
+                _ => GenericResource::Discrete(amount),
+            };
+            (kind.clone(), given)
+        });
+        Some(Arc::new(Resources {
+            generic: given.collect(),
+            ..Resources::default()
+        }))
+    }
+
+    fn add(&mut self, task: &Task, assigned: Option<&Resources>) {
         let reserved = &task.spec.resources.reservations;
         self.used_nano_cpus += u128::from(reserved.nano_cpus);
         self.used_memory_bytes += u128::from(reserved.memory_bytes);
         for (kind, amount) in &reserved.generic {
             *self.used_generic.entry(kind.clone()).or_default() += units(amount);
+        }
+        for (kind, names) in named(assigned) {
+            let claimed = self.claimed.entry(kind.clone()).or_default();
+            claimed.extend(names.iter().cloned());
         }
         for port in host_ports(task) {
             *self.host_ports.entry(port).or_default() += 1;
@@ -77,7 +110,7 @@ impl NodeInfo {
         self.active += u64::from(is_active(task));
     }
 
-    fn remove(&mut self, task: &Task) {
+    fn remove(&mut self, task: &Task, assigned: Option<&Resources>) {
         let reserved = &task.spec.resources.reservations;
         self.used_nano_cpus -= u128::from(reserved.nano_cpus);
         self.used_memory_bytes -= u128::from(reserved.memory_bytes);
@@ -86,6 +119,14 @@ impl NodeInfo {
                 *used -= units(amount);
                 if *used == 0 {
                     self.used_generic.remove(kind);
+                }
+            }
+        }
+        for (kind, names) in named(assigned) {
+            if let Some(claimed) = self.claimed.get_mut(kind) {
+                claimed.retain(|name| !names.contains(name));
+                if claimed.is_empty() {
+                    self.claimed.remove(kind);
                 }
             }
         }
@@ -99,6 +140,15 @@ impl NodeInfo {
         }
         self.active -= u64::from(is_active(task));
     }
+}
+
+/// Generic resources with names, by kind.
+fn named(assigned: Option<&Resources>) -> impl Iterator<Item = (&String, &Vec<String>)> {
+    let all = assigned.into_iter().flat_map(|assigned| &assigned.generic);
+    all.filter_map(|(kind, amount)| match amount {
+        GenericResource::Named(names) => Some((kind, names)),
+        GenericResource::Discrete(_) => None,
+    })
 }
 
 fn host_ports(task: &Task) -> BTreeSet<(Protocol, u16)> {
@@ -148,6 +198,20 @@ pub(super) struct Ledger {
     services: BTreeMap<ServiceId, BTreeMap<Slot, u64>>,
     /// When tasks failed, by node, oldest first.
     failures: BTreeMap<Group, BTreeMap<Slot, Vec<Timestamp>>>,
+    /// Tasks that a plan has placed and that are counted here already, in the order of the plan, until what became of
+    /// them comes back as events.
+    planned: VecDeque<Planned>,
+    /// The nodes that have a volume of this name.
+    volumes: BTreeMap<String, BTreeSet<Slot>>,
+}
+
+/// A task that a plan has placed.
+#[derive(Debug, Clone)]
+struct Planned {
+    /// As it was before.
+    task: Arc<Task>,
+    slot: Slot,
+    assigned: Option<Arc<Resources>>,
 }
 
 impl Ledger {
@@ -164,7 +228,12 @@ impl Ledger {
             nodes,
             services: BTreeMap::new(),
             failures: BTreeMap::new(),
+            planned: VecDeque::new(),
+            volumes: BTreeMap::new(),
         };
+        for slot in 0..ledger.nodes.len() {
+            ledger.enter_volumes(slot as Slot);
+        }
         for task in state.tasks() {
             ledger.enter(task);
         }
@@ -181,6 +250,11 @@ impl Ledger {
         self.index = state.index();
         match event {
             Event::Task(delta) => {
+                if let (Some(old), Some(new)) = (&delta.old, &delta.new)
+                    && self.has_come_true(old, new)
+                {
+                    return true;
+                }
                 if let Some(old) = &delta.old {
                     self.strike(old);
                 }
@@ -191,9 +265,10 @@ impl Ledger {
             }
             Event::Node(delta) => match (&delta.old, &delta.new) {
                 (Some(_), Some(new)) => {
-                    let slot = self.slots.get(&new.id);
-                    if let Some(info) = slot.and_then(|slot| self.nodes.get_mut(*slot as usize)) {
-                        info.node = new.clone();
+                    if let Some(slot) = self.slots.get(&new.id).copied() {
+                        self.strike_volumes(slot);
+                        self.nodes[slot as usize].node = new.clone();
+                        self.enter_volumes(slot);
                     }
                     self.classes.clear();
                     true
@@ -205,17 +280,52 @@ impl Ledger {
         }
     }
 
+    /// Counts a task on the node for which a plan means it.
+    pub(super) fn plan(&mut self, task: &Arc<Task>, slot: Slot, assigned: Option<Arc<Resources>>) {
+        self.count(slot, task, assigned.as_deref());
+        self.planned.push_back(Planned {
+            task: task.clone(),
+            slot,
+            assigned,
+        });
+    }
+
+    /// Takes back what [`Self::plan`] counted and nothing has come of.
+    pub(super) fn forget_plan(&mut self) {
+        for planned in std::mem::take(&mut self.planned) {
+            self.discount(planned.slot, &planned.task, planned.assigned.as_deref());
+        }
+    }
+
+    /// Whether this is what was planned for a task, which then is counted as it is.
+    fn has_come_true(&mut self, old: &Task, new: &Task) -> bool {
+        let is_placement =
+            old.status.state == TaskState::Pending && new.status.state == TaskState::Assigned;
+        if !is_placement {
+            return false;
+        }
+        // Events come in the order of the plan, so that this is the first one.
+        let mut planned = self.planned.iter();
+        let Some(place) = planned.position(|planned| planned.task.id == new.id) else {
+            return false;
+        };
+        let planned = &self.planned[place];
+        let as_planned = new.desired_state == old.desired_state
+            && new.node.as_ref() == Some(&self.nodes[planned.slot as usize].node.id)
+            && new.assigned == planned.assigned;
+        if as_planned {
+            self.planned.remove(place);
+        }
+        as_planned
+    }
+
     /// Counts a task where it is.
-    pub(super) fn enter(&mut self, task: &Task) {
+    fn enter(&mut self, task: &Task) {
         let Some(slot) = self.slot_of(task) else {
             return;
         };
         if takes_room(task) {
-            self.load(slot, |info| info.add(task));
-            if is_active(task) {
-                let of_service = self.services.entry(task.service.clone()).or_default();
-                *of_service.entry(slot).or_default() += 1;
-            }
+            self.count(slot, task, task.assigned.as_deref());
         } else if has_failed(task) {
             let group = (task.service.clone(), task.spec_version);
             let times = self.failures.entry(group).or_default();
@@ -225,25 +335,43 @@ impl Ledger {
         }
     }
 
+    fn count(&mut self, slot: Slot, task: &Task, assigned: Option<&Resources>) {
+        self.load(slot, |info| info.add(task, assigned));
+        if is_active(task) {
+            match self.services.get_mut(&task.service) {
+                Some(of_service) => *of_service.entry(slot).or_default() += 1,
+                None => {
+                    let of_service = BTreeMap::from([(slot, 1)]);
+                    self.services.insert(task.service.clone(), of_service);
+                }
+            }
+        }
+    }
+
+    /// Takes back what [`Self::count`] counted.
+    fn discount(&mut self, slot: Slot, task: &Task, assigned: Option<&Resources>) {
+        self.load(slot, |info| info.remove(task, assigned));
+        if is_active(task)
+            && let Some(of_service) = self.services.get_mut(&task.service)
+            && let Some(tasks) = of_service.get_mut(&slot)
+        {
+            *tasks -= 1;
+            if *tasks == 0 {
+                of_service.remove(&slot);
+            }
+            if of_service.is_empty() {
+                self.services.remove(&task.service);
+            }
+        }
+    }
+
     /// Takes back what [`Self::enter`] counted.
-    pub(super) fn strike(&mut self, task: &Task) {
+    fn strike(&mut self, task: &Task) {
         let Some(slot) = self.slot_of(task) else {
             return;
         };
         if takes_room(task) {
-            self.load(slot, |info| info.remove(task));
-            if is_active(task)
-                && let Some(of_service) = self.services.get_mut(&task.service)
-                && let Some(tasks) = of_service.get_mut(&slot)
-            {
-                *tasks -= 1;
-                if *tasks == 0 {
-                    of_service.remove(&slot);
-                }
-                if of_service.is_empty() {
-                    self.services.remove(&task.service);
-                }
-            }
+            self.discount(slot, task, task.assigned.as_deref());
         } else if has_failed(task) {
             let group = (task.service.clone(), task.spec_version);
             let Some(nodes) = self.failures.get_mut(&group) else {
@@ -261,6 +389,30 @@ impl Ledger {
                 self.failures.remove(&group);
             }
         }
+    }
+
+    fn enter_volumes(&mut self, slot: Slot) {
+        let node = self.nodes[slot as usize].node.clone();
+        for name in &node.description.volumes {
+            self.volumes.entry(name.clone()).or_default().insert(slot);
+        }
+    }
+
+    fn strike_volumes(&mut self, slot: Slot) {
+        let node = self.nodes[slot as usize].node.clone();
+        for name in &node.description.volumes {
+            if let Some(holders) = self.volumes.get_mut(name) {
+                holders.remove(&slot);
+                if holders.is_empty() {
+                    self.volumes.remove(name);
+                }
+            }
+        }
+    }
+
+    /// The nodes that have a volume of this name; `None` if there is none yet.
+    pub(super) fn holders_of(&self, volume: &str) -> Option<&BTreeSet<Slot>> {
+        self.volumes.get(volume)
     }
 
     fn slot_of(&self, task: &Task) -> Option<Slot> {
@@ -332,6 +484,7 @@ impl Ledger {
         let same_classes = classes.map(|class| *class == class.anew(&self.nodes));
         (&self.nodes, &self.slots, &self.services, &self.failures)
             == (&anew.nodes, &anew.slots, &anew.services, &anew.failures)
+            && self.volumes == anew.volumes
             && same_classes.fold(true, |all, same| all && same)
     }
 

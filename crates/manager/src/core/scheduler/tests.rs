@@ -1,5 +1,7 @@
 //! Where tasks go, and why they go nowhere.
 
+mod possessions;
+
 use std::time::Duration;
 
 use shoal_api::{
@@ -35,7 +37,7 @@ fn why(change: impl FnOnce(&mut ServiceSpec)) -> String {
     world.settle();
     let task = world.runnable(&id).remove(0);
     assert_eq!(task.status.state, TaskState::Pending);
-    task.status.err.clone()
+    task.status.err.to_string()
 }
 
 #[test]

@@ -248,8 +248,13 @@ impl State {
                 if let Some(old) = &old {
                     self.release_spec(&old.service, old.spec_version);
                 }
+                let new = new.map(Arc::new);
                 self.index_task(old.as_ref(), new.as_ref());
-                replace!(tasks, Task, old, new)
+                let old = match &new {
+                    Some(new) => self.tasks.insert(new.id.clone(), new.clone()),
+                    None => old.and_then(|old| self.tasks.remove(&old.id)),
+                };
+                Event::Task(Delta { old, new })
             }
         })
     }
@@ -262,11 +267,19 @@ impl State {
             if task.service_name == sibling.service_name {
                 task.service_name = sibling.service_name.clone();
             }
+            for (text, known) in [
+                (&mut task.status.message, &sibling.status.message),
+                (&mut task.status.err, &sibling.status.err),
+            ] {
+                if text == known {
+                    text.clone_from(known);
+                }
+            }
         }
     }
 
-    fn index_task(&mut self, old: Option<&Task>, new: Option<&Task>) {
-        let waits = |task: &&Task| task.status.state < shoal_api::TaskState::Assigned;
+    fn index_task(&mut self, old: Option<&Task>, new: Option<&Arc<Task>>) {
+        let waits = |task: &Task| task.status.state < shoal_api::TaskState::Assigned;
         if let Some(task) = old {
             if new.is_none() {
                 self.tasks_by_service
@@ -277,7 +290,7 @@ impl State {
             {
                 self.tasks_by_node.remove(&(node.clone(), task.id.clone()));
             }
-            if waits(&task) && new.is_none_or(|new| new.status.state != task.status.state) {
+            if waits(task) && new.is_none_or(|new| new.status.state != task.status.state) {
                 let key = (task.status.state, task.service.clone(), task.id.clone());
                 self.waiting.remove(&key);
             }
@@ -293,9 +306,9 @@ impl State {
                 self.tasks_by_node
                     .insert((node.clone(), task.id.clone()), ());
             }
-            if waits(&task) && old.is_none_or(|old| old.status.state != task.status.state) {
+            if waits(task) {
                 let key = (task.status.state, task.service.clone(), task.id.clone());
-                self.waiting.insert(key, ());
+                self.waiting.insert(key, task.clone());
             }
         }
     }

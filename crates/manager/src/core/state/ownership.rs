@@ -151,6 +151,7 @@ fn task(actor: Actor, old: &Task, new: &Task) -> Result<(), Foreign> {
         start_after: [],
         job_iteration: [],
         drained: [Dispatcher],
+        assigned: [Scheduler],
     })
 }
 

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use shoal_api::{
     ServiceId,
     spec::{
-        EndpointMode, EndpointSpec, FailureAction, NetworkTarget, PortConfig, PublishMode,
-        Resources, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
+        EndpointMode, EndpointSpec, FailureAction, GenericResource, NetworkTarget, PortConfig,
+        PublishMode, Resources, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
         labels::ALLOW_PRIVILEGED,
     },
     template::task::{Values, expand},
@@ -91,6 +91,22 @@ fn templates(spec: &ServiceSpec) -> Result<(), Refusal> {
 }
 
 fn resources(resources: &Resources) -> Result<(), Refusal> {
+    for (kind, amount) in &resources.generic {
+        match amount {
+            GenericResource::Discrete(1..) => {}
+            // Which ones a task gets is the scheduler's affair.
+            GenericResource::Named(_) => {
+                return Err(Refusal::invalid(format!(
+                    "invalid generic-resource request `{kind}`, Named Generic Resources is not supported for service create or update"
+                )));
+            }
+            GenericResource::Discrete(0) => {
+                return Err(Refusal::invalid(format!(
+                    "invalid generic-resource request `{kind}=0`: Must be at least 1"
+                )));
+            }
+        }
+    }
     if resources.nano_cpus != 0 && resources.nano_cpus < NANO_CPUS_MIN {
         return Err(Refusal::invalid(format!(
             "invalid cpu value {}: Must be at least {}",

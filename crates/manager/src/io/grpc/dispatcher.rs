@@ -1,6 +1,7 @@
 //! Sessions of agents. The node is always the one in the caller's certificate.
 
 use std::{
+    net::IpAddr,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -12,9 +13,9 @@ use shoal_api::{
     object::NodeDescription,
     wire::{
         AcknowledgeViewRequest, AcknowledgeViewResponse, AssignmentsMessage, AssignmentsRequest,
-        AttachRequest, AttachResponse, HeartbeatRequest, HeartbeatResponse, SessionMessage,
-        SessionRequest, UpdateTaskStatusRequest, UpdateTaskStatusResponse,
-        dispatcher_server::Dispatcher,
+        AttachRequest, AttachResponse, DescribeRequest, DescribeResponse, HeartbeatRequest,
+        HeartbeatResponse, SessionMessage, SessionRequest, UpdateTaskStatusRequest,
+        UpdateTaskStatusResponse, dispatcher_server::Dispatcher,
     },
 };
 use shoal_ca::RootCertificate;
@@ -47,6 +48,16 @@ impl DispatcherService {
 }
 
 impl DispatcherService {
+    /// Where a node speaks from, and the digest of the root that has issued its certificate.
+    fn origin<T>(&self, request: &Request<T>) -> Result<(IpAddr, String), Status> {
+        let caller = request.extensions().get::<Caller>();
+        let address = caller.map(|caller| caller.address.ip().to_canonical());
+        let address = address.ok_or_else(|| Status::internal("a connection without an address"))?;
+        let certificate = caller.and_then(|caller| caller.certificate.as_ref());
+        let issuer = certificate.map(|certificate| self.issuer_of(certificate));
+        Ok((address, issuer.unwrap_or_default()))
+    }
+
     /// The digest of the root that has issued a certificate: the one in force, or the one on its way in.
     fn issuer_of(&self, certificate: &CertificateDer<'_>) -> String {
         let state = self.desk.store.state();
@@ -66,6 +77,17 @@ impl DispatcherService {
     }
 }
 
+/// What a node says of itself, with the issuer that its certificate has.
+fn described(
+    said: Option<shoal_api::wire::NodeDescription>,
+    issuer: String,
+) -> Result<Box<NodeDescription>, Status> {
+    let said = said.ok_or_else(|| missing("description"))?;
+    let mut description = Box::new(NodeDescription::try_from(said).map_err(invalid)?);
+    description.certificate_issuer = issuer;
+    Ok(description)
+}
+
 #[async_trait]
 impl Dispatcher for DispatcherService {
     type SessionStream = Pin<Box<dyn Stream<Item = Result<SessionMessage, Status>> + Send>>;
@@ -76,22 +98,10 @@ impl Dispatcher for DispatcherService {
         request: Request<SessionRequest>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let identity = caller(&request)?;
-        let address = request
-            .extensions()
-            .get::<Caller>()
-            .map(|caller| caller.address.ip());
-        let address = address.ok_or_else(|| Status::internal("a connection without an address"))?;
-        let certificate = request
-            .extensions()
-            .get::<Caller>()
-            .and_then(|caller| caller.certificate.clone());
-        let issuer = certificate.map(|certificate| self.issuer_of(&certificate));
-        let issuer = issuer.unwrap_or_default();
+        let (address, issuer) = self.origin(&request)?;
         let request = request.into_inner();
-        let description = request.description.ok_or_else(|| missing("description"))?;
+        let description = described(request.description, issuer)?;
         let holds = request.assignments_version;
-        let mut description = Box::new(NodeDescription::try_from(description).map_err(invalid)?);
-        description.certificate_issuer = issuer;
         let dispatcher = match self.desk.dispatcher().await {
             Ok(dispatcher) => dispatcher,
             Err(refused) => {
@@ -111,7 +121,7 @@ impl Dispatcher for DispatcherService {
             .ask(|reply| Command::Open {
                 node: node.clone(),
                 description,
-                address: address.to_canonical(),
+                address,
                 holds,
                 reply,
             })
@@ -127,6 +137,26 @@ impl Dispatcher for DispatcherService {
         // A session does not outlive the certificate that it was opened with.
         let expiry = tokio::time::sleep(identity.not_after.since(Timestamp::now()));
         Ok(Response::new(stream.take_until(expiry).boxed()))
+    }
+
+    async fn describe(
+        &self,
+        request: Request<DescribeRequest>,
+    ) -> Result<Response<DescribeResponse>, Status> {
+        let node = caller(&request)?.node_id.clone();
+        let (address, issuer) = self.origin(&request)?;
+        let request = request.into_inner();
+        let session = session_id(&request.session_id)?;
+        let description = described(request.description, issuer)?;
+        self.ask(|reply| Command::Describe {
+            node,
+            session,
+            description,
+            address,
+            reply,
+        })
+        .await?;
+        Ok(Response::new(DescribeResponse {}))
     }
 
     async fn heartbeat(

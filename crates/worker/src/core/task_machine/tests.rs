@@ -23,7 +23,7 @@ pub(crate) fn task(id: &str, state: TaskState, desired: TaskState) -> Task {
         desired_state: desired,
         status: TaskStatus {
             state,
-            message: "before".to_owned(),
+            message: "before".into(),
             ..TaskStatus::default()
         },
         networks: Vec::new(),
@@ -32,6 +32,7 @@ pub(crate) fn task(id: &str, state: TaskState, desired: TaskState) -> Task {
         start_after: None,
         job_iteration: None,
         drained: false,
+        assigned: None,
     }
 }
 

@@ -38,7 +38,7 @@ fn job(name: &str) -> ServiceSpec {
 }
 
 fn reason(world: &World, id: &ServiceId) -> String {
-    world.runnable(id)[0].status.err.clone()
+    world.runnable(id)[0].status.err.to_string()
 }
 
 #[test]
