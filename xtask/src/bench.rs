@@ -13,6 +13,7 @@ mod footprint;
 mod images;
 mod ingress;
 mod lb;
+mod lossless;
 mod network;
 mod overlay;
 mod scheduler;
@@ -53,6 +54,7 @@ fn pairs() -> impl Iterator<Item = &'static Pair> {
         footprint::PAIRS,
         images::PAIRS,
         services::PAIRS,
+        lossless::PAIRS,
         scheduler::PAIRS,
         overlay::PAIRS,
         lb::PAIRS,

@@ -53,7 +53,9 @@ fn replicas(bench: &Bench) -> Result<()> {
             "--replicas",
             "50",
         ];
-        let rest = ["--stop-grace-period", "0s", IMAGE, "sleep", "100000"];
+        // It ends when it is asked to, so that no side waits for its grace.
+        let ends = "trap 'exit 0' TERM; sleep 100000 & wait";
+        let rest = [IMAGE, "sh", "-c", ends];
         side(&[words.as_slice(), rest.as_slice()].concat())?;
         until("50 tasks", || {
             Ok(side(&["service", "ls", "--format", "{{.Replicas}}"])?.starts_with("50/50"))
@@ -163,8 +165,9 @@ fn power_cut(bench: &Bench) -> Result<()> {
     times.sort();
     let worst = times[times.len() - 1];
     println!(
-        "power cut to replacements running: median {:.2} s, slowest of {POWER_CUTS} {:.2} s",
+        "power cut to replacements running: median {:.2} s, 90 % {:.2} s, slowest of {POWER_CUTS} {:.2} s",
         times[times.len() / 2].as_secs_f64(),
+        times[times.len() * 9 / 10].as_secs_f64(),
         worst.as_secs_f64(),
     );
     ensure!(

@@ -1,0 +1,304 @@
+//! Services as users of Swarm know them, sentence by sentence, on two hosts.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Result, ensure};
+use shoal_tests::{
+    busybox::{self, BUSYBOX},
+    lab::TestLab,
+    wait,
+};
+
+/// A line of `shoal` on the manager; words are apart by blanks, `IMAGE` is the test's image, and `more` follows as it is.
+fn shoal(lab: &TestLab, line: &str, more: &[&str]) -> Result<String> {
+    lab.on("n1", &[&words(line)[..], more].concat())
+}
+
+/// The same for a line that must fail: what it says.
+fn refused(lab: &TestLab, line: &str, more: &[&str]) -> Result<String> {
+    Ok(lab.refused("n1", &[&words(line)[..], more].concat())?.1)
+}
+
+fn words(line: &str) -> Vec<&str> {
+    let image = |word| if word == "IMAGE" { BUSYBOX } else { word };
+    line.split_whitespace().map(image).collect()
+}
+
+/// The tasks of a service by a template, newest first in each slot.
+fn tasks(lab: &TestLab, service: &str, format: &str) -> Result<Vec<String>> {
+    let listed = shoal(lab, "service ps --no-trunc --format", &[format, service])?;
+    Ok(listed.lines().map(str::to_owned).collect())
+}
+
+/// Waits until a service says so of its tasks.
+fn wait_tasks(lab: &TestLab, service: &str, format: &str, want: &[&str]) -> Result<()> {
+    wait(&format!("{service} to have {want:?}"), || {
+        let mut seen = tasks(lab, service, format)?;
+        seen.sort();
+        let mut want: Vec<_> = want.iter().map(|line| (*line).to_owned()).collect();
+        want.sort();
+        Ok(if seen == want {
+            Ok(())
+        } else {
+            Err(format!("{seen:?}"))
+        })
+    })
+}
+
+const HEAD: &str = "service create --detach -q --name";
+
+#[test]
+fn tasks_go_where_they_may_and_say_why_they_do_not() -> Result<()> {
+    let lab = TestLab::up(2, 1)?;
+    busybox::load(&lab, &["n1", "n2"])?;
+    let create = |name: &str, rest: &str| shoal(&lab, &format!("{HEAD} {name} {rest}"), &[]);
+    let node = |format: &str| shoal(&lab, "node inspect --format", &[format, "n1"]);
+
+    // Constraints: by label and by range of addresses; an unknown key is refused.
+    shoal(&lab, "node update --label-add zone=a n2", &[])?;
+    create(
+        "near",
+        "--replicas 2 --constraint node.labels.zone==a IMAGE sleep 100000",
+    )?;
+    wait_tasks(&lab, "near", "{{.Node}}", &["n2", "n2"])?;
+    let range = format!("node.ip=={}/32", lab.addr("n1"));
+    shoal(
+        &lab,
+        &format!("{HEAD} here --constraint"),
+        &[&range, BUSYBOX, "sleep", "100000"],
+    )?;
+    wait_tasks(&lab, "here", "{{.Node}}", &["n1"])?;
+    let said = refused(
+        &lab,
+        &format!("{HEAD} no --constraint node.foo==x IMAGE"),
+        &[],
+    )?;
+    ensure!(said.contains("node.foo"), "{said}");
+
+    // Reservations: two tasks that each take more than half of a node.
+    let memory: u64 = node("{{.Description.Resources.MemoryBytes}}")?
+        .trim()
+        .parse()?;
+    let most = (memory / 10 * 6).to_string();
+    let words = [
+        "--reserve-memory",
+        &most,
+        "--constraint",
+        "node.hostname==n1",
+    ];
+    let rest = [BUSYBOX, "sleep", "100000"];
+    let more = [&words[..], &rest].concat();
+    shoal(&lab, &format!("{HEAD} fat --replicas 2"), &more)?;
+    let waits = "no suitable node (scheduling constraints not satisfied on 1 node; insufficient resources on 1 node)";
+    let either = "no suitable node (insufficient resources on 1 node; scheduling constraints not satisfied on 1 node)";
+    let error = wait("a task that says why it waits", || {
+        let errors = tasks(&lab, "fat", "{{.Error}}")?;
+        let found = errors
+            .iter()
+            .find(|error| error.contains("no suitable node"));
+        Ok(found.cloned().ok_or_else(|| format!("{errors:?}")))
+    })?;
+    ensure!(error.contains(waits) || error.contains(either), "{error}");
+
+    // At most one per node, three wanted.
+    create(
+        "each",
+        "--replicas 3 --replicas-max-per-node 1 IMAGE sleep 100000",
+    )?;
+    wait_tasks(
+        &lab,
+        "each",
+        "{{.Node}} {{.Error}}",
+        &[
+            "n1 ",
+            "n2 ",
+            " \"no suitable node (max replicas per node limit exceed)\"",
+        ],
+    )?;
+
+    // An explanation names each node and each waiting task; room makes the task run.
+    shoal(&lab, "node update --availability pause n2", &[])?;
+    let explained = shoal(&lab, "service explain each", &[])?;
+    for part in [
+        "the node is paused",
+        "max replicas per node limit exceed: 1 of 1",
+        "each.",
+    ] {
+        ensure!(
+            explained.contains(part),
+            "{part} is missing in\n{explained}"
+        );
+    }
+    // A paused node keeps what it has and gets nothing new.
+    create("late", "--replicas 2 IMAGE sleep 100000")?;
+    wait_tasks(&lab, "late", "{{.Node}}", &["n1", "n1"])?;
+    wait_tasks(
+        &lab,
+        "near",
+        "{{.Node}} {{.DesiredState}}",
+        &["n2 Running", "n2 Running"],
+    )?;
+    shoal(&lab, "node update --availability active n2", &[])?;
+
+    // Templates: filled in where the task runs; a field that there is not is refused.
+    let more = [
+        "--hostname",
+        "{{.Node.Hostname}}-{{.Task.Slot}}",
+        "--constraint",
+        "node.hostname==n2",
+    ];
+    shoal(&lab, &format!("{HEAD} named"), &[&more[..], &rest].concat())?;
+    lab.wait_running("named", 1)?;
+    let said = shoal(&lab, "service exec named.1 hostname", &[])?;
+    assert_eq!(said, "n2-1\n");
+    let said = refused(
+        &lab,
+        &format!("{HEAD} no --hostname"),
+        &["{{.Node.Colour}}", BUSYBOX],
+    )?;
+    ensure!(said.contains("can't evaluate field Colour"), "{said}");
+
+    // Who gives no name gets one.
+    let id = shoal(&lab, "service create --detach -q IMAGE sleep 100000", &[])?;
+    let name = shoal(
+        &lab,
+        "service inspect --format",
+        &["{{.Spec.Name}}", id.trim()],
+    )?;
+    ensure!(name.contains('_'), "{name}");
+    Ok(())
+}
+
+#[test]
+fn ends_updates_and_jobs_follow_their_policies() -> Result<()> {
+    let lab = TestLab::up(1, 1)?;
+    busybox::load(&lab, &["n1"])?;
+    let create = |name: &str, line: &str, command: &str| {
+        let line = format!("{HEAD} {name} {line}");
+        shoal(&lab, &line, &["sh", "-c", command])
+    };
+
+    // Two more attempts are three tasks, then none.
+    create(
+        "fails",
+        "--restart-delay 0s --restart-max-attempts 2 IMAGE",
+        "exit 1",
+    )?;
+    wait_tasks(
+        &lab,
+        "fails",
+        "{{.Error}}",
+        &["\"task: non-zero exit (1)\""; 3],
+    )?;
+    // History: five tasks in a slot.
+    create("loops", "--restart-delay 0s IMAGE", "exit 0")?;
+    let seen = wait("a full history", || {
+        let seen = tasks(&lab, "loops", "{{.ID}}")?;
+        Ok(if seen.len() >= 5 {
+            Ok(seen)
+        } else {
+            Err(format!("{seen:?}"))
+        })
+    })?;
+    wait("older tasks to be forgotten", || {
+        let now = tasks(&lab, "loops", "{{.ID}}")?;
+        let moved = now.iter().all(|id| !seen.contains(id));
+        ensure!(now.len() <= 6, "{now:?}");
+        Ok(if moved {
+            Ok(())
+        } else {
+            Err(format!("{now:?}"))
+        })
+    })?;
+    shoal(&lab, "service rm loops", &[])?;
+
+    // A job completes as often as asked, and once more by force.
+    let job = "--mode replicated-job --replicas 3 --max-concurrent 2 IMAGE";
+    create("job", job, "true")?;
+    let done = |times: usize| {
+        wait(&format!("{times} completed tasks"), || {
+            let seen = tasks(&lab, "job", "{{.ID}} {{.CurrentState}}")?;
+            let complete = seen
+                .iter()
+                .filter(|line| line.contains(" Complete "))
+                .count();
+            let all = complete == times && seen.len() == times;
+            let ids: BTreeSet<String> = seen
+                .iter()
+                .filter_map(|l| Some(l.split_once(' ')?.0.to_owned()))
+                .collect();
+            Ok(if all {
+                Ok(ids)
+            } else {
+                Err(format!("{seen:?}"))
+            })
+        })
+    };
+    let first = done(3)?;
+    shoal(&lab, "service update --detach -q --force job", &[])?;
+    wait("the job to run again", || {
+        let again = done(3)?;
+        Ok(if again.is_disjoint(&first) {
+            Ok(())
+        } else {
+            Err(format!("{again:?}"))
+        })
+    })?;
+
+    // An image that nobody has: the update fails in its time, says why, and the old task serves; then back to any version.
+    create("web", "--env V=1 IMAGE", "sleep 100000")?;
+    let old = lab.wait_running("web", 1)?;
+    let state = |want: &str| {
+        wait(&format!("the update to be {want}"), || {
+            let format = "{{.UpdateStatus.State}}: {{.UpdateStatus.Message}}";
+            let seen = shoal(&lab, "service inspect --format", &[format, "web"])?;
+            Ok(if seen.starts_with(want) {
+                Ok(seen)
+            } else {
+                Err(seen)
+            })
+        })
+    };
+    let bad = "service update --detach -q --no-resolve-image --update-order start-first --update-progress-deadline 1s \
+               --image 127.0.0.1:1/nothing:1 web";
+    shoal(&lab, bad, &[])?;
+    let said = state("paused")?;
+    ensure!(
+        said.contains("update paused due to failure or early termination of task"),
+        "{said}"
+    );
+    let running = tasks(&lab, "web", "{{.ID}} {{.CurrentState}}")?;
+    let serves = format!("{} Running ", old[0].0);
+    ensure!(
+        running.iter().any(|task| task.starts_with(&serves)),
+        "{running:?}"
+    );
+    shoal(
+        &lab,
+        &bad.replace(
+            "--update-order",
+            "--update-failure-action rollback --update-order",
+        )
+        .replace(":1 web", ":2 web"),
+        &[],
+    )?;
+    state("rollback_completed")?;
+    shoal(
+        &lab,
+        "service update --detach -q --no-resolve-image --image IMAGE --env-add V=2 web",
+        &[],
+    )?;
+    state("completed")?;
+    let history = shoal(&lab, "service history --format {{.Revision}}", &["web"])?;
+    ensure!(history.lines().any(|line| line == "1"), "{history}");
+    shoal(&lab, "service rollback --detach --to 1 web", &[])?;
+    state("rollback_completed")?;
+    let env = shoal(
+        &lab,
+        "service inspect --format",
+        &["{{.Spec.TaskTemplate.ContainerSpec.Env}}", "web"],
+    )?;
+    assert_eq!(env, "[V=1]\n");
+    lab.wait_running("web", 1)?;
+    Ok(())
+}

@@ -1,0 +1,170 @@
+//! The story of a service that is updated, drained and scaled while it is asked all the time, inside and outside.
+
+use std::{net::SocketAddr, time::Duration};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{lab::TestLab, load::Load, wait, wait_within};
+
+/// Requests per second through each of the two ways.
+const RATE: u64 = 200;
+/// The published port.
+const PORT: u16 = 8080;
+/// Time after which an update is thought to hang.
+const UPDATE_MAX: Duration = Duration::from_secs(300);
+/// Tasks of the service.
+const REPLICAS: usize = 6;
+
+/// What became of the requests of one way.
+#[derive(Debug)]
+pub struct Asked {
+    /// All requests.
+    pub requests: u64,
+    /// Those that failed, with number, time and reason.
+    pub failed: Vec<String>,
+}
+
+/// What was asked through the virtual address, and through the published port of all hosts in turn.
+#[derive(Debug)]
+pub struct Told {
+    /// By a task of the cluster.
+    pub inside: Asked,
+    /// By the machine.
+    pub outside: Asked,
+}
+
+impl Told {
+    /// Fails when a request was lost, with the first of them.
+    ///
+    /// # Errors
+    /// If a request failed, or if there were not enough of them to say anything.
+    pub fn check(&self) -> Result<()> {
+        for (way, asked) in [
+            ("virtual address", &self.inside),
+            ("published port", &self.outside),
+        ] {
+            if !asked.failed.is_empty() {
+                let some: Vec<&str> = asked.failed.iter().take(20).map(String::as_str).collect();
+                bail!(
+                    "{way}: {} of {} requests failed:\n{}",
+                    asked.failed.len(),
+                    asked.requests,
+                    some.join("\n")
+                );
+            }
+            if asked.requests < RATE {
+                bail!("{way}: only {} requests", asked.requests);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Forces `rounds` rolling updates, in turn stop-first and start-first, drains a host and scales down, on a lab of three
+/// hosts, while the service is asked.
+///
+/// # Errors
+/// If a step does not come to its end; lost requests are in the answer.
+pub fn story(lab: &TestLab, rounds: usize) -> Result<Told> {
+    lab.on("n1", &["network", "create", "-d", "overlay", "net"])?;
+    let replicas = REPLICAS.to_string();
+    let create = ["service", "create", "--detach", "-q", "--network", "net"];
+    let web = ["--name", "web", "--replicas", &replicas, "-p", "8080:80"];
+    let rest = ["--update-parallelism", "2", "shoal-demo:latest"];
+    lab.on("n1", &[&create[..], &web, &rest].concat())?;
+    lab.wait_running("web", REPLICAS)?;
+    let rate = RATE.to_string();
+    let client = ["--name", "client", "--restart-condition", "none"];
+    let here = ["--constraint", "node.hostname==n3", "shoal-demo:latest"];
+    let load = ["load", "web", &rate, "0"];
+    lab.on("n1", &[&create[..], &client, &here, &load].concat())?;
+    lab.wait_running("client", 1)?;
+    let hosts: Vec<SocketAddr> = ["n1", "n2", "n3"]
+        .iter()
+        .map(|host| Ok(SocketAddr::new(lab.addr(host).parse()?, PORT)))
+        .collect::<Result<_>>()?;
+    let outside = Load::begin(&hosts, RATE);
+
+    let told = trouble(lab, rounds);
+    let (requests, failed) = outside.end();
+    told.with_context(|| {
+        let first = failed.iter().take(5).cloned().collect::<Vec<_>>();
+        let (lost, first) = (failed.len(), first.join("\n"));
+        format!("{lost} of {requests} requests from outside were lost so far:\n{first}")
+    })?;
+    let filter = "label=com.docker.swarm.service.name=client";
+    let client = lab.on("n3", &["ps", "-q", "-f", filter])?;
+    lab.on("n3", &["kill", "-s", "TERM", client.trim()])?;
+    Ok(Told {
+        inside: said_inside(lab)?,
+        outside: Asked { requests, failed },
+    })
+}
+
+fn trouble(lab: &TestLab, rounds: usize) -> Result<()> {
+    for round in 0..rounds {
+        let order = if round.is_multiple_of(2) {
+            "stop-first"
+        } else {
+            "start-first"
+        };
+        let update = ["service", "update", "--detach", "-q", "--force"];
+        lab.on(
+            "n1",
+            &[&update[..], &["--update-order", order, "web"]].concat(),
+        )?;
+        wait_within(UPDATE_MAX, &format!("update {round}, {order}"), || {
+            let format = "{{.UpdateStatus.State}} {{.Spec.TaskTemplate.ForceUpdate}}";
+            let seen = lab.on("n1", &["service", "inspect", "--format", format, "web"])?;
+            let done = seen.trim() == format!("completed {}", round + 1);
+            Ok(if done { Ok(()) } else { Err(seen) })
+        })?;
+    }
+    let availability = |what: &str| lab.on("n1", &["node", "update", "--availability", what, "n2"]);
+    availability("drain")?;
+    wait("no task on the drained host", || {
+        let running = lab.wait_running("web", REPLICAS)?;
+        let moved = running.iter().all(|(_, node)| node != "n2");
+        Ok(if moved {
+            Ok(())
+        } else {
+            Err(format!("{running:?}"))
+        })
+    })?;
+    availability("active")?;
+    lab.on("n1", &["service", "scale", "--detach", "web=2"])?;
+    lab.wait_running("web", 2)?;
+    wait("the containers of those that are gone to be gone", || {
+        let filter = "label=com.docker.swarm.service.name=web";
+        let mut left = 0;
+        for host in ["n1", "n2", "n3"] {
+            left += lab.on(host, &["ps", "-q", "-f", filter])?.lines().count();
+        }
+        Ok(if left == 2 {
+            Ok(())
+        } else {
+            Err(left.to_string())
+        })
+    })
+}
+
+/// What the task that asked says at its end.
+fn said_inside(lab: &TestLab) -> Result<Asked> {
+    let said = wait("the client's last word", || {
+        let logs = lab.on("n1", &["service", "logs", "--raw", "client"])?;
+        let done = logs.lines().any(|line| line.starts_with("requests="));
+        Ok(if done { Ok(logs) } else { Err(logs) })
+    })?;
+    let last = said.lines().rfind(|line| line.starts_with("requests="));
+    let requests = last
+        .and_then(|line| line.strip_prefix("requests=")?.split_once(' '))
+        .and_then(|(requests, _)| requests.parse().ok());
+    Ok(Asked {
+        requests: requests.context("a number of requests")?,
+        failed: said
+            .lines()
+            .filter(|line| line.starts_with("request ") && line.contains(" failed: "))
+            .map(str::to_owned)
+            .collect(),
+    })
+}

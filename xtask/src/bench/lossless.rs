@@ -1,0 +1,31 @@
+//! Requests lost while a service is updated, drained and scaled: none.
+
+use anyhow::Result;
+use shoal_tests::{lab::TestLab, lossless};
+
+use super::{Bench, Pair};
+
+/// The pairs of this subject.
+pub(super) const PAIRS: &[Pair] = &[Pair {
+    name: "lossless",
+    about: "requests lost during 20 forced rolling updates, a drain and a scale-down, on a lab of three",
+    run: lost,
+}];
+
+/// Forced updates, half of them stop-first and half start-first.
+const ROUNDS: usize = 20;
+
+fn lost(bench: &Bench) -> Result<()> {
+    let place = ("bench3", "198.18.3");
+    let lab = TestLab::up_of(bench.shoal.clone(), place, (3, 1), &[])?;
+    let told = lossless::story(&lab, ROUNDS)?;
+    println!(
+        "lost requests in {ROUNDS} updates, a drain and a scale-down: {} of {} through the virtual address, {} of {} \
+         through the published port",
+        told.inside.failed.len(),
+        told.inside.requests,
+        told.outside.failed.len(),
+        told.outside.requests,
+    );
+    told.check()
+}
