@@ -245,13 +245,11 @@ fn ends_updates_and_jobs_follow_their_policies() -> Result<()> {
         })
     })?;
 
-    // An image that nobody has: the update fails in its time, says why, and the old task serves; then back to any version.
-    create("web", "--env V=1 IMAGE", "sleep 100000")?;
-    let old = lab.wait_running("web", 1)?;
-    let state = |want: &str| {
-        wait(&format!("the update to be {want}"), || {
+    // An image that nobody has: the update fails in its time, says why, and the old task serves.
+    let state = |service: &str, want: &str| {
+        wait(&format!("the update of {service} to be {want}"), || {
             let format = "{{.UpdateStatus.State}}: {{.UpdateStatus.Message}}";
-            let seen = shoal(&lab, "service inspect --format", &[format, "web"])?;
+            let seen = shoal(&lab, "service inspect --format", &[format, service])?;
             Ok(if seen.starts_with(want) {
                 Ok(seen)
             } else {
@@ -259,46 +257,42 @@ fn ends_updates_and_jobs_follow_their_policies() -> Result<()> {
             })
         })
     };
-    let bad = "service update --detach -q --no-resolve-image --update-order start-first --update-progress-deadline 1s \
-               --image 127.0.0.1:1/nothing:1 web";
-    shoal(&lab, bad, &[])?;
-    let said = state("paused")?;
+    let spoil = |service: &str, action: &str| {
+        let bad = "service update --detach -q --no-resolve-image --update-order start-first \
+                   --update-progress-deadline 1s --image 127.0.0.1:1/nothing:1 --update-failure-action";
+        shoal(&lab, bad, &[action, service])
+    };
+    create("web", "IMAGE", "sleep 100000")?;
+    let old = lab.wait_running("web", 1)?.remove(0).0;
+    spoil("web", "pause")?;
+    let said = state("web", "paused")?;
     ensure!(
         said.contains("update paused due to failure or early termination of task"),
         "{said}"
     );
     let running = tasks(&lab, "web", "{{.ID}} {{.CurrentState}}")?;
-    let serves = format!("{} Running ", old[0].0);
+    let serves = format!("{old} Running ");
     ensure!(
         running.iter().any(|task| task.starts_with(&serves)),
         "{running:?}"
     );
-    shoal(
-        &lab,
-        &bad.replace(
-            "--update-order",
-            "--update-failure-action rollback --update-order",
-        )
-        .replace(":1 web", ":2 web"),
-        &[],
-    )?;
-    state("rollback_completed")?;
-    shoal(
-        &lab,
-        "service update --detach -q --no-resolve-image --image IMAGE --env-add V=2 web",
-        &[],
-    )?;
-    state("completed")?;
-    let history = shoal(&lab, "service history --format {{.Revision}}", &["web"])?;
+
+    // One that goes back by itself; and one that a user takes back to its first version, several changes ago.
+    create("back", "--env V=1 IMAGE", "sleep 100000")?;
+    let first = lab.wait_running("back", 1)?;
+    spoil("back", "rollback")?;
+    state("back", "rollback_completed")?;
+    assert_eq!(lab.wait_running("back", 1)?, first);
+    let change = "service update --detach -q --no-resolve-image --env-add V=2 back";
+    shoal(&lab, change, &[])?;
+    state("back", "completed")?;
+    let history = shoal(&lab, "service history --format {{.Revision}} back", &[])?;
     ensure!(history.lines().any(|line| line == "1"), "{history}");
-    shoal(&lab, "service rollback --detach --to 1 web", &[])?;
-    state("rollback_completed")?;
-    let env = shoal(
-        &lab,
-        "service inspect --format",
-        &["{{.Spec.TaskTemplate.ContainerSpec.Env}}", "web"],
-    )?;
+    shoal(&lab, "service rollback --detach --to 1 back", &[])?;
+    let template = "{{.Spec.TaskTemplate.ContainerSpec.Env}}";
+    let env = shoal(&lab, "service inspect --format", &[template, "back"])?;
     assert_eq!(env, "[V=1]\n");
-    lab.wait_running("web", 1)?;
+    state("back", "rollback_completed")?;
+    lab.wait_running("back", 1)?;
     Ok(())
 }
