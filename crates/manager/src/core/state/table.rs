@@ -5,7 +5,7 @@ use std::{borrow::Borrow, sync::Arc};
 /// Entries per chunk at most; a chunk is what a change after a copy must duplicate.
 const CHUNK_ENTRIES_MAX: usize = 64;
 
-/// Entries for which a full chunk gets room.
+/// Chunks have room for a multiple of so many entries: few sizes leave few holes in the heap that nothing fits into.
 const CHUNK_GROWTH: usize = 8;
 
 type Chunk<K, V> = Arc<Vec<(K, V)>>;
@@ -28,6 +28,21 @@ impl<K, V> Default for Table<K, V> {
             len: 0,
         }
     }
+}
+
+/// Room of a chunk for so many entries.
+fn room_for(entries: usize) -> usize {
+    entries.next_multiple_of(CHUNK_GROWTH)
+}
+
+/// The chunk for this table alone, copied with room for one more if others share it.
+fn own<K: Clone, V: Clone>(chunk: &mut Chunk<K, V>) -> &mut Vec<(K, V)> {
+    if Arc::get_mut(chunk).is_none() {
+        let mut copy = Vec::with_capacity(room_for(chunk.len() + 1));
+        copy.extend_from_slice(chunk);
+        *chunk = Arc::new(copy);
+    }
+    Arc::make_mut(chunk)
 }
 
 impl<K: Ord + Clone, V: Clone> Table<K, V> {
@@ -70,13 +85,13 @@ impl<K: Ord + Clone, V: Clone> Table<K, V> {
         let place = chunks
             .partition_point(|chunk| chunk[0].0 <= key)
             .saturating_sub(1);
-        let chunk = Arc::make_mut(&mut chunks[place]);
+        let chunk = own(&mut chunks[place]);
         match chunk.binary_search_by(|(k, _)| k.cmp(&key)) {
             Ok(at) => Some(std::mem::replace(&mut chunk[at].1, value)),
             Err(at) => {
                 if chunk.len() == chunk.capacity() {
                     // Doubling would leave half of all chunks empty.
-                    chunk.reserve_exact(CHUNK_GROWTH);
+                    chunk.reserve_exact(room_for(chunk.len() + 1) - chunk.len());
                 }
                 chunk.insert(at, (key, value));
                 self.len += 1;
