@@ -6,6 +6,20 @@ use anyhow::{Context, Result, bail};
 
 use crate::{lab::TestLab, load::Load, wait, wait_within};
 
+/// Whoever is asked says when he can answer, and whoever asks waits for that.
+const STACK: &str = "
+services:
+  web:
+    image: shoal-demo:latest
+    ports: ['8080:80']
+    healthcheck: {test: [CMD, /demo, get, 127.0.0.1], interval: 10s, timeout: 30s, start_interval: 200ms, start_period: 60s}
+    deploy: {replicas: 6, update_config: {parallelism: 2}}
+  client:
+    image: shoal-demo:latest
+    command: [load, web, '200', '0']
+    depends_on: {web: {condition: service_healthy}}
+    deploy: {restart_policy: {condition: none}, placement: {constraints: [node.hostname==n3]}}
+";
 /// Requests per second through each of the two ways.
 const RATE: u64 = 200;
 /// The published port.
@@ -66,19 +80,12 @@ impl Told {
 /// # Errors
 /// If a step does not come to its end; lost requests are in the answer.
 pub fn story(lab: &TestLab, rounds: usize) -> Result<Told> {
-    lab.on("n1", &["network", "create", "-d", "overlay", "net"])?;
-    let replicas = REPLICAS.to_string();
-    let create = ["service", "create", "--detach", "-q", "--network", "net"];
-    let web = ["--name", "web", "--replicas", &replicas, "-p", "8080:80"];
-    let rest = ["--update-parallelism", "2", "shoal-demo:latest"];
-    lab.on("n1", &[&create[..], &web, &rest].concat())?;
-    lab.wait_running("web", REPLICAS)?;
-    let rate = RATE.to_string();
-    let client = ["--name", "client", "--restart-condition", "none"];
-    let here = ["--constraint", "node.hostname==n3", "shoal-demo:latest"];
-    let load = ["load", "web", &rate, "0"];
-    lab.on("n1", &[&create[..], &client, &here, &load].concat())?;
-    lab.wait_running("client", 1)?;
+    let file = tempfile::Builder::new().suffix(".yml").tempfile()?;
+    std::fs::write(file.path(), STACK)?;
+    let file = file.path().to_string_lossy();
+    lab.on("n1", &["stack", "deploy", "-c", &file, "s"])?;
+    lab.wait_running("s_web", REPLICAS)?;
+    lab.wait_running("s_client", 1)?;
     let hosts: Vec<SocketAddr> = ["n1", "n2", "n3"]
         .iter()
         .map(|host| Ok(SocketAddr::new(lab.addr(host).parse()?, PORT)))
@@ -92,7 +99,7 @@ pub fn story(lab: &TestLab, rounds: usize) -> Result<Told> {
         let (lost, first) = (failed.len(), first.join("\n"));
         format!("{lost} of {requests} requests from outside were lost so far:\n{first}")
     })?;
-    let filter = "label=com.docker.swarm.service.name=client";
+    let filter = "label=com.docker.swarm.service.name=s_client";
     let client = lab.on("n3", &["ps", "-q", "-f", filter])?;
     lab.on("n3", &["kill", "-s", "TERM", client.trim()])?;
     Ok(Told {
@@ -111,11 +118,11 @@ fn trouble(lab: &TestLab, rounds: usize) -> Result<()> {
         let update = ["service", "update", "--detach", "-q", "--force"];
         lab.on(
             "n1",
-            &[&update[..], &["--update-order", order, "web"]].concat(),
+            &[&update[..], &["--update-order", order, "s_web"]].concat(),
         )?;
         wait_within(UPDATE_MAX, &format!("update {round}, {order}"), || {
             let format = "{{.UpdateStatus.State}} {{.Spec.TaskTemplate.ForceUpdate}}";
-            let seen = lab.on("n1", &["service", "inspect", "--format", format, "web"])?;
+            let seen = lab.on("n1", &["service", "inspect", "--format", format, "s_web"])?;
             let done = seen.trim() == format!("completed {}", round + 1);
             Ok(if done { Ok(()) } else { Err(seen) })
         })?;
@@ -123,7 +130,7 @@ fn trouble(lab: &TestLab, rounds: usize) -> Result<()> {
     let availability = |what: &str| lab.on("n1", &["node", "update", "--availability", what, "n2"]);
     availability("drain")?;
     wait("no task on the drained host", || {
-        let running = lab.wait_running("web", REPLICAS)?;
+        let running = lab.wait_running("s_web", REPLICAS)?;
         let moved = running.iter().all(|(_, node)| node != "n2");
         Ok(if moved {
             Ok(())
@@ -132,10 +139,10 @@ fn trouble(lab: &TestLab, rounds: usize) -> Result<()> {
         })
     })?;
     availability("active")?;
-    lab.on("n1", &["service", "scale", "--detach", "web=2"])?;
-    lab.wait_running("web", 2)?;
+    lab.on("n1", &["service", "scale", "--detach", "s_web=2"])?;
+    lab.wait_running("s_web", 2)?;
     wait("the containers of those that are gone to be gone", || {
-        let filter = "label=com.docker.swarm.service.name=web";
+        let filter = "label=com.docker.swarm.service.name=s_web";
         let mut left = 0;
         for host in ["n1", "n2", "n3"] {
             left += lab.on(host, &["ps", "-q", "-f", filter])?.lines().count();
@@ -151,7 +158,7 @@ fn trouble(lab: &TestLab, rounds: usize) -> Result<()> {
 /// What the task that asked says at its end.
 fn said_inside(lab: &TestLab) -> Result<Asked> {
     let said = wait("the client's last word", || {
-        let logs = lab.on("n1", &["service", "logs", "--raw", "client"])?;
+        let logs = lab.on("n1", &["service", "logs", "--raw", "s_client"])?;
         let done = logs.lines().any(|line| line.starts_with("requests="));
         Ok(if done { Ok(logs) } else { Err(logs) })
     })?;

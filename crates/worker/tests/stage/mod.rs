@@ -325,6 +325,14 @@ impl Dispatcher for Ears {
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 
+    async fn describe(
+        &self,
+        request: Request<wire::DescribeRequest>,
+    ) -> Result<Response<wire::DescribeResponse>, Status> {
+        assert_eq!(request.into_inner().session_id, "session");
+        Ok(Response::new(wire::DescribeResponse {}))
+    }
+
     async fn heartbeat(
         &self,
         request: Request<wire::HeartbeatRequest>,
