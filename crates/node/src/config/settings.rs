@@ -13,8 +13,7 @@ use shoal_api::container::Ulimit;
 use super::{
     ConfigError, ContainerDefaults, DaemonConfig, Reloadable, Source,
     file::{Effect, FLAGS_ONLY, KEYS, Keys},
-    generic,
-    network,
+    generic, network,
 };
 
 /// TLS of the API on TCP.
