@@ -3,12 +3,15 @@
 mod build;
 mod cli;
 mod containers;
+mod exposure;
+mod faults;
 mod golden;
 mod grammar;
 mod host;
 mod sdk;
 mod services;
 mod system;
+mod takeover;
 
 use std::process::{Command, Stdio};
 

@@ -32,6 +32,7 @@ pub(crate) const TEST: &[&str] = &[
     "openssl",
     "python3-minimal",
     "python3-venv",
+    "strace",
     "wireguard-tools",
 ];
 /// The original to measure against.

@@ -28,8 +28,12 @@ impl Fields {
         if bytes.iter().all(u8::is_ascii_whitespace) {
             return Self::new(String::new(), Value::Null);
         }
-        let value = serde_json::from_slice(bytes)
-            .map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))?;
+        let value = serde_json::from_slice(bytes).map_err(|error: serde_json::Error| {
+            // What Go's decoder says of a body that breaks off.
+            let cut = error.is_eof().then(|| "unexpected EOF".to_owned());
+            let why = cut.unwrap_or_else(|| error.to_string());
+            ApiError::invalid(format!("invalid JSON: {why}"))
+        })?;
         Self::new(String::new(), value)
     }
 

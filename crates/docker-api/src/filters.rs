@@ -96,11 +96,12 @@ impl Filters {
                 "1" | "true" | "True" | "t" => Ok(Some(true)),
                 "0" | "false" | "False" | "f" => Ok(Some(false)),
                 _ => Err(ApiError::invalid(format!(
-                    "invalid value for filter '{name}': {value:?}"
+                    "invalid filter '{name}=[{value}]'"
                 ))),
             },
             values => Err(ApiError::invalid(format!(
-                "invalid value for filter '{name}': {values:?}"
+                "invalid filter '{name}=[{}]'",
+                values.join(" ")
             ))),
         }
     }

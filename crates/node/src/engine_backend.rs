@@ -1,6 +1,7 @@
 //! The engine of this host as the Engine API sees it.
 
 mod errors;
+mod exposure;
 mod history;
 mod host;
 mod images;
@@ -156,12 +157,14 @@ impl EngineBackend for EngineApi {
                 )));
             }
         }
+        let exposed = exposure::warning(&self.config, &spec);
         let id = self.engine.create(spec).await.map_err(errors::engine)?;
         self.note_networks(id.as_str()).await?;
-        Ok(CreatedContainer {
-            id,
-            warnings: Vec::new(),
-        })
+        if let Some(warning) = &exposed {
+            tracing::warn!(container.id = %id, "{warning}");
+        }
+        let warnings = exposed.into_iter().collect();
+        Ok(CreatedContainer { id, warnings })
     }
 
     async fn container_list(&self, filter: ContainerFilter) -> ApiResult<Vec<ContainerSummary>> {

@@ -1,15 +1,18 @@
 """Opens and drops many streams of a container, and sees that the daemon keeps nothing of them.
 
-Usage: streams.py SOCKET, of a daemon that has the image `busybox:test`.
+Usage: streams.py SOCKET, of a daemon that has the image `busybox:test`. SHOAL_STREAMS says how many times.
 """
 
 import http.client
 import json
+import os
 import socket
+import struct
 import sys
 import time
 
-ROUNDS = 500
+ROUNDS = int(os.environ.get("SHOAL_STREAMS", "500"))
+MEMORY_MAX_KB = 16 << 10  # what caches and the allocator may take, however many streams there were
 
 
 def call(method, path, body=None):
@@ -42,16 +45,32 @@ def files():
     return call("GET", "info")["NFd"]
 
 
+def memory():
+    """Resident memory of the daemon in kB."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(sys.argv[1])
+        pid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+    with open(f"/proc/{pid}/status", encoding="ascii") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS:"))
+
+
+def one():
+    opened("POST", "containers/streams/attach?stream=1&stdin=1&stdout=1&stderr=1", upgrade=True).close()
+    opened("GET", "containers/streams/logs?stdout=1&follow=1").close()
+    opened("GET", "events").close()
+
+
 def main():
     call("POST", "containers/create?name=streams", {"Image": "busybox:test", "Cmd": ["sleep", "1000"], "OpenStdin": True})
     call("POST", "containers/streams/start")
     try:
         opened("POST", "containers/streams/attach?stream=1&stdin=1&stdout=1", upgrade=True).close()
         before = files()
+        for _ in range(100):
+            one()
+        memory_before, tasks_before = memory(), call("GET", "info")["NGoroutines"]
         for _ in range(ROUNDS):
-            opened("POST", "containers/streams/attach?stream=1&stdin=1&stdout=1&stderr=1", upgrade=True).close()
-            opened("GET", "containers/streams/logs?stdout=1&follow=1").close()
-            opened("GET", "events").close()
+            one()
         for _ in range(ROUNDS // 10):
             made = call("POST", "containers/streams/exec", {"Cmd": ["sleep", "0.01"], "AttachStdout": True})
             opened("POST", f"exec/{made['Id']}/start", b"{}", upgrade=True).close()
@@ -59,9 +78,14 @@ def main():
         while files() > before + 5:
             assert time.monotonic() < end, f"{before} files were open, now {files()}"
             time.sleep(0.1)
+        while call("GET", "info")["NGoroutines"] > tasks_before + 20:
+            assert time.monotonic() < end, f"{tasks_before} tasks before, now {call('GET', 'info')['NGoroutines']}"
+            time.sleep(0.1)
+        grown = memory() - memory_before
+        assert grown < MEMORY_MAX_KB, f"{grown} kB more than before"
         info = call("GET", "info")
         assert info["NEventsListener"] == 0, info["NEventsListener"]
-        print(f"{before} files open before, {files()} after {3 * ROUNDS} streams")
+        print(f"{before} files open before, {files()} after {3 * ROUNDS} streams, {grown} kB more")
     finally:
         call("DELETE", "containers/streams?force=1")
 

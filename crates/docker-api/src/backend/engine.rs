@@ -280,6 +280,8 @@ pub struct EngineInfo {
     pub ipv4_forwarding: bool,
     /// Files that the daemon has open.
     pub open_files: u64,
+    /// What the daemon does side by side; docker's word for it is goroutines.
+    pub tasks: u64,
     /// Those who listen to events.
     pub event_listeners: u64,
     /// Proxy for HTTP, if any.

@@ -47,9 +47,9 @@ pub(crate) fn read_container(body: &[u8], name: Option<String>) -> ApiResult<Con
     }
     let spec = ContainerSpec {
         name,
-        image: f.text("Image")?.ok_or_else(|| {
-            ApiError::invalid("config cannot be empty in order to create a container")
-        })?,
+        image: f
+            .text("Image")?
+            .ok_or_else(|| ApiError::invalid("no command specified"))?,
         entrypoint: words(&mut f, "Entrypoint")?,
         // Go's client sends an empty list for "not said".
         cmd: words(&mut f, "Cmd")?.filter(|cmd| !cmd.is_empty()),
@@ -122,7 +122,19 @@ fn read_health(f: &mut Fields) -> ApiResult<Option<HealthCheck>> {
         timeout: some(h.nanos("Timeout")?),
         start_period: some(h.nanos("StartPeriod")?),
         start_interval: some(h.nanos("StartInterval")?),
-        retries: h.take::<u32>("Retries")?.filter(|n| *n > 0),
+        retries: h
+            .take::<i64>("Retries")?
+            .map(|n| {
+                u32::try_from(n).map_err(|_| {
+                    ApiError::invalid(if n < 0 {
+                        "Retries in Healthcheck cannot be negative"
+                    } else {
+                        "Retries in Healthcheck are too many"
+                    })
+                })
+            })
+            .transpose()?
+            .filter(|n| *n > 0),
     };
     h.finish()?;
     Ok(Some(health))
@@ -224,7 +236,9 @@ fn read_host(mut f: Fields) -> ApiResult<HostSpec> {
             .collect::<ApiResult<_>>()?,
         sysctls: f.get("Sysctls")?,
         resources: read_resources(&mut f)?,
-        shm_size: f.amount("ShmSize")?,
+        shm_size: f
+            .amount("ShmSize")
+            .map_err(|_| ApiError::invalid("SHM size can not be less than 0"))?,
         init: f.take("Init")?,
         log: read_log(f.object_or_empty("LogConfig")?)?,
         group_add: f.get("GroupAdd")?,
@@ -255,7 +269,12 @@ fn read_host(mut f: Fields) -> ApiResult<HostSpec> {
     ]);
     match f.text("Isolation")?.as_deref() {
         None | Some("default") => {}
-        Some(other) => return Err(f.invalid("Isolation", format!("{other:?} is not linux's"))),
+        Some(other) => {
+            return Err(f.invalid(
+                "Isolation",
+                format!("{other:?} - linux only supports 'default'"),
+            ));
+        }
     }
     f.finish()?;
     Ok(host)
@@ -276,7 +295,10 @@ pub(crate) fn read_network_mode(text: &str) -> NetworkMode {
 
 fn read_restart(mut f: Fields) -> ApiResult<RestartPolicy> {
     let name = f.text("Name")?;
-    let max_retries = f.amount("MaximumRetryCount")?.unwrap_or(0);
+    let max_retries = f.amount("MaximumRetryCount").map_err(|_| {
+        ApiError::invalid("invalid restart policy: maximum retry count cannot be negative")
+    })?;
+    let max_retries = max_retries.unwrap_or(0);
     let policy = match name.as_deref() {
         None | Some("no") => RestartPolicy::No,
         Some("always") => RestartPolicy::Always,
@@ -338,8 +360,9 @@ fn read_port_bindings(f: &mut Fields) -> ApiResult<BTreeMap<Port, Vec<PortBindin
                                 ApiError::invalid(format!("invalid IP address: {ip:?}"))
                             })?)
                         },
-                        host_ports: read_port_range(&ports)
-                            .map_err(|()| ApiError::invalid(format!("invalid port: {ports:?}")))?,
+                        host_ports: read_port_range(&ports).map_err(|()| {
+                            ApiError::invalid(format!("invalid port specification: {ports:?}"))
+                        })?,
                     })
                 })
                 .collect::<ApiResult<_>>()?;

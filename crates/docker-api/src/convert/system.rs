@@ -112,7 +112,7 @@ pub(crate) fn info(
         "Debug": info.debug,
         "NFd": info.open_files,
         "OomKillDisable": info.limits.oom_kill_disable,
-        "NGoroutines": 0,
+        "NGoroutines": info.tasks,
         "SystemTime": instant(now),
         "LoggingDriver": info.default_log_driver,
         "CgroupDriver": info.cgroup_driver,

@@ -58,14 +58,14 @@ async fn rubbish_is_refused_with_its_place() {
     let daemon = Daemon::start();
     let create = "/containers/create";
     expect![[r#"
-        400 {"message":"invalid JSON: EOF while parsing a value at line 1 column 9"}
+        400 {"message":"invalid JSON: unexpected EOF"}
         400 {"message":"invalid body: expected an object, not a list"}
-        400 {"message":"config cannot be empty in order to create a container"}
+        400 {"message":"no command specified"}
         400 {"message":"invalid Env: invalid type: string \"A=b\", expected a sequence"}
         400 {"message":"invalid HostConfig.Memory: -5 is negative"}
         400 {"message":"HostConfig.Frobnicate is not supported"}
         400 {"message":"invalid restart policy: unknown policy 'sometimes'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'"}
-        400 {"message":"invalid port: \"99999\""}
+        400 {"message":"invalid port specification: \"99999\""}
         400 {"message":"invalid HostConfig.PortBindings: invalid port specification: \"http\""}
         400 {"message":"invalid mount config for type \"cluster\": mount type unknown"}
         400 {"message":"invalid filters: ["}

@@ -71,8 +71,12 @@ pub struct CapabilitySet(pub u64);
 
 /// There is no capability of that name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("invalid capability: {0:?}")]
-pub struct UnknownCapability(pub String);
+#[error("invalid {field}: unknown capability: {name:?}")]
+pub struct UnknownCapability {
+    /// `CapAdd` or `CapDrop`.
+    pub field: &'static str,
+    pub name: String,
+}
 
 impl CapabilitySet {
     pub const NONE: Self = Self(0);
@@ -88,8 +92,9 @@ impl CapabilitySet {
     /// Docker's arithmetic over `--cap-add` and `--cap-drop`: `ALL` first, then drops, then adds. Names come with or
     /// without `CAP_`, in any case.
     pub fn of(add: &[String], drop: &[String]) -> Result<Self, UnknownCapability> {
-        let (add_all, added) = parse(add)?;
-        let (drop_all, dropped) = parse(drop)?;
+        let unknown = |field| move |name| UnknownCapability { field, name };
+        let (add_all, added) = parse(add).map_err(unknown("CapAdd"))?;
+        let (drop_all, dropped) = parse(drop).map_err(unknown("CapDrop"))?;
         let base = match (add_all, drop_all) {
             (true, _) => Self::ALL,
             (false, true) => Self::NONE,
@@ -118,7 +123,7 @@ fn bit(capability: Capability) -> u64 {
 }
 
 /// Whether `ALL` was among them, and the bits of the others.
-fn parse(names: &[String]) -> Result<(bool, u64), UnknownCapability> {
+fn parse(names: &[String]) -> Result<(bool, u64), String> {
     let mut all = false;
     let mut bits = 0;
     for name in names {
@@ -130,7 +135,7 @@ fn parse(names: &[String]) -> Result<(bool, u64), UnknownCapability> {
             let found = ALL_CAPABILITIES
                 .iter()
                 .find(|known| known.to_string().trim_start_matches("CAP_") == bare);
-            bits |= bit(*found.ok_or_else(|| UnknownCapability(name.clone()))?);
+            bits |= bit(*found.ok_or_else(|| name.clone())?);
         }
     }
     Ok((all, bits))
@@ -162,7 +167,13 @@ mod tests {
             set(&["CAP_SYS_ADMIN"], &["MKNOD"]).as_deref(),
             Ok("00000000a02425fb")
         );
-        assert_eq!(set(&["root"], &[]), Err(UnknownCapability("root".into())));
+        assert_eq!(
+            set(&["root"], &[]),
+            Err(UnknownCapability {
+                field: "CapAdd",
+                name: "root".into()
+            })
+        );
     }
 
     #[test]

@@ -138,11 +138,10 @@ pub fn check(spec: &ContainerSpec) -> Result<(), ConfigError> {
         ));
     }
     let runtime = host.runtime.clone().unwrap_or_default();
-    unsupported(
-        !matches!(runtime.as_str(), "" | "runc" | "shoal"),
-        "HostConfig.Runtime",
-        runtime,
-    )?;
+    if !matches!(runtime.as_str(), "" | "runc" | "shoal") {
+        let text = format!("unknown or invalid runtime name: {runtime}");
+        return Err(ConfigError::Plain(text));
+    }
     modes(spec)?;
     security::parse(&host.security_opt)?;
     logging::check(&host.log)?;
@@ -199,9 +198,8 @@ fn modes(spec: &ContainerSpec) -> Result<(), ConfigError> {
         }
     }
     if host.auto_remove && host.restart != shoal_api::container::RestartPolicy::No {
-        return Err(ConfigError::Conflict(
-            "can't set 'AutoRemove' container and restart policy",
-        ));
+        let text = "can't create 'AutoRemove' container with restart policy";
+        return Err(ConfigError::Plain(text.into()));
     }
     Ok(())
 }

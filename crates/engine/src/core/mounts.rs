@@ -44,6 +44,18 @@ pub enum Planned {
     },
 }
 
+impl Planned {
+    /// As docker names it.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Bind { .. } => "bind",
+            Self::Volume { .. } => "volume",
+            Self::Tmpfs { .. } => "tmpfs",
+            Self::Image { .. } => "image",
+        }
+    }
+}
+
 /// A mount with everything decided, for the OCI spec.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReadyMount {
@@ -59,20 +71,42 @@ pub struct ReadyMount {
 pub enum MountError {
     #[error("invalid volume specification: '{0}'")]
     Specification(String),
-    #[error("invalid volume specification: '{spec}': invalid mode: {mode}")]
-    Mode { spec: String, mode: String },
-    #[error("invalid mount config: invalid mount path: '{0}' mount path must be absolute")]
+    #[error("invalid volume specification: '{spec}': {problem}")]
+    InSpecification { spec: String, problem: Box<Self> },
+    #[error("invalid mount config for type {kind:?}: {problem}")]
+    InConfig {
+        kind: &'static str,
+        problem: Box<Self>,
+    },
+    #[error("invalid mode: {0}")]
+    Mode(String),
+    #[error("invalid mount path: '{0}' mount path must be absolute")]
     Relative(String),
-    #[error("invalid mount config: invalid specification: destination can't be '/'")]
+    #[error("invalid specification: destination can't be '/'")]
     Root,
-    #[error("invalid mount config: {0} is the runtime's own")]
+    #[error("{0} is the runtime's own")]
     Reserved(String),
     #[error("Duplicate mount point: {0}")]
     Duplicate(String),
     #[error(
-        "{0:?} includes invalid characters for a local volume name, only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
+        "create {0}: {0:?} includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are \
+         allowed. If you intended to pass a host directory, use absolute path"
     )]
     VolumeName(String),
+    #[error(
+        "create {0}: volume name is too short, names should be at least two alphanumeric characters"
+    )]
+    ShortVolumeName(String),
+}
+
+impl MountError {
+    /// Says in which kind of mount it is.
+    fn of(self, kind: &'static str) -> Self {
+        Self::InConfig {
+            kind,
+            problem: Box::new(self),
+        }
+    }
 }
 
 /// All mounts a container wants, parents before children. Image volumes give way to anything else at their target, and
@@ -101,7 +135,7 @@ pub fn plan(
                 create_source,
             } => {
                 if !source.starts_with('/') {
-                    return Err(MountError::Relative(source.clone()));
+                    return Err(MountError::Relative(source.clone()).of("bind"));
                 }
                 Planned::Bind {
                     source: PathBuf::from(source),
@@ -146,7 +180,8 @@ pub fn plan(
                     .map(PathBuf::from),
             },
         };
-        let target = check_target(&mount.target)?;
+        let kind = what.kind();
+        let target = check_target(&mount.target).map_err(|err| err.of(kind))?;
         insert(PlannedMount {
             target,
             read_only: mount.read_only || matches!(what, Planned::Image { .. }),
@@ -160,7 +195,7 @@ pub fn plan(
         };
         let read_only = options.split(',').any(|option| option == "ro");
         insert(PlannedMount {
-            target: check_target(target)?,
+            target: check_target(target).map_err(|err| err.of("tmpfs"))?,
             read_only,
             what,
             mode: options.clone(),
@@ -192,7 +227,7 @@ pub fn plan(
         });
     }
     for target in &spec.volumes {
-        let target = check_target(target)?;
+        let target = check_target(target).map_err(|err| err.of("volume"))?;
         let what = Planned::Volume {
             name: None,
             no_copy: false,
@@ -239,10 +274,7 @@ fn parse_bind(text: &str) -> Result<PlannedMount, MountError> {
             "rshared" => propagation = Propagation::Rshared,
             "shared" => propagation = Propagation::Shared,
             other => {
-                return Err(MountError::Mode {
-                    spec: text.to_owned(),
-                    mode: other.to_owned(),
-                });
+                return Err(MountError::Mode(other.to_owned()));
             }
         }
     }
@@ -271,8 +303,12 @@ fn parse_bind(text: &str) -> Result<PlannedMount, MountError> {
             options: BTreeMap::new(),
         }
     };
+    let target = check_target(target).map_err(|err| MountError::InSpecification {
+        spec: text.to_owned(),
+        problem: Box::new(err.of(what.kind())),
+    })?;
     Ok(PlannedMount {
-        target: check_target(target)?,
+        target,
         read_only,
         what,
         mode: mode.to_owned(),
@@ -288,6 +324,9 @@ pub fn check_volume_name(name: &str) -> Result<(), MountError> {
     let rest = name
         .bytes()
         .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'));
+    if first && name.len() == 1 {
+        return Err(MountError::ShortVolumeName(name.to_owned()));
+    }
     if first && rest && name.len() <= 255 {
         Ok(())
     } else {
@@ -385,15 +424,16 @@ mod tests {
     fn wrong_wishes_are_named() {
         check(
             &["/a:b"],
-            expect!["invalid mount config: invalid mount path: 'b' mount path must be absolute\n"],
+            expect![[r#"
+                invalid volume specification: '/a:b': invalid mount config for type "bind": invalid mount path: 'b' mount path must be absolute
+            "#]],
         );
-        check(
-            &["/a:/b:odd"],
-            expect!["invalid volume specification: '/a:/b:odd': invalid mode: odd\n"],
-        );
+        check(&["/a:/b:odd"], expect!["invalid mode: odd\n"]);
         check(
             &["/a:/"],
-            expect!["invalid mount config: invalid specification: destination can't be '/'\n"],
+            expect![[r#"
+                invalid volume specification: '/a:/': invalid mount config for type "bind": invalid specification: destination can't be '/'
+            "#]],
         );
         check(
             &["/a:/b", "/c:/b/."],
@@ -401,12 +441,14 @@ mod tests {
         );
         check(
             &["/a:/proc/sys"],
-            expect!["invalid mount config: /proc/sys is the runtime's own\n"],
+            expect![[r#"
+                invalid volume specification: '/a:/proc/sys': invalid mount config for type "bind": /proc/sys is the runtime's own
+            "#]],
         );
         check(
             &["../up:/b"],
             expect![[r#"
-                "../up" includes invalid characters for a local volume name, only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed
+                create ../up: "../up" includes invalid characters for a local volume name, only "[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, use absolute path
             "#]],
         );
     }

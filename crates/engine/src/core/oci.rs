@@ -589,4 +589,6 @@ pub fn add_hooks(oci: &mut Spec, edits: &[HookEdit]) {
 }
 
 #[cfg(test)]
+mod images;
+#[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
 //! The control groups of containers, whatever the kernel's version of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -197,6 +197,8 @@ impl Cgroups {
             if busy.is_empty() {
                 return;
             }
+            // A process that is frozen does not even notice that it is killed.
+            let _ = self.freeze(group, false);
             for pid in self.processes(group) {
                 let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             }
@@ -210,15 +212,18 @@ impl Cgroups {
         }
     }
 
-    /// Removes groups of our own parent without processes, for whose names `gone` holds.
-    pub(super) fn sweep(&self, gone: impl Fn(&str) -> bool) {
+    /// Removes groups of our own parent for whose names `gone` holds; returns those that have processes yet.
+    pub(super) fn sweep(&self, gone: impl Fn(&str) -> bool) -> BTreeSet<PathBuf> {
+        let mut busy = BTreeSet::new();
         for dir in self.dirs(&self.parent) {
             for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-                if entry.file_name().to_str().is_some_and(&gone) {
-                    let _ = remove_tree(&entry.path());
+                let name = entry.file_name();
+                if name.to_str().is_some_and(&gone) && remove_tree(&entry.path()).is_err() {
+                    busy.insert(self.parent.join(name));
                 }
             }
         }
+        busy
     }
 
     /// Use of resources now; what cannot be read is zero.

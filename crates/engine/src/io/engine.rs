@@ -11,6 +11,7 @@ mod networks;
 mod observe;
 mod prepare;
 mod record;
+mod recovery;
 mod run;
 mod selftest;
 mod update;
@@ -114,7 +115,8 @@ impl Engine {
         let nursery = nursery
             .map_err(|err| EngineError::Invalid(err.to_string()))?
             .map_err(EngineError::io("seal", &config.shim_exe))?;
-        let volumes = Volumes::new(config.root.join("volumes"));
+        let volumes = Volumes::new(config.root.join("volumes"), config.root.join("trash"));
+        volumes.sweep();
         let log_watch = LogWatch::new().map_err(EngineError::io("watch", "the logs"))?;
         let (events, _) = broadcast::channel(EVENTS_MAX);
         let inner = Inner {
@@ -135,6 +137,7 @@ impl Engine {
         engine.empty_trash();
         engine.recall_volumes();
         // Before anything is started, the self-test's container included.
+        engine.undo_starts().await;
         engine.sweep();
         let tested = engine.clone();
         tokio::spawn(async move {
@@ -193,18 +196,6 @@ impl Engine {
         Ok(())
     }
 
-    /// Removes what an earlier daemon had no time for.
-    fn empty_trash(&self) {
-        let trash = self.trash_dir();
-        tokio::task::spawn_blocking(move || {
-            for entry in std::fs::read_dir(trash).into_iter().flatten().flatten() {
-                if let Err(err) = std::fs::remove_dir_all(entry.path()) {
-                    tracing::warn!(path = %entry.path().display(), error = %err, "cannot empty the trash");
-                }
-            }
-        });
-    }
-
     /// Removes control groups and run directories of containers that do not run, which an earlier daemon left.
     fn sweep(&self) {
         let up: BTreeSet<String> = self
@@ -214,7 +205,10 @@ impl Engine {
             .map(|entry| entry.id.to_string())
             .collect();
         let gone = |name: &str| name.parse::<ContainerId>().is_ok() && !up.contains(name);
-        self.inner.cgroups.sweep(gone);
+        for group in self.inner.cgroups.sweep(gone) {
+            let engine = self.clone();
+            tokio::spawn(async move { engine.inner.cgroups.remove(&group).await });
+        }
         let spaces = std::fs::read_dir(self.inner.config.run_dir.join("netns"));
         for space in spaces.into_iter().flatten().flatten() {
             if space.file_name().to_str().is_some_and(gone) {

@@ -26,15 +26,35 @@ const ANONYMOUS_LABEL: &str = "com.docker.volume.anonymous";
 #[derive(Debug, Clone)]
 pub(super) struct Volumes {
     root: PathBuf,
+    /// Of the same file system; what is in it goes at the next start at the latest.
+    trash: PathBuf,
     /// Containers that run, or are about to, by the volumes with options that they mount.
     users: Arc<Mutex<BTreeMap<String, BTreeSet<ContainerId>>>>,
 }
 
 impl Volumes {
-    pub(super) fn new(root: PathBuf) -> Self {
+    pub(super) fn new(root: PathBuf, trash: PathBuf) -> Self {
         Self {
             root,
+            trash,
             users: Arc::default(),
+        }
+    }
+
+    /// Removes volumes that an earlier version began to make and did not live to write down.
+    pub(super) fn sweep(&self) {
+        for entry in std::fs::read_dir(&self.root)
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let dir = entry.path();
+            let empty = std::fs::read_dir(dir.join("_data"))
+                .map_or(true, |mut inside| inside.next().is_none());
+            if dir.is_dir() && empty && !dir.join(RECORD_NAME).exists() {
+                tracing::info!(path = %dir.display(), "removing half a volume");
+                let _ = std::fs::rename(&dir, self.trash.join(random_hex()));
+            }
         }
     }
 
@@ -48,18 +68,17 @@ impl Volumes {
         if !matches!(driver, "" | "local") {
             return Err(EngineError::NoSuchVolumePlugin(driver.to_owned()));
         }
-        volume_mount(&spec.options).map_err(|error| EngineError::Invalid(error.to_string()))?;
         let name = match &spec.name {
             Some(name) if !name.is_empty() => name.clone(),
             _ => random_hex(),
         };
         check_volume_name(&name)?;
+        volume_mount(&spec.options)
+            .map_err(|error| EngineError::Invalid(format!("create {name}: {error}")))?;
         if let Ok(volume) = self.inspect(&name) {
             return Ok((volume, false));
         }
         let dir = self.root.join(&name);
-        let data = dir.join("_data");
-        std::fs::create_dir_all(&data).map_err(EngineError::io("create", &data))?;
         let mut labels = spec.labels.clone();
         if anonymous {
             labels.insert(ANONYMOUS_LABEL.to_owned(), String::new());
@@ -67,7 +86,7 @@ impl Volumes {
         let volume = Volume {
             name,
             driver: "local".into(),
-            mountpoint: data,
+            mountpoint: dir.join("_data"),
             created: Timestamp::now(),
             labels,
             options: spec.options.clone(),
@@ -75,9 +94,15 @@ impl Volumes {
         };
         let json =
             serde_json::to_vec(&volume).map_err(|err| EngineError::Invalid(err.to_string()))?;
-        let new = dir.join(format!("{RECORD_NAME}.new"));
-        std::fs::write(&new, json).map_err(EngineError::io("write", &new))?;
-        std::fs::rename(&new, dir.join(RECORD_NAME)).map_err(EngineError::io("rename", &new))?;
+        // There as a whole or not at all, also when the daemon dies here.
+        let staged = self.trash.join(random_hex());
+        let made = std::fs::create_dir_all(staged.join("_data"))
+            .and_then(|()| std::fs::write(staged.join(RECORD_NAME), json))
+            .and_then(|()| std::fs::rename(&staged, &dir));
+        if let Err(err) = made {
+            let _ = std::fs::remove_dir_all(&staged);
+            return Err(EngineError::io("create", dir)(err));
+        }
         Ok((volume, true))
     }
 
@@ -111,8 +136,13 @@ impl Volumes {
         let volume = self.inspect(name)?;
         // What is mounted there is not ours to empty.
         self.unmount(&volume)?;
-        let dir = self.root.join(name);
-        std::fs::remove_dir_all(&dir).map_err(EngineError::io("remove", dir))
+        let (dir, aside) = (self.root.join(name), self.trash.join(random_hex()));
+        // Gone at once, so that no half of it is ever seen.
+        std::fs::rename(&dir, &aside).map_err(EngineError::io("remove", dir))?;
+        if let Err(err) = std::fs::remove_dir_all(&aside) {
+            tracing::warn!(path = %aside.display(), error = %err, "cannot remove what is left of a volume");
+        }
+        Ok(())
     }
 
     /// Mounts a volume with options for a container, unless it is mounted already. Blocks, for as long as a server of

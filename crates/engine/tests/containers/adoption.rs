@@ -148,3 +148,63 @@ async fn what_a_dead_daemon_left_half_done_is_swept() {
         .collect();
     assert_eq!(left, [kept.to_string()]);
 }
+
+#[test]
+fn a_shim_of_another_version_is_understood() {
+    use shoal_engine::shim::protocol::{Reply, Request};
+    let now = Reply::State {
+        start: 3,
+        pid: 7,
+        started_at: shoal_api::Timestamp::now(),
+        exit: None,
+        version: shoal_engine::shim::protocol::VERSION,
+        execs: vec!["a".into()],
+        ended_execs: Vec::new(),
+    };
+    // As the first version said it.
+    let mut older = serde_json::to_value(&now).expect("JSON");
+    let members = older["State"].as_object_mut().expect("members");
+    for later in ["version", "execs", "ended_execs"] {
+        members.remove(later);
+    }
+    let read: Reply = serde_json::from_value(older).expect("an older shim");
+    assert!(
+        matches!(
+            read,
+            Reply::State {
+                start: 3,
+                pid: 7,
+                version: 0,
+                ..
+            }
+        ),
+        "{read:?}"
+    );
+    // As a later one may.
+    let mut newer = serde_json::to_value(&now).expect("JSON");
+    newer["State"]["mood"] = "good".into();
+    let read: Reply = serde_json::from_value(newer).expect("a newer shim");
+    assert!(
+        matches!(
+            read,
+            Reply::State {
+                start: 3,
+                pid: 7,
+                ..
+            }
+        ),
+        "{read:?}"
+    );
+    let asked = r#"{"Kill": {"exec": null, "signal": 9, "why": "because"}}"#;
+    let read: Request = serde_json::from_str(asked).expect("a newer daemon");
+    assert!(
+        matches!(
+            read,
+            Request::Kill {
+                exec: None,
+                signal: 9
+            }
+        ),
+        "{read:?}"
+    );
+}

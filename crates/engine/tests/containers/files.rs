@@ -59,7 +59,7 @@ async fn copy_in(
     done.await.map_err(|err| err.report())
 }
 
-async fn get(host: &Host, id: &ContainerId, path: &str) -> BTreeMap<String, String> {
+pub(crate) async fn get(host: &Host, id: &ContainerId, path: &str) -> BTreeMap<String, String> {
     let found = host.engine.archive(id.as_str(), path).await;
     entries(
         found

@@ -3,6 +3,7 @@
 #![allow(clippy::print_stderr)]
 
 mod adoption;
+mod attacks;
 mod build;
 mod files;
 mod host;
@@ -11,6 +12,7 @@ mod logs;
 mod networks;
 mod options;
 mod streams;
+mod syscalls;
 mod trouble;
 mod volumes;
 mod walls;

@@ -8,7 +8,7 @@ use shoal_engine::shim::protocol::Streams;
 use crate::host::{Host, cmd, read, sh};
 
 /// The parent of a process.
-fn parent(pid: i32) -> i32 {
+pub(crate) fn parent(pid: i32) -> i32 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("process");
     let after_name = stat.rsplit(") ").next().expect("fields");
     after_name

@@ -10,7 +10,7 @@ use crate::host::{Host, sh};
 fn options(pairs: &[(&str, &str)]) -> VolumeSpec {
     let pair = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
     VolumeSpec {
-        name: Some("v".to_owned()),
+        name: Some("vv".to_owned()),
         options: pairs.iter().map(pair).collect(),
         ..VolumeSpec::default()
     }
@@ -18,7 +18,7 @@ fn options(pairs: &[(&str, &str)]) -> VolumeSpec {
 
 fn with_volume(command: &str) -> ContainerSpec {
     let mut spec = sh(command);
-    spec.host.binds = vec!["v:/v".to_owned()];
+    spec.host.binds = vec!["vv:/v".to_owned()];
     spec
 }
 
@@ -66,7 +66,7 @@ async fn a_file_system_is_mounted_from_the_first_user_to_the_last() {
         .await
         .expect("remove");
     assert_ne!(mounted_at(&volume.mountpoint), "");
-    let refused = host.engine.volume_remove("v", true).unwrap_err();
+    let refused = host.engine.volume_remove("vv", true).unwrap_err();
     assert_eq!(
         refused.to_string(),
         format!("remove v: volume is in use - [{second}]")
@@ -76,7 +76,7 @@ async fn a_file_system_is_mounted_from_the_first_user_to_the_last() {
         .await
         .expect("remove");
     assert_eq!(mounted_at(&volume.mountpoint), "");
-    host.engine.volume_remove("v", false).expect("remove");
+    host.engine.volume_remove("vv", false).expect("remove");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -125,7 +125,7 @@ async fn removing_a_volume_leaves_what_was_bound_there() {
         None::<&str>,
     )
     .expect("mount");
-    host.engine.volume_remove("v", false).expect("remove");
+    host.engine.volume_remove("vv", false).expect("remove");
     assert_eq!(
         std::fs::read(outside.path().join("mine")).expect("file"),
         b"kept"
@@ -166,5 +166,5 @@ async fn what_cannot_be_mounted_is_told_in_dockers_words_and_nothing_stays() {
         .remove(id.as_str(), true, true)
         .await
         .expect("remove");
-    host.engine.volume_remove("v", false).expect("remove");
+    host.engine.volume_remove("vv", false).expect("remove");
 }

@@ -112,7 +112,7 @@ async fn options_take_effect() {
     };
     assert_eq!(
         refused.to_string(),
-        "HostConfig.Runtime is not supported yet: other"
+        "unknown or invalid runtime name: other"
     );
 }
 
@@ -205,7 +205,16 @@ pub(crate) fn census(dir: &Path) -> BTreeMap<String, String> {
 async fn hostile_images_leave_the_host_alone() {
     let host = Host::new().await;
     let canary = host.root.join("canary");
-    for name in ["dev", "etc", "run/secrets", "deep/er"] {
+    for name in [
+        "dev",
+        "etc",
+        "run/secrets",
+        "deep/er",
+        "data/work",
+        "data/volume",
+        "tmp/mem",
+        "var/run",
+    ] {
         std::fs::create_dir_all(canary.join(name)).expect("canary");
     }
     for name in [
@@ -236,7 +245,16 @@ async fn hostile_images_leave_the_host_alone() {
             "etc/resolv.conf",
             "etc/hostname",
             "etc/passwd",
+            "etc/group",
             "data",
+            // The targets of mounts themselves, and the working directory.
+            "run/secrets",
+            "data/work",
+            "data/volume",
+            "tmp/mem",
+            "dev/shm",
+            "dev/pts",
+            "sys/fs",
         ] {
             let image = format!("hostile:{number}-{}", name.replace('/', "-"));
             let config = ImageConfig {
@@ -250,8 +268,8 @@ async fn hostile_images_leave_the_host_alone() {
                 dir(tar, "loop/");
                 link(tar, "loop/a", "b");
                 link(tar, "loop/b", "a");
-                if name.contains('/') {
-                    dir(tar, "etc/");
+                if let Some((parent, _)) = name.split_once('/') {
+                    dir(tar, &format!("{parent}/"));
                     link(
                         tar,
                         name,
@@ -271,7 +289,7 @@ async fn hostile_images_leave_the_host_alone() {
                 Ok((code, said)) => assert_eq!((code, said.as_str()), (0, "ran\n"), "{image}"),
                 // Refusing is as good as running, as long as it is for the right reason.
                 Err(err) => assert!(
-                    number == 2 || matches!(name, "etc/passwd" | "tmp"),
+                    number == 2 || matches!(name, "etc/passwd" | "etc/group" | "tmp"),
                     "{image}: {}",
                     err.report()
                 ),

@@ -294,6 +294,10 @@ impl State {
         used: &mut BTreeSet<String>,
     ) -> Result<Endpoint, BridgesError> {
         let Some(bridge) = &network.bridge else {
+            if network.name == "host" {
+                let text = "container cannot be disconnected from host network or connected to host network";
+                return Err(BridgesError::Invalid(text.into()));
+            }
             let text = match network.config {
                 Some(_) => format!(
                     "configuration network is not available for containers: {}",

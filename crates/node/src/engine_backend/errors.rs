@@ -41,7 +41,12 @@ pub(super) fn kill(name: &str, error: EngineError) -> ApiError {
 
 /// Why a container cannot have another name: what is wrong with the new one is said so.
 pub(super) fn rename(error: EngineError) -> ApiError {
-    let error = engine(error);
+    // Docker shows the name as it keeps it, with a slash.
+    let slashed = match error {
+        EngineError::InvalidName(name) => EngineError::InvalidName(format!("/{name}")),
+        other => other,
+    };
+    let error = engine(slashed);
     let text = &error.message;
     if text.starts_with("Conflict. ") || text.starts_with("Invalid ") {
         return ApiError {

@@ -85,6 +85,10 @@ impl EngineApi {
             limits,
             ipv4_forwarding,
             open_files: count(fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)),
+            tasks: count(
+                tokio::runtime::Handle::try_current()
+                    .map_or(0, |runtime| runtime.metrics().num_alive_tasks()),
+            ),
             event_listeners: count(self.history.listeners()),
             labels: live.labels.clone(),
             insecure_registries: live.insecure_registries.iter().cloned().collect(),

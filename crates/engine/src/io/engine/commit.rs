@@ -4,7 +4,7 @@ use std::path::Path;
 
 use shoal_api::{
     build::{CommitOptions, ImportOptions},
-    container::{ContainerId, ContainerSpec, ContainerStatus},
+    container::{ContainerId, ContainerSpec},
     image::{ImageConfig, ImageId},
 };
 use tokio::io::AsyncRead;
@@ -33,14 +33,11 @@ impl Engine {
             .spec(&parent)
             .ok_or_else(|| EngineError::NoSuchImage(record.image_id.clone()))?;
         let config = apply_changes(config_of(&record.spec, &base.config), &options.changes)?;
-        let paused = options.pause && record.state.status == ContainerStatus::Running;
-        if paused {
-            match self.pause(entry.id.as_str()).await {
-                // It ended, or somebody else paused it, this very moment.
-                Ok(()) | Err(EngineError::NotRunning(_) | EngineError::AlreadyPaused(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let held = if options.pause {
+            self.hold(&entry).await?
+        } else {
+            None
+        };
         let created_by = record.spec.cmd.clone().unwrap_or_default().join(" ");
         let new = NewImage {
             parent: Some(parent),
@@ -52,9 +49,7 @@ impl Engine {
             ..NewImage::default()
         };
         let made = self.images().commit(new, self.upper(&entry.dir)).await;
-        if paused {
-            let _ = self.unpause(entry.id.as_str()).await;
-        }
+        drop(held);
         let id = made?;
         let attributes = [
             ("comment", options.comment.clone()),

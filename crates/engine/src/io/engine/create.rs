@@ -15,7 +15,7 @@ use crate::core::mounts::{Planned, PlannedMount};
 use crate::core::{config, links, mounts, names, oci, signals};
 use crate::io::cdi;
 use crate::io::images::{ImageErrorKind, ImageRecord};
-use crate::io::volumes::random_bytes;
+use crate::io::volumes::{random_bytes, random_hex};
 
 impl Engine {
     /// Makes a container of an image of this host. What the engine cannot honour is refused by name.
@@ -70,6 +70,7 @@ impl Engine {
             }
             Err(err) => {
                 self.write_containers().names.remove(&name);
+                self.remove_noted_volumes(&dir);
                 let _ = std::fs::remove_dir_all(dir);
                 Err(err)
             }
@@ -164,7 +165,15 @@ impl Engine {
             .volume_changes
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let mut anonymous_volumes = Vec::new();
+        let is_anonymous =
+            |mount: &&PlannedMount| matches!(mount.what, Planned::Volume { name: None, .. });
+        let anonymous_volumes: Vec<String> = planned
+            .iter()
+            .filter(is_anonymous)
+            .map(|_| random_hex())
+            .collect();
+        self.note_volumes(&self.dir_of(id), &anonymous_volumes)?;
+        let mut new_names = anonymous_volumes.iter();
         let mut points = Vec::new();
         for mount in planned {
             let destination = mount.target.display().to_string();
@@ -196,7 +205,7 @@ impl Engine {
                 } => {
                     let anonymous = name.is_none();
                     let wish = VolumeSpec {
-                        name,
+                        name: name.or_else(|| new_names.next().cloned()),
                         labels,
                         options,
                         ..VolumeSpec::default()
@@ -208,9 +217,6 @@ impl Engine {
                             ("container".to_owned(), id.to_string()),
                         ];
                         self.publish(EventKind::Volume, "create", &volume.name, attributes.into());
-                    }
-                    if anonymous {
-                        anonymous_volumes.push(volume.name.clone());
                     }
                     point.kind = "volume".into();
                     point.name = volume.name;
@@ -314,17 +320,15 @@ impl Engine {
         volumes: bool,
     ) -> Result<(), EngineError> {
         entry.change(|record| record.state.status = ContainerStatus::Removing);
+        if !volumes {
+            self.keep_volumes(&entry.dir)?;
+        }
         // Aside at once; how long the disk takes to forget the files is nobody's concern.
         let trash = self.trash_dir().join(entry.id.as_str());
         if let Err(err) = std::fs::rename(&entry.dir, &trash) {
             entry.update(|record| record.state.status = ContainerStatus::Dead);
             return Err(EngineError::io("remove", &entry.dir)(err));
         }
-        tokio::task::spawn_blocking(move || {
-            if let Err(err) = std::fs::remove_dir_all(&trash) {
-                tracing::warn!(path = %trash.display(), error = %err, "cannot remove what is left of a container");
-            }
-        });
         let _ = std::fs::remove_dir_all(&entry.run_dir);
         let record = entry.record();
         {
@@ -339,6 +343,12 @@ impl Engine {
                 }
             }
         }
+        // After the volumes, which it names to the next daemon if this one dies here.
+        tokio::task::spawn_blocking(move || {
+            if let Err(err) = std::fs::remove_dir_all(&trash) {
+                tracing::warn!(path = %trash.display(), error = %err, "cannot remove what is left of a container");
+            }
+        });
         entry.live(|live| *live = super::record::Live::default());
         // Last, for those who wait for it.
         entry.update(|record| record.removed = true);

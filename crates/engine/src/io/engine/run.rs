@@ -590,6 +590,12 @@ impl Engine {
             )) if start == record.start => {
                 tracing::info!(container.id = %entry.id, "took over a running container");
                 self.adopt_execs(entry, &execs, &ended_execs);
+                // A daemon that died between freezing it and writing so, or the other way round, leaves them at odds.
+                let paused = record.state.status == ContainerStatus::Paused;
+                let frozen = self.inner.cgroups.freeze(&self.group_of(record), paused);
+                if let Err(error) = frozen.as_ref().map_err(|err| err.to_string()) {
+                    tracing::debug!(container.id = %entry.id, error, "cannot freeze or thaw a container");
+                }
                 entry.live(|live| live.shim = Some(shim));
                 tokio::spawn(self.clone().supervise(entry.clone(), record.start, events));
                 self.watch_health(entry, false);
@@ -613,7 +619,7 @@ impl Engine {
     }
 }
 
-async fn ask_state(
+pub(super) async fn ask_state(
     entry: &Entry,
 ) -> io::Result<(ShimHandle, mpsc::UnboundedReceiver<ShimEvent>, Reply)> {
     let stream = nursery::connect(&entry.run_dir)?;
