@@ -69,7 +69,7 @@ async fn a_file_system_is_mounted_from_the_first_user_to_the_last() {
     let refused = host.engine.volume_remove("vv", true).unwrap_err();
     assert_eq!(
         refused.to_string(),
-        format!("remove v: volume is in use - [{second}]")
+        format!("remove vv: volume is in use - [{second}]")
     );
     host.engine
         .remove(second.as_str(), true, true)
@@ -141,9 +141,12 @@ async fn what_cannot_be_mounted_is_told_in_dockers_words_and_nothing_stays() {
     };
     assert_eq!(
         refused(&[("type", "nfs")]),
-        "missing required option: \"device\""
+        "create vv: missing required option: \"device\""
     );
-    assert_eq!(refused(&[("color", "red")]), "invalid option: \"color\"");
+    assert_eq!(
+        refused(&[("color", "red")]),
+        "create vv: invalid option: \"color\""
+    );
     assert!(host.engine.volumes().expect("volumes").is_empty());
 
     let missing = options(&[("type", "none"), ("o", "bind"), ("device", "/nothing/here")]);
