@@ -31,6 +31,7 @@ fn bridge(n: u8) -> BridgeSpec {
         mtu: None,
         icc: true,
         masquerade: true,
+        ipv6: None,
     }
 }
 
@@ -56,6 +57,8 @@ async fn everybody() -> Result<(Lab, Bridges), String> {
             address: [172, 20 + n, 0, 2].into(),
             mac: None,
             ifname: "eth0".into(),
+            ipv6: None,
+            link_local: Vec::new(),
         };
         let netns = lab.place(&container);
         bridges.attach(&container, netns, attachment).await.unwrap();
