@@ -94,7 +94,7 @@ fn id(n: u8) -> ContainerId {
 /// Runs a test on a thread in a network namespace of its own.
 fn on_a_host<F: Future<Output = ()>>(test: impl FnOnce(Host) -> F + Send + 'static) {
     if !Uid::effective().is_root() {
-        eprintln!("skipped: needs root");
+        eprintln!("skipped, because it needs root");
         return;
     }
     let host = std::thread::spawn(|| {

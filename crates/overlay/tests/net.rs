@@ -20,7 +20,7 @@ macro_rules! or_skip {
     ($lab:expr) => {
         match $lab {
             Ok(lab) => lab,
-            Err(missing) => return eprintln!("skipped: {missing}"),
+            Err(missing) => return eprintln!("skipped, because {missing}"),
         }
     };
 }
