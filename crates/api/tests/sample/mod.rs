@@ -10,7 +10,7 @@ use std::{
 use ipnet::IpNet;
 use shoal_api::{
     Actor, ClusterId, ConfigId, NetworkId, NodeId, ObjectId, SecretId, ServiceId, TaskId,
-    TaskState, Timestamp, network::*, object::*, spec::*,
+    TaskState, Timestamp, Words, network::*, object::*, spec::*,
 };
 
 /// SplitMix64.
