@@ -317,7 +317,12 @@ impl Node {
         self.propose_membership();
         while self.persisting.is_none() && self.raw.has_ready() {
             let mut ready = self.raw.ready();
-            self.send(ready.take_messages());
+            // A leader's appends may travel while its disk works, but not before it is durable that it leads: the only
+            // voter asks nobody, and would forget a term of which others have entries.
+            let known_term = self.raw.store().hard_state().term;
+            if ready.hs().is_none_or(|now| now.term == known_term) {
+                self.send(ready.take_messages());
+            }
             if planted(Bug::SendBeforePersist) {
                 self.send(ready.take_persisted_messages());
             }
@@ -382,6 +387,7 @@ impl Node {
         log.append(ready.entries());
         log.set_hard_state(hard_state);
 
+        self.send(ready.take_messages());
         self.send(ready.take_persisted_messages());
         for read in ready.take_read_states() {
             self.read_answered(read.index, &read.request_ctx);
