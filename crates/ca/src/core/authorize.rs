@@ -22,6 +22,7 @@ const TABLE: &[(&str, Callers)] = &[
     ("NodeCa.IssueNodeCertificate", Callers::Anyone), // a token or the current certificate decides
     ("Control.*", Callers::Managers),
     ("Dispatcher.Session", Callers::Nodes),
+    ("Dispatcher.Describe", Callers::Nodes),
     ("Dispatcher.Heartbeat", Callers::Nodes),
     ("Dispatcher.Assignments", Callers::Nodes),
     ("Dispatcher.UpdateTaskStatus", Callers::Nodes),
@@ -89,6 +90,7 @@ NodeCa.IssueNodeCertificate      anyone worker manager
 Control.Write                    -      -      manager
 Control.ListPassing              -      -      manager
 Dispatcher.Session               -      worker manager
+Dispatcher.Describe              -      worker manager
 Dispatcher.Heartbeat             -      worker manager
 Dispatcher.Assignments           -      worker manager
 Dispatcher.UpdateTaskStatus      -      worker manager

@@ -156,6 +156,13 @@ fn rights(spec: &Spec) -> Value {
     for own in ["args", "env", "cwd"] {
         process.remove(own);
     }
+    // Sets, which are written in any order.
+    let sets = process["capabilities"].as_object_mut();
+    for set in sets.expect("capabilities").values_mut() {
+        if let Some(names) = set.as_array_mut() {
+            names.sort_by_key(Value::to_string);
+        }
+    }
     rights
 }
 
