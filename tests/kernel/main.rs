@@ -1,4 +1,4 @@
-//! What this machine's kernel lacks, tried on one that has it: IPVS, WireGuard, control groups of version 2 alone.
+//! What this machine's kernel lacks, tried on one that has it: IPVS.
 //!
 //! `SHOAL_LAB_KERNEL` names the kernel; see `shoal_tests::kernel`.
 
