@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use shoal_tests::lab::TestLab;
+use shoal_tests::{lab::TestLab, wait};
 
 use self::residue::Residue;
 
@@ -68,6 +68,17 @@ impl Bench {
 
     fn residue(&self) -> Result<Residue> {
         Residue::of(&self.lab)
+    }
+
+    /// The same without any container: links of those that have ended go a moment after them.
+    fn residue_at_rest(&self) -> Result<Residue> {
+        wait("the links of ended containers to go", || {
+            let now = self.residue()?;
+            Ok(match now.link_of_container() {
+                None => Ok(now),
+                Some(link) => Err(link),
+            })
+        })
     }
 
     /// `system df` counts what the disk has, no more and no less.

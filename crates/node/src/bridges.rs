@@ -89,8 +89,11 @@ impl Bridges {
         };
         let members = files.load_members()?;
         let in_use = |id: &str| members.values().any(|member| member.endpoint(id).is_some());
-        if state.add_predefined(&prefix, &config.networks, in_use)? {
-            files.save_networks(&state.networks)?;
+        if state.add_predefined(&prefix, &config.networks, in_use)?
+            && let Err(error) = files.save_networks(&state.networks)
+        {
+            // They follow from the configuration; a host whose disk is full must come up, or nothing can be removed.
+            tracing::warn!(%error, "cannot write down the networks of this host");
         }
         let ids: Vec<String> = state.networks.keys().cloned().collect();
         for id in &ids {

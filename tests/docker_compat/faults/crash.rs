@@ -287,7 +287,7 @@ fn die_in(bench: &Bench, act: &Act, points: usize) -> Result<()> {
     bench.try_all(&act.after)?;
     peace(None)?;
     bench.try_all(&act.after)?;
-    let before = bench.residue()?;
+    let before = bench.residue_at_rest()?;
     let calls = peace(None)?;
     bench.try_all(&act.after)?;
     for point in 0..points {

@@ -19,7 +19,7 @@ fn hundreds_of_lives_with_networks_and_volumes_leave_nothing() -> Result<()> {
     for number in 0..4 {
         life(&bench, number)?;
     }
-    let (before, open) = (bench.residue()?, descriptors(&bench)?);
+    let (before, open) = (bench.residue_at_rest()?, descriptors(&bench)?);
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..4)
             .map(|worker| {

@@ -12,7 +12,7 @@ pub(super) struct Residue(BTreeSet<String>);
 /// What a host has in its kernel, told by its own programs.
 const KERNEL: &str = "
     ip -o link | sed 's/^[0-9]*: /link /; s/@.*//; s/: <.*//'
-    ip -o route show table all | grep -v -e fe80: -e ff00: | sed 's/^/route /'
+    ip -o route show table all | grep -v -e fe80: -e ff00: | sed 's/ linkdown//; s/^/route /'
     nft -s list ruleset 2>/dev/null | sed 's/# handle.*//; s/^/rule /'
     cut -d' ' -f5 /proc/self/mountinfo | sed 's/^/mount /'
     ls /proc/*/comm | xargs cat 2>/dev/null | grep -x -e shoal-shim -e sleep -e top | sort | uniq -c | sed 's/^ */processes /'
@@ -55,6 +55,12 @@ impl Residue {
             }
         }
         Ok(Self(all))
+    }
+
+    /// The host's end of a container's link, if there is one.
+    pub(super) fn link_of_container(&self) -> Option<String> {
+        let of_container = |line: &&String| line.starts_with("link shoalv");
+        self.0.iter().find(of_container).cloned()
     }
 
     /// What is there now and was not, and the other way round.

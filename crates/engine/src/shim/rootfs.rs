@@ -40,7 +40,7 @@ pub(crate) fn mount_overlay(layers: &[PathBuf], volatile: bool) -> Result<(), Fa
         }
     }
     // A mount that was volatile once leaves this mark, and the kernel refuses the next one until it is gone.
-    let _ = std::fs::remove_dir("work/work/incompat/volatile");
+    let _ = std::fs::remove_dir_all("work/work/incompat");
     let (held, mut lower) = lower_dirs(layers)?;
     if lower.is_empty() {
         let _ = std::fs::create_dir("empty");
