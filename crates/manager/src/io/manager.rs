@@ -63,7 +63,6 @@ mod passing;
 mod recovery;
 mod relocation;
 
-use forward::LeaderChannel;
 use locking::Keys;
 use passing::Board;
 
@@ -209,7 +208,6 @@ pub(crate) struct Desk {
     dispatcher: watch::Sender<Option<mpsc::Sender<Command>>>,
     /// Where tasks are on their way to running, while this manager leads.
     pub(crate) passing: Board,
-    leader_channel: LeaderChannel,
     pub(crate) logs: LogBroker,
     pub(crate) execs: ExecBroker,
 }
@@ -267,7 +265,6 @@ impl Manager {
             client_tls: client_tls_now,
             dispatcher: watch::Sender::default(),
             passing: Board::default(),
-            leader_channel: LeaderChannel::default(),
             logs: LogBroker::default(),
             execs: ExecBroker::default(),
         };

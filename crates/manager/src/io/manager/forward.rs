@@ -1,13 +1,9 @@
 //! Writes carried to the leader.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
-use rustls::ClientConfig;
 use shoal_api::{object::Object, wire::control_client::ControlClient};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::watch;
 use tonic::{Request, Status, transport::Channel};
 
 use super::{Desk, WriteError};
@@ -22,45 +18,14 @@ use crate::{
 /// How long a leader that was asked and then followed by another may still take for its answer: it handed over, and what it
 /// had decided before is on its way.
 const LATE_ANSWER: Duration = Duration::from_millis(200);
-/// A connection on which nothing was heard for so long is made anew: a leader that stands still takes what it is sent and
-/// says nothing, and nobody knows then what became of it. That a leader shakes hands shows that it does not.
-const TRUST: Duration = Duration::from_millis(200);
-
-/// The connection to the leader: one for all that is asked of it, made again for another leader or another certificate.
-#[derive(Debug, Clone, Default)]
-pub(super) struct LeaderChannel(Arc<Mutex<Option<Connected>>>);
-
-#[derive(Debug)]
-struct Connected {
-    address: String,
-    tls: Arc<ClientConfig>,
-    channel: Channel,
-    heard: Instant,
-}
-
 impl Desk {
-    /// A connection to the leader. Where there was none this is the time to find out that it cannot be reached: nothing was
-    /// said yet.
+    /// A connection to the leader, a new one each time: this is the moment to find out that it cannot be reached, while
+    /// nothing was said yet. On one that is kept a write is lost with the leader, and nobody knows what became of it.
     pub(super) async fn leader_channel(&self) -> Result<Channel, WriteError> {
         let address = self.leader_address().ok_or(WriteError::NoLeader)?;
         let tls = Arc::clone(&self.client_tls.borrow());
-        let mut connected = self.leader_channel.0.lock().await;
-        if let Some(there) = connected.as_ref()
-            && there.address == address
-            && Arc::ptr_eq(&there.tls, &tls)
-            && there.heard.elapsed() < TRUST
-        {
-            return Ok(there.channel.clone());
-        }
-        let channel = client::connect(&address, Arc::clone(&tls)).await;
-        let channel = channel.map_err(|_| WriteError::NoLeader)?;
-        *connected = Some(Connected {
-            address,
-            tls,
-            channel: channel.clone(),
-            heard: Instant::now(),
-        });
-        Ok(channel)
+        let channel = client::connect(&address, tls).await;
+        channel.map_err(|_| WriteError::NoLeader)
     }
 
     /// Has the leader carry out what a user wants. `leadership` has seen who leads now; who leads next is asked instead as
@@ -83,11 +48,6 @@ impl Desk {
             answer = client.write(Request::new(intent.into())) => answer,
             () = succeeded(leadership) => return Err(WriteError::Lost),
         };
-        if answer.is_ok()
-            && let Some(connected) = self.leader_channel.0.lock().await.as_mut()
-        {
-            connected.heard = Instant::now();
-        }
         match answer {
             Ok(answer) => control::written(answer.into_inner()).map_err(|error| {
                 WriteError::Forward(Box::new(Status::internal(error.to_string())))
