@@ -119,6 +119,8 @@ async fn execs_go_on_and_are_known_afterwards() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_dead_daemon_left_half_done_is_swept() {
     let mut host = Host::new().await;
+    // Its probe would die with a real daemon.
+    assert_eq!(host.engine.self_test().await, Ok(()));
     let kept = host.engine.create(sh("true")).await.expect("create");
     let containers = host.root.join("lib/containers");
     // Killed between the directory and the record.
