@@ -66,16 +66,27 @@ pub(crate) fn build_shoal(profile: &str) -> Result<PathBuf> {
 /// Builds a binary in a profile and returns its path.
 ///
 /// For the whole workspace, as the tests are: a package by itself would have its dependencies built once more, with the
-/// fewer features that it alone asks for. In the profile of the tests an example comes along, which brings the features
-/// that only tests ask for, for the same reason.
+/// fewer features that it alone asks for. Examples come along, which bring the features that only tests ask for, for the
+/// same reason: in the profile of the tests one of them, in that of the benchmarks all, since those run them.
 pub(crate) fn build(name: &str, profile: &str) -> Result<PathBuf> {
     let mut words = vec!["build", "--workspace", "--bin", name, "--profile", profile];
     if profile == "dev" {
         words.extend(["--example", "scheduler"]);
+    } else {
+        words.push("--examples");
     }
     run(&cargo(), &words)?;
     let folder = if profile == "dev" { "debug" } else { profile };
     Ok(target().join(folder).join(name))
+}
+
+/// An example as [`build`] leaves it in the release profile, built now where `SHOAL_BIN` has spared the benchmark its build.
+pub(crate) fn example(name: &str) -> Result<PathBuf> {
+    let example = target().join("release/examples").join(name);
+    if std::env::var_os("SHOAL_BIN").is_some() && !example.exists() {
+        build_shoal("release")?;
+    }
+    Ok(example)
 }
 
 /// Fails with a clear line unless this is root on Linux.

@@ -33,11 +33,7 @@ pub(super) const PAIRS: &[Pair] = &[
 const KILLS: &str = "200";
 
 fn herd(what: &str) -> Result<()> {
-    let cargo = ["run", "--quiet", "--release", "--package", "shoal-node"];
-    shell::run(
-        &shell::cargo(),
-        &[cargo.as_slice(), &["--example", "herd", "--", what]].concat(),
-    )
+    shell::run(&shell::example("herd")?.to_string_lossy(), &[what])
 }
 
 /// The test of the clusters' rung, longer.
@@ -49,8 +45,7 @@ fn crash(bench: &Bench) -> Result<()> {
     let test_of = [
         "test",
         "--quiet",
-        "--package",
-        "shoal-tests",
+        "--workspace",
         "--test",
         "cluster",
     ];

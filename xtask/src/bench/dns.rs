@@ -103,9 +103,6 @@ impl Served {
 fn dns(bench: &Bench) -> Result<()> {
     let folder = shell::target().join("bench-dns");
     fs::create_dir_all(&folder)?;
-    let cargo = ["build", "--quiet", "--release", "--package", "shoal-dns"];
-    let example = ["--example", "resolver"];
-    shell::run(&shell::cargo(), &[&cargo[..], &example[..]].concat())?;
     let mut held = Vec::new();
     let mut servers = Vec::new();
     for names in NAMES {
@@ -176,7 +173,7 @@ fn questions(folder: &Path, name: &str, names: impl Iterator<Item = String>) -> 
 
 fn ours(folder: &Path, names: u32) -> Result<(Served, Server)> {
     let mut served = Served::namespace(&format!("dns{names}"))?;
-    let program = shell::target().join("release/examples/resolver");
+    let program = shell::example("resolver")?;
     let netns = format!("/run/netns/{}", served.netns);
     let mut child = Command::new(program)
         .args([&netns, &names.to_string()])

@@ -13,9 +13,5 @@ pub(super) const PAIRS: &[Pair] = &[Pair {
 }];
 
 fn programming(_: &Bench) -> Result<()> {
-    let cargo = ["run", "--quiet", "--release", "--package", "shoal-overlay"];
-    shell::run(
-        &shell::cargo(),
-        &[cargo.as_slice(), &["--example", "lb"]].concat(),
-    )
+    shell::run(&shell::example("lb")?.to_string_lossy(), &[])
 }

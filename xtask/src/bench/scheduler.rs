@@ -13,9 +13,5 @@ pub(super) const PAIRS: &[Pair] = &[Pair {
 }];
 
 fn placements(_: &Bench) -> Result<()> {
-    let cargo = ["run", "--quiet", "--release", "--package", "shoal-manager"];
-    shell::run(
-        &shell::cargo(),
-        &[cargo.as_slice(), &["--example", "scheduler"]].concat(),
-    )
+    shell::run(&shell::example("scheduler")?.to_string_lossy(), &[])
 }
