@@ -38,7 +38,10 @@ mod task;
 mod volume;
 
 use anyhow::{Context as _, Result};
-use clap::{ArgAction, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{
+    ArgAction, ArgMatches, CommandFactory as _, FromArgMatches, Parser, Subcommand,
+    error::ErrorKind,
+};
 
 use crate::{client::Client, config_file, connect::Globals};
 
@@ -152,109 +155,150 @@ pub(crate) struct Cli {
     command: Command,
 }
 
-#[derive(Subcommand)]
-enum Command {
-    Attach(run::Attach),
-    Build(Box<build::Args>),
-    #[command(subcommand)]
-    Builder(BuilderCommand),
-    Commit(container_more::Commit),
-    Completion(completion::Args),
-    #[command(subcommand)]
-    Cluster(cluster::Command),
-    #[command(subcommand)]
-    Config(data::ConfigCommand),
-    #[command(subcommand)]
-    Container(container::Command),
-    #[command(subcommand)]
-    Context(context::Command),
-    Cp(copy::Args),
-    Create(Box<run::Create>),
-    Daemon(Box<daemon::Args>),
-    Diff(container_more::Diff),
-    #[command(subcommand)]
-    Doctor(doctor::Command),
-    Events(system::Events),
-    Exec(exec::Args),
-    Export(container_more::Export),
-    History(image_more::History),
-    #[command(subcommand)]
-    Image(image::Command),
-    Images(image::List),
-    Import(image_more::Import),
-    Info(system::Info),
-    Inspect(inspect::Args),
-    Kill(container::Kill),
-    #[command(subcommand)]
-    Lab(lab::Command),
-    Load(image::Load),
-    Login(login::Login),
-    Logout(login::Logout),
-    Logs(container::Logs),
-    #[command(subcommand)]
-    Network(network::Command),
-    #[command(subcommand)]
-    Node(node::Command),
-    Pause(container_more::Pause),
-    Port(container_more::Port),
-    Ps(container::List),
-    Pull(image::Pull),
-    Push(image::Push),
-    Rename(container_more::Rename),
-    Restart(container::Restart),
-    Rm(container::Remove),
-    Rmi(image::Remove),
-    Run(Box<run::Run>),
-    Save(image::Save),
-    Search(image_more::Search),
-    #[command(subcommand)]
-    Secret(data::SecretCommand),
-    #[command(subcommand)]
-    Service(service::Command),
-    #[command(subcommand)]
-    Stack(stack::Command),
-    Start(run::Start),
-    Stats(stats::Args),
-    Stop(container::Stop),
-    #[command(subcommand)]
-    Swarm(swarm::Command),
-    #[command(subcommand)]
-    System(system::Command),
-    Tag(image::Tag),
-    Top(container_more::Top),
-    Unpause(container_more::Unpause),
-    Update(Box<container_more::Update>),
-    Version(system::Version),
-    #[command(subcommand)]
-    Volume(volume::Command),
-    Wait(container::Wait),
+/// Makes the enumeration of the commands, each with its flags or with verbs of its own, and how it is read.
+///
+/// By hand, since only the command that is asked for is to get its grammar: that of all the others takes longer to make
+/// than most calls.
+macro_rules! commands {
+    ($($name:literal $kind:ident $command:ident($args:ty),)*) => {
+        enum Command {
+            $($command($args),)*
+        }
+
+        impl Subcommand for Command {
+            fn augment_subcommands(all: clap::Command) -> clap::Command {
+                all$(.subcommand(clap::Command::new($name).defer(|one| {
+                    as_in_docker(commands!(@$kind $args, one))
+                })))*
+            }
+
+            fn augment_subcommands_for_update(all: clap::Command) -> clap::Command {
+                Self::augment_subcommands(all)
+            }
+
+            fn has_subcommand(name: &str) -> bool {
+                [$($name),*].contains(&name)
+            }
+        }
+
+        impl FromArgMatches for Command {
+            fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+                Self::from_arg_matches_mut(&mut matches.clone())
+            }
+
+            fn from_arg_matches_mut(matches: &mut ArgMatches) -> Result<Self, clap::Error> {
+                let (name, mut matches) = matches
+                    .remove_subcommand()
+                    .ok_or_else(|| clap::Error::new(ErrorKind::MissingSubcommand))?;
+                $(if name == $name {
+                    return <$args>::from_arg_matches_mut(&mut matches).map(Self::$command);
+                })*
+                Err(clap::Error::new(ErrorKind::InvalidSubcommand))
+            }
+
+            fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+                *self = Self::from_arg_matches(matches)?;
+                Ok(())
+            }
+        }
+    };
+    (@flags $args:ty, $one:ident) => { <$args as clap::Args>::augment_args($one) };
+    (@verbs $args:ty, $one:ident) => {
+        <$args as Subcommand>::augment_subcommands($one)
+            .subcommand_required(true)
+            .arg_required_else_help(true)
+    };
 }
 
-/// The grammar of all commands. As in docker's, a flag may be given its value (`--rm=false`), and of a flag that is given
+commands! {
+    "attach" flags Attach(run::Attach),
+    "build" flags Build(Box<build::Args>),
+    "builder" verbs Builder(BuilderCommand),
+    "commit" flags Commit(container_more::Commit),
+    "completion" flags Completion(completion::Args),
+    "cluster" verbs Cluster(cluster::Command),
+    "config" verbs Config(data::ConfigCommand),
+    "container" verbs Container(container::Command),
+    "context" verbs Context(context::Command),
+    "cp" flags Cp(copy::Args),
+    "create" flags Create(Box<run::Create>),
+    "daemon" flags Daemon(Box<daemon::Args>),
+    "diff" flags Diff(container_more::Diff),
+    "doctor" verbs Doctor(doctor::Command),
+    "events" flags Events(system::Events),
+    "exec" flags Exec(exec::Args),
+    "export" flags Export(container_more::Export),
+    "history" flags History(image_more::History),
+    "image" verbs Image(image::Command),
+    "images" flags Images(image::List),
+    "import" flags Import(image_more::Import),
+    "info" flags Info(system::Info),
+    "inspect" flags Inspect(inspect::Args),
+    "kill" flags Kill(container::Kill),
+    "lab" verbs Lab(lab::Command),
+    "load" flags Load(image::Load),
+    "login" flags Login(login::Login),
+    "logout" flags Logout(login::Logout),
+    "logs" flags Logs(container::Logs),
+    "network" verbs Network(network::Command),
+    "node" verbs Node(node::Command),
+    "pause" flags Pause(container_more::Pause),
+    "port" flags Port(container_more::Port),
+    "ps" flags Ps(container::List),
+    "pull" flags Pull(image::Pull),
+    "push" flags Push(image::Push),
+    "rename" flags Rename(container_more::Rename),
+    "restart" flags Restart(container::Restart),
+    "rm" flags Rm(container::Remove),
+    "rmi" flags Rmi(image::Remove),
+    "run" flags Run(Box<run::Run>),
+    "save" flags Save(image::Save),
+    "search" flags Search(image_more::Search),
+    "secret" verbs Secret(data::SecretCommand),
+    "service" verbs Service(service::Command),
+    "stack" verbs Stack(stack::Command),
+    "start" flags Start(run::Start),
+    "stats" flags Stats(stats::Args),
+    "stop" flags Stop(container::Stop),
+    "swarm" verbs Swarm(swarm::Command),
+    "system" verbs System(system::Command),
+    "tag" flags Tag(image::Tag),
+    "top" flags Top(container_more::Top),
+    "unpause" flags Unpause(container_more::Unpause),
+    "update" flags Update(Box<container_more::Update>),
+    "version" flags Version(system::Version),
+    "volume" verbs Volume(volume::Command),
+    "wait" flags Wait(container::Wait),
+}
+
+/// The grammar of all commands; that of each is made when it is asked for, or by `build`. As in docker's, a flag may be given its value (`--rm=false`), and of a flag that is given
 /// twice the last one counts.
 pub(crate) fn grammar() -> clap::Command {
     as_in_docker(Cli::command())
 }
 
 fn as_in_docker(command: clap::Command) -> clap::Command {
-    let command = command.args_override_self(true).mut_args(|arg| {
-        if !matches!(arg.get_action(), ArgAction::SetTrue) {
-            return arg;
-        }
-        let says_true = !arg.get_default_values().is_empty();
-        let arg = arg
-            .action(ArgAction::Set)
-            .value_parser(clap::builder::BoolishValueParser::new())
-            .num_args(0..=1)
-            .require_equals(true)
-            .default_missing_value("true")
-            .value_name("bool");
-        if says_true {
-            arg
-        } else {
-            arg.default_value("false").hide_default_value(true)
-        }
-    });
+    let command = command
+        .disable_help_subcommand(true)
+        .args_override_self(true)
+        .mut_args(|arg| {
+            if !matches!(arg.get_action(), ArgAction::SetTrue) {
+                return arg;
+            }
+            let says_true = !arg.get_default_values().is_empty();
+            let arg = arg
+                .action(ArgAction::Set)
+                .value_parser(clap::builder::BoolishValueParser::new())
+                .num_args(0..=1)
+                .require_equals(true)
+                .default_missing_value("true")
+                .value_name("bool");
+            if says_true {
+                arg
+            } else {
+                arg.default_value("false").hide_default_value(true)
+            }
+        });
     command.mut_subcommands(as_in_docker)
 }
 
@@ -428,6 +472,8 @@ mod tests {
                 check(sub, &path);
             }
         }
-        check(&Cli::command(), "");
+        let mut all = grammar();
+        all.build();
+        check(&all, "");
     }
 }

@@ -87,6 +87,7 @@ fn describe(error: &clap::Error, path: &str) -> (i32, String) {
 /// The command that the words name: path, usage line, and itself.
 fn command_of(words: &[String]) -> (String, String, clap::Command) {
     let mut command = grammar();
+    command.build();
     let program = crate::program();
     let mut path = program.to_owned();
     for word in words.iter().filter(|word| !word.starts_with('-')) {

@@ -42,13 +42,7 @@ fn crash(bench: &Bench) -> Result<()> {
     let program = format!("SHOAL_BIN={}", bench.shoal.display());
     let kills = format!("SHOAL_TEST_KILLS={KILLS}");
     let cargo = shell::cargo();
-    let test_of = [
-        "test",
-        "--quiet",
-        "--workspace",
-        "--test",
-        "cluster",
-    ];
+    let test_of = ["test", "--quiet", "--workspace", "--test", "cluster"];
     let alone = ["--", "--exact", test, "--nocapture"];
     let all = [
         &[program.as_str(), &kills, &cargo],
