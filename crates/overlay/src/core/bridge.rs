@@ -208,6 +208,7 @@ pub fn desired(
                 name: attachment.ifname.clone(),
                 mac,
                 mtu: spec.mtu,
+                ipv6: attachment.ipv6.is_some(),
             };
             let link = Link {
                 kind: LinkKind::Veth { peer },

@@ -591,6 +591,7 @@ impl Cx<'_> {
                 name: UPLINK.to_owned(),
                 mac: naming::mac_of(uplink.v4.into()),
                 mtu: None,
+                ipv6: true,
             };
             let link = Link {
                 kind: LinkKind::Veth { peer },

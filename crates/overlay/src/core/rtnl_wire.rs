@@ -128,6 +128,14 @@ pub fn port_mode(index: u32, link: &Link) -> Message {
     })
 }
 
+/// Keeps a link from making itself an IPv6 address of its own when it comes up (`IFLA_AF_SPEC`, `AF_INET6`, `IFLA_INET6_ADDR_GEN_MODE`).
+pub fn no_own_address(index: u32) -> Message {
+    let families = Message::new(NEWLINK, 0, &link_header(0, index, 0));
+    families.nest(26, |families| {
+        families.nest(10, |settings| settings.attr(8, &[1]))
+    })
+}
+
 /// Brings a link up.
 pub fn up(index: u32) -> Message {
     Message::new(NEWLINK, 0, &link_header(0, index, UP))

@@ -134,6 +134,9 @@ pub struct VethPeer {
     pub mac: Mac,
     /// Its MTU in bytes, where it matters.
     pub mtu: Option<u32>,
+    /// Whether it speaks IPv6. Otherwise it makes itself no address of that kind, and tells nobody of it: each of a
+    /// bridge's ports would hear of each that comes.
+    pub ipv6: bool,
 }
 
 /// A route of ours.

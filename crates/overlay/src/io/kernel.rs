@@ -354,20 +354,35 @@ impl<'a> Kernel<'a> {
             .route
             .request(rtnl_wire::create_link(name, link, places))?;
         self.learn(space, name)?;
-        if let LinkKind::Veth { peer } = &link.kind {
-            self.learn(&peer.space, &peer.name)?;
-            if let Some(index) = self.index(&peer.space, &peer.name) {
-                self.handle(&peer.space)?
-                    .route
-                    .request(rtnl_wire::up(index))?;
-            }
+        let own = self.index(space, name);
+        if let Some(index) = own.filter(|_| link.master.is_some()) {
+            let route = &mut self.handle(space)?.route;
+            route.request(rtnl_wire::port_mode(index, link))?;
         }
-        match self.index(space, name) {
-            Some(index) if link.master.is_some() => self
-                .handle(space)?
-                .route
-                .request(rtnl_wire::port_mode(index, link)),
-            _ => Ok(()),
+        let LinkKind::Veth { peer } = &link.kind else {
+            return Ok(());
+        };
+        if let Some(index) = own.filter(|_| link.master.is_some() || !peer.ipv6) {
+            self.no_own_address(space, index)?;
+        }
+        self.learn(&peer.space, &peer.name)?;
+        let Some(index) = self.index(&peer.space, &peer.name) else {
+            return Ok(());
+        };
+        if !peer.ipv6 {
+            self.no_own_address(&peer.space, index)?;
+        }
+        // Last, since both ends begin to speak with it.
+        let route = &mut self.handle(&peer.space)?.route;
+        route.request(rtnl_wire::up(index))
+    }
+
+    fn no_own_address(&mut self, space: &Space, index: u32) -> io::Result<()> {
+        let asked = rtnl_wire::no_own_address(index);
+        match self.handle(space)?.route.request(asked) {
+            // Without IPv6 in the kernel there is none to be made.
+            Err(error) if error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32) => Ok(()),
+            answer => answer,
         }
     }
 

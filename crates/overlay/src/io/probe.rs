@@ -56,6 +56,7 @@ pub(crate) fn probe() -> Result<Abilities, PlaneError> {
         name: "far".to_owned(),
         mac: naming::Mac([2, 0, 0, 0, 0, 1]),
         mtu: None,
+        ipv6: true,
     };
     make("near", LinkKind::Veth { peer }).map_err(lacks("veth pairs (CONFIG_VETH)"))?;
     let mut netfilter =

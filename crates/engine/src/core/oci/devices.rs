@@ -60,33 +60,14 @@ fn kind(block: bool) -> LinuxDeviceType {
     }
 }
 
-/// Docker's rules: make any node, use only the harmless ones and those asked for; with all rights all of them.
+/// Docker's rules: make any node, use only the harmless ones (null, zero, full, random, urandom, tty, console, ptmx, terminals)
+/// and those asked for; with all rights all of them.
 pub(super) fn rules(host: &HostSpec, devices: &[DeviceNode]) -> Vec<LinuxDeviceCgroup> {
     if host.privileged {
         return vec![rule(true, LinuxDeviceType::A, None, None, "rwm")];
     }
-    let mut rules = vec![
-        rule(false, LinuxDeviceType::A, None, None, "rwm"),
-        rule(true, LinuxDeviceType::C, None, None, "m"),
-        rule(true, LinuxDeviceType::B, None, None, "m"),
-    ];
-    // null, zero, full, random, urandom, tty, console, ptmx
-    let harmless = [
-        (1, 3),
-        (1, 5),
-        (1, 7),
-        (1, 8),
-        (1, 9),
-        (5, 0),
-        (5, 1),
-        (5, 2),
-    ];
-    rules.extend(
-        harmless
-            .into_iter()
-            .map(|(major, minor)| rule(true, LinuxDeviceType::C, Some(major), Some(minor), "rwm")),
-    );
-    rules.push(rule(true, LinuxDeviceType::C, Some(136), None, "rwm"));
+    // The runtime adds the harmless ones to whatever it is told, and the making of any node.
+    let mut rules = vec![rule(false, LinuxDeviceType::A, None, None, "rwm")];
     rules.extend(devices.iter().map(|node| {
         let (major, minor) = (Some(node.major), Some(node.minor));
         rule(true, kind(node.block), major, minor, &node.access)

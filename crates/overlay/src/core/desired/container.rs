@@ -58,6 +58,7 @@ impl Cx<'_> {
                 name: name.clone(),
                 mac,
                 mtu,
+                ipv6: endpoint.addresses.iter().any(|net| net.addr().is_ipv6()),
             };
             let port = naming::endpoint_port(task);
             let router = state
