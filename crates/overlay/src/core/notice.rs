@@ -87,8 +87,7 @@ pub fn route_concerns(message: Received<'_>, ours: &Scope) -> bool {
         // Settings are files: the kernel does not know who wrote them, only of which interface.
         NEWNETCONF => {
             let attrs = body.get(NETCONF_HEADER..).unwrap_or_default();
-            let of = attribute(attrs, 1).and_then(native_u32);
-            of == Some(ALL_INTERFACES) || is_ours(of)
+            is_setting_of_all(message) || is_ours(attribute(attrs, 1).and_then(native_u32))
         }
         _ => false,
     }
@@ -97,9 +96,16 @@ pub fn route_concerns(message: Received<'_>, ours: &Scope) -> bool {
 /// Whether a message of rtnetlink may be the kernel's own consequence of steps of ours.
 ///
 /// Permanent neighbours are an exception: the kernel drops them when an interface goes down, a moment later than it
-/// tells of that, and only steps of others bring our interfaces down.
+/// tells of that, and only steps of others bring our interfaces down. So are settings of all interfaces: we write them
+/// once and then look once more, while one that somebody else wrote meanwhile would be missed for ever.
 pub fn may_follow_from_ours(message: Received<'_>) -> bool {
-    message.port == 0 && message.kind != DELNEIGH
+    message.port == 0 && message.kind != DELNEIGH && !is_setting_of_all(message)
+}
+
+fn is_setting_of_all(message: Received<'_>) -> bool {
+    let attrs = message.body.get(NETCONF_HEADER..).unwrap_or_default();
+    let of = attribute(attrs, 1).and_then(native_u32);
+    message.kind == NEWNETCONF && of == Some(ALL_INTERFACES)
 }
 
 /// Whether a message of nftables says that somebody else changed what is ours.
