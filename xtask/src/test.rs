@@ -1,7 +1,8 @@
 //! All tests, rung by rung, with one line at the end that says how many ran and what was skipped because of what.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    fs,
     io::{BufRead, BufReader, Write},
     process::{Command, Stdio},
     time::Instant,
@@ -44,10 +45,7 @@ pub(crate) fn run(rungs: &[&str]) -> Result<()> {
             "tidy" => tidy::run(),
             "unit" => cargo_test(&["--workspace", "--lib", "--bins"], &mut tally),
             "sim" => sim::run(&["--seeds", SEEDS]),
-            "net" => cargo_test(
-                &["--workspace", "--exclude", "shoal-tests", "--test", "*"],
-                &mut tally,
-            ),
+            "net" => namespaces(&mut tally),
             // Tests of the same programs in another kernel, where `SHOAL_LAB_KERNEL` names one.
             "kernel" => cargo_test(&["--workspace", "--test", "kernel"], &mut tally),
             "cluster" => with_shoal(&["--workspace", "--test", "cluster"], &mut tally),
@@ -59,6 +57,40 @@ pub(crate) fn run(rungs: &[&str]) -> Result<()> {
         println!("== {rung}: {:.0} s", began.elapsed().as_secs_f32());
     }
     tally.tell()
+}
+
+/// The tests of each crate that need namespaces of their own. By name, since to leave out the package of the other rungs
+/// would have all dependencies built once more, with the features that the rest asks for.
+fn namespaces(tally: &mut Tally) -> Result<()> {
+    let mut words = vec!["--workspace".to_owned()];
+    for name in integration_tests()? {
+        words.extend(["--test".to_owned(), name]);
+    }
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    cargo_test(&words, tally)
+}
+
+/// Names of the test programs below `crates/*/tests`: a file, or a folder with a `main.rs`.
+fn integration_tests() -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for package in fs::read_dir(shell::root().join("crates"))? {
+        let tests = package?.path().join("tests");
+        if !tests.is_dir() {
+            continue;
+        }
+        for entry in fs::read_dir(tests)? {
+            let path = entry?.path();
+            let is_program = if path.is_dir() {
+                path.join("main.rs").exists()
+            } else {
+                path.extension().is_some_and(|kind| kind == "rs")
+            };
+            if let Some(name) = path.file_stem().filter(|_| is_program) {
+                names.insert(name.to_string_lossy().into_owned());
+            }
+        }
+    }
+    Ok(names)
 }
 
 /// The rungs that start the real program get it built first, and its path.
