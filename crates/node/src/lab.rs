@@ -11,7 +11,7 @@ mod network;
 use std::{
     fs, io,
     net::Ipv4Addr,
-    os::unix::net::UnixDatagram,
+    os::unix::{fs::symlink, net::UnixDatagram},
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
     time::Duration,
@@ -387,20 +387,17 @@ impl Lab {
         let mut host = self.host(name)?.clone();
         let dir = self.host_dir(name);
         if !host.is_up() {
-            // What a reboot empties.
-            let run = dir.join("run");
-            if run.exists() {
-                doing(fs::remove_dir_all(&run), || {
-                    format!("cannot empty {}", run.display())
-                })?;
-            }
-            for part in ["run", "lib"] {
-                let path = dir.join(part);
-                doing(fs::create_dir_all(&path), || {
-                    format!("cannot make {}", path.display())
-                })?;
-            }
+            let lib = dir.join("lib");
+            doing(fs::create_dir_all(&lib), || {
+                format!("cannot make {}", lib.display())
+            })?;
             let init = host::boot(name, &dir)?;
+            // It leads nowhere once the host has gone.
+            let run = dir.join("run");
+            let _ = fs::remove_file(&run);
+            doing(symlink(host::run_of(init), &run), || {
+                format!("cannot make {}", run.display())
+            })?;
             host.init = Some(init);
             host.daemon = None;
             self.remember(&host)?;

@@ -24,8 +24,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{LabError, doing};
 
-/// Where a host's daemon keeps its files; bound to folders of the lab, so that the defaults hold inside.
-const BOUND: [(&str, &str); 2] = [("run", "/run/shoal"), ("lib", "/var/lib/shoal")];
+/// Where a host's daemon keeps what a reboot empties: in memory, as on other hosts.
+const RUN: &str = "/run/shoal";
+/// Where it keeps the rest; bound to a folder of the lab, so that the default holds inside.
+const LIB: &str = "/var/lib/shoal";
 
 /// A process and when it started, in clock ticks since boot: together they name it for good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,7 +100,7 @@ impl ProcessId {
 /// Makes a host and returns its process 1, as the machine numbers it.
 pub(super) fn boot(name: &str, dir: &Path) -> Result<ProcessId, LabError> {
     let what = || format!("cannot boot {name}");
-    for (_, place) in BOUND {
+    for place in [RUN, LIB] {
         doing(fs::create_dir_all(place), || format!("cannot make {place}"))?;
     }
     let program = super::own_program()?;
@@ -172,9 +174,15 @@ fn be_process_one(dir: &Path) -> io::Result<()> {
         MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
         none,
     )?;
-    for (part, place) in BOUND {
-        mount(Some(&dir.join(part)), place, none, MsFlags::MS_BIND, none)?;
-    }
+    let lib = dir.join("lib");
+    mount(Some(&lib), LIB, none, MsFlags::MS_BIND, none)?;
+    mount(
+        Some("tmpfs"),
+        RUN,
+        Some("tmpfs"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+        Some("mode=755"),
+    )?;
     // A lab has no way out. Without servers a look-up of an outside name fails at once instead of after a timeout.
     let resolv_conf = dir.join("resolv.conf");
     fs::write(&resolv_conf, "# No server: a lab has no way out.\n")?;
@@ -215,6 +223,11 @@ fn be_process_one(dir: &Path) -> io::Result<()> {
     }
 }
 
+/// Where the machine finds what a host has in [`RUN`], as long as it is up.
+pub(super) fn run_of(init: ProcessId) -> PathBuf {
+    PathBuf::from(format!("/proc/{}/root{RUN}", init.pid))
+}
+
 /// Starts a program inside a host.
 ///
 /// A thread of its own enters the namespaces, since a mount namespace belongs to a thread only after it has given up
@@ -237,7 +250,7 @@ pub(super) fn spawn_inside(init: ProcessId, mut command: Command) -> Result<Chil
 
 /// Removes the mount points that [`boot`] made, unless somebody else keeps something there.
 pub(super) fn forget_places() {
-    for (_, place) in BOUND {
+    for place in [RUN, LIB] {
         // Fails where it is not empty, and then it is not ours alone.
         let _ = fs::remove_dir(place);
     }
