@@ -232,6 +232,21 @@ async fn a_tunnel_takes_packets_of_nodes_of_its_network_only() {
 }
 
 #[tokio::test]
+async fn other_programs_can_list_all_that_stands() {
+    let mut lab = or_skip!(lab().await);
+    for (task, host) in [("t1", 0), ("t2", 1), ("t5", 0), ("t6", 1)] {
+        lab.container(task, host);
+    }
+    lab.converge(&view()).await;
+    let listed = lab.text("h1", "nft", &["list", "ruleset"]);
+    // h2 in two networks and ingress: 4096, 4097 and 4099, as four bytes of the packet.
+    let members = listed.split("set members").nth(1).unwrap_or_default();
+    assert_eq!(members.matches("192.0.2.2 . 0x").count(), 3, "{listed}");
+    let ended = lab.run("h1", "nft", &["-j", "list", "ruleset"]);
+    assert!(ended, "in the form for programs, too");
+}
+
+#[tokio::test]
 async fn the_mtu_follows_the_underlay_and_full_packets_pass() {
     for underlay in [1400u32, 9000] {
         let mut lab = or_skip!(lab().await);

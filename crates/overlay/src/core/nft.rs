@@ -101,12 +101,10 @@ pub enum Part {
     Protocol = 12,
     /// Transport port.
     Port = 13,
-    /// Number in host byte order.
+    /// Number in host byte order, or four bytes of a packet: the tool cannot show what has no type with a size.
     Mark = 19,
     /// Name of an interface.
     Interface = 41,
-    /// Number in network byte order without a type of its own.
-    Integer = 4,
 }
 
 impl Part {
@@ -121,7 +119,7 @@ impl Part {
     /// Bytes it takes, before padding.
     pub fn width(self) -> u32 {
         match self {
-            Self::Ipv4 | Self::Mark | Self::Integer => 4,
+            Self::Ipv4 | Self::Mark => 4,
             Self::Ether => 6,
             Self::Protocol => 1,
             Self::Port => 2,

@@ -286,8 +286,8 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
             &[Part::Protocol, Part::Port],
             SetData::Parts(vec![address]),
         )
-        .set("vnis", &[Part::Integer], SetData::None)
-        .set("members", &[address, Part::Integer], SetData::None);
+        .set("vnis", &[Part::Mark], SetData::None)
+        .set("members", &[address, Part::Mark], SetData::None);
     let local = vec![
         Expr::DestinationType(0),
         Expr::Is(0, LOCAL.to_ne_bytes().to_vec()),
@@ -429,10 +429,11 @@ pub fn everything(family: Family, name: &str) -> Table {
             published: &[],
         },
     );
-    let output = more.chains.into_iter().filter(|c| c.name == "output");
-    table.chains.extend(output);
-    let published = more.sets.into_iter().filter(|(set, _)| set == "published");
-    table.sets.extend(published);
+    // Chains of the same names are as in a router.
+    let own = |name: &str| ["input", "output"].contains(&name);
+    let chains = more.chains.into_iter();
+    table.chains.extend(chains.filter(|chain| own(&chain.name)));
+    table.sets.extend(more.sets);
     table
 }
 
