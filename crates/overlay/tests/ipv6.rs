@@ -54,6 +54,67 @@ macro_rules! or_skip {
     };
 }
 
+/// Says on a link, as a router does, that it leads everywhere (RFC 4861 §4.2).
+fn advertise(lab: &Lab, place: &str) {
+    use nix::sys::socket::{
+        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6, sendto, setsockopt,
+        socket, sockopt,
+    };
+    use std::os::fd::AsRawFd;
+    const ADVERTISEMENT: u8 = 134;
+    const HOP_LIMIT: i32 = 255;
+    lab.within(place, || {
+        let kind = SockProtocol::IcmpV6;
+        let fd = socket(AddressFamily::Inet6, SockType::Raw, SockFlag::empty(), kind).unwrap();
+        setsockopt(&fd, sockopt::Ipv6MulticastHops, &HOP_LIMIT).unwrap();
+        let index = nix::net::if_::if_nametoindex("eth0").unwrap();
+        // For half an hour; the kernel fills in the checksum.
+        let packet = [ADVERTISEMENT, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
+        let all = std::net::SocketAddrV6::new("ff02::1".parse().unwrap(), 0, 0, index);
+        let to = SockaddrIn6::from(all);
+        sendto(fd.as_raw_fd(), &packet, &to, MsgFlags::empty()).unwrap();
+    });
+}
+
+#[tokio::test]
+async fn a_host_that_begins_to_forward_keeps_the_route_that_its_router_told() {
+    if !std::path::Path::new("/proc/sys/net/ipv6").exists() {
+        return eprintln!("skipped, because this kernel has no IPv6");
+    }
+    let mut lab = or_skip!(lab().await);
+    let set = |place: &str, name: &str, value: &str| {
+        let word = format!("net.ipv6.conf.{name}={value}");
+        assert!(lab.run(place, "sysctl", &["-qw", &word]), "{word}");
+    };
+    let get = |lab: &Lab, name: &str| {
+        let name = format!("net.ipv6.conf.{name}");
+        lab.text("h1", "sysctl", &["-n", &name]).trim().to_owned()
+    };
+    assert!(lab.run("h1", "ip", &"link add deaf up type veth peer name far".split(' ').collect::<Vec<_>>()));
+    set("h1", "eth0.accept_ra", "1");
+    set("h1", "deaf.accept_ra", "0");
+    set("client", "eth0.forwarding", "1");
+    let told = |lab: &Lab| {
+        let routes = lab.text("h1", "ip", &["-6", "route", "show", "default"]);
+        routes.contains("dev eth0")
+    };
+    // A link-local address takes a moment before it may be used.
+    while !told(&lab) {
+        advertise(&lab, "client");
+    }
+    lab.container("t1", 0);
+    lab.try_converge(0, &dual()).await.unwrap();
+    assert_eq!(get(&lab, "all.forwarding"), "1");
+    assert!(told(&lab), "the route is still there");
+    assert_eq!(get(&lab, "eth0.accept_ra"), "2");
+    assert_eq!(get(&lab, "deaf.accept_ra"), "0", "it did not listen before");
+    assert_eq!(get(&lab, "shoal_gwbridge.accept_ra"), "0");
+    // What is decided by hand later stays.
+    assert!(lab.run("h1", "sysctl", &["-qw", "net.ipv6.conf.eth0.accept_ra=1"]));
+    lab.try_converge(0, &dual()).await.unwrap();
+    assert_eq!(get(&lab, "eth0.accept_ra"), "1");
+}
+
 #[tokio::test]
 async fn containers_reach_one_another_across_hosts() {
     let lab = or_skip!(three_tasks().await);

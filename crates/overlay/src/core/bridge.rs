@@ -183,10 +183,12 @@ pub fn desired(
         let settings = &mut host.objects.settings;
         settings.insert("ipv4/ip_forward".to_owned(), "1".to_owned());
         settings.insert(format!("ipv4/conf/{bridge}/route_localnet"), "1".to_owned());
+        // A container is no router of the host's.
+        settings.insert(naming::listens_to_routers(bridge), "0".to_owned());
         if spec.ipv6.is_some() {
             // A host may have it off for what has no address yet.
             settings.insert(format!("ipv6/conf/{bridge}/disable_ipv6"), "0".to_owned());
-            settings.insert("ipv6/conf/all/forwarding".to_owned(), "1".to_owned());
+            settings.insert(naming::FORWARDING6.to_owned(), "1".to_owned());
         }
     }
     for (container, attachments) in &view.attachments {

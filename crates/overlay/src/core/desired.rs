@@ -430,7 +430,7 @@ impl Cx<'_> {
         let objects = &mut router.objects;
         if family == Family::V6 {
             for (path, value) in [
-                ("ipv6/conf/all/forwarding", "1"),
+                (naming::FORWARDING6, "1"),
                 ("ipv6/conf/all/accept_redirects", "0"),
             ] {
                 objects.settings.insert(path.to_owned(), value.to_owned());
@@ -585,6 +585,7 @@ impl Cx<'_> {
         settings.insert("ipv4/ip_forward".to_owned(), "1".to_owned());
         settings.insert(format!("ipv4/conf/{bridge}/route_localnet"), "1".to_owned());
         settings.insert(format!("ipv4/conf/{bridge}/send_redirects"), "0".to_owned());
+        settings.insert(naming::listens_to_routers(bridge), "0".to_owned());
         for (network, uplink) in uplinks {
             let peer = VethPeer {
                 space: Space::Router(network.clone()),
@@ -634,8 +635,8 @@ impl Cx<'_> {
             }
         }
         if family == Family::V6 {
-            let path = "ipv6/conf/all/forwarding".to_owned();
-            host.objects.settings.insert(path, "1".to_owned());
+            let settings = &mut host.objects.settings;
+            settings.insert(naming::FORWARDING6.to_owned(), "1".to_owned());
             // Answers to what the host asked itself come back by the bridge, and are for loopback once their address is
             // turned back; the kernel takes loopback's packets only where a route of that very interface says so.
             host.objects.routes.insert(Route {

@@ -100,6 +100,17 @@ pub fn uplink_port(prefix: &str, network: &NetworkId) -> String {
     format!("{prefix}u{:08x}", hash32(network.as_str()))
 }
 
+/// Setting that has IPv6 forwarded, below `/proc/sys/net`.
+pub const FORWARDING6: &str = "ipv6/conf/all/forwarding";
+
+/// End of the path of the setting that has an interface take routes from routers that advertise themselves.
+pub const LISTENS_TO_ROUTERS: &str = "/accept_ra";
+
+/// That setting of an interface.
+pub fn listens_to_routers(link: &str) -> String {
+    format!("ipv6/conf/{link}{LISTENS_TO_ROUTERS}")
+}
+
 /// File name of a router namespace's handle.
 pub fn router_handle(network: &NetworkId) -> String {
     format!("{ROUTER_PREFIX}{network}")

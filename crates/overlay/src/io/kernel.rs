@@ -254,10 +254,7 @@ impl<'a> Kernel<'a> {
                     Ok(())
                 }
             }
-            Change::Set(path, value) => {
-                let home = self.home;
-                netns::visit(&self.handle(space)?.fd, home, || observe::set(path, value))?
-            }
+            Change::Set(path, value) => self.set(space, path, value),
             Change::ReplaceTable(table) => {
                 self.tables(space)?.transaction(nft_wire::replace(table))
             }
@@ -282,6 +279,29 @@ impl<'a> Kernel<'a> {
                 .pop()
                 .expect("one answer per entry"),
         }
+    }
+
+    fn set(&mut self, space: &Space, path: &str, value: &str) -> io::Result<()> {
+        let home = self.home;
+        let ours: BTreeSet<String> = self
+            .interfaces(space)
+            .map(|(name, _)| name.clone())
+            .collect();
+        netns::visit(&self.handle(space)?.fd, home, || {
+            if *space == Space::Host && path == naming::FORWARDING6 {
+                observe::keep_listening_to_routers(|name| ours.contains(name))?;
+            }
+            match observe::set(path, value) {
+                // Without IPv6 nobody listens anyway.
+                Err(error)
+                    if error.kind() == io::ErrorKind::NotFound
+                        && path.ends_with(naming::LISTENS_TO_ROUTERS) =>
+                {
+                    Ok(())
+                }
+                done => done,
+            }
+        })?
     }
 
     fn entries(&mut self, ops: &[NetOp]) -> Vec<io::Result<()>> {

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use super::{kernel::Handle, socket::Socket};
 use crate::core::{
     ipvs_wire::{self, Service, ServiceKey},
-    naming::{ROUTER_HOP, VXLAN},
+    naming::{self, ROUTER_HOP, VXLAN},
     nft::Outline,
     nft_wire,
     observed::{ObservedLink, ObservedSpace, ObservedTable},
@@ -175,4 +175,22 @@ pub(crate) fn settings<'a>(paths: impl Iterator<Item = &'a String>) -> BTreeMap<
 /// Writes a kernel setting in the namespace of the calling thread.
 pub(crate) fn set(path: &str, value: &str) -> io::Result<()> {
     fs::write(Path::new(SETTINGS).join(path), value)
+}
+
+/// Lets interfaces of the calling thread's namespace that listen to routers go on doing so when IPv6 is forwarded, which
+/// otherwise ends it and takes the routes that they told (`accept_ra` in the kernel's `ip-sysctl`). Not `ours`, which have
+/// containers behind them.
+pub(crate) fn keep_listening_to_routers(ours: impl Fn(&str) -> bool) -> io::Result<()> {
+    for entry in fs::read_dir(Path::new(SETTINGS).join("ipv6/conf"))? {
+        let name = entry?.file_name();
+        let Some(name) = name.to_str().filter(|name| !["all", "default"].contains(name)) else {
+            continue;
+        };
+        let path = naming::listens_to_routers(name);
+        let listens = fs::read_to_string(Path::new(SETTINGS).join(&path));
+        if !ours(name) && listens.is_ok_and(|value| value.trim() == "1") {
+            set(&path, "2")?;
+        }
+    }
+    Ok(())
 }
