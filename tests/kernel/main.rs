@@ -117,7 +117,6 @@ fn a_guest_is_another_kernel_and_leaves_this_machine_alone() -> Result<()> {
 }
 
 #[test]
-fn ipvs_passes_the_tests_of_the_data_plane() -> Result<()> {
-    let ipvs = [("SHOAL_LB_DRIVER", "ipvs")];
-    pass(&["net", "ipv6"], &[], &ipvs)
+fn ipvs_is_chosen_by_itself_and_passes_the_tests_of_the_data_plane() -> Result<()> {
+    pass(&["features", "net", "ipv6"], &[], &[])
 }

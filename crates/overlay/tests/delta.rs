@@ -9,7 +9,8 @@ use shoal_api::network::{
 use shoal_overlay::core::{
     delta::{Delta, Steps, delta},
     desired::{Params, desired},
-    diff::Change,
+    diff::{Change, IpvsStep},
+    ipvs_wire::Edit,
     observed::Facts,
     rtnl_wire::Verb,
     state::KernelState,
@@ -92,18 +93,19 @@ fn view(version: u64, spots: &[Spot]) -> NetworkView {
     }
 }
 
-fn params() -> Params {
+fn params(ipvs: bool) -> Params {
     Params {
         prefix: "shoal".into(),
         gwbridge: "gwbr".into(),
         gwbridge_subnet: "172.18.0.0/16".parse().unwrap(),
         gwbridge_subnet6: Some("fd01::/64".parse().unwrap()),
-        ipvs: false,
+        ipvs,
     }
 }
 
-fn state(view: &NetworkView) -> KernelState {
-    desired(view, &"me".parse().unwrap(), &Facts::default(), &params()).unwrap()
+fn state(view: &NetworkView, ipvs: bool) -> KernelState {
+    let me = "me".parse().unwrap();
+    desired(view, &me, &Facts::default(), &params(ipvs)).unwrap()
 }
 
 fn apply(state: &mut KernelState, steps: &Steps) {
@@ -129,6 +131,14 @@ fn apply(state: &mut KernelState, steps: &Steps) {
                 }
                 table.elements.retain(|_, elements| !elements.is_empty());
             }
+            Change::Ipvs(IpvsStep::Destination(key, edit, at, weight)) => {
+                let destinations = &mut space.ipvs.get_mut(key).unwrap().destinations;
+                let before = match edit {
+                    Edit::Remove => destinations.remove(at),
+                    Edit::Add | Edit::Set => destinations.insert(*at, *weight),
+                };
+                assert_eq!(before.is_none(), *edit == Edit::Add, "{edit:?}");
+            }
             other => panic!("not the work of a changed endpoint: {other:?}"),
         }
     }
@@ -144,19 +154,20 @@ proptest! {
     fn the_steps_between_views_lead_to_what_the_second_asks_for(
         before in proptest::collection::vec(spot(), 12),
         changed in proptest::collection::vec((0..12usize, spot()), 0..4),
+        ipvs in any::<bool>(),
     ) {
         let mut after = before.clone();
         for (at, spot) in changed {
             after[at] = spot;
         }
         let (old, new) = (view(1, &before), view(2, &after));
-        match delta(&old, &new, &"me".parse().unwrap(), &params()) {
-            Delta::Same => prop_assert_eq!(state(&old), state(&new)),
+        match delta(&old, &new, &"me".parse().unwrap(), &params(ipvs)) {
+            Delta::Same => prop_assert_eq!(state(&old, ipvs), state(&new, ipvs)),
             Delta::Everything => {}
             Delta::Steps(steps) => {
-                let mut reached = state(&old);
+                let mut reached = state(&old, ipvs);
                 apply(&mut reached, &steps);
-                prop_assert_eq!(reached, state(&new));
+                prop_assert_eq!(reached, state(&new, ipvs));
             }
         }
     }
@@ -169,9 +180,12 @@ fn an_endpoint_of_another_node_that_stops_serving_or_goes_is_no_reason_to_comput
     for spot in [None, Some((1, Some(0), false))] {
         let mut after = all.clone();
         after[4] = spot;
-        let Delta::Steps(steps) = delta(&view(1, &all), &view(2, &after), &me, &params()) else {
+        let (old, new) = (view(1, &all), view(2, &after));
+        let Delta::Steps(steps) = delta(&old, &new, &me, &params(false)) else {
             panic!("{spot:?} is more than a few steps")
         };
+        let with_ipvs = delta(&old, &new, &me, &params(true));
+        assert!(matches!(with_ipvs, Delta::Steps(_)), "{with_ipvs:?}");
         let gone: Vec<_> = steps.gone.iter().flat_map(|(_, gone)| gone).collect();
         assert_eq!(gone.len(), 4, "its two addresses in two networks: {gone:?}");
     }
@@ -186,7 +200,7 @@ fn an_endpoint_of_another_node_that_stops_serving_or_goes_is_no_reason_to_comput
     other.networks.values_mut().for_each(|slice| slice.vni += 9);
     for next in [view(2, &own), view(2, &without_c), other] {
         assert_eq!(
-            delta(&view(1, &all), &next, &me, &params()),
+            delta(&view(1, &all), &next, &me, &params(false)),
             Delta::Everything
         );
     }

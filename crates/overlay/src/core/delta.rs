@@ -16,7 +16,7 @@ use shoal_api::{
 
 use super::{
     desired::{self, Params},
-    diff::{Change, NetOp, element_edits},
+    diff::{Change, NetOp, element_edits, ipvs_changes},
     lb::{self, Elements},
     rtnl_wire::Verb,
     state::{Family, MAIN_TABLE, Space},
@@ -78,8 +78,7 @@ pub fn delta(old: &NetworkView, new: &NetworkView, me: &NodeId, params: &Params)
             me,
             params,
         };
-        // What IPVS distributes is told in another way.
-        if params.ipvs || !network.steps(&changed, &mut steps) {
+        if !network.steps(&changed, &mut steps) {
             return Delta::Everything;
         }
     }
@@ -182,6 +181,16 @@ impl Network<'_> {
         let mut gone = BTreeSet::new();
         for family in families {
             self.routes(changed, family, &space, steps);
+            if self.params.ipvs {
+                let of = |slice| desired::ipvs_services(slice, family, |id| services.contains(id));
+                let changes = ipvs_changes(&of(self.new), &of(self.old));
+                let op = |change| NetOp {
+                    space: space.clone(),
+                    change,
+                };
+                steps.ops.extend(changes.into_iter().map(op));
+                continue;
+            }
             let before = self.elements(self.old, &services, family);
             let after = self.elements(self.new, &services, family);
             gone.extend(lb::backends(family, &before));

@@ -247,6 +247,46 @@ fn mark_for_ipvs(table: &mut Table, slice: &NetworkSlice) {
     }
 }
 
+/// Services of IPVS in one family, of those that `which` says. A backend that takes no new connections keeps those that it
+/// has, for as long as it is there.
+pub(super) fn ipvs_services(
+    slice: &NetworkSlice,
+    family: Family,
+    which: impl Fn(&ServiceId) -> bool,
+) -> BTreeMap<ServiceKey, Service> {
+    let mut weights: BTreeMap<&ServiceId, BTreeMap<IpAddr, u32>> = BTreeMap::new();
+    for endpoint in slice.endpoints.values() {
+        if let Some(service) = endpoint.service.as_ref().filter(|id| which(id))
+            && let Some(address) = of_family(&endpoint.addresses, family)
+        {
+            let weight = u32::from(endpoint.serving);
+            let of_one = weights.entry(service).or_default();
+            of_one.insert(address.addr(), weight);
+        }
+    }
+    let mut services = BTreeMap::new();
+    for (id, service) in slice.services.iter().filter(|(id, _)| which(id)) {
+        let backends = weights.remove(id).unwrap_or_default();
+        let mut add = |mark, port| {
+            let key = ServiceKey { family, mark };
+            let at_port = |(address, weight): (&IpAddr, &u32)| ((*address, port), *weight);
+            let service = Service {
+                scheduler: "rr".to_owned(),
+                destinations: backends.iter().map(at_port).collect(),
+            };
+            services.insert(key, service);
+        };
+        let vips = service.vips.iter();
+        for vip in vips.filter(|vip| Family::of(**vip) == family) {
+            add(lb::vip_mark(*vip), 0);
+        }
+        for port in service.ports.iter().filter(|_| slice.ingress) {
+            add(lb::port_mark(port.protocol, port.published), port.target);
+        }
+    }
+    services
+}
+
 /// Where a router is on the gateway bridge.
 #[derive(Debug, Clone, Copy)]
 struct Uplink {
@@ -473,7 +513,7 @@ impl Cx<'_> {
         }
         let table = self.router_table(slice, family, gateway, involved);
         if self.params.ipvs {
-            self.ipvs(router, slice, family);
+            Self::ipvs(router, slice, family);
         }
         router
             .tables
@@ -521,47 +561,15 @@ impl Cx<'_> {
         table
     }
 
-    /// Services of IPVS in one family. A backend that takes no new connections keeps those that it has, for as long as
-    /// it is there.
-    fn ipvs(&self, router: &mut SpaceState, slice: &NetworkSlice, family: Family) {
+    /// What IPVS is to distribute in one family.
+    fn ipvs(router: &mut SpaceState, slice: &NetworkSlice, family: Family) {
         let settings = [
             ("ipv4/vs/conntrack", "1"),
             ("ipv4/vs/expire_nodest_conn", "1"),
         ];
         let settings = settings.map(|(path, value)| (path.to_owned(), value.to_owned()));
         router.objects.settings.extend(settings);
-        let mut weights: BTreeMap<&ServiceId, BTreeMap<IpAddr, u32>> = BTreeMap::new();
-        for endpoint in slice.endpoints.values() {
-            if let Some(service) = &endpoint.service
-                && let Some(address) = of_family(&endpoint.addresses, family)
-            {
-                let weight = u32::from(endpoint.serving);
-                let of_one = weights.entry(service).or_default();
-                of_one.insert(address.addr(), weight);
-            }
-        }
-        for (id, service) in &slice.services {
-            let backends = weights.remove(id).unwrap_or_default();
-            let mut add = |mark, port| {
-                let key = ServiceKey { family, mark };
-                let at_port = |(address, weight): (&IpAddr, &u32)| ((*address, port), *weight);
-                let service = Service {
-                    scheduler: "rr".to_owned(),
-                    destinations: backends.iter().map(at_port).collect(),
-                };
-                router.ipvs.insert(key, service);
-            };
-            for vip in service
-                .vips
-                .iter()
-                .filter(|vip| Family::of(**vip) == family)
-            {
-                add(lb::vip_mark(*vip), 0);
-            }
-            for port in service.ports.iter().filter(|_| slice.ingress) {
-                add(lb::port_mark(port.protocol, port.published), port.target);
-            }
-        }
+        router.ipvs.extend(ipvs_services(slice, family, |_| true));
     }
 
     fn host(

@@ -358,7 +358,8 @@ fn object_changes(space: &Space, wanted: &SpaceState, held: &Objects) -> Vec<Cha
     changes
 }
 
-fn ipvs_changes(
+/// What must be done so that IPVS has these services.
+pub(super) fn ipvs_changes(
     want: &BTreeMap<ServiceKey, Service>,
     have: &BTreeMap<ServiceKey, Service>,
 ) -> Vec<Change> {

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{
-    diff::{Change, NetOp, forget_objects},
+    diff::{Change, IpvsStep, NetOp, forget_objects},
+    ipvs_wire::{Edit, Service, ServiceKey},
     observed::{ObservedSpace, ObservedTable},
     rtnl_wire::Verb,
     state::{LinkKind, Objects, Space},
@@ -24,10 +25,8 @@ pub struct KnownSpace {
     inode: u64,
     /// What was found.
     pub found: ObservedSpace,
-    /// Whether its interfaces, addresses and routes are still those; settings are always kept up to date.
+    /// Whether its interfaces, addresses and routes are still those; all the rest is always kept up to date.
     pub links_current: bool,
-    /// Whether its tables are still those.
-    pub tables_current: bool,
 }
 
 impl Known {
@@ -52,7 +51,6 @@ impl Known {
             inode,
             found,
             links_current: true,
-            tables_current: true,
         };
         let mut known = Self {
             spaces: read
@@ -128,9 +126,9 @@ impl Known {
                         }
                     }
                 }
-                Change::Ipvs(_) => {
+                Change::Ipvs(step) => {
                     if let Some(known) = self.spaces.get_mut(space) {
-                        known.tables_current = false;
+                        note_ipvs(&mut known.found.ipvs, step);
                     }
                 }
                 Change::CreateSpace | Change::UpdateLink(..) => {
@@ -155,6 +153,33 @@ impl Known {
         if let Some(known) = self.spaces.get_mut(space) {
             known.links_current = false;
             forget_objects(&mut known.found.objects, name);
+        }
+    }
+}
+
+/// Notes what a step did to a service of IPVS.
+fn note_ipvs(services: &mut BTreeMap<ServiceKey, Service>, step: &IpvsStep) {
+    match step {
+        IpvsStep::New(key, scheduler) => {
+            let service = Service {
+                scheduler: scheduler.clone(),
+                destinations: BTreeMap::new(),
+            };
+            services.insert(*key, service);
+        }
+        IpvsStep::Set(key, scheduler) => {
+            if let Some(service) = services.get_mut(key) {
+                service.scheduler.clone_from(scheduler);
+            }
+        }
+        IpvsStep::Delete(key) => drop(services.remove(key)),
+        IpvsStep::Destination(key, edit, at, weight) => {
+            if let Some(service) = services.get_mut(key) {
+                match edit {
+                    Edit::Add | Edit::Set => drop(service.destinations.insert(*at, *weight)),
+                    Edit::Remove => drop(service.destinations.remove(at)),
+                }
+            }
         }
     }
 }

@@ -47,7 +47,7 @@ impl PlaneConfig {
 /// What distributes connections over the tasks of a service.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum LbDriver {
-    /// The best that the kernel has: nftables, without which there are no networks at all.
+    /// IPVS where the kernel has it, else nftables.
     #[default]
     Auto,
     /// Maps of nftables.

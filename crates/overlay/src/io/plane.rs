@@ -352,7 +352,7 @@ impl Worker {
     }
 
     fn uses_ipvs(&self) -> bool {
-        self.config.lb_driver == LbDriver::Ipvs && self.ipvs.is_some()
+        self.config.lb_driver != LbDriver::Nft && self.ipvs.is_some()
     }
 
     /// Starts to listen in a namespace, if there are no ears in it yet.
@@ -572,7 +572,7 @@ impl Worker {
             return Ok(());
         }
         found.tables.clear();
-        if let Some(known) = known.filter(|known| known.tables_current) {
+        if let Some(known) = known {
             found.tables = known.found.tables.clone();
             found.ipvs = known.found.ipvs.clone();
             return Ok(());

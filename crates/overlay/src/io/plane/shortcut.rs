@@ -40,14 +40,13 @@ impl Worker {
         }
         let (containers, _) = by_namespace(local);
         let directory = self.config.run_dir.join("netns");
-        let mut kernel = Kernel::new(&self.home, directory, containers);
+        let mut kernel = Kernel::new(&self.home, directory, containers).with_ipvs(self.ipvs);
         let spaces: BTreeSet<&Space> = steps.ops.iter().map(|op| &op.space).collect();
         let mut indices = BTreeMap::new();
         for space in spaces {
             let inode = kernel.inode(space).ok();
             let known = inode.and_then(|inode| self.known.get(space, inode));
-            let Some(known) = known.filter(|known| known.links_current && known.tables_current)
-            else {
+            let Some(known) = known.filter(|known| known.links_current) else {
                 return false;
             };
             let links = known.found.links.iter();
