@@ -49,6 +49,8 @@ pub fn answer<'r>(records: &'r Records, networks: &[NetworkId], query: &Query<'_
             && find(zones, host).is_some()
         {
             return Answer::NoSuchName;
+        } else if zones().any(|zone| is_within(name, &zone.suffix)) {
+            return Answer::NoSuchName;
         }
     }
     if zones().any(|zone| !zone.internal) || networks.is_empty() {
@@ -65,6 +67,26 @@ fn host_of_port(name: &[u8]) -> Option<&[u8]> {
     let (port, rest) = split_label(name)?;
     let (protocol, host) = split_label(rest)?;
     (port.starts_with(b"_") && protocol.starts_with(b"_")).then_some(host)
+}
+
+/// Whether a name is one within a network, which nobody else knows anything of.
+///
+/// A network whose name is one word of letters may be called as a domain of all the world is (`dev`): what follows such a
+/// word is nobody's alone.
+fn is_within(name: &[u8], suffix: &[u8]) -> bool {
+    let is_word = split_label(suffix)
+        .is_some_and(|(label, rest)| rest.is_empty() && label.iter().all(u8::is_ascii_alphabetic));
+    if suffix.is_empty() || is_word {
+        return false;
+    }
+    let mut rest = name;
+    while let Some((_, after)) = split_label(rest) {
+        if after == suffix {
+            return true;
+        }
+        rest = after;
+    }
+    false
 }
 
 fn find<'r, I: Iterator<Item = &'r Zone>>(zones: impl Fn() -> I, name: &[u8]) -> Option<&'r Sets> {

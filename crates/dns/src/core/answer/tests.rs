@@ -46,6 +46,7 @@ fn slice(name: &str, internal: bool, subnets: &[&str]) -> NetworkSlice {
         name: name.to_owned(),
         ingress: false,
         internal,
+        encrypted: false,
         vni: 4097,
         mtu: None,
         subnets: subnets
@@ -256,6 +257,12 @@ fn names_of_containers_and_names_within_a_network() {
             ("c1", AAAA),
             ("db", A),
             ("db.demo_front", A),
+            ("a.b.Demo_Front", A),
+            ("_http._tcp.nobody.demo_front", SRV),
+            ("xdemo_front", A),
+            ("demo_front", A),
+            ("nobody.back", A),
+            ("demo_front.example.com", A),
         ],
         &expect![[r#"
             plain 1: 10.0.1.8
@@ -264,7 +271,13 @@ fn names_of_containers_and_names_within_a_network() {
             demo_web.1.t1.demo_front 1: 10.0.1.3
             c1 28: fd00:1::3
             db 1: 10.0.2.8
-            db.demo_front 1: Forward
+            db.demo_front 1: NoSuchName
+            a.b.Demo_Front 1: NoSuchName
+            _http._tcp.nobody.demo_front 33: NoSuchName
+            xdemo_front 1: Forward
+            demo_front 1: Forward
+            nobody.back 1: Forward
+            demo_front.example.com 1: Forward
         "#]],
     );
 }
