@@ -10,7 +10,7 @@
 //! | 3 | updates cut connections; UDP flows stay with a task that is gone | overlay's `isolation::a_thousand_connections_are_spread_evenly_and_running_ones_are_kept`, `net::a_datagram_flow_leaves_a_backend_that_stops_serving` |
 //! | 5 | addresses run out without a word, and leak | [`a_full_subnet_is_said_and_addresses_come_back`], overlay's `isolation::networks_that_come_and_go_leave_nothing` |
 //! | 16 | no IPv6 in overlays and in the mesh | overlay's `ipv6`, all of it |
-//! | 18 | encryption that fails open | nothing is sent in clear text by mistake: such networks are refused for now, the manager's `core::control::tests` |
+//! | 18 | encryption that fails open | nothing is sent in clear text, with and without the tunnel: overlay's `tests/encrypted.rs` |
 //! | 19 | networks are broken after a reboot | [`a_host_that_lost_power_carries_its_networks_again_and_nothing_stale`], overlay's `net::a_restarted_daemon_adopts_what_it_finds` |
 //! | 20 | a wrong MTU, a blocked port | [`the_doctor_names_the_way_that_is_blocked_and_the_one_that_is_narrow`], overlay's `isolation::the_mtu_follows_the_underlay_and_full_packets_pass` |
 

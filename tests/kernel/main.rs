@@ -1,4 +1,4 @@
-//! What this machine's kernel lacks, tried on one that has it: IPVS.
+//! What this machine's kernel lacks, tried on one that has it: IPVS, WireGuard.
 //!
 //! `SHOAL_LAB_KERNEL` names the kernel; see `shoal_tests::kernel`.
 
@@ -114,6 +114,11 @@ fn a_guest_is_another_kernel_and_leaves_this_machine_alone() -> Result<()> {
         "the guest wrote to this machine"
     );
     Ok(())
+}
+
+#[test]
+fn what_encrypted_networks_carry_is_seen_by_nobody_on_the_way() -> Result<()> {
+    pass(&["encrypted"], &[], &[])
 }
 
 #[test]

@@ -16,6 +16,7 @@ pub mod spec;
 pub mod task_state;
 pub mod template;
 pub mod time;
+pub mod tunnel;
 pub mod wire;
 pub mod words;
 

@@ -12,12 +12,16 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{NetworkId, NodeId, ServiceId, TaskId};
+use crate::{NetworkId, NodeId, ServiceId, TaskId, tunnel::TunnelKey};
 
 /// Default VXLAN port (RFC 7348 §5).
 pub const VXLAN_PORT: u16 = 4789;
 /// Bytes that VXLAN over IPv4 adds to a frame (RFC 7348 §5).
 pub const VXLAN_OVERHEAD: u32 = 50;
+/// Bytes that WireGuard over IPv4 adds to a packet: 20 of IP, 8 of UDP, 16 before and 16 after.
+pub const WIREGUARD_OVERHEAD: u32 = 60;
+/// Bytes by which a header of IPv6 is longer than one of IPv4.
+pub const IPV6_SURPLUS: u32 = 20;
 /// Address of the resolver inside every container's namespace.
 pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 
@@ -41,6 +45,8 @@ pub struct Peer {
     pub underlay: IpAddr,
     /// Hostname, for people.
     pub hostname: String,
+    /// Keys of its tunnel, the one in use first. Only filled in for nodes with tasks in an encrypted network of the view.
+    pub tunnel_keys: Vec<TunnelKey>,
 }
 
 /// One network as seen by the nodes that take part in it.
@@ -52,6 +58,8 @@ pub struct NetworkSlice {
     pub ingress: bool,
     /// Whether it has no way out of the cluster (`--internal`).
     pub internal: bool,
+    /// Whether its packets travel between nodes in WireGuard alone.
+    pub encrypted: bool,
     /// VXLAN network identifier, 24 bits (RFC 7348 §5).
     pub vni: u32,
     /// MTU asked for by `--opt com.docker.network.driver.mtu`; without it underlay − [`VXLAN_OVERHEAD`].

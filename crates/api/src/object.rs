@@ -13,6 +13,7 @@ use crate::{
         ClusterSpec, ConfigSpec, EndpointSpec, Labels, NetworkSpec, NodeRole, NodeSpec, Platform,
         PortConfig, Resources, SecretSpec, ServiceSpec, TaskSpec,
     },
+    tunnel::TunnelKey,
 };
 
 /// When an object changed, in the order of the log.
@@ -70,6 +71,8 @@ pub struct NodeDescription {
     pub certificate_issuer: String,
     /// Names of its volumes, without those that nobody named.
     pub volumes: Vec<String>,
+    /// Keys of its tunnel for encrypted networks, the one in use first; none if its kernel has no WireGuard.
+    pub tunnel_keys: Vec<TunnelKey>,
 }
 
 /// Whether a node is there.

@@ -21,17 +21,19 @@ use shoal_api::{
     object::{ContainerStatus, NodeDescription, Task},
     spec::{Platform, PortConfig, PublishMode, PullPolicy, Resources},
     template::task::{self as template, Values},
+    tunnel::ENCRYPTED_PLUGIN,
 };
 use shoal_engine::io::{
     Engine, EngineError, EngineErrorKind,
     engine::{StopOptions, WaitCondition},
     images::{ImageError, ImageErrorKind},
 };
+use shoal_overlay::KeyState;
 use shoal_worker::{
     core::assignment::TaskFiles,
     ports::{Controller, ExecError, ExecErrorKind, Executor, Exit, LogLines, Started, TaskExec},
 };
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::{
     config::DaemonConfig,
@@ -81,6 +83,17 @@ impl NodeExecutor {
     }
 }
 
+/// Waits until this node has other keys for encrypted networks.
+async fn changed(keys: &mut Option<watch::Receiver<KeyState>>) {
+    let told = match keys {
+        Some(keys) => keys.changed().await.is_ok(),
+        None => false,
+    };
+    if !told {
+        std::future::pending().await
+    }
+}
+
 #[async_trait]
 impl Executor for NodeExecutor {
     async fn describe(&self) -> Result<NodeDescription, ExecError> {
@@ -93,6 +106,8 @@ impl Executor for NodeExecutor {
             .labels
             .iter()
             .map(|label| label.split_once('=').unwrap_or((label, "")));
+        let keys = self.plane.tunnel_keys();
+        let tunnel_keys = keys.map_or_else(Vec::new, |keys| keys.borrow().told.clone());
         let plugins = [
             "Log/json-file",
             "Log/none",
@@ -101,6 +116,7 @@ impl Executor for NodeExecutor {
             "Network/overlay",
             "Volume/local",
         ];
+        let encrypts = (!tunnel_keys.is_empty()).then_some(ENCRYPTED_PLUGIN);
         Ok(NodeDescription {
             hostname: self.config.hostname(),
             platform: Platform {
@@ -117,19 +133,26 @@ impl Executor for NodeExecutor {
             engine_labels: labels
                 .map(|(key, value)| (key.to_owned(), value.to_owned()))
                 .collect(),
-            plugins: plugins.map(str::to_owned).to_vec(),
+            plugins: plugins
+                .into_iter()
+                .chain(encrypts)
+                .map(str::to_owned)
+                .collect(),
             data_path_addr: self.data_path_addr,
             certificate_issuer: String::new(),
             volumes: self.volumes()?,
+            tunnel_keys,
         })
     }
 
     fn changes(&self) -> mpsc::Receiver<()> {
         let (bell, rings) = mpsc::channel(1);
         let mut events = self.engine.events();
+        let mut keys = self.plane.tunnel_keys();
         tokio::spawn(async move {
             loop {
                 let concerns = tokio::select! {
+                    () = changed(&mut keys) => true,
                     event = events.recv() => match event {
                         Ok(event) => event.kind == EventKind::Volume,
                         Err(broadcast::error::RecvError::Lagged(_)) => true,

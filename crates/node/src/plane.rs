@@ -13,9 +13,9 @@ use shoal_api::{
     network::{LocalNamespaces, NetworkView},
 };
 use shoal_dns::{Dns, Records};
-use shoal_overlay::Plane;
+use shoal_overlay::{KeyState, Plane};
 use shoal_worker::ports::{NamePlane, NetworkPlane, PlaneError};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// Least time between two repairs: another program that keeps taking away what we make must not keep us busy.
 pub(crate) const REPAIR_PAUSE: Duration = Duration::from_millis(200);
@@ -99,6 +99,11 @@ impl ClusterPlane {
         self.overlay.as_ref().map_or("none", Plane::lb_driver)
     }
 
+    /// The keys of this node's tunnel for encrypted networks, to be watched; `None` on a kernel that carries no networks.
+    pub fn tunnel_keys(&self) -> Option<watch::Receiver<KeyState>> {
+        self.overlay.as_ref().map(Plane::keys)
+    }
+
     /// Who this node is in its cluster.
     pub fn identity(&self) -> Option<NodeId> {
         self.wanted().me.clone()
@@ -174,17 +179,27 @@ impl ClusterPlane {
             return std::future::pending().await;
         };
         let mut failed = false;
+        let mut keys = overlay.keys();
         loop {
-            tokio::select! {
-                () = overlay.disturbed() => {}
-                () = tokio::time::sleep(REPAIR_RETRY_PAUSE), if failed => {}
-            }
-            let turn = self.turn.lock().await;
-            let Some((me, view, local)) = self.latest() else {
-                continue;
+            let is_key_due = tokio::select! {
+                () = overlay.disturbed() => false,
+                () = tokio::time::sleep(REPAIR_RETRY_PAUSE), if failed => false,
+                () = due(&mut keys) => true,
             };
-            tracing::info!("repairing the cluster's networks, which somebody has changed");
-            let repaired = overlay.repair(&view, &me, &local).await;
+            let turn = self.turn.lock().await;
+            let (me, view, local) = match self.latest() {
+                Some(latest) => latest,
+                // A node's key is replaced whether it is in a cluster or not.
+                None if is_key_due => (nobody(), Arc::default(), LocalNamespaces::new()),
+                None => continue,
+            };
+            let repaired = if is_key_due {
+                tracing::info!("replacing the key for encrypted networks");
+                overlay.turn_keys(&view, &me, &local).await
+            } else {
+                tracing::info!("repairing the cluster's networks, which somebody has changed");
+                overlay.repair(&view, &me, &local).await
+            };
             drop(turn);
             failed = repaired.is_err();
             for error in repaired.err().into_iter().flatten() {
@@ -247,6 +262,29 @@ impl NamePlane for ClusterPlane {
             names.view = Arc::clone(want);
         });
     }
+}
+
+/// Waits until a step in replacing this node's key is due.
+async fn due(keys: &mut watch::Receiver<KeyState>) {
+    loop {
+        let at = keys.borrow_and_update().due;
+        let reached = async {
+            match at {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = reached => return,
+            changed = keys.changed() => if changed.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+}
+
+fn nobody() -> NodeId {
+    "none".parse().expect("letters are a valid id")
 }
 
 /// This host's clock, in nanoseconds of the era.

@@ -43,6 +43,7 @@ fn grown(services: u32) -> NetworkView {
     let peer = Peer {
         underlay: [192, 0, 2, 77].into(),
         hostname: "h3".into(),
+        tunnel_keys: Vec::new(),
     };
     view.peers.insert(id("h3"), peer);
     view.networks.retain(|network, _| network.as_str() == "n1");

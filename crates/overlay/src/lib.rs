@@ -15,5 +15,5 @@ pub use io::{
     error::PlaneError,
     look::Look,
     netns::{self, NetnsError},
-    plane::Plane,
+    plane::{KeyState, Plane},
 };

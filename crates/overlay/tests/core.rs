@@ -4,15 +4,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use expect_test::{Expect, expect};
-use shoal_api::network::{
-    Endpoint, IngressPort, NetworkSlice, NetworkView, Peer, Protocol, ServiceSlice, Subnet,
+use shoal_api::{
+    NodeId,
+    network::{
+        Endpoint, IngressPort, NetworkSlice, NetworkView, Peer, Protocol, ServiceSlice, Subnet,
+    },
+    tunnel::{PublicKey, TunnelKey},
 };
 use shoal_overlay::core::{
     desired::{DesiredError, Params, desired},
     diff::{Change, NetOp, diff},
+    keyring::KeyPair,
     naming,
-    observed::{ContainerFacts, Facts, Observed, ObservedLink, ObservedSpace, ObservedTable},
+    observed::{
+        ContainerFacts, Facts, Observed, ObservedLink, ObservedSpace, ObservedTable, OwnKeys,
+    },
     state::{KernelState, LinkKind, Space},
+    tunnel::{PrivateKey, address},
 };
 
 /// A network of this number with one task on h1 and one on h2, both of `web`.
@@ -40,6 +48,7 @@ fn network(n: u8) -> NetworkSlice {
         name: format!("n{n}"),
         ingress: n == 0,
         internal: false,
+        encrypted: false,
         vni: 4096 + u32::from(n),
         mtu: None,
         subnets: vec![Subnet {
@@ -57,6 +66,7 @@ fn view(networks: &[(&str, NetworkSlice)]) -> NetworkView {
     let peer = |last: u8| Peer {
         underlay: [192, 0, 2, last].into(),
         hostname: String::new(),
+        tunnel_keys: Vec::new(),
     };
     NetworkView {
         version: 7,
@@ -74,6 +84,14 @@ fn view(networks: &[(&str, NetworkSlice)]) -> NetworkView {
 }
 
 fn wanted(view: &NetworkView, interfaces: &[&str]) -> Result<KernelState, DesiredError> {
+    wanted_with(view, interfaces, None)
+}
+
+fn wanted_with(
+    view: &NetworkView,
+    interfaces: &[&str],
+    keys: Option<OwnKeys>,
+) -> Result<KernelState, DesiredError> {
     let interfaces = interfaces
         .iter()
         .map(|name| ((*name).to_owned(), None))
@@ -85,6 +103,7 @@ fn wanted(view: &NetworkView, interfaces: &[&str]) -> Result<KernelState, Desire
     let facts = Facts {
         underlay_elsewhere: false,
         underlay_mtu: 1500,
+        keys,
         containers: BTreeMap::from([("t1".to_owned(), container)]),
         further: BTreeMap::new(),
     };
@@ -105,6 +124,7 @@ fn render(state: &KernelState) -> String {
         for (name, link) in &wanted.links {
             let kind = match &link.kind {
                 LinkKind::Bridge => "bridge".to_owned(),
+                LinkKind::Wireguard => "wireguard".to_owned(),
                 LinkKind::Vxlan { vni, port, local } => format!("vxlan {vni} from {local}:{port}"),
                 LinkKind::Veth { peer } => {
                     format!("veth to {} {} in the {}", peer.name, peer.mac, peer.space)
@@ -299,6 +319,90 @@ fn the_mtu_asked_for_never_exceeds_what_fits() {
 }
 
 #[test]
+fn an_encrypted_network_is_carried_by_the_tunnel_or_not_at_all() {
+    let encrypted = NetworkSlice {
+        encrypted: true,
+        ..network(2)
+    };
+    let mut view = view(&[("n1", network(1)), ("n2", encrypted)]);
+    let (n1, n2): (Space, Space) = (
+        Space::Router("n1".parse().unwrap()),
+        Space::Router("n2".parse().unwrap()),
+    );
+    let without = wanted(&view, &[]).unwrap();
+    assert!(without.spaces.contains_key(&n1) && !without.spaces.contains_key(&n2));
+
+    let public = |n: u8| PublicKey([n; 32]);
+    let keys = OwnKeys {
+        current: KeyPair {
+            private: PrivateKey([9; 32]),
+            public: public(1),
+        },
+        other: Some(public(11)),
+        port: 51820,
+    };
+    let h2: NodeId = "h2".parse().unwrap();
+    let carried = |view: &NetworkView| wanted_with(view, &[], Some(keys.clone())).unwrap();
+    let (_, tunnel) = carried(&view).spaces[&Space::Host].tunnel.clone().unwrap();
+    assert!(tunnel.peers.is_empty(), "h2 has not told of a key");
+    let ways = |state: &KernelState, space: &Space| -> Vec<String> {
+        let fdb = state.spaces[space].objects.fdb.values();
+        fdb.map(ToString::to_string).collect()
+    };
+    assert!(
+        ways(&carried(&view), &n2).is_empty(),
+        "so there is no way to it"
+    );
+
+    let told = [2, 22, 1].map(|n| TunnelKey {
+        public: public(n),
+        port: 51821,
+    });
+    view.peers.get_mut(&h2).unwrap().tunnel_keys = told.to_vec();
+    let state = carried(&view);
+    assert_eq!(ways(&state, &n1), ["192.0.2.2"]);
+    assert_eq!(ways(&state, &n2), ["fd53:686f:616c:2:202:202:202:202"]);
+    let router = &state.spaces[&n2];
+    assert_eq!(router.links["vx0"].mtu, Some(1370));
+    let host = &state.spaces[&Space::Host];
+    assert_eq!(host.links["shoalwg"].mtu, Some(1440));
+    let (_, tunnel) = host.tunnel.clone().unwrap();
+    let there: Vec<_> = tunnel
+        .peers
+        .iter()
+        .map(|(key, peer)| {
+            (
+                *key,
+                peer.endpoint.unwrap().to_string(),
+                peer.address.unwrap(),
+            )
+        })
+        .collect();
+    let of = |n: u8| (public(n), "192.0.2.2:51821".to_owned(), address(&public(n)));
+    assert_eq!(there, [of(2), of(22)], "and none that is this node's own");
+    let own = host
+        .objects
+        .addresses
+        .iter()
+        .filter(|(link, _)| link == "shoalwg");
+    let own: Vec<String> = own.map(|(_, net)| net.to_string()).collect();
+    assert_eq!(own, ["fd53:686f:616c:2:101:101:101:101/128"]);
+    // In both families nothing of it passes elsewhere, and it comes from nobody else.
+    let vni = (4098u32 << 8).to_be_bytes().to_vec();
+    for table in host.tables.values() {
+        assert!(
+            table.elements["sealed"].contains_key(&vni),
+            "{}",
+            table.name
+        );
+        let members = table.elements.get("members");
+        let mut senders = members.into_iter().flat_map(BTreeMap::keys);
+        assert!(senders.all(|key| !key.ends_with(&vni) || key.starts_with(&[0xfd, 0x53])));
+    }
+    assert_eq!(host.tables.len(), 2);
+}
+
+#[test]
 fn a_taken_interface_name_is_not_used_again() {
     let state = wanted(&view(&[("n1", network(1))]), &["lo", "eth0"]).unwrap();
     let inside = &state.spaces[&Space::Container("t1".into())];
@@ -349,6 +453,7 @@ fn fulfilled(want: &KernelState) -> Observed {
         for (index, (name, link)) in (1..).zip(&wanted.links) {
             let (kind, vxlan) = match &link.kind {
                 LinkKind::Bridge => ("bridge", None),
+                LinkKind::Wireguard => ("wireguard", None),
                 LinkKind::Vxlan { vni, port, local } => {
                     ("vxlan", Some((*vni, *port, Some(*local))))
                 }

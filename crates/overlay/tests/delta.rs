@@ -57,6 +57,7 @@ fn network(n: u8, spots: &[Spot]) -> NetworkSlice {
         name: format!("n{n}"),
         ingress: n == 0,
         internal: false,
+        encrypted: false,
         vni: 4096 + u32::from(n),
         mtu: None,
         subnets: vec![
@@ -78,6 +79,7 @@ fn view(version: u64, spots: &[Spot]) -> NetworkView {
     let peer = |last: u8| Peer {
         underlay: [192, 0, 2, last].into(),
         hostname: format!("h{last}"),
+        tunnel_keys: Vec::new(),
     };
     let peers = (1..).zip(NODES);
     NetworkView {

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use shoal_overlay::core::{
-    conntrack_wire, ipvs_wire,
+    conntrack_wire, generic_wire, ipvs_wire,
     netlink::{Message, attributes, messages},
     nft::Outline,
     nft_wire,
     notice::{self, Scope},
     rtnl_wire,
     state::Family,
+    wireguard_wire,
 };
 
 /// Reads one body as everything that it could be an answer to.
@@ -29,7 +30,10 @@ fn read_all(body: &[u8]) {
     let mut elements = BTreeMap::new();
     nft_wire::read_elements(body, &mut elements);
     assert!(elements.len() <= body.len(), "more elements than bytes");
-    let _ = ipvs_wire::read_family(body);
+    let _ = generic_wire::read_family(body);
+    let mut device = wireguard_wire::Reading::default();
+    device.take(body);
+    let _ = device.tunnel();
     let _ = ipvs_wire::read_service(body);
     let gone = BTreeSet::from(["10.0.0.1".parse().unwrap()]);
     for family in Family::ALL {

@@ -72,7 +72,8 @@ fn advertise(lab: &Lab, place: &str) {
         let packet = [ADVERTISEMENT, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
         let all = std::net::SocketAddrV6::new("ff02::1".parse().unwrap(), 0, 0, index);
         let to = SockaddrIn6::from(all);
-        sendto(fd.as_raw_fd(), &packet, &to, MsgFlags::empty()).unwrap();
+        // Refused for as long as the link's own address is being tried.
+        let _ = sendto(fd.as_raw_fd(), &packet, &to, MsgFlags::empty());
     });
 }
 
@@ -90,7 +91,15 @@ async fn a_host_that_begins_to_forward_keeps_the_route_that_its_router_told() {
         let name = format!("net.ipv6.conf.{name}");
         lab.text("h1", "sysctl", &["-n", &name]).trim().to_owned()
     };
-    assert!(lab.run("h1", "ip", &"link add deaf up type veth peer name far".split(' ').collect::<Vec<_>>()));
+    assert!(
+        lab.run(
+            "h1",
+            "ip",
+            &"link add deaf up type veth peer name far"
+                .split(' ')
+                .collect::<Vec<_>>()
+        )
+    );
     set("h1", "eth0.accept_ra", "1");
     set("h1", "deaf.accept_ra", "0");
     set("client", "eth0.forwarding", "1");
@@ -98,7 +107,6 @@ async fn a_host_that_begins_to_forward_keeps_the_route_that_its_router_told() {
         let routes = lab.text("h1", "ip", &["-6", "route", "show", "default"]);
         routes.contains("dev eth0")
     };
-    // A link-local address takes a moment before it may be used.
     while !told(&lab) {
         advertise(&lab, "client");
     }

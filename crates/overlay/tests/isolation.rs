@@ -247,6 +247,36 @@ async fn other_programs_can_list_all_that_stands() {
 }
 
 #[tokio::test]
+async fn a_network_that_must_be_encrypted_is_not_carried_where_the_kernel_cannot() {
+    let mut lab = or_skip!(lab().await);
+    if lab.features()["WireGuard"] {
+        return eprintln!("skipped, because this kernel can encrypt");
+    }
+    for (task, host) in [("t1", 0), ("t2", 1), ("t4", 0), ("t5", 0), ("t6", 1)] {
+        lab.container(task, host);
+    }
+    let mut view = lab.with_keys(view());
+    view.networks.get_mut("n1").unwrap().encrypted = true;
+    for host in 0..2 {
+        let errors = lab.try_converge(host, &view).await.unwrap_err();
+        let said: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            said,
+            [
+                "network n1 is encrypted, which this node cannot carry: its kernel lacks WireGuard (CONFIG_WIREGUARD) or \
+              IPv6"
+            ]
+        );
+        assert!(!lab.routers(host).contains(&"router-n1".to_owned()));
+    }
+    assert!(!lab.ping("t1", "10.0.1.12"));
+    assert!(
+        lab.ping("t5", "10.0.3.12"),
+        "the other networks are carried"
+    );
+}
+
+#[tokio::test]
 async fn the_mtu_follows_the_underlay_and_full_packets_pass() {
     for underlay in [1400u32, 9000] {
         let mut lab = or_skip!(lab().await);

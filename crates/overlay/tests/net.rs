@@ -179,7 +179,7 @@ async fn a_datagram_flow_leaves_a_backend_that_stops_serving() {
     assert_eq!(ask(), first, "a flow keeps its backend");
     let mut view = view();
     let endpoints = &mut view.networks.get_mut("n1").unwrap().endpoints;
-    if std::env::var("SHOAL_LB_DRIVER").is_ok_and(|driver| driver == "ipvs") {
+    if lab.lb_driver(0) == "IPVS" {
         // IPVS knows no protocols by mark: what a backend has it keeps until it is gone.
         endpoints.remove(first.as_str()).unwrap();
     } else {
@@ -245,7 +245,7 @@ async fn what_somebody_destroyed_is_made_again() {
     }
     let router = lab.router(0, "n1");
     // With IPVS the tables only mark what it distributes.
-    let ipvs = std::env::var("SHOAL_LB_DRIVER").is_ok_and(|driver| driver == "ipvs");
+    let ipvs = lab.lb_driver(0) == "IPVS";
     let (chain, map) = if ipvs {
         ("entry", "vip_mark")
     } else {

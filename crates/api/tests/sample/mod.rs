@@ -10,7 +10,7 @@ use std::{
 use ipnet::IpNet;
 use shoal_api::{
     Actor, ClusterId, ConfigId, NetworkId, NodeId, ObjectId, SecretId, ServiceId, TaskId,
-    TaskState, Timestamp, Words, network::*, object::*, spec::*,
+    TaskState, Timestamp, Words, network::*, object::*, spec::*, tunnel::*,
 };
 
 /// SplitMix64.
@@ -180,7 +180,7 @@ structs! {
     Node { id, meta, spec, description, status, role, manager, availability_since }
     NodeDescription {
         hostname, platform, resources, engine_version, engine_labels, plugins, data_path_addr, certificate_issuer,
-        volumes,
+        volumes, tunnel_keys,
     }
     NodeStatus { state, message, addr, since }
     ManagerInfo { raft_id, addr }
@@ -210,8 +210,9 @@ structs! {
     RootRotation { ca_cert, ca_key, cross_signed }
     Batch { actor, at, changes }
     NetworkView { version, data_path_port, peers, networks }
-    Peer { underlay, hostname }
-    NetworkSlice { name, ingress, internal, vni, mtu, subnets, endpoints, services }
+    Peer { underlay, hostname, tunnel_keys }
+    TunnelKey { public, port }
+    NetworkSlice { name, ingress, internal, encrypted, vni, mtu, subnets, endpoints, services }
     Subnet { range, gateway }
     Endpoint { node, service, addresses, names, serving }
     ServiceSlice { name, vips, aliases, ports, named_ports }
@@ -222,6 +223,12 @@ structs! {
 impl Sample for f32 {
     fn sample(g: &mut Generator) -> Self {
         (g.next() % 100) as Self / 100.0
+    }
+}
+
+impl Sample for PublicKey {
+    fn sample(g: &mut Generator) -> Self {
+        Self(std::array::from_fn(|_| g.next() as u8))
     }
 }
 

@@ -191,6 +191,10 @@ impl Command {
                 let made = client
                     .post(Target::new("/networks/create", &[]), body)
                     .await?;
+                let warning = text(&made, "/Warning");
+                if !warning.is_empty() {
+                    output::note(format!("WARNING: {warning}"));
+                }
                 output::line(text(&made, "/Id"));
                 Ok(())
             }

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use shoal_api::object::Network;
+use shoal_api::{object::Network, tunnel::ENCRYPTED_PLUGIN};
 
 use super::unknown;
 use crate::{
-    backend::{ApiError, ApiResult, LocalNetwork, LocalNodeState, TaskSelection},
+    backend::{ApiError, ApiResult, LocalNetwork, LocalNodeState, NodeView, TaskSelection},
     call::{Call, Query},
     convert::{
         container_create::read_endpoint,
@@ -217,6 +217,7 @@ async fn detail(api: &Api, found: &Network, shown: &mut Value) -> ApiResult<()> 
 }
 
 async fn create(api: &Api, call: Call) -> ApiResult<Reply> {
+    let mut warning = String::new();
     let id = match network::read(&call.bytes())? {
         NetworkRequest::Local(spec) => {
             if NODE_NETWORKS.contains(&spec.name.as_str()) {
@@ -229,10 +230,37 @@ async fn create(api: &Api, call: Call) -> ApiResult<Reply> {
         }
         NetworkRequest::Cluster(spec) => {
             api.manager().await?;
-            api.cluster.network_create(spec).await?.to_string()
+            let encrypted = spec.is_encrypted();
+            let id = api.cluster.network_create(spec).await?.to_string();
+            if encrypted {
+                warning = without_encryption(&api.cluster.nodes().await?);
+            }
+            id
         }
     };
-    Ok(reply::created(&json!({"Id": id, "Warning": ""})))
+    Ok(reply::created(&json!({"Id": id, "Warning": warning})))
+}
+
+/// Says which nodes cannot carry an encrypted network; nothing if all can.
+fn without_encryption(nodes: &[NodeView]) -> String {
+    let cannot = |view: &&NodeView| {
+        let mut plugins = view.node.description.plugins.iter();
+        !plugins.any(|plugin| plugin == ENCRYPTED_PLUGIN)
+    };
+    let mut names: Vec<&str> = nodes
+        .iter()
+        .filter(cannot)
+        .map(|view| &*view.node.description.hostname)
+        .collect();
+    if names.is_empty() {
+        return String::new();
+    }
+    names.sort_unstable();
+    format!(
+        "nothing in this network can run on {}: the kernel there lacks WireGuard (CONFIG_WIREGUARD), and packets of an \
+         encrypted network are not sent in plain text",
+        names.join(", ")
+    )
 }
 
 async fn remove(api: &Api, name: &str) -> ApiResult<Reply> {

@@ -12,7 +12,7 @@
 //! | A8 | an image's configuration taken for the user's | `core::oci::images` (properties) |
 //! | A9 | bodies of odd size, shape or type | `docker_compat/system::no_body_shakes_the_api_and_no_stream_is_kept`, `docker_cli/protocol::a_huge_body_is_refused_and_the_server_lives` |
 //! | A10 | names leaving an internal network | `overlay/resolver`, `docker_compat/exposure::an_internal_network_asks_nobody_outside` |
-//! | A11 | clear text on an encrypted network | with encrypted networks |
+//! | A11 | clear text on an encrypted network | overlay's `tests/encrypted.rs`, on another kernel |
 //! | A12 | foreign packets in a tunnel | `overlay/isolation::a_tunnel_takes_packets_of_nodes_of_its_network_only`, `…::a_container_cannot_send_under_anothers_address` |
 //! | A13 | poisoned gossip | there is none |
 //! | A14 | system calls that should not be reached | `syscalls::the_kernel_refuses_what_the_filter_leaves_out_on_every_gate`, the self-test at every start |

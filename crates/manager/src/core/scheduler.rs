@@ -113,6 +113,7 @@ impl Reconciler for Scheduler {
         services.rotate_left(usize::try_from(first).unwrap_or(0));
         let share = (TASKS_PER_PLAN_MAX / services.len().max(1)).max(TASKS_PER_SERVICE_MIN);
         let mut placing = Placing {
+            state,
             cx,
             ledger,
             plan: &mut plan,
@@ -156,6 +157,7 @@ fn something_waits(state: &State) -> bool {
 
 /// A plan in the making.
 struct Placing<'a, 'c> {
+    state: &'a State,
     cx: &'a Ctx<'c>,
     ledger: &'a mut Ledger,
     plan: &'a mut Plan,
@@ -164,7 +166,7 @@ struct Placing<'a, 'c> {
 impl Placing<'_, '_> {
     /// Places tasks that need the same, at most `room` of them, and takes the changes from it.
     fn group(&mut self, tasks: &[&Arc<Task>], room: &mut usize) {
-        let needs = TaskNeeds::of(tasks[0]);
+        let needs = TaskNeeds::of(self.state, tasks[0]);
         let message = "scheduler assigned task to node".into();
         let mut ranking = None;
         let mut nowhere: Option<Words> = None;

@@ -95,13 +95,15 @@ fn alike(old: &NetworkSlice, new: &NetworkSlice) -> bool {
         name: _,
         ingress,
         internal,
+        encrypted,
         vni,
         mtu,
         subnets,
         endpoints: _,
         services,
     } = old;
-    (ingress, internal, vni, mtu) == (&new.ingress, &new.internal, &new.vni, &new.mtu)
+    (ingress, internal, encrypted) == (&new.ingress, &new.internal, &new.encrypted)
+        && (vni, mtu) == (&new.vni, &new.mtu)
         && *subnets == new.subnets
         && *services == new.services
 }

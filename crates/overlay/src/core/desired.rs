@@ -1,6 +1,8 @@
 //! From the network view to the kernel state of this node.
 
 mod container;
+mod host;
+mod tunnel;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +12,7 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use shoal_api::{
     NetworkId, NodeId, ServiceId, TaskId,
-    network::{NetworkSlice, NetworkView, ServiceSlice, VXLAN_OVERHEAD},
+    network::{NetworkSlice, NetworkView, ServiceSlice},
 };
 
 use super::{
@@ -21,8 +23,8 @@ use super::{
     observed::Facts,
     ruleset,
     state::{
-        Family, KernelState, LOCAL_TABLE, Link, LinkKind, MAIN_TABLE, OVERLAY_PROTOCOL,
-        RULE_PRIORITY, Route, Rule, Space, SpaceState, VethPeer,
+        Family, KernelState, Link, LinkKind, MAIN_TABLE, OVERLAY_PROTOCOL, RULE_PRIORITY, Route,
+        Rule, Space, SpaceState,
     },
 };
 
@@ -76,16 +78,16 @@ pub fn desired(
     params: &Params,
 ) -> Result<KernelState, DesiredError> {
     let mut state = KernelState::default();
+    let takes_part = |slice: &NetworkSlice| {
+        let mut endpoints = slice.endpoints.values();
+        slice.ingress || endpoints.any(|endpoint| endpoint.node == *me)
+    };
+    // Without a key there is no tunnel, and without the tunnel nothing of what it is to carry.
+    let can = |slice: &NetworkSlice| !slice.encrypted || facts.keys.is_some();
     let carried: Vec<(&NetworkId, &NetworkSlice)> = view
         .networks
         .iter()
-        .filter(|(_, slice)| {
-            slice.ingress
-                || slice
-                    .endpoints
-                    .values()
-                    .any(|endpoint| endpoint.node == *me)
-        })
+        .filter(|(_, slice)| takes_part(slice) && can(slice))
         .collect();
     if carried.is_empty() {
         return Ok(state);
@@ -392,7 +394,12 @@ impl Cx<'_> {
         let vxlan = LinkKind::Vxlan {
             vni: slice.vni,
             port: self.view.data_path_port,
-            local: self.tunnel_end(),
+            local: if slice.encrypted {
+                // That of the key in use, which the kernel finds by the way it takes.
+                Ipv6Addr::UNSPECIFIED.into()
+            } else {
+                self.tunnel_end()
+            },
         };
         router.links.insert(
             VXLAN.to_owned(),
@@ -407,8 +414,10 @@ impl Cx<'_> {
         );
         let involved = self.involved(slice);
         for peer in &involved {
-            let mac = naming::mac_of(*peer);
-            router.objects.fdb.insert((VXLAN.to_owned(), mac), *peer);
+            if let Some(end) = self.far_end(slice, *peer) {
+                let mac = naming::mac_of(*peer);
+                router.objects.fdb.insert((VXLAN.to_owned(), mac), end);
+            }
         }
         for (family, gateway) in self.families(slice) {
             self.router_family(&mut router, slice, family, gateway, &involved);
@@ -570,131 +579,5 @@ impl Cx<'_> {
         let settings = settings.map(|(path, value)| (path.to_owned(), value.to_owned()));
         router.objects.settings.extend(settings);
         router.ipvs.extend(ipvs_services(slice, family, |_| true));
-    }
-
-    fn host(
-        &self,
-        carried: &[(&NetworkId, &NetworkSlice)],
-        uplinks: &BTreeMap<NetworkId, Uplink>,
-    ) -> SpaceState {
-        let bridge = &self.params.gwbridge;
-        let mut host = SpaceState::default();
-        let own = self.bridge_address(Family::V4).map(|net| net.addr());
-        let link = Link {
-            kind: LinkKind::Bridge,
-            mac: own.map(naming::mac_of),
-            mtu: None,
-            master: None,
-            isolated: false,
-            hairpin: false,
-        };
-        host.links.insert(bridge.clone(), link);
-        let settings = &mut host.objects.settings;
-        settings.insert("ipv4/ip_forward".to_owned(), "1".to_owned());
-        settings.insert(format!("ipv4/conf/{bridge}/route_localnet"), "1".to_owned());
-        settings.insert(format!("ipv4/conf/{bridge}/send_redirects"), "0".to_owned());
-        settings.insert(naming::listens_to_routers(bridge), "0".to_owned());
-        for (network, uplink) in uplinks {
-            let peer = VethPeer {
-                space: Space::Router(network.clone()),
-                name: UPLINK.to_owned(),
-                mac: naming::mac_of(uplink.v4.into()),
-                mtu: None,
-                ipv6: true,
-            };
-            let link = Link {
-                kind: LinkKind::Veth { peer },
-                mac: None,
-                mtu: None,
-                master: Some(bridge.clone()),
-                isolated: true,
-                hairpin: false,
-            };
-            host.links
-                .insert(naming::uplink_port(&self.params.prefix, network), link);
-        }
-        let both = carried.iter().flat_map(|(_, slice)| self.families(slice));
-        let families: BTreeSet<Family> = both.map(|(family, _)| family).collect();
-        for family in families {
-            self.host_family(&mut host, family, carried, uplinks);
-        }
-        host
-    }
-
-    /// Addresses and rules of one family in the host's namespace.
-    fn host_family(
-        &self,
-        host: &mut SpaceState,
-        family: Family,
-        carried: &[(&NetworkId, &NetworkSlice)],
-        uplinks: &BTreeMap<NetworkId, Uplink>,
-    ) {
-        let Some(net) = self.bridge_address(family) else {
-            return;
-        };
-        let bridge = &self.params.gwbridge;
-        host.objects.addresses.insert((bridge.clone(), net));
-        for uplink in uplinks.values() {
-            if let Some(address) = uplink.address(family) {
-                let mac = naming::mac_of(uplink.v4.into());
-                host.objects
-                    .neighbours
-                    .insert((bridge.clone(), address), mac);
-            }
-        }
-        if family == Family::V6 {
-            let settings = &mut host.objects.settings;
-            settings.insert(naming::FORWARDING6.to_owned(), "1".to_owned());
-            // Answers to what the host asked itself come back by the bridge, and are for loopback once their address is
-            // turned back; the kernel takes loopback's packets only where a route of that very interface says so.
-            host.objects.routes.insert(Route {
-                local: true,
-                table: LOCAL_TABLE,
-                to: host_route(Ipv6Addr::LOCALHOST.into()),
-                via: None,
-                link: bridge.clone(),
-                protocol: OVERLAY_PROTOCOL,
-            });
-        }
-        let mut published = Vec::new();
-        let ingress = carried.iter().filter(|(_, slice)| slice.ingress);
-        for (id, slice) in ingress.filter(|(_, slice)| gateway(slice, family).is_some()) {
-            let uplink = uplinks.get(*id);
-            let Some(router) = uplink.and_then(|uplink| uplink.address(family)) else {
-                continue;
-            };
-            let ports = slice.services.values().flat_map(|service| &service.ports);
-            published.extend(ports.map(|port| (port.protocol, port.published, router)));
-        }
-        let vnis: Vec<u32> = carried.iter().map(|(_, slice)| slice.vni).collect();
-        let members = carried.iter().flat_map(|(_, slice)| {
-            let peers = self.involved(slice).into_iter();
-            peers.map(|peer| (peer, slice.vni))
-        });
-        let members: Vec<(IpAddr, u32)> = members.collect();
-        let table = ruleset::host(
-            &self.params.prefix,
-            &ruleset::Host {
-                family,
-                bridge,
-                subnet: net.trunc(),
-                vxlan_port: self.view.data_path_port,
-                vnis: &vnis,
-                members: &members,
-                published: &published,
-            },
-        );
-        host.tables
-            .insert((table.family, table.name.clone()), table);
-    }
-
-    fn mtu(&self, slice: &NetworkSlice) -> u32 {
-        let overhead = if self.underlay.is_ipv4() {
-            VXLAN_OVERHEAD
-        } else {
-            VXLAN_OVERHEAD + 20
-        };
-        let fits = self.facts.underlay_mtu.saturating_sub(overhead);
-        slice.mtu.map_or(fits, |asked| asked.min(fits))
     }
 }

@@ -13,6 +13,7 @@ use super::{
     observed::{Observed, ObservedLink, ObservedSpace},
     rtnl_wire::Verb,
     state::{Family, KernelState, Link, LinkKind, Objects, Route, Rule, Space, SpaceState},
+    tunnel::{self, TunnelStep},
 };
 
 /// One step, in one namespace.
@@ -66,6 +67,8 @@ pub enum Change {
     },
     /// Changes a service of IPVS.
     Ipvs(IpvsStep),
+    /// Changes the tunnel's device of this name.
+    Tunnel(String, TunnelStep),
 }
 
 /// A change of a service of IPVS.
@@ -105,6 +108,7 @@ impl fmt::Display for NetOp {
             Change::EditElements { table, .. } => {
                 write!(f, "update sets of nftables table {table}")
             }
+            Change::Tunnel(name, _) => write!(f, "set key, port and peers of {name}"),
             Change::Ipvs(step) => match step {
                 IpvsStep::New(key, _) => write!(f, "make IPVS service {:#x}", key.mark),
                 IpvsStep::Set(key, _) => write!(f, "change IPVS service {:#x}", key.mark),
@@ -177,7 +181,9 @@ pub fn diff(want: &KernelState, have: &Observed) -> Vec<NetOp> {
     }
     for (space, held) in &have.spaces {
         let wanted = want.spaces.get(space).unwrap_or(&nothing);
-        let mut changes = object_changes(space, wanted, &held.objects);
+        // Another key goes with another address, and between the two packets are lost: one comes right after the other.
+        let mut changes: Vec<Change> = tunnel_change(wanted, held).into_iter().collect();
+        changes.extend(object_changes(space, wanted, &held.objects));
         changes.extend(table_changes(wanted, held));
         changes.extend(ipvs_changes(&wanted.ipvs, &held.ipvs));
         ops.extend(changes.into_iter().map(|change| op(space, change)));
@@ -193,7 +199,7 @@ fn op(space: &Space, change: Change) -> NetOp {
 }
 
 /// Kinds of interfaces that we make. Some kernels put others into every namespace, which cannot even be removed.
-const OURS: [&str; 3] = ["bridge", "veth", "vxlan"];
+const OURS: [&str; 4] = ["bridge", "veth", "vxlan", "wireguard"];
 
 /// Interfaces that must go: not wanted any more, of another kind, or one whose other end is not where it belongs.
 fn surplus_links(space: &Space, wanted: &SpaceState, have: &Observed) -> Vec<String> {
@@ -218,6 +224,7 @@ fn same_device(link: &Link, found: &ObservedLink) -> bool {
     match &link.kind {
         LinkKind::Bridge => found.kind == "bridge",
         LinkKind::Veth { .. } => found.kind == "veth",
+        LinkKind::Wireguard => found.kind == "wireguard",
         LinkKind::Vxlan { vni, port, local } => {
             // Any address is told as none.
             let local = (!local.is_unspecified()).then_some(*local);
@@ -394,6 +401,15 @@ pub(super) fn ipvs_changes(
         }
     }
     steps.into_iter().map(Change::Ipvs).collect()
+}
+
+fn tunnel_change(wanted: &SpaceState, held: &ObservedSpace) -> Option<Change> {
+    let (name, wanted) = wanted.tunnel.as_ref()?;
+    // One that is made anew has nothing.
+    let found = held.tunnel.as_ref();
+    let found = found.filter(|_| held.links.contains_key(name));
+    let step = tunnel::step(wanted, found)?;
+    Some(Change::Tunnel(name.clone(), step))
 }
 
 fn table_changes(wanted: &SpaceState, held: &ObservedSpace) -> Vec<Change> {

@@ -1,22 +1,19 @@
 //! IPVS over generic netlink: services known by a packet mark, and where they lead.
 //!
-//! Numbers are those of `linux/genetlink.h` and `linux/ip_vs.h`. A service is always one of a mark: a virtual address then
+//! Numbers are those of `linux/ip_vs.h`. A service is always one of a mark: a virtual address then
 //! covers all ports, and a published port any address that it was asked at.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{
+    generic_wire,
     lb::octets,
     netlink::{Message, attribute, flags, native_u16, native_u32, text},
     state::Family,
 };
 
-/// Message type by which generic netlink tells the number of a family.
-const CONTROL: u16 = 0x10;
-const GET_FAMILY: u8 = 3;
-const FAMILY_ID: u16 = 1;
-const FAMILY_NAME: u16 = 2;
-const VERSION: u8 = 1;
+/// Name of its family.
+pub const FAMILY: &str = "IPVS";
 
 const SERVICE: u16 = 1;
 const DESTINATION: u16 = 2;
@@ -70,16 +67,6 @@ pub enum Edit {
     Remove,
 }
 
-/// Asks for the number of the IPVS family.
-pub fn ask_family() -> Message {
-    generic(CONTROL, GET_FAMILY, 0).text(FAMILY_NAME, "IPVS")
-}
-
-/// The number from an answer to [`ask_family`].
-pub fn read_family(body: &[u8]) -> Option<u16> {
-    native_u16(attribute(body.get(4..)?, FAMILY_ID)?)
-}
-
 /// Adds a service, without destinations.
 pub fn new_service(ipvs: u16, key: ServiceKey, scheduler: &str) -> Message {
     with_service(ipvs, Command::NewService, key, Some(scheduler))
@@ -97,12 +84,12 @@ pub fn delete_service(ipvs: u16, key: ServiceKey) -> Message {
 
 /// Asks for all services.
 pub fn list_services(ipvs: u16) -> Message {
-    generic(ipvs, Command::GetService as u8, flags::DUMP)
+    generic_wire::message(ipvs, Command::GetService as u8, flags::DUMP)
 }
 
 /// Asks for all destinations of a service.
 pub fn list_destinations(ipvs: u16, key: ServiceKey) -> Message {
-    generic(ipvs, Command::GetDestination as u8, flags::DUMP)
+    generic_wire::message(ipvs, Command::GetDestination as u8, flags::DUMP)
         .nest(SERVICE, |m| service(m, key, None))
 }
 
@@ -134,7 +121,7 @@ pub fn destination(
 
 /// Reads a service with a mark from an answer to [`list_services`].
 pub fn read_service(body: &[u8]) -> Option<(ServiceKey, String)> {
-    let attrs = attribute(body.get(4..)?, SERVICE)?;
+    let attrs = attribute(body.get(generic_wire::HEADER_LENGTH..)?, SERVICE)?;
     let family = match native_u16(attribute(attrs, 1)?)? {
         2 => Family::V4,
         10 => Family::V6,
@@ -146,7 +133,7 @@ pub fn read_service(body: &[u8]) -> Option<(ServiceKey, String)> {
 
 /// Reads a destination and its weight from an answer to [`list_destinations`].
 pub fn read_destination(family: Family, body: &[u8]) -> Option<((IpAddr, u16), u32)> {
-    let attrs = attribute(body.get(4..)?, DESTINATION)?;
+    let attrs = attribute(body.get(generic_wire::HEADER_LENGTH..)?, DESTINATION)?;
     let bytes = attribute(attrs, 1)?;
     let address = match family {
         Family::V4 => IpAddr::from(*bytes.first_chunk::<4>()?),
@@ -156,12 +143,8 @@ pub fn read_destination(family: Family, body: &[u8]) -> Option<((IpAddr, u16), u
     Some(((address, port), native_u32(attribute(attrs, 4)?)?))
 }
 
-fn generic(family: u16, command: u8, flags: u16) -> Message {
-    Message::new(family, flags, &[command, VERSION, 0, 0])
-}
-
 fn with_service(ipvs: u16, command: Command, key: ServiceKey, scheduler: Option<&str>) -> Message {
-    generic(ipvs, command as u8, 0).nest(SERVICE, |m| service(m, key, scheduler))
+    generic_wire::message(ipvs, command as u8, 0).nest(SERVICE, |m| service(m, key, scheduler))
 }
 
 /// What names a service and, with a scheduler, what it is to be.

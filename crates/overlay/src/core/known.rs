@@ -131,6 +131,8 @@ impl Known {
                         note_ipvs(&mut known.found.ipvs, step);
                     }
                 }
+                // It is read every time.
+                Change::Tunnel(..) => {}
                 Change::CreateSpace | Change::UpdateLink(..) => {
                     if let Some(known) = self.spaces.get_mut(space) {
                         known.links_current = false;

@@ -111,6 +111,11 @@ pub fn listens_to_routers(link: &str) -> String {
     format!("ipv6/conf/{link}{LISTENS_TO_ROUTERS}")
 }
 
+/// Name of the tunnel's device in the host's namespace.
+pub fn tunnel_link(prefix: &str) -> String {
+    format!("{prefix}wg")
+}
+
 /// File name of a router namespace's handle.
 pub fn router_handle(network: &NetworkId) -> String {
     format!("{ROUTER_PREFIX}{network}")
@@ -131,6 +136,7 @@ mod tests {
         let task: TaskId = "f5lxx1zz5pnorynqglhzmsp33".parse().unwrap();
         assert!(endpoint_port(&task).len() <= 15);
         assert!(uplink_port("sixsix", &network).len() <= 15);
+        assert!(tunnel_link("sixsix").len() <= 15);
         assert_eq!(network_of_handle(&router_handle(&network)), Some(network));
     }
 

@@ -5,14 +5,16 @@ use std::{
     net::IpAddr,
 };
 
-use shoal_api::TaskId;
+use shoal_api::{TaskId, tunnel::PublicKey};
 
 use super::{
     ipvs_wire::{Service, ServiceKey},
+    keyring::KeyPair,
     lb::Elements,
     naming::Mac,
     nft::Outline,
     state::{Family, Objects, Space},
+    tunnel::Tunnel,
 };
 
 /// What was found, by namespace.
@@ -33,6 +35,8 @@ pub struct ObservedSpace {
     pub tables: BTreeMap<(Family, String), ObservedTable>,
     /// Services of IPVS.
     pub ipvs: BTreeMap<ServiceKey, Service>,
+    /// The tunnel's device, where it is there and has a key.
+    pub tunnel: Option<Tunnel>,
     /// Families for which somebody else set a default route here.
     pub foreign_default: BTreeSet<Family>,
 }
@@ -76,10 +80,23 @@ pub struct Facts {
     pub underlay_mtu: u32,
     /// Whether the underlay address is no interface's of this host: others see it, a router on the way turns it back.
     pub underlay_elsewhere: bool,
+    /// The keys of this node's tunnel; `None` where the kernel has none to offer.
+    pub keys: Option<OwnKeys>,
     /// Local containers whose namespaces exist, each by the first of its tasks.
     pub containers: BTreeMap<String, ContainerFacts>,
     /// Further tasks of a container by their first: a container on several networks without a service has one each.
     pub further: BTreeMap<TaskId, TaskId>,
+}
+
+/// What the tunnel needs to know of this node's keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnKeys {
+    /// The key in use.
+    pub current: KeyPair,
+    /// Another one by which others may know this node.
+    pub other: Option<PublicKey>,
+    /// UDP port.
+    pub port: u16,
 }
 
 /// What a container's namespace held before.

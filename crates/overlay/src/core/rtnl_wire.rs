@@ -11,6 +11,7 @@ use super::{
     netlink::{Message, attribute, flags, native_u16, native_u32, text},
     observed::ObservedLink,
     state::{Family, Link, LinkKind, Route, Rule},
+    wireguard_wire,
 };
 
 const NEWLINK: u16 = 16;
@@ -70,10 +71,11 @@ pub fn create_link(name: &str, link: &Link, places: LinkPlaces) -> Message {
         .fold(m, |m, fd| m.attr(28, &fd.to_ne_bytes()));
     let m = match &link.kind {
         LinkKind::Veth { .. } => one_queue(m),
-        LinkKind::Bridge | LinkKind::Vxlan { .. } => m,
+        LinkKind::Bridge | LinkKind::Vxlan { .. } | LinkKind::Wireguard => m,
     };
     m.nest(18, |info| match &link.kind {
         LinkKind::Bridge => info.text(1, "bridge"),
+        LinkKind::Wireguard => info.text(1, wireguard_wire::FAMILY),
         LinkKind::Vxlan { vni, port, local } => info.text(1, "vxlan").nest(2, |data| {
             let data = data
                 .u32(1, *vni)

@@ -37,6 +37,12 @@ const INPUT: Hook = Hook {
     at: HookPoint::Input,
     priority: 0,
 };
+/// After everything that may change a packet.
+const LEAVES: Hook = Hook {
+    kind: "filter",
+    at: HookPoint::Postrouting,
+    priority: 300,
+};
 /// After conntrack, which must know the connection, and before NAT.
 const ENTRY: Hook = Hook {
     kind: "filter",
@@ -269,8 +275,12 @@ pub struct Host<'a> {
     pub vxlan_port: u16,
     /// VXLAN network identifiers in use.
     pub vnis: &'a [u32],
-    /// Underlay addresses of the nodes that take part in a network, with its identifier.
+    /// Addresses of the nodes that take part in a network, with its identifier: on the underlay, or inside the tunnel.
     pub members: &'a [(IpAddr, u32)],
+    /// The tunnel's device.
+    pub tunnel: &'a str,
+    /// Identifiers that are carried by the tunnel alone.
+    pub sealed: &'a [u32],
     /// Published ports with the uplink address of the router that takes them.
     pub published: &'a [(Protocol, u16, IpAddr)],
 }
@@ -287,6 +297,7 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
             SetData::Parts(vec![address]),
         )
         .set("vnis", &[Part::Mark], SetData::None)
+        .set("sealed", &[Part::Mark], SetData::None)
         .set("members", &[address, Part::Mark], SetData::None);
     let local = vec![
         Expr::DestinationType(0),
@@ -307,18 +318,31 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
         len: 4,
         to,
     };
-    let stranger = vec![
-        Expr::Meta(Meta::Protocol, 0),
-        Expr::Is(0, vec![lb::protocol_number(Protocol::Udp)]),
-        destination_port(0),
-        Expr::Is(0, host.vxlan_port.to_be_bytes().to_vec()),
-        identifier(0),
-        Expr::InSet(0, "vnis".into()),
+    let vxlan_of = |set: &str| {
+        vec![
+            Expr::Meta(Meta::Protocol, 0),
+            Expr::Is(0, vec![lb::protocol_number(Protocol::Udp)]),
+            destination_port(0),
+            Expr::Is(0, host.vxlan_port.to_be_bytes().to_vec()),
+            identifier(0),
+            Expr::InSet(0, set.into()),
+        ]
+    };
+    let no_member = vec![
         source(family, 0),
         identifier(width),
         Expr::NotInSet(0, "members".into()),
         Expr::Drop,
     ];
+    let stranger = [vxlan_of("vnis"), no_member].concat();
+    let in_the_open = |side| {
+        let elsewhere = vec![
+            Expr::Meta(side, 0),
+            Expr::IsNot(0, interface(host.tunnel)),
+            Expr::Drop,
+        ];
+        [vxlan_of("sealed"), elsewhere].concat()
+    };
     let way_out = [
         net(family, End::Source, host.subnet),
         vec![
@@ -349,7 +373,21 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
         .chain(
             "input",
             Some(INPUT),
-            vec![rule("VXLAN from nodes of its network only", stranger)],
+            vec![
+                rule(
+                    "encrypted networks come by the tunnel",
+                    in_the_open(Meta::InName),
+                ),
+                rule("VXLAN from nodes of its network only", stranger),
+            ],
+        )
+        .chain(
+            "leaves",
+            Some(LEAVES),
+            vec![rule(
+                "encrypted networks leave by the tunnel",
+                in_the_open(Meta::OutName),
+            )],
         )
         .chain(
             "prerouting",
@@ -376,6 +414,9 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
         );
     for vni in host.vnis {
         table.element("vnis", on_wire(*vni), Element::Member);
+    }
+    for vni in host.sealed {
+        table.element("sealed", on_wire(*vni), Element::Member);
     }
     for (peer, vni) in host
         .members
@@ -426,11 +467,13 @@ pub fn everything(family: Family, name: &str) -> Table {
             vxlan_port: 0,
             vnis: &[],
             members: &[],
+            tunnel: "lo",
+            sealed: &[],
             published: &[],
         },
     );
     // Chains of the same names are as in a router.
-    let own = |name: &str| ["input", "output"].contains(&name);
+    let own = |name: &str| ["input", "leaves", "output"].contains(&name);
     let chains = more.chains.into_iter();
     table.chains.extend(chains.filter(|chain| own(&chain.name)));
     table.sets.extend(more.sets);

@@ -12,6 +12,7 @@ use super::{
     ipvs_wire::{Service, ServiceKey},
     naming::Mac,
     nft::Table,
+    tunnel::Tunnel,
 };
 
 /// Protocol number of routes and rules of cluster networks, so that those of others are left alone. Unassigned in
@@ -66,6 +67,8 @@ pub struct SpaceState {
     pub tables: BTreeMap<(Family, String), Table>,
     /// Services of IPVS.
     pub ipvs: BTreeMap<ServiceKey, Service>,
+    /// The tunnel's device, by name.
+    pub tunnel: Option<(String, Tunnel)>,
 }
 
 /// Addresses, routes and settings of one namespace.
@@ -116,6 +119,8 @@ pub enum LinkKind {
         /// Underlay address of this node; the unspecified one if packets may leave from any.
         local: IpAddr,
     },
+    /// A WireGuard device, whose UDP socket stays in the namespace where it was made.
+    Wireguard,
     /// One end of a veth pair; it owns the other end.
     Veth {
         /// The other end.

@@ -4,6 +4,8 @@ use std::{net::Ipv6Addr, path::PathBuf};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
+use crate::core::keyring::KeyTimes;
+
 /// A unique local subnet (RFC 4193) that never leaves the host.
 const GWBRIDGE_SUBNET6: Ipv6Addr = Ipv6Addr::new(0xfd53, 0x686f, 0x616c, 1, 0, 0, 0, 0);
 
@@ -24,6 +26,8 @@ pub struct PlaneConfig {
     pub gwbridge_subnet6: Ipv6Net,
     /// What distributes connections over the tasks of a service.
     pub lb_driver: LbDriver,
+    /// How long keys of encrypted networks last.
+    pub key_times: KeyTimes,
     /// MTU of the underlay in bytes; `None` to ask the interface that has the underlay address.
     pub underlay_mtu: Option<u32>,
 }
@@ -39,6 +43,7 @@ impl PlaneConfig {
             gwbridge_subnet6: Ipv6Net::new_assert(GWBRIDGE_SUBNET6, 64),
             host_netns: None,
             lb_driver: LbDriver::Auto,
+            key_times: KeyTimes::default(),
             underlay_mtu: None,
         }
     }

@@ -35,6 +35,14 @@ pub enum PlaneError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// A network must be encrypted, for which the kernel lacks something.
+    #[error(
+        "network {network} is encrypted, which this node cannot carry: its kernel lacks WireGuard (CONFIG_WIREGUARD) or IPv6"
+    )]
+    NoEncryption {
+        /// Its name.
+        network: String,
+    },
     /// The view makes no sense for this node.
     #[error(transparent)]
     Desired(#[from] DesiredError),

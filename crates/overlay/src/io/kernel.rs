@@ -28,6 +28,8 @@ use crate::core::{
     observed::Observed,
     rtnl_wire::{self, LinkPlaces, Verb},
     state::{Family, Link, LinkKind, Space},
+    tunnel::TunnelStep,
+    wireguard_wire,
 };
 
 /// A namespace with sockets into it.
@@ -39,6 +41,13 @@ pub(crate) struct Handle {
     generic: Option<Socket>,
 }
 
+/// Numbers of families of generic netlink, where the kernel has them.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Families {
+    pub(crate) ipvs: Option<u16>,
+    pub(crate) wireguard: Option<u16>,
+}
+
 /// Namespaces in use, opened when they are first needed, and the interfaces known in them.
 #[derive(Debug)]
 pub(crate) struct Kernel<'a> {
@@ -47,8 +56,8 @@ pub(crate) struct Kernel<'a> {
     containers: BTreeMap<String, PathBuf>,
     handles: BTreeMap<Space, Handle>,
     indices: BTreeMap<Space, BTreeMap<String, u32>>,
-    /// Number of the IPVS family, where it is used.
-    ipvs: Option<u16>,
+    /// Numbers of the families of generic netlink that may be used.
+    families: Families,
 }
 
 /// A step that failed.
@@ -71,13 +80,13 @@ impl<'a> Kernel<'a> {
             containers,
             handles: BTreeMap::new(),
             indices: BTreeMap::new(),
-            ipvs: None,
+            families: Families::default(),
         }
     }
 
-    /// The same, with IPVS by the number of its family.
-    pub(crate) fn with_ipvs(mut self, family: Option<u16>) -> Self {
-        self.ipvs = family;
+    /// The same, with these families of generic netlink.
+    pub(crate) fn with(mut self, families: Families) -> Self {
+        self.families = families;
         self
     }
 
@@ -141,7 +150,8 @@ impl<'a> Kernel<'a> {
         }))
     }
 
-    /// Executes all steps, however many fail.
+    /// Executes all steps, however many fail; but none after the host's rules could not be loaded, which keep in and out what
+    /// later steps open ways for.
     pub(crate) fn execute(&mut self, ops: &[NetOp], have: &Observed) -> Vec<Failure> {
         let indices = have
             .spaces
@@ -181,7 +191,12 @@ impl<'a> Kernel<'a> {
                 move |source| Failure { step, source }
             };
             if together == 0 {
-                failures.extend(self.step(first).map_err(failed(first)).err());
+                let failure = self.step(first).map_err(failed(first)).err();
+                let ends = failure.is_some() && guards(first);
+                failures.extend(failure);
+                if ends {
+                    break;
+                }
             } else {
                 let answers = self.entries(now);
                 failures.extend(
@@ -270,6 +285,7 @@ impl<'a> Kernel<'a> {
                 .tables(space)?
                 .transaction(nft_wire::edit(*family, table, remove, add)),
             Change::Ipvs(step) => self.ipvs_step(space, step),
+            Change::Tunnel(name, step) => self.tunnel_step(space, name, step),
             Change::Address(..)
             | Change::Neighbour(..)
             | Change::Fdb(..)
@@ -362,7 +378,7 @@ impl<'a> Kernel<'a> {
         };
         let mut asked = space;
         match &link.kind {
-            LinkKind::Bridge => {}
+            LinkKind::Bridge | LinkKind::Wireguard => {}
             LinkKind::Veth { peer } => places.peer = Some(self.handle(&peer.space)?.fd.as_raw_fd()),
             LinkKind::Vxlan { .. } => {
                 // Asked of the host, so that its UDP socket lives there.
@@ -430,7 +446,20 @@ impl<'a> Kernel<'a> {
 
     /// The way to IPVS in a namespace, with the number of its family; `None` where it is not used.
     pub(crate) fn ipvs(&mut self, space: &Space) -> io::Result<Option<(&mut Socket, u16)>> {
-        let (Some(family), home) = (self.ipvs, self.home) else {
+        self.generic(space, self.families.ipvs)
+    }
+
+    /// The way to WireGuard in a namespace, with the number of its family; `None` where it is not used.
+    pub(crate) fn wireguard(&mut self, space: &Space) -> io::Result<Option<(&mut Socket, u16)>> {
+        self.generic(space, self.families.wireguard)
+    }
+
+    fn generic(
+        &mut self,
+        space: &Space,
+        family: Option<u16>,
+    ) -> io::Result<Option<(&mut Socket, u16)>> {
+        let (Some(family), home) = (family, self.home) else {
             return Ok(None);
         };
         let handle = self.handle(space)?;
@@ -439,6 +468,14 @@ impl<'a> Kernel<'a> {
             handle.generic = Some(opened);
         }
         Ok(handle.generic.as_mut().map(|socket| (socket, family)))
+    }
+
+    fn tunnel_step(&mut self, space: &Space, name: &str, step: &TunnelStep) -> io::Result<()> {
+        let (socket, family) = self.wireguard(space)?.ok_or(io::ErrorKind::Unsupported)?;
+        // One after another: first the key, and a peer that goes may have had the address of one that comes.
+        wireguard_wire::set(family, name, step)
+            .into_iter()
+            .try_for_each(|message| socket.request(message))
     }
 
     fn ipvs_step(&mut self, space: &Space, step: &IpvsStep) -> io::Result<()> {
@@ -486,6 +523,15 @@ impl<'a> Kernel<'a> {
         self.path(space)
             .ok_or_else(|| io::ErrorKind::InvalidInput.into())
     }
+}
+
+/// Whether a step is about the rules of the host.
+fn guards(op: &NetOp) -> bool {
+    let rules = matches!(
+        op.change,
+        Change::ReplaceTable(_) | Change::EditElements { .. }
+    );
+    rules && op.space == Space::Host
 }
 
 fn is_entry(change: &Change) -> bool {

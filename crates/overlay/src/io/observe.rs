@@ -18,6 +18,7 @@ use crate::core::{
     observed::{ObservedLink, ObservedSpace, ObservedTable},
     rtnl_wire,
     state::{Family, MAIN_TABLE, Route},
+    wireguard_wire::{self, Reading},
 };
 
 const SETTINGS: &str = "/proc/sys/net";
@@ -164,6 +165,13 @@ pub(crate) fn ipvs(socket: &mut Socket, family: u16) -> io::Result<BTreeMap<Serv
     Ok(services)
 }
 
+/// Reads the tunnel's device, which must be there.
+pub(crate) fn tunnel(socket: &mut Socket, family: u16, name: &str) -> io::Result<Reading> {
+    let mut reading = Reading::default();
+    socket.dump(wireguard_wire::get(family, name), |body| reading.take(body))?;
+    Ok(reading)
+}
+
 /// Reads kernel settings in the namespace of the calling thread; those that do not exist are left out.
 pub(crate) fn settings<'a>(paths: impl Iterator<Item = &'a String>) -> BTreeMap<String, String> {
     let read = |path: &String| fs::read_to_string(Path::new(SETTINGS).join(path)).ok();
@@ -183,7 +191,10 @@ pub(crate) fn set(path: &str, value: &str) -> io::Result<()> {
 pub(crate) fn keep_listening_to_routers(ours: impl Fn(&str) -> bool) -> io::Result<()> {
     for entry in fs::read_dir(Path::new(SETTINGS).join("ipv6/conf"))? {
         let name = entry?.file_name();
-        let Some(name) = name.to_str().filter(|name| !["all", "default"].contains(name)) else {
+        let Some(name) = name
+            .to_str()
+            .filter(|name| !["all", "default"].contains(name))
+        else {
             continue;
         };
         let path = naming::listens_to_routers(name);

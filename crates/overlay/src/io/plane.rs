@@ -1,5 +1,6 @@
 //! The network plane of a node: brings the kernel to what the view says, again and again.
 
+mod keys;
 mod shortcut;
 mod ways;
 
@@ -10,19 +11,20 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
+    time::Instant,
 };
 
 use shoal_api::{
     NodeId, TaskId,
     network::{LocalNamespaces, NetworkView},
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::{
     actor::{Actor, Stopped},
     config::{LbDriver, PlaneConfig},
     error::PlaneError,
-    kernel::Kernel,
+    kernel::{Families, Kernel},
     netns, observe,
     ports::HeldPorts,
     probe::{Abilities, probe},
@@ -32,12 +34,14 @@ use crate::core::{
     delta::Delta,
     desired::{Params, desired},
     diff::{NetOp, diff},
+    keyring::Keyring,
     known::Known,
     lb, naming,
     notice::Scope,
     observed::{ContainerFacts, Facts, Observed, ObservedSpace},
     state::{Family, KernelState, OVERLAY_PROTOCOL, Space},
 };
+pub use keys::KeyState;
 
 /// Whether bridged packets pass the rules of IPv6 before it sees them. Those turn back addresses, and IPv6 takes nothing
 /// for loopback from outside.
@@ -52,6 +56,7 @@ pub struct Plane {
     alarm: Arc<Notify>,
     uses_ipvs: bool,
     abilities: Abilities,
+    keys: watch::Receiver<KeyState>,
     /// The host's namespace, and the folder of the routers' handles.
     places: Arc<(OwnedFd, PathBuf)>,
 }
@@ -86,23 +91,26 @@ impl Plane {
             source,
         })?;
         let places = Arc::new((clone, config.run_dir.join("netns")));
+        let (tell_keys, keys) = watch::channel(KeyState::default());
         let worker = Worker {
             config,
             home,
+            started: Instant::now(),
+            keyring: None,
+            tell_keys,
             asked: None,
             known: Known::default(),
             watch: Watch::start("network-watch", Arc::clone(&alarm))?,
             ports: HeldPorts::default(),
             ipv6: false,
-            ipvs: None,
+            families: Families::default(),
         };
         let told = Arc::new(OnceLock::new());
         let tell = Arc::clone(&told);
         let actor = Actor::start("network-plane", worker, move |worker: &mut Worker| {
             worker.enter()?;
-            let ipvs = worker.ipvs;
-            let ipv6 = worker.ipv6;
-            tell.get_or_init(|| (Abilities { ipv6, ipvs }, worker.uses_ipvs()));
+            let (ipv6, families) = (worker.ipv6, worker.families);
+            tell.get_or_init(|| (Abilities { ipv6, families }, worker.uses_ipvs()));
             Ok::<_, PlaneError>(())
         })?;
         let (abilities, uses_ipvs) = *told.get().expect("told before the thread was started");
@@ -111,6 +119,7 @@ impl Plane {
             alarm,
             uses_ipvs,
             abilities,
+            keys,
             places,
         })
     }
@@ -201,8 +210,13 @@ struct Worker {
     ports: HeldPorts,
     /// Whether the kernel can carry IPv6 in these networks.
     ipv6: bool,
-    /// Number of the generic netlink family of IPVS.
-    ipvs: Option<u16>,
+    /// Numbers of families of generic netlink.
+    families: Families,
+    /// From when times are counted.
+    started: Instant,
+    /// The keys of encrypted networks; `None` where the kernel has no WireGuard.
+    keyring: Option<Keyring>,
+    tell_keys: watch::Sender<KeyState>,
 }
 
 type Inputs<'a> = (&'a Arc<NetworkView>, &'a NodeId, &'a LocalNamespaces);
@@ -246,8 +260,9 @@ impl Worker {
             );
         }
         self.ipv6 = abilities.ipv6;
-        self.ipvs = abilities.ipvs;
-        if self.config.lb_driver == LbDriver::Ipvs && self.ipvs.is_none() {
+        self.families = abilities.families;
+        self.begin_keys();
+        if self.config.lb_driver == LbDriver::Ipvs && self.families.ipvs.is_none() {
             tracing::warn!(
                 "this kernel lacks IPVS (CONFIG_IP_VS): nftables distributes connections"
             );
@@ -270,6 +285,7 @@ impl Worker {
 
     fn bring_about(&mut self, inputs: Inputs<'_>) -> Result<(), Vec<PlaneError>> {
         let (view, me, local) = inputs;
+        self.note_keys(view, me);
         self.ports.hold(view, &self.home, self.ipv6);
         let mut outcome = self.attempt(inputs);
         if outcome.is_err() && !std::mem::take(&mut self.known).is_empty() {
@@ -352,7 +368,7 @@ impl Worker {
     }
 
     fn uses_ipvs(&self) -> bool {
-        self.config.lb_driver != LbDriver::Nft && self.ipvs.is_some()
+        self.config.lb_driver != LbDriver::Nft && self.families.ipvs.is_some()
     }
 
     /// Starts to listen in a namespace, if there are no ears in it yet.
@@ -430,7 +446,7 @@ impl Worker {
             self.config.run_dir.join("netns"),
             containers.clone(),
         )
-        .with_ipvs(self.ipvs);
+        .with(self.families);
         let mut read = BTreeMap::new();
         let spaces = std::iter::once(Space::Host)
             .chain(self.routers())
@@ -459,6 +475,7 @@ impl Worker {
         let want = desired(view, me, &facts, &self.params())
             .map_err(|error| errors.push(error.into()))
             .ok()?;
+        errors.extend(self.not_to_be_encrypted(view, me));
         for (space, (inode, found)) in &mut read {
             if let Err(source) = self.read_rest(&mut kernel, &want, space, *inode, found) {
                 errors.push(PlaneError::Observe {
@@ -571,6 +588,9 @@ impl Worker {
         if matches!(space, Space::Container(_)) {
             return Ok(());
         }
+        if *space == Space::Host {
+            found.tunnel = self.read_tunnel(kernel, found)?;
+        }
         found.tables.clear();
         if let Some(known) = known {
             found.tables = known.found.tables.clone();
@@ -617,6 +637,7 @@ impl Worker {
                 .underlay_mtu
                 .or(measured)
                 .unwrap_or(UNDERLAY_MTU_DEFAULT),
+            keys: self.own_keys(),
             containers: containers.collect(),
             further: BTreeMap::new(),
         }
@@ -629,9 +650,11 @@ impl Worker {
         };
         let (bridge, port) = (&self.config.gwbridge, format!("{}u", self.config.prefix));
         let is_port = |name: &String| name.strip_prefix(&port).is_some_and(|rest| rest.len() == 8);
-        host.links.retain(|name, _| name == bridge || is_port(name));
-        host.objects.addresses.retain(|(name, _)| name == bridge);
-        host.objects.routes.retain(|route| route.link == *bridge);
+        let tunnel = naming::tunnel_link(&self.config.prefix);
+        let ours = |name: &String| name == bridge || *name == tunnel;
+        host.links.retain(|name, _| ours(name) || is_port(name));
+        host.objects.addresses.retain(|(name, _)| ours(name));
+        host.objects.routes.retain(|route| ours(&route.link));
         host.objects.rules.clear();
         host.objects
             .neighbours

@@ -6,15 +6,17 @@ use nix::errno::Errno;
 
 use super::{
     error::PlaneError,
+    kernel::Families,
     socket::{Kind, Socket},
 };
 use crate::core::{
-    ipvs_wire, naming,
+    generic_wire, ipvs_wire, naming,
     nft::Table,
     nft_wire,
     rtnl_wire::{self, LinkPlaces},
     ruleset,
     state::{Family, Link, LinkKind, Space, VethPeer},
+    wireguard_wire,
 };
 
 /// What the kernel can do besides what is needed.
@@ -22,8 +24,8 @@ use crate::core::{
 pub(crate) struct Abilities {
     /// Addresses, routes and rules of IPv6.
     pub(crate) ipv6: bool,
-    /// Number of the generic netlink family of IPVS.
-    pub(crate) ipvs: Option<u16>,
+    /// Numbers of families of generic netlink.
+    pub(crate) families: Families,
 }
 
 /// Asks the kernel for a VXLAN device, a veth pair and a table, in the namespace of the calling thread.
@@ -70,10 +72,13 @@ pub(crate) fn probe() -> Result<Abilities, PlaneError> {
     ))?;
     let ipv6 = Path::new("/proc/sys/net/ipv6/conf/all/forwarding").exists()
         && netfilter.transaction(rules(Family::V6)).is_ok();
-    Ok(Abilities {
-        ipv6,
-        ipvs: ipvs_family(),
-    })
+    let families = Families {
+        ipvs: family(ipvs_wire::FAMILY),
+        // Inside the tunnel there is IPv6 alone.
+        wireguard: family(wireguard_wire::FAMILY)
+            .filter(|_| ipv6 && make("wireguard", LinkKind::Wireguard).is_ok()),
+    };
+    Ok(Abilities { ipv6, families })
 }
 
 /// What a kernel's answer to the question for a feature means.
@@ -89,13 +94,13 @@ fn lacks(feature: &'static str) -> impl Fn(io::Error) -> PlaneError {
     }
 }
 
-/// Asks for IPVS; the kernel loads its module if it has one.
-fn ipvs_family() -> Option<u16> {
+/// Asks for the number of a family of generic netlink; the kernel loads its module if it has one.
+fn family(name: &str) -> Option<u16> {
     let mut family = None;
     let mut socket = Socket::open(Kind::Generic).ok()?;
     // A kernel without it answers with an error, which says the same.
-    let _ = socket.ask(ipvs_wire::ask_family(), |body| {
-        family = ipvs_wire::read_family(body);
+    let _ = socket.ask(generic_wire::ask_family(name), |body| {
+        family = generic_wire::read_family(body);
     });
     family
 }

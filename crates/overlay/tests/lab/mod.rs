@@ -15,11 +15,18 @@ use std::{
     time::Duration,
 };
 
-use shoal_api::network::{
-    Endpoint, IngressPort, LocalNamespaces, NetworkSlice, NetworkView, Peer, Protocol,
-    ServiceSlice, Subnet,
+use shoal_api::{
+    NodeId,
+    network::{
+        Endpoint, IngressPort, LocalNamespaces, NetworkSlice, NetworkView, Peer, Protocol,
+        ServiceSlice, Subnet,
+    },
 };
-use shoal_overlay::{Plane, PlaneConfig, PlaneError, core::diff::NetOp, netns};
+use shoal_overlay::{
+    Plane, PlaneConfig, PlaneError,
+    core::{diff::NetOp, keyring::KeyTimes},
+    netns,
+};
 
 const HOSTS: [&str; 2] = ["h1", "h2"];
 /// How long a packet that must not arrive is waited for: long enough for the second try of one that was dropped while
@@ -30,6 +37,8 @@ pub struct Lab {
     dir: PathBuf,
     planes: Vec<Plane>,
     local: [LocalNamespaces; 2],
+    /// How long keys last for planes that are started from now on.
+    pub key_times: KeyTimes,
 }
 
 pub fn id<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
@@ -67,6 +76,7 @@ pub fn view() -> NetworkView {
             name: format!("n{n}"),
             ingress: n == 0,
             internal: n == 3,
+            encrypted: false,
             vni: 4096 + u32::from(n),
             mtu: None,
             subnets: vec![Subnet {
@@ -80,6 +90,7 @@ pub fn view() -> NetworkView {
     let peer = |last: u8| Peer {
         underlay: [192, 0, 2, last].into(),
         hostname: format!("h{last}"),
+        tunnel_keys: Vec::new(),
     };
     let tasks = [("t1", 0), ("t2", 1), ("t3", 0)];
     NetworkView {
@@ -133,6 +144,7 @@ pub async fn lab() -> Result<Lab, String> {
         dir: std::env::temp_dir().join(unique),
         planes: vec![],
         local: Default::default(),
+        key_times: KeyTimes::default(),
     };
     for place in ["switch", "h1", "h2", "client"] {
         netns::create(&lab.place(place)).unwrap();
@@ -434,6 +446,28 @@ impl Lab {
         self.planes[0].features()
     }
 
+    /// What the kernel has, by name.
+    pub fn features(&self) -> BTreeMap<String, bool> {
+        self.planes[0].features()
+    }
+
+    /// A view as the cluster would compute it once both hosts have told of their keys.
+    pub fn with_keys(&self, mut view: NetworkView) -> NetworkView {
+        for (host, plane) in HOSTS.into_iter().zip(&self.planes) {
+            let keys = plane.keys().borrow().told.clone();
+            view.peers.get_mut(&id::<NodeId>(host)).unwrap().tunnel_keys = keys;
+        }
+        view
+    }
+
+    /// Has a host take the next step in replacing its key.
+    pub async fn turn_keys(&self, host: usize, view: &NetworkView) {
+        let me = id(HOSTS[host]);
+        let view = Arc::new(view.clone());
+        let done = self.planes[host].turn_keys(&view, &me, &self.local[host]);
+        done.await.unwrap();
+    }
+
     /// What distributes connections on a host.
     pub fn lb_driver(&self, host: usize) -> &'static str {
         self.planes[host].lb_driver()
@@ -447,6 +481,7 @@ impl Lab {
                 config.lb_driver = driver.parse().unwrap();
             }
             config.host_netns = Some(self.place(name));
+            config.key_times = self.key_times;
             match Plane::open(config) {
                 Ok(plane) => self.planes.push(plane),
                 Err(error @ PlaneError::Unsupported { .. }) => return Err(missing(&error)),

@@ -3,13 +3,27 @@
 use super::{DecodeError, Field, bridge, messages};
 use crate::{
     network::{Endpoint, IngressPort, NamedPort, NetworkSlice, NetworkView, Peer, ServiceSlice},
+    tunnel::{PublicKey, TunnelKey},
     wire,
 };
 
+impl Field<Vec<u8>> for PublicKey {
+    fn to_wire(&self) -> Vec<u8> {
+        self.0.to_vec()
+    }
+    fn from_wire(wire: Vec<u8>) -> Result<Self, DecodeError> {
+        let wrong = |bytes: Vec<u8>| {
+            DecodeError::new(format!("a public key has 32 bytes, not {}", bytes.len()))
+        };
+        wire.try_into().map(Self).map_err(wrong)
+    }
+}
+
 messages! {
     NetworkView { version, data_path_port, peers, networks }
-    Peer { underlay, hostname }
-    NetworkSlice { name, ingress, internal, vni, mtu, subnets, endpoints, services }
+    Peer { underlay, hostname, tunnel_keys }
+    TunnelKey { public, port }
+    NetworkSlice { name, ingress, internal, encrypted, vni, mtu, subnets, endpoints, services }
     Endpoint { node, service, addresses, names, serving }
     ServiceSlice { name, vips, aliases, ports, named_ports }
     NamedPort { name, protocol, target }

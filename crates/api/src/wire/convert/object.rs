@@ -27,7 +27,7 @@ messages! {
     Node { id, meta, spec, description, status, role, manager, availability_since }
     NodeDescription {
         hostname, platform, resources, engine_version, engine_labels, plugins, data_path_addr, certificate_issuer,
-        volumes,
+        volumes, tunnel_keys,
     }
     NodeStatus { state, message, addr, since }
     ManagerInfo { raft_id, addr }

@@ -9,6 +9,7 @@ use shoal_api::{
     Actor, NetworkId, NodeId, ServiceId, TaskId, TaskState,
     object::{Batch, Change, Expect, Object, ObjectKey, Task, TaskStatus},
     spec::{NetworkAttachmentSpec, NetworkTarget, TaskSpec},
+    tunnel::ENCRYPTED_PLUGIN,
 };
 
 use super::{Decision, Outcome, unborn};
@@ -60,6 +61,25 @@ pub fn attachable_network(state: &State, name: &str) -> Result<NetworkId, Refusa
     ))
 }
 
+/// Checks that a node can carry a network as it is to be carried.
+fn can_carry(state: &State, network: &NetworkId, node: &NodeId) -> Result<(), Refusal> {
+    let encrypted = state.network(network).filter(|n| n.spec.is_encrypted());
+    let can = state.node(node).is_some_and(|node| {
+        let plugins = &node.description.plugins;
+        plugins.iter().any(|plugin| plugin == ENCRYPTED_PLUGIN)
+    });
+    match encrypted {
+        Some(network) if !can => Err(Refusal::new(
+            RefusalKind::FailedPrecondition,
+            format!(
+                "network {} is encrypted, which this node cannot carry: its kernel lacks WireGuard (CONFIG_WIREGUARD) or IPv6",
+                network.spec.annotations.name
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Makes the task that stands for a container's place; the allocator gives it its addresses.
 ///
 /// # Errors
@@ -71,6 +91,7 @@ pub fn create_attachment(
     wish: &AttachmentWish,
 ) -> Outcome {
     let network = attachable_network(state, &wish.network)?;
+    can_carry(state, &network, node)?;
     let service: ServiceId = wish
         .id
         .as_str()

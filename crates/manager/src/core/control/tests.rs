@@ -1,5 +1,6 @@
 //! What users are told when the answer is no, and what is written when it is yes.
 
+mod encrypted;
 mod services;
 
 use shoal_api::{
@@ -396,19 +397,6 @@ fn a_network_must_not_overlap_and_must_not_be_in_use() {
             .unwrap_err();
         assert_eq!(refusal.text, expected);
     }
-    let mut encrypted = network("b", None);
-    encrypted
-        .driver
-        .options
-        .insert("encrypted".into(), String::new());
-    let refusal = world
-        .user(|state, cx| create_network(state, cx, encrypted))
-        .unwrap_err();
-    assert_eq!(
-        refusal.kind,
-        RefusalKind::Unimplemented,
-        "a promise that is not kept is worse"
-    );
     let ingress = world.state.ingress_network().unwrap().id.clone();
     let mut web = service("web", 1);
     web.endpoint.ports = vec![publish(80, PublishMode::Ingress)];

@@ -3,7 +3,6 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     sync::Arc,
 };
 
@@ -15,6 +14,7 @@ use shoal_api::{
     object::{Network, Node, NodeState, ObjectKey, Service, Task},
     planted::{Bug, planted},
     spec::{NetworkTarget, PublishMode},
+    tunnel::TUNNEL_KEYS_MAX,
 };
 
 use crate::core::state::State;
@@ -121,10 +121,25 @@ fn peers(
     let peers = state
         .nodes()
         .filter(|node| everybody || node.id == *me || with_tasks.contains(&node.id));
+    let with_secrets: BTreeSet<&NodeId> = networks
+        .values()
+        .filter(|slice| slice.encrypted)
+        .flat_map(|slice| slice.endpoints.values().map(|endpoint| &endpoint.node))
+        .collect();
+    let encrypted_ingress = networks
+        .values()
+        .any(|slice| slice.encrypted && slice.ingress);
     let peers = peers.filter_map(|node| {
-        let underlay: IpAddr = node.description.data_path_addr.or(node.status.addr)?;
-        let hostname = node.description.hostname.clone();
-        Some((node.id.clone(), Peer { underlay, hostname }))
+        let description = &node.description;
+        // Keys change twice a day, of which nodes that do not need them shall hear nothing.
+        let needed = encrypted_ingress || with_secrets.contains(&node.id);
+        let keys = description.tunnel_keys.iter().copied();
+        let peer = Peer {
+            underlay: description.data_path_addr.or(node.status.addr)?,
+            hostname: description.hostname.clone(),
+            tunnel_keys: keys.filter(|_| needed).take(TUNNEL_KEYS_MAX).collect(),
+        };
+        Some((node.id.clone(), peer))
     });
     peers.collect()
 }
@@ -163,6 +178,7 @@ fn slice(state: &State, network: &Network) -> Option<NetworkSlice> {
         name: network.spec.annotations.name.clone(),
         ingress: network.spec.ingress,
         internal: network.spec.internal,
+        encrypted: network.spec.is_encrypted(),
         vni: allocated.vni,
         mtu: network
             .spec

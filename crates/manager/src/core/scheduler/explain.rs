@@ -16,7 +16,7 @@ use crate::core::{depends::gate, state::State};
 /// Explains where the next task of a service would go, and why not elsewhere; `None` if there is no such service.
 pub fn explain(state: &State, service: &ServiceId, now: Timestamp) -> Option<Explanation> {
     let service = state.service(service)?;
-    let needs = TaskNeeds::of_service(service);
+    let needs = TaskNeeds::of_service(state, service);
     let mut ledger = Ledger::of(state);
     let failing = rank::failing(&ledger, &needs, now);
     let next = Ranking::of(&mut ledger, &needs, now).next(&ledger, &needs);

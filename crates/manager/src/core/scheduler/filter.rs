@@ -4,12 +4,13 @@
 use std::cmp::Reverse;
 
 use shoal_api::{
-    ServiceId,
+    NetworkId, ServiceId,
     object::{Node, NodeState, Service, Task},
     spec::{
         Availability, MountKind, NetworkTarget, Placement, Platform, PortConfig, Protocol,
         PublishMode, Resources, TaskSpec,
     },
+    tunnel::ENCRYPTED_PLUGIN,
 };
 
 use super::{
@@ -17,6 +18,7 @@ use super::{
     ledger::{Ledger, NodeInfo, Slot, units, units_of},
     volumes,
 };
+use crate::core::state::State;
 
 /// What a task needs of a node; the same for all tasks of a service and spec version.
 #[derive(Debug, Clone)]
@@ -45,20 +47,37 @@ pub(super) struct TaskNeeds {
 
 impl TaskNeeds {
     /// What a task needs.
-    pub(super) fn of(task: &Task) -> Self {
+    pub(super) fn of(state: &State, task: &Task) -> Self {
         let group = (task.service.clone(), task.spec_version);
-        Self {
+        let mut needs = Self {
             volumes: volumes::of_task(task),
             ..Self::new(group, &task.spec, &task.ports)
-        }
+        };
+        needs.encryption(state, task.networks.iter().map(|place| &place.network));
+        needs
     }
 
     /// What the next task of a service needs.
-    pub(super) fn of_service(service: &Service) -> Self {
+    pub(super) fn of_service(state: &State, service: &Service) -> Self {
         let group = (service.id.clone(), service.spec_version);
-        Self {
+        let mut needs = Self {
             volumes: volumes::of_service(service),
             ..Self::new(group, &service.spec.task, &service.spec.endpoint.ports)
+        };
+        let asked = service.spec.task.networks.iter();
+        let networks = asked.filter_map(|place| match &place.target {
+            NetworkTarget::Cluster(id) => Some(id),
+            _ => None,
+        });
+        needs.encryption(state, networks);
+        needs
+    }
+
+    /// Asks for a node that can encrypt, if one of these networks needs it.
+    fn encryption<'n>(&mut self, state: &State, mut networks: impl Iterator<Item = &'n NetworkId>) {
+        let encrypted = |id| state.network(id).is_some_and(|n| n.spec.is_encrypted());
+        if networks.any(encrypted) {
+            self.plugins.push(ENCRYPTED_PLUGIN.to_owned());
         }
     }
 

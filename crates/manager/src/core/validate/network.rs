@@ -3,7 +3,10 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use shoal_api::spec::{Driver, NetworkSpec};
+use shoal_api::{
+    spec::{Driver, NetworkSpec},
+    tunnel::is_encrypted,
+};
 
 use super::Refusal;
 use crate::core::{
@@ -92,12 +95,7 @@ pub fn network(state: &State, spec: &NetworkSpec) -> Result<(), Refusal> {
 
 /// Refuses what would silently not be done.
 fn options(driver: &Driver) -> Result<(), Refusal> {
-    if driver.options.contains_key("encrypted") {
-        return Err(Refusal::new(
-            super::RefusalKind::Unimplemented,
-            "encrypted overlay networks are not supported",
-        ));
-    }
+    is_encrypted(&driver.options).map_err(Refusal::invalid)?;
     // Below it IPv6 does not work (RFC 8200 §5), above it no link carries it.
     let is_mtu = |mtu: &String| {
         mtu.parse()

@@ -40,7 +40,7 @@ impl Worker {
         }
         let (containers, _) = by_namespace(local);
         let directory = self.config.run_dir.join("netns");
-        let mut kernel = Kernel::new(&self.home, directory, containers).with_ipvs(self.ipvs);
+        let mut kernel = Kernel::new(&self.home, directory, containers).with(self.families);
         let spaces: BTreeSet<&Space> = steps.ops.iter().map(|op| &op.space).collect();
         let mut indices = BTreeMap::new();
         for space in spaces {

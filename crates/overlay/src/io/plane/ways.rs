@@ -14,7 +14,8 @@ impl Plane {
             ("VXLAN", true),
             ("nftables", true),
             ("IPv6", self.abilities.ipv6),
-            ("IPVS", self.abilities.ipvs.is_some()),
+            ("IPVS", self.abilities.families.ipvs.is_some()),
+            ("WireGuard", self.abilities.families.wireguard.is_some()),
         ];
         features
             .map(|(name, there)| (name.to_owned(), there))
