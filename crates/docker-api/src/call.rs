@@ -1,10 +1,19 @@
 //! A request, taken apart.
 
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
 use bytes::{Bytes, BytesMut};
-use futures_util::{StreamExt, stream};
+use futures_util::{Stream, StreamExt, stream};
 use http::{HeaderMap, Method, StatusCode, header};
 use http_body_util::BodyExt;
-use hyper::{Request, body::Incoming, upgrade::OnUpgrade};
+use hyper::{
+    Request,
+    body::{Body as _, Incoming},
+    upgrade::OnUpgrade,
+};
 
 use crate::{
     backend::{ApiError, ApiResult, ByteStream},
@@ -20,7 +29,8 @@ const MINOR_MIN: u32 = 24;
 /// Bytes of a JSON body at most. The largest honest one is a config: 1,024,000 bytes, a third more in base 64.
 const JSON_BYTES_MAX: usize = 4 << 20;
 
-/// Bytes of a too large body that are still read, so that its sender lives to see the answer.
+/// Bytes of a body that nobody wants which are still read, so that its sender lives to see the answer: docker's client
+/// sees it at once and goes, others write to the end before they look.
 const DISCARDED_BYTES_MAX: usize = 64 << 20;
 
 /// A request, taken apart.
@@ -39,7 +49,65 @@ pub(crate) struct Call {
 
 enum Body {
     Read(Bytes),
-    Archive(Incoming),
+    Archive(Archive),
+}
+
+/// A body that is read as it comes. What is left of it when nobody reads on is discarded while the answer goes out, up to
+/// a limit: a connection that closes on a client which still writes takes the answer with it.
+struct Archive {
+    /// Until its end, or its failure.
+    body: Option<Incoming>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Archive {
+    fn new(body: Incoming) -> Self {
+        Self {
+            body: Some(body),
+            runtime: tokio::runtime::Handle::current(),
+        }
+    }
+}
+
+impl Stream for Archive {
+    type Item = ApiResult<Bytes>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<ApiResult<Bytes>>> {
+        while let Some(body) = &mut self.body {
+            match ready!(Pin::new(body).poll_frame(cx)) {
+                Some(Ok(frame)) => {
+                    // Trailers say nothing here.
+                    if let Ok(bytes) = frame.into_data() {
+                        return Poll::Ready(Some(Ok(bytes)));
+                    }
+                }
+                Some(Err(error)) => {
+                    self.body = None;
+                    return Poll::Ready(Some(Err(ended_early(&error))));
+                }
+                None => self.body = None,
+            }
+        }
+        Poll::Ready(None)
+    }
+}
+
+impl Drop for Archive {
+    fn drop(&mut self) {
+        if let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) {
+            self.runtime.spawn(discard(body));
+        }
+    }
+}
+
+async fn discard(mut body: Incoming) {
+    let mut size = 0;
+    while let Some(Ok(frame)) = body.frame().await {
+        size += frame.data_ref().map_or(0, Bytes::len);
+        if size > DISCARDED_BYTES_MAX {
+            return;
+        }
+    }
 }
 
 impl Call {
@@ -79,7 +147,7 @@ impl Call {
             ) | (&Method::PUT, ["containers", _, "archive"])
         );
         let body = if archive {
-            Body::Archive(body)
+            Body::Archive(Archive::new(body))
         } else {
             Body::Read(read(body).await?)
         };
@@ -117,10 +185,7 @@ impl Call {
     pub(crate) fn stream(self) -> ByteStream {
         match self.body {
             Body::Read(bytes) => stream::iter([Ok(bytes)]).boxed(),
-            Body::Archive(body) => body
-                .into_data_stream()
-                .map(|chunk| chunk.map_err(|error| ended_early(&error)))
-                .boxed(),
+            Body::Archive(archive) => archive.boxed(),
         }
     }
 }

@@ -185,6 +185,40 @@ async fn a_huge_body_is_refused_and_the_server_lives() {
 }
 
 #[tokio::test]
+async fn who_sends_all_of_a_refused_archive_still_sees_why() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let daemon = Daemon::start();
+    let archive = vec![0; 16 << 20];
+    let mut answers = String::new();
+    for request in [
+        "POST /build",
+        "PUT /containers/x/archive?path=/",
+        "POST /v1.52/images/load",
+    ] {
+        let socket = daemon.dir.path().join("sock");
+        let mut stream = tokio::net::UnixStream::connect(socket).await.unwrap();
+        let head = format!(
+            "{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+            archive.len()
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&archive).await.expect("nobody hangs up");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("an answer");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a body");
+        answers.push_str(&format!("{} {body}", &head[9..12]));
+    }
+    expect![[r#"
+        501 {"message":"building images is not supported by this version of shoal"}
+        501 {"message":"copying files is not supported by this version of shoal"}
+        400 {"message":"client version 1.52 is too new. Maximum supported API version is 1.51"}
+    "#]]
+    .assert_eq(&answers);
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn a_connection_is_taken_over_or_streams_raw() {
     let daemon = Daemon::start();
     let create = r#"{"Image":"demo","Cmd":["hi"],"AttachStdout":true}"#;
