@@ -3,6 +3,7 @@
 mod crash;
 mod cycles;
 mod disk;
+mod half_built;
 mod residue;
 
 use std::{

@@ -29,6 +29,7 @@ struct Exit {
 }
 
 fn main() {
+    shoal_engine::io::lookups::keep_to_ourselves();
     let mut args = std::env::args_os().skip(1);
     // Both must come before the process has a second thread.
     match args.next().as_deref().and_then(|first| first.to_str()) {

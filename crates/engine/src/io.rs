@@ -3,6 +3,7 @@
 pub mod build;
 pub mod engine;
 pub mod images;
+pub mod lookups;
 pub mod memory;
 pub mod network;
 
@@ -11,6 +12,7 @@ pub mod cdi;
 mod cgroup;
 mod devices;
 mod files;
+mod filters;
 mod log_watch;
 mod logs;
 mod nursery;

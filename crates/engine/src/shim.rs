@@ -12,6 +12,7 @@ mod copy_tree;
 mod ending;
 mod exec;
 mod executor;
+mod filter;
 mod groups;
 mod init;
 mod launch;

@@ -15,7 +15,7 @@ const KERNEL: &str = "
     ip -o route show table all | grep -v -e fe80: -e ff00: | sed 's/ linkdown//; s/^/route /'
     nft -s list ruleset 2>/dev/null | sed 's/# handle.*//; s/^/rule /'
     cut -d' ' -f5 /proc/self/mountinfo | sed 's/^/mount /'
-    ls /proc/*/comm | xargs cat 2>/dev/null | grep -x -e shoal-shim -e sleep -e top | sort | uniq -c | sed 's/^ */processes /'
+    ls /proc/*/comm | xargs cat 2>/dev/null | grep -x -e shoal-shim -e 'youki:.*' -e sleep -e top | sort | uniq -c | sed 's/^ */processes /'
 ";
 
 /// Folders of the daemon and how deep their names matter.

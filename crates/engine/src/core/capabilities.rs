@@ -84,9 +84,7 @@ impl CapabilitySet {
 
     /// What a container has by default.
     pub fn docker_default() -> Self {
-        DEFAULT
-            .iter()
-            .fold(Self::NONE, |set, &capability| Self(set.0 | bit(capability)))
+        Self::those(DEFAULT.iter().copied())
     }
 
     /// Docker's arithmetic over `--cap-add` and `--cap-drop`: `ALL` first, then drops, then adds. Names come with or
@@ -101,6 +99,12 @@ impl CapabilitySet {
             (false, false) => Self::docker_default(),
         };
         Ok(Self(base.0 & !dropped | added))
+    }
+
+    /// Those of a list.
+    pub fn those(capabilities: impl IntoIterator<Item = Capability>) -> Self {
+        let bits = capabilities.into_iter().map(bit);
+        Self(bits.fold(0, |all, bit| all | bit))
     }
 
     pub fn contains(self, capability: Capability) -> bool {

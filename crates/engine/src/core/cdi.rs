@@ -1,7 +1,5 @@
 //! Devices by name: specifications of the Container Device Interface (CNCF, version 1.0), and what they change of a
 //! container.
-//!
-//! JSON is read and not YAML: every tool that writes specifications writes both.
 
 use std::collections::BTreeMap;
 
@@ -30,6 +28,24 @@ pub enum CdiError {
     },
     #[error("invalid CDI specification: {0}")]
     Specification(String),
+}
+
+/// How a specification is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    Json,
+    Yaml,
+}
+
+impl Form {
+    /// By the ending of a file's name; other files are no specifications.
+    pub fn of_extension(extension: &str) -> Option<Self> {
+        match extension {
+            "json" => Some(Self::Json),
+            "yaml" | "yml" => Some(Self::Yaml),
+            _ => None,
+        }
+    }
 }
 
 /// One file.
@@ -133,10 +149,16 @@ impl Devices {
     }
 
     /// Adds those of a file. A name that is there already stays what it was made by a file of less priority.
-    pub fn add(&mut self, json: &str) -> Result<(), CdiError> {
+    pub fn add(&mut self, text: &str, form: Form) -> Result<(), CdiError> {
         let wrong = |why: String| CdiError::Specification(why);
-        let read: Specification =
-            serde_json::from_str(json).map_err(|error| wrong(error.to_string()))?;
+        let read: Specification = match form {
+            Form::Json => serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?,
+            Form::Yaml => {
+                let options = serde_saphyr::options! { with_snippet: false };
+                serde_saphyr::from_str_with_options(text, options)
+                    .map_err(|error| wrong(error.to_string()))?
+            }
+        };
         if read.cdi_version.is_empty() {
             return Err(wrong("cdiVersion is missing".to_owned()));
         }
@@ -248,8 +270,44 @@ mod tests {
             ],
             "containerEdits": {"env": ["COMMON=1"]}
         }"#;
-        devices.add(text).expect("a specification");
+        devices.add(text, Form::Json).expect("a specification");
         devices
+    }
+
+    #[test]
+    fn yaml_says_the_same() {
+        let text = r#"
+cdiVersion: "0.6.0"
+kind: vendor.com/gpu
+devices:
+- name: "0"
+  containerEdits:
+    deviceNodes:
+    - path: /dev/g0
+      hostPath: /dev/null
+      fileMode: 438
+      permissions: rw
+    hooks:
+    - hookName: createContainer
+      path: /usr/bin/true
+      args: ["true", "--flag"]
+- name: "1"
+  containerEdits:
+    env: [G=1]
+containerEdits:
+  env:
+  - COMMON=1
+"#;
+        let mut read = Devices::new("/etc/cdi".to_owned());
+        read.add(text, Form::Yaml).expect("a specification");
+        let ids = ["vendor.com/gpu=0", "vendor.com/gpu=1"];
+        let edits = read.resolve(&[request("cdi", &ids, 0)]).expect("two");
+        assert_eq!(edits.env, ["COMMON=1", "G=1"]);
+        assert_eq!(edits.device_nodes[0].file_mode, Some(0o666));
+        assert_eq!(edits.hooks[0].args, ["true", "--flag"]);
+        for text in ["", "kind: [", "cdiVersion: 1\nkind: a", "devices: &a [*a]"] {
+            assert!(read.add(text, Form::Yaml).is_err(), "{text}");
+        }
     }
 
     fn request(driver: &str, ids: &[&str], count: i64) -> DeviceRequest {
@@ -302,7 +360,7 @@ mod tests {
             r#"{"cdiVersion":"","kind":"a/b"}"#,
             r#"{"cdiVersion":"0.6.0","kind":"a"}"#,
         ] {
-            assert!(devices.add(text).is_err(), "{text}");
+            assert!(devices.add(text, Form::Json).is_err(), "{text}");
         }
     }
 }

@@ -187,6 +187,12 @@ pub fn spec(spec: &ContainerSpec, around: &Surroundings) -> Result<Spec, OciErro
     Ok(oci)
 }
 
+/// Whether the container's filter is the default one and nobody's own.
+pub fn has_default_filter(spec: &ContainerSpec) -> Result<bool, OciError> {
+    let filter = security::parse(&spec.host.security_opt)?.filter;
+    Ok(!spec.host.privileged && matches!(filter, Filter::Default))
+}
+
 fn process(
     spec: &ContainerSpec,
     around: &Surroundings,

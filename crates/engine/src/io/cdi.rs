@@ -6,7 +6,7 @@ use shoal_api::container::{DeviceRequest, DeviceSpec};
 
 use super::devices;
 use super::engine::EngineError;
-use crate::core::cdi::{Devices, Edits};
+use crate::core::cdi::{Devices, Edits, Form};
 use crate::core::mounts::ReadyMount;
 use crate::core::oci::DeviceNode;
 
@@ -24,13 +24,12 @@ pub fn read(dirs: &[PathBuf]) -> Devices {
         paths.sort();
         for path in paths {
             let extension = path.extension().and_then(|name| name.to_str());
-            let problem = match extension {
-                Some("json") => match std::fs::read_to_string(&path) {
-                    Ok(text) => all.add(&text).err().map(|error| error.to_string()),
-                    Err(error) => Some(error.to_string()),
-                },
-                Some("yaml" | "yml") => Some("only JSON is read".to_owned()),
-                _ => None,
+            let Some(form) = extension.and_then(Form::of_extension) else {
+                continue;
+            };
+            let problem = match std::fs::read_to_string(&path) {
+                Ok(text) => all.add(&text, form).err().map(|error| error.to_string()),
+                Err(error) => Some(error.to_string()),
             };
             if let Some(problem) = problem {
                 tracing::warn!(path = %path.display(), problem, "passing over a specification of devices");

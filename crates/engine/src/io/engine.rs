@@ -32,6 +32,7 @@ pub use observe::{EngineCounts, WaitCondition, WaitOutcome};
 pub use run::StopOptions;
 
 use super::cgroup::Cgroups;
+use super::filters::Filters;
 use super::images::ImageStore;
 use super::log_watch::LogWatch;
 use super::memory;
@@ -72,6 +73,7 @@ pub(super) struct Inner {
     pub nursery: Nursery,
     pub volumes: Volumes,
     pub log_watch: LogWatch,
+    pub filters: Filters,
     /// Held while volumes are made or removed, so that none goes while a container begins to use it.
     pub volume_changes: Mutex<()>,
     containers: RwLock<Containers>,
@@ -125,6 +127,7 @@ impl Engine {
             nursery,
             volumes,
             log_watch,
+            filters: Filters::default(),
             volume_changes: Mutex::new(()),
             containers: RwLock::default(),
             events,

@@ -3,7 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use nix::unistd::Pid;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::{Pid, getpid};
 
 use super::protocol::{EXIT_NAME, ExitRecord};
 
@@ -15,6 +17,39 @@ pub(super) fn cgroup_processes(cgroups: &[PathBuf]) -> Vec<Pid> {
     let text = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
     text.lines()
         .filter_map(|line| line.parse().ok())
+        .map(Pid::from_raw)
+        .collect()
+}
+
+/// Ends all children of this process, and what they leave to it.
+pub(super) fn end_children() {
+    loop {
+        let children = children();
+        for &child in &children {
+            let _ = kill(child, Signal::SIGKILL);
+        }
+        for &child in &children {
+            let _ = waitpid(child, None);
+        }
+        if children.is_empty() {
+            return;
+        }
+    }
+}
+
+/// The kernel has a list of them only where it was built with one, so all processes are looked through.
+fn children() -> Vec<Pid> {
+    let ours = getpid().to_string();
+    let parent_of = |pid: i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name before it may hold anything: state, parent, …
+        let after_name = stat.rsplit_once(") ")?.1;
+        after_name.split(' ').nth(1).map(str::to_owned)
+    };
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|&pid| parent_of(pid).as_ref() == Some(&ours))
         .map(Pid::from_raw)
         .collect()
 }

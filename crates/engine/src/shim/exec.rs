@@ -28,6 +28,7 @@ use nix::unistd::{
 use oci_spec::runtime::{Capabilities, Spec, User};
 
 use super::executor::{become_process, describe};
+use super::filter::Filter;
 use super::groups;
 use super::launch::streams_with;
 use super::protocol::{ExecLaunch, Failure, Supervise};
@@ -134,6 +135,7 @@ fn enter(
         .as_ref()
         .and_then(|process| process.oom_score_adj());
     let _ = std::fs::write("/proc/self/oom_score_adj", adjust.unwrap_or(0).to_string());
+    let filter = Filter::read(&sup.run_dir)?;
     let bounding = super::bounding();
     let init = pidfd_open(init).map_err(|errno| fail("reach the container", errno))?;
     for dir in &sup.cgroups {
@@ -155,7 +157,7 @@ fn enter(
             Ok(())
         }
         None => {
-            let failure = match prepare(&spec, launch, ends, terminal) {
+            let failure = match prepare(&spec, launch, filter, ends, terminal) {
                 Ok(()) => become_process(&spec),
                 Err(failure) => failure,
             };
@@ -234,6 +236,7 @@ fn finish_spec(
 fn prepare(
     spec: &Spec,
     launch: &ExecLaunch,
+    filter: Option<Filter>,
     ends: Option<[OwnedFd; 3]>,
     terminal: &UnixStream,
 ) -> Result<(), Failure> {
@@ -304,7 +307,9 @@ fn prepare(
     libcontainer::capabilities::reset_effective(kernel.as_ref())
         .map_err(refused("set capabilities"))?;
     // Before the capabilities go: without no_new_privs the filter may be set by CAP_SYS_ADMIN only.
-    if let Some(seccomp) = spec
+    if let Some(filter) = filter {
+        filter.install()?;
+    } else if let Some(seccomp) = spec
         .linux()
         .as_ref()
         .and_then(|linux| linux.seccomp().as_ref())

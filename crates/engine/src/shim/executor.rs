@@ -18,6 +18,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::unistd::{AccessFlags, access, execve};
 
+use super::filter::Walls;
 use super::protocol::Failure;
 
 /// Runs the process of the spec.
@@ -29,6 +30,8 @@ pub(super) struct Payload {
     pub init: bool,
     /// Rows and columns of its terminal, if it has one.
     pub console_size: Option<(u16, u16)>,
+    /// What libcontainer leaves to us.
+    pub walls: Option<Walls>,
 }
 
 impl Payload {
@@ -61,7 +64,10 @@ impl Executor for Payload {
 
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
         let (args, env) = process_of(spec);
-        check_cwd()
+        // Nothing of the container has run so far, and nothing will before these stand.
+        let closed = self.walls.as_ref().map_or(Ok(()), Walls::close);
+        closed
+            .and_then(|()| check_cwd())
             .and_then(|()| find(args, env))
             .map(drop)
             .map_err(|failure| {

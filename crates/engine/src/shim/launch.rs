@@ -5,8 +5,9 @@
 //! with the container's last process.
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -14,16 +15,19 @@ use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::notify_socket::{NOTIFY_FILE, NotifySocket};
 use libcontainer::syscall::syscall::SyscallType;
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork, pipe2};
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec, User};
 
+use super::ending;
 use super::exec::{self, pidfd_open};
 use super::executor::Payload;
+use super::filter::{Filter, Walls};
 use super::protocol::{Failure, LAUNCH_NAME, Launch, Supervise};
 use super::rootfs::{self, MERGED, Root};
 use super::serve::Spawned;
@@ -33,6 +37,8 @@ use crate::core::user;
 const CONSOLE_SOCKET: &str = "console";
 /// The directory of libcontainer's own state, in the run directory.
 const RUNTIME_DIR: &str = "oci";
+/// Below it: what libcontainer is told, where that is not the container's spec as it is.
+const BUNDLE_DIR: &str = "bundle";
 
 /// The container's ends of its streams.
 struct Ends {
@@ -44,8 +50,9 @@ struct Ends {
 /// A container that is being built by a child of the shim; it does not run before [`Self::finish`], and goes again when
 /// this is dropped before.
 pub(super) struct Building {
-    builder: Pid,
-    report: Option<OwnedFd>,
+    /// Until it has ended.
+    builder: Option<Pid>,
+    report: File,
     /// A byte lets the container run; the end of it says that nobody wants it.
     go: Option<OwnedFd>,
     ours: Option<Ours>,
@@ -91,8 +98,8 @@ impl Building {
                 unsafe { libc::_exit(0) }
             }
             ForkResult::Parent { child } => Ok(Self {
-                builder: child,
-                report: Some(report_out),
+                builder: Some(child),
+                report: report_out.into(),
                 go: Some(go_in),
                 ours,
                 console,
@@ -100,15 +107,19 @@ impl Building {
         }
     }
 
-    /// Lets the container run, once it is built.
-    pub(super) fn finish(mut self, sup: &Supervise) -> Result<Spawned, Failure> {
+    /// Lets the container run, once it is built. Gives up when all of `askers`, who want that, have closed their ends.
+    pub(super) fn finish(
+        mut self,
+        sup: &Supervise,
+        askers: &[BorrowedFd<'_>],
+    ) -> Result<Spawned, Failure> {
         let os =
             |errno: Errno| Failure::new(format!("cannot start the container: {}", errno.desc()));
         if let Some(go) = self.go.take() {
             // A builder that has failed already says why.
             let _ = nix::unistd::write(&go, &[1]);
         }
-        let outcome = self.outcome()?;
+        let outcome = self.outcome(askers)?;
         let _ = std::fs::remove_file(LAUNCH_NAME);
         let pid = Pid::from_raw(outcome?);
         let pidfd = pidfd_open(pid).map_err(os)?;
@@ -129,30 +140,75 @@ impl Building {
         Ok(spawned)
     }
 
-    /// What became of the building; waits for its end.
-    fn outcome(&mut self) -> Result<Result<i32, Failure>, Failure> {
-        let Some(report) = self.report.take() else {
+    /// What became of the building; waits for its end as long as anybody wants to know.
+    fn outcome(&mut self, askers: &[BorrowedFd<'_>]) -> Result<Result<i32, Failure>, Failure> {
+        let hear = |errno: Errno| {
+            Failure::new(format!(
+                "cannot hear from the container's builder: {}",
+                errno.desc()
+            ))
+        };
+        let Some(builder) = self.builder else {
             return Err(Failure::new("the container was built already"));
         };
+        let pidfd = pidfd_open(builder).map_err(hear)?;
+        if !has_ended(&pidfd, askers).map_err(hear)? {
+            return Err(Failure::new("nobody wants the container any more"));
+        }
+        let _ = waitpid(builder, None);
+        self.builder = None;
+        // Without waiting: what it started has the pipe open, too, until it runs the container's process.
+        fcntl(&self.report, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(hear)?;
         let mut json = Vec::new();
-        let read = std::fs::File::from(report).read_to_end(&mut json);
-        let _ = waitpid(self.builder, None);
+        let _ = (&self.report).read_to_end(&mut json);
+        let outcome = serde_json::from_slice(&json);
+        if outcome.is_err() {
+            ending::end_children();
+        }
         let _ = nix::sys::prctl::set_child_subreaper(false);
-        read.map_err(|err| {
-            Failure::new(format!("cannot hear from the container's builder: {err}"))
-        })?;
-        serde_json::from_slice(&json)
-            .map_err(|_| Failure::new("the container's builder ended without a word"))
+        outcome.map_err(|_| Failure::new("the container's builder ended without a word"))
     }
 }
 
 impl Drop for Building {
+    /// Whatever was made ends, wherever the builder stands: it may wait for something that never comes.
     fn drop(&mut self) {
-        if self.go.take().is_some() {
-            // It sees the end of the pipe, and takes back what it has made.
-            let _ = self.outcome();
+        if let Some(builder) = self.builder.take() {
+            let _ = kill(builder, Signal::SIGKILL);
+            let _ = waitpid(builder, None);
+            ending::end_children();
+            let _ = nix::sys::prctl::set_child_subreaper(false);
         }
     }
+}
+
+/// Waits for the end of a process; false when all of `askers` have gone before.
+fn has_ended(pidfd: &OwnedFd, askers: &[BorrowedFd<'_>]) -> Result<bool, Errno> {
+    let mut waiting = askers.to_vec();
+    while !waiting.is_empty() {
+        let mut fds = vec![PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        // What they say meanwhile is read later. That they have gone is told unasked.
+        fds.extend(
+            waiting
+                .iter()
+                .map(|&fd| PollFd::new(fd, PollFlags::empty())),
+        );
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => continue,
+            Err(errno) => return Err(errno),
+        }
+        let has_events = |fd: &PollFd<'_>| fd.revents().is_none_or(|events| !events.is_empty());
+        if has_events(&fds[0]) {
+            return Ok(true);
+        }
+        waiting = waiting
+            .iter()
+            .zip(&fds[1..])
+            .filter_map(|(&fd, polled)| (!has_events(polled)).then_some(fd))
+            .collect();
+    }
+    Ok(false)
 }
 
 type Ours = (Option<OwnedFd>, Option<OwnedFd>, Option<OwnedFd>);
@@ -218,9 +274,7 @@ fn build(sup: &Supervise, ends: Option<Ends>, go: OwnedFd) -> Result<i32, Failur
     drop(root);
 
     std::env::set_current_dir(&sup.run_dir).map_err(at)?;
-    let json = serde_json::to_vec(&spec).map_err(|err| Failure::new(err.to_string()))?;
-    std::fs::write("config.json", json)
-        .map_err(|err| Failure::new(format!("cannot write config.json: {err}")))?;
+    write_spec(Path::new("."), &spec)?;
     if let (Some(ends), Some(process)) = (&ends, spec.process()) {
         for fd in [&ends.stdin, &ends.stdout, &ends.stderr] {
             exec::give(fd, process.user());
@@ -231,12 +285,20 @@ fn build(sup: &Supervise, ends: Option<Ends>, go: OwnedFd) -> Result<i32, Failur
             "cannot enter the container's control groups: {err}"
         ))
     })?;
-    run_libcontainer(sup, &launch, ends, &late, go)
+    run_libcontainer(sup, &launch, spec, ends, &late, go)
+}
+
+/// Writes a spec into the directory of a bundle.
+fn write_spec(bundle: &Path, spec: &Spec) -> Result<(), Failure> {
+    let json = serde_json::to_vec(spec).map_err(|err| Failure::new(err.to_string()))?;
+    let written = std::fs::write(bundle.join("config.json"), json);
+    written.map_err(|err| Failure::new(format!("cannot write config.json: {err}")))
 }
 
 fn run_libcontainer(
     sup: &Supervise,
     launch: &Launch,
+    mut spec: Spec,
     ends: Option<Ends>,
     late: &[stage::Late],
     go: OwnedFd,
@@ -246,6 +308,15 @@ fn run_libcontainer(
     let _ = std::fs::remove_dir_all(&runtime);
     let made = std::fs::create_dir(&runtime);
     made.map_err(|err| Failure::new(format!("cannot create {}: {err}", runtime.display())))?;
+    // What later processes of the container are built from stays whole: libcontainer gets a spec of its own.
+    let (mut bundle, mut walls) = (sup.run_dir.clone(), None);
+    if let Some(filter) = Filter::read(&sup.run_dir)? {
+        walls = Some(Walls::take(filter, &mut spec));
+        bundle = runtime.join(BUNDLE_DIR);
+        let made = std::fs::create_dir(&bundle);
+        made.map_err(|err| Failure::new(format!("cannot create {}: {err}", bundle.display())))?;
+        write_spec(&bundle, &spec)?;
+    }
     let (report_out, report_in) =
         pipe2(OFlag::O_CLOEXEC).map_err(|errno| Failure::new(errno.desc()))?;
     let report_in = report_in.into_raw_fd();
@@ -254,12 +325,13 @@ fn run_libcontainer(
         .map_err(|err| fail(&err))?
         .with_console_socket(sup.tty.then(|| sup.run_dir.join(CONSOLE_SOCKET)));
     builder = if launch.probe {
-        builder.with_executor(probe::Probe)
+        builder.with_executor(probe::Probe { walls })
     } else {
         builder.with_executor(Payload {
             report: report_in,
             init: launch.init,
             console_size: sup.console_size.filter(|_| sup.tty),
+            walls,
         })
     };
     if let Some(ends) = ends {
@@ -269,7 +341,7 @@ fn run_libcontainer(
             .with_stderr(ends.stderr);
     }
     let built = builder
-        .as_init(&sup.run_dir)
+        .as_init(&bundle)
         .with_systemd(false)
         .with_detach(true)
         .build();
@@ -279,12 +351,12 @@ fn run_libcontainer(
             .ok_or_else(|| Failure::new("libcontainer tells no process id"))?;
         if let Err(failure) = stage::place_late(late, pid.as_raw()) {
             // It waits for a word that will not come.
-            let _ = nix::sys::signal::kill(Pid::from_raw(pid.as_raw()), Signal::SIGKILL);
+            let _ = kill(Pid::from_raw(pid.as_raw()), Signal::SIGKILL);
             return Err(failure);
         }
         if !matches!(nix::unistd::read(&go, &mut [0]), Ok(1)) {
             let pid = Pid::from_raw(pid.as_raw());
-            let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
+            let _ = kill(pid, Signal::SIGKILL);
             let _ = waitpid(pid, None);
             return Err(Failure::new("nobody wants the container any more"));
         }
@@ -296,7 +368,7 @@ fn run_libcontainer(
     close_raw(report_in);
     // What could not be run is told through the pipe, in better words than libcontainer passes on.
     let mut json = Vec::new();
-    let _ = std::fs::File::from(report_out).read_to_end(&mut json);
+    let _ = File::from(report_out).read_to_end(&mut json);
     if let Ok(failure) = serde_json::from_slice::<Failure>(&json) {
         return Err(Failure {
             message: format!("unable to start container process: {}", failure.message),

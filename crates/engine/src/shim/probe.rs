@@ -12,11 +12,15 @@ use libcontainer::workload::{
 use nix::errno::Errno;
 use nix::sys::statvfs::{FsFlags, statvfs};
 
+use super::filter::Walls;
 use crate::core::selftest::{Facts, PathFact};
 
 /// Takes the place of the container's process.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Probe;
+#[derive(Debug, Clone)]
+pub(super) struct Probe {
+    /// What libcontainer leaves to us.
+    pub walls: Option<Walls>,
+}
 
 impl Executor for Probe {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
@@ -30,7 +34,8 @@ impl Executor for Probe {
     }
 
     fn validate(&self, _spec: &Spec) -> Result<(), ExecutorValidationError> {
-        Ok(())
+        let closed = self.walls.as_ref().map_or(Ok(()), Walls::close);
+        closed.map_err(|failure| ExecutorValidationError::ArgValidationError(failure.message))
     }
 
     fn setup_envs(&self, _envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {

@@ -27,6 +27,9 @@ pub const KIND_MESSAGE: u8 = 3;
 pub const SOCKET_NAME: &str = "s";
 /// Name of the file in the run directory that tells the shim what to run; there before it is told to prepare or start.
 pub const LAUNCH_NAME: &str = "launch.json";
+/// Name of the file in the run directory that holds the program of the container's system call filter, if that was
+/// compiled ahead: it is the one of the spec.
+pub const FILTER_NAME: &str = "filter.bpf";
 /// Name of the directory in the run directory with the sources of mounts that the shim makes ready.
 pub const STAGE_NAME: &str = "stage";
 /// Name of the file in the container's directory that tells how it ended.

@@ -342,7 +342,8 @@ impl Shim {
             Some(building) => building,
             None => Building::begin(&self.sup)?,
         };
-        let spawned = building.finish(&self.sup)?;
+        let askers: Vec<_> = self.clients.iter().map(|one| one.socket.as_fd()).collect();
+        let spawned = building.finish(&self.sup, &askers)?;
         self.pid = spawned.pid.as_raw();
         self.started_at = Timestamp::now();
         let mut process = Process::new(spawned);

@@ -1,11 +1,14 @@
 //! Network namespaces and other things that containers may share.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use shoal_api::container::{ContainerId, ContainerStatus, NetworkMode};
 use shoal_engine::io::network::{ContainerNetwork, NetworkError, NetworkReady, NetworkRequest};
 
@@ -31,6 +34,9 @@ impl ContainerNetwork for Bare {
     async fn setup(&self, request: &NetworkRequest) -> Result<NetworkReady, NetworkError> {
         if request.mode == NetworkMode::Network("broken".into()) {
             return Err(NetworkError::Failed("no address left".into()));
+        }
+        if request.mode == NetworkMode::Network("endless".into()) {
+            std::future::pending::<()>().await;
         }
         let address: IpAddr = "10.9.8.7".parse().expect("address");
         Ok(NetworkReady {
@@ -103,6 +109,85 @@ async fn the_port_makes_the_namespace_and_fills_the_files() {
         (state.status, state.exit_code),
         (ContainerStatus::Created, 128)
     );
+}
+
+/// A process, if it has not ended: its number and its parent's.
+fn alive(pid: i32) -> Option<(i32, i32)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let rest = stat.rsplit_once(") ")?.1;
+    let parent = rest.split(' ').nth(1)?.parse().ok()?;
+    (!rest.starts_with('Z')).then_some((pid, parent))
+}
+
+/// The shim that stands in `run_dir`, followed by all that descend from it.
+fn family(run_dir: &Path) -> Vec<i32> {
+    let entries = std::fs::read_dir("/proc").expect("processes").flatten();
+    let all: Vec<(i32, i32)> = entries
+        .filter_map(|entry| alive(entry.file_name().to_str()?.parse().ok()?))
+        .collect();
+    let stands = |pid: i32| {
+        let at = std::fs::read_link(format!("/proc/{pid}/cwd"));
+        at.is_ok_and(|at| at == run_dir)
+    };
+    let is_shim = |&(pid, parent): &(i32, i32)| stands(pid) && !stands(parent);
+    let mut found: Vec<i32> = all
+        .iter()
+        .filter(|one| is_shim(one))
+        .map(|one| one.0)
+        .collect();
+    let mut at = 0;
+    while let Some(&parent) = found.get(at) {
+        found.extend(all.iter().filter(|one| one.1 == parent).map(|one| one.0));
+        at += 1;
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_goes_on_building_for_a_daemon_that_went() {
+    for stopped in [false, true] {
+        let network = Arc::new(Bare::default());
+        let mut host = Host::with_network(network.clone()).await;
+        host.import(IMAGE, busybox).await;
+        let mut spec = sh("true");
+        spec.host.network_mode = NetworkMode::Network("endless".into());
+        let id = host.engine.create(spec).await.expect("create");
+        let run_dir = host.root.join("run/c").join(id.as_str());
+        let (engine, name) = (host.engine.clone(), id.clone());
+        let starting = tokio::spawn(async move { engine.start(name.as_str()).await });
+        // The shim, the builder, and what waits to become the container's process.
+        let wanted = if stopped { 2 } else { 3 };
+        let mut found = family(&run_dir);
+        while found.len() < wanted {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            found = family(&run_dir);
+        }
+        if stopped {
+            kill(Pid::from_raw(found[1]), Signal::SIGSTOP).expect("the builder");
+            found = family(&run_dir);
+        }
+        // Closes the connection, as the end of a daemon does.
+        starting.abort();
+        for _ in 0..1000 {
+            if found.iter().all(|&pid| alive(pid).is_none()) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let left: Vec<_> = found.into_iter().filter_map(alive).collect();
+        for (pid, _) in &left {
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+        }
+        assert_eq!(
+            (left, family(&run_dir)),
+            (vec![], vec![]),
+            "stopped: {stopped}"
+        );
+        // What is no process is for the next daemon to remove.
+        network.teardown(&id).await;
+        host.reopen().await;
+        host.cgroups_gone().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,11 +4,13 @@ use std::fs::File;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use shoal_api::container::{HostSpec, NetworkMode, Propagation};
+use oci_spec::runtime::Spec;
+use shoal_api::container::{ContainerSpec, HostSpec, NetworkMode, Propagation};
 
 use super::joined::Links;
 use super::record::{Entry, Record};
 use super::{Engine, EngineError};
+use crate::core::capabilities::CapabilitySet;
 use crate::core::config::ConfigError;
 use crate::core::etc;
 use crate::core::logging::{self, Driver, Subject};
@@ -16,7 +18,7 @@ use crate::core::mounts::{self, Planned, ReadyMount};
 use crate::core::oci::{self, DeviceNode, Netns, Surroundings, Throttle};
 use crate::core::propagation;
 use crate::io::network::{NetworkReady, NetworkRequest};
-use crate::io::{cdi, devices};
+use crate::io::{cdi, devices, filters};
 use crate::shim::protocol::{
     LAUNCH_NAME, Launch, LogFile, LogSetup, Populate, RemoteLog, STAGE_NAME, Staged, Supervise,
 };
@@ -178,6 +180,7 @@ impl Engine {
         spec.host.group_add.extend(groups.map(u32::to_string));
         let mut oci = oci::spec(&spec, &around)?;
         oci::add_hooks(&mut oci, &injected.edits.hooks);
+        self.put_filter(&entry.run_dir, &spec, &oci)?;
         let launch = Launch {
             spec: oci,
             user: spec.user.clone().unwrap_or_default(),
@@ -193,6 +196,26 @@ impl Engine {
         };
         write_launch(&entry.run_dir, &launch)?;
         Ok(links)
+    }
+
+    /// Puts the program of the container's filter into its run directory, if that is the default one.
+    pub(super) fn put_filter(
+        &self,
+        run_dir: &Path,
+        spec: &ContainerSpec,
+        oci: &Spec,
+    ) -> Result<(), EngineError> {
+        let bounding = oci.process().as_ref().and_then(|process| {
+            let capabilities = process.capabilities().as_ref()?;
+            capabilities.bounding().clone()
+        });
+        let written = if oci::has_default_filter(spec)? {
+            let capabilities = CapabilitySet::those(bounding.unwrap_or_default());
+            self.inner.filters.put(run_dir, capabilities)
+        } else {
+            filters::clear(run_dir)
+        };
+        written.map_err(EngineError::io("make the system call filter in", run_dir))
     }
 
     fn ready_mounts(

@@ -51,8 +51,11 @@ impl Engine {
             hostname: "probe".into(),
             ..Surroundings::default()
         };
+        let oci = oci::spec(&spec, &around).map_err(|err| err.to_string())?;
+        self.put_filter(run_dir, &spec, &oci)
+            .map_err(|err| err.report())?;
         let launch = Launch {
-            spec: oci::spec(&spec, &around).map_err(|err| err.to_string())?,
+            spec: oci,
             user: String::new(),
             group_add: Vec::new(),
             layers: Vec::new(),
