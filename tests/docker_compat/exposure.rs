@@ -120,3 +120,28 @@ fn an_internal_network_asks_nobody_outside() -> Result<()> {
     );
     Ok(())
 }
+
+#[test]
+fn the_program_is_one_file_that_needs_no_other() -> Result<()> {
+    // With nothing beside it: no loader, no library, no configuration.
+    let root = tempfile::tempdir()?;
+    for name in ["shoal", "docker"] {
+        fs::copy(shoal_tests::lab::program(), root.path().join(name))?;
+        let said = Command::new("chroot")
+            .arg(root.path())
+            .args([&format!("/{name}"), "--version"])
+            .output()?;
+        let said = text(&said)?;
+        assert!(said.starts_with("shoal "), "{said}");
+    }
+    // Names are found all the same.
+    let lab = host(&[])?;
+    let (_, known) = lab.refused("n1", &["pull", "localhost:1/image"])?;
+    assert!(known.contains("refused"), "{known}");
+    let (_, unknown) = lab.refused("n1", &["pull", "nowhere.invalid:1/image"])?;
+    assert!(
+        !unknown.contains("refused") && unknown.contains("nowhere.invalid"),
+        "{unknown}"
+    );
+    Ok(())
+}

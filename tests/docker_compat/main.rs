@@ -8,8 +8,10 @@ mod faults;
 mod golden;
 mod grammar;
 mod host;
+mod promises;
 mod sdk;
 mod services;
+mod streams;
 mod system;
 mod takeover;
 

@@ -15,6 +15,7 @@ use shoal_tests::{
 
 /// The versions that the scripts were written for.
 const PYTHON_SDK: &str = "docker==7.2.0";
+const TESTCONTAINERS: &str = "testcontainers==4.13.3";
 const NODE_SDK: &str = "dockerode@5.0.1";
 
 /// Where the scripts are that tests drive.
@@ -64,22 +65,36 @@ fn run(mut command: Command, lab: &TestLab) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn the_sdk_for_python_works() -> Result<()> {
+/// Runs a script of Python that uses a package.
+fn run_python(name: &str, package: &str, script: &str) -> Result<()> {
     if !is_on_path("python3") {
         skipped("python3 is not on PATH");
         return Ok(());
     }
-    let sdk = kept("sdk-python", |folder| {
+    let sdk = kept(name, |folder| {
         let made = quietly(Command::new("python3").args(["-m", "venv"]).arg(folder));
         made.context("python3-venv is not installed")?;
         let mut pip = Command::new(folder.join("bin/pip"));
-        quietly(pip.args(["install", "--quiet", PYTHON_SDK])).context("pip install")
+        quietly(pip.args(["install", "--quiet", package])).context("pip install")
     })?;
     let lab = TestLab::up(1, 0)?;
     let mut python = Command::new(sdk.join("bin/python"));
-    python.arg(scripts().join("sdk.py"));
+    python.arg(scripts().join(script));
     run(python, &lab)
+}
+
+#[test]
+fn the_sdk_for_python_works() -> Result<()> {
+    run_python("sdk-python", PYTHON_SDK, "sdk.py")
+}
+
+#[test]
+fn testcontainers_works() -> Result<()> {
+    run_python(
+        "sdk-testcontainers",
+        TESTCONTAINERS,
+        "testcontainers_sample.py",
+    )
 }
 
 /// The last version whose archive brings its own tests along, and what they need.
