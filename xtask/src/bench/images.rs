@@ -58,16 +58,35 @@ fn pull(bench: &Bench) -> Result<()> {
         side(&["rmi", NAME])?;
         Ok(took)
     };
-    let mut times = Vec::new();
+    let daemon = sides.daemon_pid("n1")?;
+    let (mut times, mut peaks) = (Vec::new(), Vec::new());
     for _ in 0..3 {
-        times.push((
-            once(&|words| sides.ours(words))?,
-            once(&|words| sides.theirs(words))?,
-        ));
+        forget_peak(daemon)?;
+        let ours = once(&|words| sides.ours(words))?;
+        peaks.push(peak_kilobytes(daemon)?);
+        times.push((ours, once(&|words| sides.theirs(words))?));
     }
     tell("pull of 1 GB in 8 layers", "docker", &times);
+    let most = peaks.into_iter().max().unwrap_or(0);
+    println!(
+        "memory of the daemon while it pulls: at most {} MB",
+        most >> 10
+    );
     fs::remove_dir_all(&folder)?;
     Ok(())
+}
+
+/// Has the kernel begin anew with what a process had resident at most.
+fn forget_peak(pid: u32) -> Result<()> {
+    Ok(fs::write(format!("/proc/{pid}/clear_refs"), "5")?)
+}
+
+fn peak_kilobytes(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    let number = number.with_context(|| format!("process {pid} has no VmHWM"))?;
+    Ok(number.parse()?)
 }
 
 /// Starts Debian's registry on both hosts, with one storage.
