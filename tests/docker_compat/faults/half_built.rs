@@ -65,6 +65,14 @@ fn a_daemon_killed_while_a_container_is_built_leaves_nobody_waiting() -> Result<
     bench.run("run --name filler busybox:test dd if=/dev/zero of=/tmp/big bs=1M count=300")?;
     bench.run("commit filler big:1")?;
     bench.run("rm filler")?;
+    wait("what was removed to be gone", || {
+        let trash = super::residue::names(&bench.lab.folder("n1").join("lib/trash"));
+        Ok(if trash.is_empty() {
+            Ok(())
+        } else {
+            Err(trash.join(" "))
+        })
+    })?;
     let before = bench.residue_at_rest()?;
     let daemon = bench.daemon()?;
     let namespace = fs::read_link(format!("/proc/{daemon}/ns/pid"))?;

@@ -95,7 +95,11 @@ pub(crate) fn read_update(
     body: &[u8],
     old: &ClusterSpec,
 ) -> ApiResult<(ClusterSpec, Option<SigningCa>)> {
-    let (new, signing_ca) = read_spec(Fields::body(body)?)?;
+    let (mut new, signing_ca) = read_spec(Fields::body(body)?)?;
+    // As docker: clients that change something else do not repeat it.
+    if new.annotations.name.is_empty() {
+        new.annotations.name.clone_from(&old.annotations.name);
+    }
     let spec = ClusterSpec {
         default_address_pools: old.default_address_pools.clone(),
         subnet_size: old.subnet_size,

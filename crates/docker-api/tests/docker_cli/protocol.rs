@@ -298,3 +298,31 @@ async fn a_stop_ends_what_would_go_on_for_ever() {
     daemon.stop().await;
     assert!(started.elapsed() < std::time::Duration::from_secs(10));
 }
+
+#[tokio::test]
+async fn an_update_that_names_no_swarm_leaves_its_name() {
+    let daemon = Daemon::start();
+    daemon.request("POST", "/swarm/init", "{}").await;
+    let swarm = async || -> serde_json::Value {
+        let answer = daemon.request("GET", "/swarm", "").await;
+        serde_json::from_str(answer.trim_start_matches("200 ")).expect("JSON")
+    };
+    let version = swarm().await["Version"]["Index"].clone();
+    let answer = daemon
+        .request(
+            "POST",
+            &format!("/swarm/update?version={version}"),
+            r#"{"Orchestration":{"TaskHistoryRetentionLimit":3}}"#,
+        )
+        .await;
+    assert_eq!(answer, "200 ");
+    let spec = swarm().await["Spec"].clone();
+    assert_eq!(
+        (
+            &spec["Name"],
+            &spec["Orchestration"]["TaskHistoryRetentionLimit"]
+        ),
+        (&"default".into(), &3.into())
+    );
+    daemon.stop().await;
+}

@@ -71,9 +71,15 @@ impl Engine {
     /// told that it came about.
     pub(super) async fn undo_starts(&self) {
         for entry in self.entries() {
-            if !entry.record().state.status.is_up() && entry.run_dir.join(SOCKET_NAME).exists() {
+            let record = entry.record();
+            if record.state.status.is_up() {
+                continue;
+            }
+            if entry.run_dir.join(SOCKET_NAME).exists() {
                 self.undo_start(&entry).await;
             }
+            // Whatever of its network was made before the last daemon died: nobody else would ever take it back.
+            self.release_network(&entry, &record).await;
         }
     }
 

@@ -309,7 +309,7 @@ impl Engine {
         }
     }
 
-    async fn release_network(&self, entry: &Entry, record: &Record) {
+    pub(super) async fn release_network(&self, entry: &Entry, record: &Record) {
         if Self::uses_port(record) {
             self.inner.config.network.teardown(&entry.id).await;
         }
