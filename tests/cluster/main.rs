@@ -14,6 +14,7 @@ mod options;
 mod overlay;
 mod possessions;
 mod promises;
+mod reach;
 mod real_images;
 mod refusals;
 mod services;

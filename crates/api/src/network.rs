@@ -7,12 +7,13 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{NetworkId, NodeId, ServiceId, TaskId, tunnel::TunnelKey};
+use crate::{NetworkId, NodeId, ServiceId, TaskId, spec::Affinity, tunnel::TunnelKey};
 
 /// Default VXLAN port (RFC 7348 §5).
 pub const VXLAN_PORT: u16 = 4789;
@@ -66,10 +67,11 @@ pub struct NetworkSlice {
     pub mtu: Option<u32>,
     /// Subnets with their gateways, IPv4 first.
     pub subnets: Vec<Subnet>,
-    /// Attachments of live tasks, wherever they run.
-    pub endpoints: BTreeMap<TaskId, Endpoint>,
+    /// Attachments of live tasks, wherever they run. Views share what they have in common, so that a difference is soon
+    /// found.
+    pub endpoints: BTreeMap<TaskId, Arc<Endpoint>>,
     /// Services with a virtual address, a name or a published port in this network.
-    pub services: BTreeMap<ServiceId, ServiceSlice>,
+    pub services: BTreeMap<ServiceId, Arc<ServiceSlice>>,
 }
 
 /// A subnet and the address in it that every node's router answers for.
@@ -97,7 +99,7 @@ pub struct Endpoint {
 }
 
 /// One service's presence in one network. Its backends are the serving endpoints that name it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceSlice {
     /// Name of the service, resolves to the VIP (or to all endpoints without one).
     pub name: String,
@@ -109,6 +111,8 @@ pub struct ServiceSlice {
     pub ports: Vec<IngressPort>,
     /// Ports that have a name, which DNS tells as SRV records. Empty in the ingress network.
     pub named_ports: Vec<NamedPort>,
+    /// Whether a client's connections all go to the same task.
+    pub affinity: Affinity,
 }
 
 /// A port of a service that can be asked for by name: `_http._tcp.web` (RFC 2782).
@@ -123,7 +127,9 @@ pub struct NamedPort {
 }
 
 /// A port that every node listens on for a service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct IngressPort {
     /// Transport protocol.
     pub protocol: Protocol,
@@ -131,6 +137,12 @@ pub struct IngressPort {
     pub published: u16,
     /// Port in the task.
     pub target: u16,
+    /// Whether tasks are told the client by a header (PROXY protocol, version 2).
+    pub proxy_protocol: bool,
+    /// Whether only nodes with a task of the service answer, each by its own tasks.
+    pub local: bool,
+    /// The one address of a node that it listens on; `None` is all.
+    pub host_ip: Option<IpAddr>,
 }
 
 /// Transport protocol of a port.

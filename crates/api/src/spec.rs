@@ -7,11 +7,13 @@ use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+mod endpoint;
 mod host;
 pub mod labels;
 
 pub use crate::network::Protocol;
 use crate::{ConfigId, NetworkId, SecretId};
+pub use endpoint::{Affinity, EndpointMode, EndpointSpec, FixedAddress, PortConfig, PublishMode};
 pub use host::{Dependency, DependencyCondition, Device, HostOptions, PullPolicy};
 
 /// Labels of an object.
@@ -487,54 +489,6 @@ pub enum UpdateOrder {
     StopFirst,
     /// The new task runs, then the old one stops.
     StartFirst,
-}
-
-/// How a service is reached.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct EndpointSpec {
-    /// One virtual address, or all addresses in DNS.
-    pub mode: EndpointMode,
-    /// Published ports.
-    pub ports: Vec<PortConfig>,
-}
-
-/// How a service's name resolves.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum EndpointMode {
-    /// To a virtual address that balances over the tasks.
-    #[default]
-    Vip,
-    /// To the addresses of the tasks.
-    Dnsrr,
-}
-
-/// A published port.
-#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(default)]
-pub struct PortConfig {
-    /// Name, for people.
-    pub name: String,
-    /// Transport protocol.
-    pub protocol: Protocol,
-    /// Port in the task.
-    pub target: u16,
-    /// Port on the nodes; 0 lets the allocator (ingress) or the node (host) choose.
-    pub published: u16,
-    /// Where it listens.
-    pub mode: PublishMode,
-}
-
-/// Where a published port listens.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PublishMode {
-    /// On every node.
-    #[default]
-    Ingress,
-    /// On the nodes of the tasks.
-    Host,
 }
 
 /// What a user may say of a node.

@@ -66,15 +66,17 @@ fn grown(services: u32) -> NetworkView {
     network.endpoints.clear();
     let mut client = endpoint("h1", 0, TASKS);
     client.service = None;
-    network.endpoints.insert(id("t1"), client);
+    network.endpoints.insert(id("t1"), Arc::new(client));
     network
         .endpoints
-        .insert(id("t2"), endpoint("h2", 0, TASKS + 1));
+        .insert(id("t2"), Arc::new(endpoint("h2", 0, TASKS + 1)));
     for service in 1..services {
         for number in 0..ENDPOINTS_PER_SERVICE {
             let at = service * ENDPOINTS_PER_SERVICE + number;
             let endpoint = endpoint("h3", service, TASKS + at);
-            network.endpoints.insert(id(&format!("f{at}")), endpoint);
+            network
+                .endpoints
+                .insert(id(&format!("f{at}")), Arc::new(endpoint));
         }
     }
     let service = |number: u32| ServiceSlice {
@@ -82,9 +84,9 @@ fn grown(services: u32) -> NetworkView {
         vips: vec![vip(number).into()],
         aliases: vec![],
         ports: vec![],
-        named_ports: vec![],
+        ..ServiceSlice::default()
     };
-    let all = (0..services).map(|number| (id(&format!("s{number}")), service(number)));
+    let all = (0..services).map(|number| (id(&format!("s{number}")), Arc::new(service(number))));
     network.services = all.collect();
     view
 }
@@ -134,7 +136,7 @@ async fn measure_programming(lab: &Lab, services: u32) -> Duration {
         let endpoint = network
             .endpoints
             .get_mut(&id::<shoal_api::TaskId>(&format!("f{at}")));
-        let endpoint = endpoint.expect("every place is taken");
+        let endpoint = Arc::make_mut(endpoint.expect("every place is taken"));
         endpoint.serving = !endpoint.serving;
         let next = Arc::new(next);
         let (began, before) = (Instant::now(), processor());

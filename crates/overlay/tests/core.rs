@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::sync::Arc;
 
 use expect_test::{Expect, expect};
 use shoal_api::{
@@ -40,8 +41,9 @@ fn network(n: u8) -> NetworkSlice {
             protocol: Protocol::Tcp,
             published: 8080,
             target: 80,
+            ..IngressPort::default()
         }],
-        named_ports: Vec::new(),
+        ..ServiceSlice::default()
     };
     let endpoints = [("t1", endpoint("h1", 11)), ("t2", endpoint("h2", 12))];
     NetworkSlice {
@@ -56,9 +58,9 @@ fn network(n: u8) -> NetworkSlice {
             gateway: [10, 0, n, 1].into(),
         }],
         endpoints: endpoints
-            .map(|(task, endpoint)| (task.parse().unwrap(), endpoint))
+            .map(|(task, endpoint)| (task.parse().unwrap(), Arc::new(endpoint)))
             .into(),
-        services: [("web".parse().unwrap(), service)].into(),
+        services: [("web".parse().unwrap(), Arc::new(service))].into(),
     }
 }
 
@@ -113,6 +115,7 @@ fn wanted_with(
         gwbridge_subnet: "172.18.0.0/16".parse().unwrap(),
         gwbridge_subnet6: Some("fd53::/64".parse().unwrap()),
         ipvs: false,
+        source_hash: true,
     };
     desired(view, &"h1".parse().unwrap(), &facts, &params)
 }
@@ -203,14 +206,15 @@ fn a_node_without_tasks_keeps_only_the_ingress_router() {
             router of network ingress
               link vx0: vxlan 4096 from 192.0.2.1:4789, mtu 1450
               address 10.0.0.1/32 on lo
-              address 10.0.0.2/32 on lo
               address 172.18.16.2/32 on up0
               neighbour 172.18.0.1 is 02:42:ac:12:00:01
               neighbour 192.0.2.2 is 02:42:c0:00:02:02
               02:42:c0:00:02:02 is at 192.0.2.2
               table 254: 0.0.0.0/0 via 172.18.0.1 on up0
               table 3221225986: 0.0.0.0/0 via 192.0.2.2 on vx0
+              table 255: 10.0.0.2/32 on lo
               rule from None mark Some(c0000202) to table 3221225986
+              1 elements in entries
               1 elements in peers
         "#]],
     );
@@ -240,7 +244,6 @@ fn a_task_on_ingress_and_its_network_leaves_by_the_latter_and_answers_by_the_for
               link e08c7ff07b56a: veth to eth0 02:42:0a:00:00:0b in the container t1, mtu 1450
               link vx0: vxlan 4096 from 192.0.2.1:4789, mtu 1450
               address 10.0.0.1/32 on lo
-              address 10.0.0.2/32 on lo
               address 172.18.16.2/32 on up0
               neighbour 172.18.0.1 is 02:42:ac:12:00:01
               neighbour 192.0.2.2 is 02:42:c0:00:02:02
@@ -249,7 +252,9 @@ fn a_task_on_ingress_and_its_network_leaves_by_the_latter_and_answers_by_the_for
               table 254: 10.0.0.11/32 on e08c7ff07b56a
               table 254: 10.0.0.12/32 via 192.0.2.2 on vx0
               table 3221225986: 0.0.0.0/0 via 192.0.2.2 on vx0
+              table 255: 10.0.0.2/32 on lo
               rule from None mark Some(c0000202) to table 3221225986
+              1 elements in entries
               1 elements in hairpin
               1 elements in peers
               1 elements in port
@@ -261,7 +266,6 @@ fn a_task_on_ingress_and_its_network_leaves_by_the_latter_and_answers_by_the_for
               link e08c7ff07b56a: veth to eth1 02:42:0a:00:01:0b in the container t1, mtu 1450
               link vx0: vxlan 4097 from 192.0.2.1:4789, mtu 1450
               address 10.0.1.1/32 on lo
-              address 10.0.1.2/32 on lo
               address 172.18.16.3/32 on up0
               neighbour 172.18.0.1 is 02:42:ac:12:00:01
               neighbour 192.0.2.2 is 02:42:c0:00:02:02
@@ -269,6 +273,7 @@ fn a_task_on_ingress_and_its_network_leaves_by_the_latter_and_answers_by_the_for
               table 254: 0.0.0.0/0 via 172.18.0.1 on up0
               table 254: 10.0.1.11/32 on e08c7ff07b56a
               table 254: 10.0.1.12/32 via 192.0.2.2 on vx0
+              table 255: 10.0.1.2/32 on lo
               1 elements in hairpin
               1 elements in peers
               1 elements in sources
@@ -603,13 +608,8 @@ fn every_missing_entry_is_noticed() {
 fn a_backend_that_leaves_costs_its_elements_only() {
     let mut view = view(&[("n1", network(1))]);
     let have = fulfilled(&wanted(&view, &["lo"]).unwrap());
-    view.networks
-        .get_mut("n1")
-        .unwrap()
-        .endpoints
-        .get_mut("t2")
-        .unwrap()
-        .serving = false;
+    let endpoints = &mut view.networks.get_mut("n1").unwrap().endpoints;
+    Arc::make_mut(endpoints.get_mut("t2").unwrap()).serving = false;
     let ops = diff(&wanted(&view, &["lo"]).unwrap(), &have);
     let [
         NetOp {

@@ -1,13 +1,13 @@
 //! The steps between two views lead to the very state that is computed from the second.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use proptest::prelude::*;
 use shoal_api::network::{
     Endpoint, IngressPort, NetworkSlice, NetworkView, Peer, Protocol, ServiceSlice, Subnet,
 };
 use shoal_overlay::core::{
-    delta::{Delta, Steps, delta},
+    delta::{Delta, Index, Steps},
     desired::{Params, desired},
     diff::{Change, IpvsStep},
     ipvs_wire::Edit,
@@ -34,7 +34,7 @@ fn network(n: u8, spots: &[Spot]) -> NetworkSlice {
             names: vec![],
             serving,
         };
-        Some((format!("t{number}").parse().unwrap(), endpoint))
+        Some((format!("t{number}").parse().unwrap(), Arc::new(endpoint)))
     };
     let service = |number: u8| {
         let service = ServiceSlice {
@@ -48,10 +48,11 @@ fn network(n: u8, spots: &[Spot]) -> NetworkSlice {
                 protocol: Protocol::Tcp,
                 published: 8000 + u16::from(number),
                 target: 80,
+                ..IngressPort::default()
             }],
-            named_ports: vec![],
+            ..ServiceSlice::default()
         };
-        (format!("s{number}").parse().unwrap(), service)
+        (format!("s{number}").parse().unwrap(), Arc::new(service))
     };
     NetworkSlice {
         name: format!("n{n}"),
@@ -102,7 +103,13 @@ fn params(ipvs: bool) -> Params {
         gwbridge_subnet: "172.18.0.0/16".parse().unwrap(),
         gwbridge_subnet6: Some("fd01::/64".parse().unwrap()),
         ipvs,
+        source_hash: true,
     }
+}
+
+fn delta(old: &NetworkView, new: &NetworkView, ipvs: bool) -> Delta {
+    let me = "me".parse().unwrap();
+    shoal_overlay::core::delta::delta(old, new, &me, &params(ipvs), &Index::of(old))
 }
 
 fn state(view: &NetworkView, ipvs: bool) -> KernelState {
@@ -163,10 +170,13 @@ proptest! {
             after[at] = spot;
         }
         let (old, new) = (view(1, &before), view(2, &after));
-        match delta(&old, &new, &"me".parse().unwrap(), &params(ipvs)) {
+        match delta(&old, &new, ipvs) {
             Delta::Same => prop_assert_eq!(state(&old, ipvs), state(&new, ipvs)),
             Delta::Everything => {}
             Delta::Steps(steps) => {
+                let mut followed = Index::of(&old);
+                followed.follow(&steps.moved);
+                prop_assert_eq!(followed, Index::of(&new));
                 let mut reached = state(&old, ipvs);
                 apply(&mut reached, &steps);
                 prop_assert_eq!(reached, state(&new, ipvs));
@@ -178,15 +188,14 @@ proptest! {
 #[test]
 fn an_endpoint_of_another_node_that_stops_serving_or_goes_is_no_reason_to_compute_everything() {
     let all: Vec<Spot> = (0..12).map(|n| Some((n % 3, Some(0), true))).collect();
-    let me = "me".parse().unwrap();
     for spot in [None, Some((1, Some(0), false))] {
         let mut after = all.clone();
         after[4] = spot;
         let (old, new) = (view(1, &all), view(2, &after));
-        let Delta::Steps(steps) = delta(&old, &new, &me, &params(false)) else {
+        let Delta::Steps(steps) = delta(&old, &new, false) else {
             panic!("{spot:?} is more than a few steps")
         };
-        let with_ipvs = delta(&old, &new, &me, &params(true));
+        let with_ipvs = delta(&old, &new, true);
         assert!(matches!(with_ipvs, Delta::Steps(_)), "{with_ipvs:?}");
         let gone: Vec<_> = steps.gone.iter().flat_map(|(_, gone)| gone).collect();
         assert_eq!(gone.len(), 4, "its two addresses in two networks: {gone:?}");
@@ -201,9 +210,6 @@ fn an_endpoint_of_another_node_that_stops_serving_or_goes_is_no_reason_to_comput
     let mut other = view(2, &all);
     other.networks.values_mut().for_each(|slice| slice.vni += 9);
     for next in [view(2, &own), view(2, &without_c), other] {
-        assert_eq!(
-            delta(&view(1, &all), &next, &me, &params(false)),
-            Delta::Everything
-        );
+        assert_eq!(delta(&view(1, &all), &next, false), Delta::Everything);
     }
 }

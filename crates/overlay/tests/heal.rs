@@ -4,7 +4,10 @@
 
 mod lab;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use lab::{Lab, Traffic, lab, view};
 
@@ -107,7 +110,7 @@ async fn what_the_plane_does_itself_disturbs_nobody() {
             network
                 .endpoints
                 .values_mut()
-                .for_each(|endpoint| endpoint.serving = serving);
+                .for_each(|endpoint| Arc::make_mut(endpoint).serving = serving);
         }
         lab.converge(&view).await;
         assert!(!lab.is_disturbed(0).await, "serving: {serving}");

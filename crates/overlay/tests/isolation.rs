@@ -6,10 +6,10 @@
 
 mod lab;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use lab::{Lab, Traffic, id, lab, view};
-use shoal_api::network::NetworkView;
+use shoal_api::network::{Endpoint, NetworkView};
 use shoal_overlay::{Attachment, BridgeSpec, BridgeView, Bridges, BridgesConfig};
 
 macro_rules! or_skip {
@@ -205,20 +205,15 @@ async fn a_tunnel_takes_packets_of_nodes_of_its_network_only() {
     let mut lab = or_skip!(lab().await);
     lab.container("t4", 0);
     let mut view = view();
-    view.networks
-        .get_mut("n2")
-        .unwrap()
-        .endpoints
-        .get_mut("t4")
-        .unwrap()
-        .serving = false;
+    let endpoints = &mut view.networks.get_mut("n2").unwrap().endpoints;
+    Arc::make_mut(endpoints.get_mut("t4").unwrap()).serving = false;
     lab.converge(&view).await;
     // n2 is on h1 alone: neither a stranger nor another node of the cluster has any business there.
     assert!(!forge(&lab, "client", 4098), "a stranger");
     assert!(!forge(&lab, "h2", 4098), "a node without this network");
     // Once h2 takes part it is heard.
     let mut joined = view.clone();
-    let mut endpoint = joined.networks["n2"].endpoints["t4"].clone();
+    let mut endpoint = Endpoint::clone(&joined.networks["n2"].endpoints["t4"]);
     endpoint.node = id("h2");
     endpoint.addresses = vec!["10.0.2.77/24".parse().unwrap()];
     joined
@@ -226,7 +221,7 @@ async fn a_tunnel_takes_packets_of_nodes_of_its_network_only() {
         .get_mut("n2")
         .unwrap()
         .endpoints
-        .insert(id("t9"), endpoint);
+        .insert(id("t9"), Arc::new(endpoint));
     lab.try_converge(0, &joined).await.unwrap();
     assert!(forge(&lab, "h2", 4098), "a node with this network");
 }
@@ -336,10 +331,10 @@ async fn a_thousand_connections_are_spread_evenly_and_running_ones_are_kept() {
     for (last, (task, host)) in (14u8..).zip([("ta", 0), ("tb", 1)]) {
         for (network, n) in [("ingress", 0), ("n1", 1)] {
             let slice = view.networks.get_mut(network).unwrap();
-            let mut endpoint = slice.endpoints["t1"].clone();
+            let mut endpoint = Endpoint::clone(&slice.endpoints["t1"]);
             endpoint.node = id(["h1", "h2"][host]);
             endpoint.addresses = vec![format!("10.0.{n}.{last}/24").parse().unwrap()];
-            slice.endpoints.insert(id(task), endpoint);
+            slice.endpoints.insert(id(task), Arc::new(endpoint));
         }
     }
     for (task, host) in tasks.into_iter().zip([0, 1, 0, 0, 1]) {
@@ -365,7 +360,8 @@ async fn a_thousand_connections_are_spread_evenly_and_running_ones_are_kept() {
     let backend = talk.say("who");
     for network in ["ingress", "n1"] {
         let slice = view.networks.get_mut(network).unwrap();
-        slice.endpoints.get_mut(backend.as_str()).unwrap().serving = false;
+        let endpoint = slice.endpoints.get_mut(backend.as_str()).unwrap();
+        Arc::make_mut(endpoint).serving = false;
     }
     lab.converge(&view).await;
     for _ in 0..5 {

@@ -8,7 +8,7 @@
 
 mod lab;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use lab::{Lab, Traffic, lab, view};
 use shoal_api::network::NetworkView;
@@ -132,7 +132,7 @@ async fn an_endpoint_that_stops_serving_gets_no_new_connection() {
     let mut view = view();
     for network in view.networks.values_mut() {
         if let Some(endpoint) = network.endpoints.get_mut("t2") {
-            endpoint.serving = false;
+            Arc::make_mut(endpoint).serving = false;
         }
     }
     lab.converge(&view).await;
@@ -152,7 +152,7 @@ async fn an_endpoint_that_stops_serving_gets_no_new_connection() {
         network
             .endpoints
             .values_mut()
-            .for_each(|endpoint| endpoint.serving = false);
+            .for_each(|endpoint| Arc::make_mut(endpoint).serving = false);
     }
     lab.converge(&view).await;
     assert!(
@@ -183,7 +183,7 @@ async fn a_datagram_flow_leaves_a_backend_that_stops_serving() {
         // IPVS knows no protocols by mark: what a backend has it keeps until it is gone.
         endpoints.remove(first.as_str()).unwrap();
     } else {
-        endpoints.get_mut(first.as_str()).unwrap().serving = false;
+        Arc::make_mut(endpoints.get_mut(first.as_str()).unwrap()).serving = false;
     }
     lab.converge(&view).await;
     assert_ne!(ask(), first);
@@ -380,4 +380,20 @@ async fn a_missing_container_is_reported_and_the_others_converge() {
         errors[0]
     );
     assert!(lab.ping("t1", "10.0.1.1"));
+}
+
+#[tokio::test]
+async fn tunnels_leave_no_records_of_connections_on_the_host() {
+    let lab = or_skip!(three_tasks().await);
+    lab.serve("t2", "10.0.1.12:80");
+    assert!(lab.ask("t1", "10.0.1.12:80").is_ok());
+    for host in ["h1", "h2"] {
+        let records = lab.text(host, "cat", &["/proc/self/net/nf_conntrack"]);
+        assert!(!records.contains("dport=4789"), "{host}: {records}");
+    }
+    // What is not a tunnel's still has them: answers to what the host asked are known by them.
+    lab.serve("client", "0.0.0.0:7000");
+    assert!(lab.ask("t1", "192.0.2.99:7000").is_ok());
+    let records = lab.text("h1", "cat", &["/proc/self/net/nf_conntrack"]);
+    assert!(records.contains("dport=7000"), "{records}");
 }

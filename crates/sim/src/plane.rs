@@ -21,6 +21,7 @@ pub fn check(host: HostId, view: &NetworkView, must_carry: bool, env: &mut Env) 
         gwbridge_subnet: "172.31.0.0/16".parse().expect("a subnet"),
         gwbridge_subnet6: Some("fd53::/64".parse().expect("a subnet")),
         ipvs: false,
+        source_hash: true,
     };
     let facts = Facts {
         underlay_mtu: 1_500,

@@ -4,9 +4,10 @@
 //! the label stays where it is, so that what a client reads and writes back keeps its meaning. [`KNOWN`] lists them all.
 //! Lists are separated by commas, or by line breaks if the value has one.
 
+mod publish;
 mod value;
 
-use super::{Dependency, Device, HostOptions, Labels, PullPolicy, ServiceSpec};
+use super::{Affinity, Dependency, Device, HostOptions, Labels, PullPolicy, ServiceSpec};
 
 /// All labels of Shoal begin like this; one that is not in [`KNOWN`] is refused.
 pub const PREFIX: &str = "shoal.";
@@ -18,7 +19,7 @@ pub const DRAIN_DEADLINE: &str = "shoal.drain.deadline";
 pub const ALLOW_PRIVILEGED: &str = "shoal.allow-privileged";
 
 /// Labels of services: name, form of the value, meaning.
-pub const KNOWN: [(&str, &str, &str); 23] = [
+pub const KNOWN: [(&str, &str, &str); 25] = [
     (
         "shoal.privileged",
         "true|false",
@@ -94,6 +95,40 @@ pub const KNOWN: [(&str, &str, &str); 23] = [
         "DURATION",
         "how long to wait for optional ones",
     ),
+    (
+        IP,
+        "NETWORK=ADDRESS,…",
+        "virtual addresses, the network by name or id",
+    ),
+    (
+        "shoal.affinity",
+        "none|source",
+        "with source, connections of one client go to one task while it serves",
+    ),
+];
+
+/// A label of services: their virtual addresses, [`KNOWN`].
+pub const IP: &str = "shoal.ip";
+/// Labels of one published port begin like this; the port in the task, with `/udp` or `/sctp` if it is not TCP's, and one
+/// of [`PORT_OPTIONS`] follow: `shoal.publish.80.local`.
+pub const PUBLISH: &str = "shoal.publish.";
+/// Options of a published port: end of the label, form of the value, meaning.
+pub const PORT_OPTIONS: [(&str, &str, &str); 3] = [
+    (
+        "proxy-protocol",
+        "v2",
+        "each connection to a task begins with a header that tells the client's address",
+    ),
+    (
+        "local",
+        "true|false",
+        "only nodes with a task answer, by their own tasks",
+    ),
+    (
+        "host-ip",
+        "ADDRESS",
+        "the one address of a node at which the port listens",
+    ),
 ];
 
 /// A label that cannot be honoured.
@@ -112,6 +147,16 @@ pub enum InvalidLabel {
         /// What would be right.
         expected: String,
     },
+    /// It is of a port that is not published.
+    #[error(
+        "label '{name}' is of a port that the service does not publish: expected one of {published}"
+    )]
+    NoSuchPort {
+        /// The label.
+        name: String,
+        /// The ports that are.
+        published: String,
+    },
 }
 
 impl ServiceSpec {
@@ -126,6 +171,9 @@ impl ServiceSpec {
         self.progress_deadline = None;
         self.depends_on.clear();
         self.depends_on_timeout = None;
+        self.endpoint.addresses.clear();
+        self.endpoint.affinity = Affinity::None;
+        publish::clear(&mut self.endpoint.ports);
         for (name, text) in self.annotations.labels.clone() {
             if !name.starts_with(PREFIX) {
                 continue;
@@ -142,9 +190,15 @@ impl ServiceSpec {
         name: &str,
         text: &str,
     ) -> Result<(), InvalidLabel> {
+        if let Some(of_port) = name.strip_prefix(PUBLISH) {
+            return publish::apply(&mut self.endpoint.ports, name, of_port, text);
+        }
         let Some((_, form, _)) = KNOWN.iter().find(|(known, ..)| *known == name) else {
             let known: Vec<_> = KNOWN.iter().map(|(name, ..)| *name).collect();
-            return Err(InvalidLabel::Unknown(name.to_owned(), known.join(", ")));
+            return Err(InvalidLabel::Unknown(
+                name.to_owned(),
+                publish::and_ports(&known),
+            ));
         };
         let wrong = || InvalidLabel::Value {
             name: name.to_owned(),
@@ -225,6 +279,18 @@ impl ServiceSpec {
                 self.depends_on = read.ok_or_else(wrong)?;
             }
             "shoal.depends-on.timeout" => self.depends_on_timeout = Some(time()?),
+            IP => {
+                let read = list().into_iter().map(|item| value::fixed_address(&item));
+                let read: Option<Vec<_>> = read.collect();
+                self.endpoint.addresses = read.ok_or_else(wrong)?;
+            }
+            "shoal.affinity" => {
+                self.endpoint.affinity = match text {
+                    "none" => Affinity::None,
+                    "source" => Affinity::Source,
+                    _ => return Err(wrong()),
+                };
+            }
             _ => unreachable!("every label of the table has its field above, see the tests"),
         }
         Ok(())
@@ -321,6 +387,8 @@ mod tests {
         ("shoal.update.progress-deadline", "1m30s"),
         ("shoal.depends-on", "db:service_healthy,cache:optional,mq"),
         ("shoal.depends-on.timeout", "500ms"),
+        ("shoal.ip", "front=10.0.5.9,front=fd00::9"),
+        ("shoal.affinity", "source"),
     ];
 
     #[test]
@@ -392,7 +460,9 @@ mod tests {
             label 'shoal.depends-on' has the invalid value 'db:healthy': expected SERVICE[:CONDITION][:optional],…
             label 'shoal.update.progress-deadline' has the invalid value '10': expected DURATION
             label 'shoal.cpuset' has the invalid value '3-': expected 0-3,5
-            label 'shoal.pid' has the invalid value 'container:x': expected host"#]]
+            label 'shoal.pid' has the invalid value 'container:x': expected host
+            label 'shoal.ip' has the invalid value '10.0.5.9': expected NETWORK=ADDRESS,…
+            label 'shoal.affinity' has the invalid value 'cookie': expected none|source"#]]
         .assert_eq(
             &[
                 refused("shoal.privileged", "yes please"),
@@ -402,6 +472,8 @@ mod tests {
                 refused("shoal.update.progress-deadline", "10"),
                 refused("shoal.cpuset", "3-"),
                 refused("shoal.pid", "container:x"),
+                refused("shoal.ip", "10.0.5.9"),
+                refused("shoal.affinity", "cookie"),
             ]
             .join("\n"),
         );

@@ -88,6 +88,7 @@ enums! {
         |_| Self::Dispatcher, |_| Self::Reaper,
     }
     TaskState { |g| Self::ALL[g.below(Self::ALL.len())] }
+    Affinity { |_| Self::None, |_| Self::Source }
     Availability { |_| Self::Active, |_| Self::Pause, |_| Self::Drain }
     DependencyCondition { |_| Self::Started, |_| Self::Healthy, |_| Self::CompletedSuccessfully }
     EndpointMode { |_| Self::Vip, |_| Self::Dnsrr }
@@ -165,8 +166,9 @@ structs! {
     Platform { os, architecture }
     NetworkAttachmentSpec { target, aliases, addresses, driver_options }
     UpdateConfig { parallelism, delay, failure_action, monitor, max_failure_ratio, order }
-    EndpointSpec { mode, ports }
-    PortConfig { name, protocol, target, published, mode }
+    EndpointSpec { mode, ports, addresses, affinity }
+    FixedAddress { network, address }
+    PortConfig { name, protocol, target, published, mode, proxy_protocol, local, host_ip }
     NodeSpec { annotations, role, availability }
     NetworkSpec { annotations, driver, internal, attachable, ingress, ipv6, ipam }
     IpamConfig { subnet, ip_range, gateway }
@@ -215,9 +217,9 @@ structs! {
     NetworkSlice { name, ingress, internal, encrypted, vni, mtu, subnets, endpoints, services }
     Subnet { range, gateway }
     Endpoint { node, service, addresses, names, serving }
-    ServiceSlice { name, vips, aliases, ports, named_ports }
+    ServiceSlice { name, vips, aliases, ports, named_ports, affinity }
     NamedPort { name, protocol, target }
-    IngressPort { protocol, published, target }
+    IngressPort { protocol, published, target, proxy_protocol, local, host_ip }
 }
 
 impl Sample for f32 {

@@ -9,7 +9,9 @@ use super::{
     image::registry_auth,
     service::{Wait, pin_image},
     service_beyond::Beyond,
-    service_parts::{References, fill_in, generic_resource, host_line, preference, words},
+    service_parts::{
+        References, add_reach_labels, fill_in, generic_resource, host_line, preference, words,
+    },
 };
 use crate::{
     client::{Client, Target},
@@ -454,6 +456,7 @@ impl Create {
             .map(|text| port::service(text))
             .collect::<Result<_>>()?;
         spec["EndpointSpec"]["Ports"] = ports.concat().into();
+        add_reach_labels(&mut spec["Labels"], &self.network, &self.publish)?;
         self.settings.apply(&mut spec)?;
         fill_in(&mut spec);
         // Jobs run to completion: restarting what has completed makes no sense.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     client::{Client, Target},
-    flags::network,
+    flags::{network, port},
     json::text,
 };
 
@@ -39,6 +39,30 @@ pub(crate) fn words(text: &str) -> Result<Vec<String>> {
     }
     words.extend(word);
     Ok(words)
+}
+
+/// Adds the labels that stand for what `--network` and `--publish` ask for beyond docker's API.
+pub(crate) fn add_reach_labels(
+    labels: &mut Value,
+    networks: &[String],
+    publish: &[String],
+) -> Result<()> {
+    const IP: &str = "shoal.ip";
+    let mut addresses = Vec::new();
+    for flag in networks {
+        addresses.extend(network::attachment(flag)?.of_service()?);
+    }
+    if !addresses.is_empty() {
+        let before = labels[IP].as_str().filter(|text| !text.is_empty());
+        addresses.splice(0..0, before.map(str::to_owned));
+        labels[IP] = addresses.join(",").into();
+    }
+    for flag in publish {
+        for (name, value) in port::labels(flag)? {
+            labels[name.as_str()] = value.into();
+        }
+    }
+    Ok(())
 }
 
 /// Ids of what a service refers to, by name.

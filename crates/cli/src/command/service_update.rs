@@ -8,7 +8,7 @@ use super::{
     image::registry_auth,
     service::{self, Wait, pin_image},
     service_flags::{Settings, at},
-    service_parts::{References, generic_resource, host_line, preference, words},
+    service_parts::{References, add_reach_labels, generic_resource, host_line, preference, words},
 };
 use crate::{
     client::{Client, Target},
@@ -217,6 +217,7 @@ impl Update {
         rm_networks: &[String],
     ) -> Result<()> {
         edit_map(&mut spec["Labels"], &self.label_add, &self.label_rm);
+        add_reach_labels(&mut spec["Labels"], &self.network_add, &self.publish_add)?;
         let task = &mut spec["TaskTemplate"];
         let container = &mut task["ContainerSpec"];
         if let Some(image) = &self.image {

@@ -1,24 +1,36 @@
 //! Published ports of a compose service.
 
-use serde_json::Value;
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
 
 use super::{
-    Problem, Scope,
+    Problem,
     read::Fields,
     service::unique,
     yaml::{Node, Yaml},
 };
 use crate::{flags::port, json::number};
 
-/// Reads `ports`, short and long forms, sorted by published port.
-pub(super) fn convert(list: &Node, scope: &mut Scope<'_>) -> Result<Vec<Value>, Problem> {
+/// Reads `ports`, short and long forms, sorted by published port. An address to listen at becomes a label.
+pub(super) fn convert(list: &Node, labels: &mut Map<String, Value>) -> Result<Vec<Value>, Problem> {
     let (mut ports, mut seen) = (Vec::new(), Vec::new());
+    let mut addresses: BTreeMap<String, String> = BTreeMap::new();
     for item in list.items()? {
         let read = match &item.value {
-            Yaml::Map(_) => long(item, scope)?,
-            _ => short(item, scope)?,
+            Yaml::Map(_) => vec![long(item)?],
+            _ => short(item)?,
         };
-        for port in read {
+        for (port, host_ip) in read {
+            let protocol = crate::json::text(&port, "/Protocol");
+            let label = port::label(protocol, number(&port, "/TargetPort"), "host-ip");
+            let before = addresses.entry(label).or_insert_with(|| host_ip.clone());
+            if *before != host_ip {
+                return Err(item.problem(
+                    "listens at another address than a port before it with the same target: one address is possible per \
+                     target",
+                ));
+            }
             let published = number(&port, "/PublishedPort");
             if published != 0 {
                 let protocol = crate::json::text(&port, "/Protocol");
@@ -27,17 +39,16 @@ pub(super) fn convert(list: &Node, scope: &mut Scope<'_>) -> Result<Vec<Value>, 
             ports.push(port);
         }
     }
+    let bound = addresses.into_iter().filter(|(_, at)| !at.is_empty());
+    labels.extend(bound.map(|(label, at)| (label, at.into())));
     ports.sort_by_key(|port| number(port, "/PublishedPort"));
     Ok(ports)
 }
 
-fn short(item: &Node, scope: &mut Scope<'_>) -> Result<Vec<Value>, Problem> {
+fn short(item: &Node) -> Result<Vec<(Value, String)>, Problem> {
     let text = item.text()?;
     let invalid = |error: anyhow::Error| item.problem(format!("is no port: {error:#}"));
     let read = port::short(&text).map_err(invalid)?;
-    if let Some(port) = read.first().filter(|port| !port.host_ip.is_empty()) {
-        everywhere(item, &port.host_ip, scope);
-    }
     let mut out = Vec::new();
     for port in read {
         let published = match port.published.as_str() {
@@ -46,22 +57,14 @@ fn short(item: &Node, scope: &mut Scope<'_>) -> Result<Vec<Value>, Problem> {
                 item.problem(format!("cannot publish one port as the range {text}"))
             })?,
         };
-        out.push(port::endpoint(
-            &port.protocol,
-            port.target,
-            published,
-            "ingress",
-        ));
+        let read = port::endpoint(&port.protocol, port.target, published, "ingress");
+        out.push((read, port.host_ip));
     }
     Ok(out)
 }
 
-fn everywhere(item: &Node, ip: &str, scope: &mut Scope<'_>) {
-    let problem = item.problem(format!("publishes on every address, not only on {ip}"));
-    scope.warnings.push(problem.to_string());
-}
-
-fn long(item: &Node, scope: &mut Scope<'_>) -> Result<Vec<Value>, Problem> {
+/// One port, with the address at which it is to listen.
+fn long(item: &Node) -> Result<(Value, String), Problem> {
     let mut fields = Fields::of(item, &item.path)?;
     let target = fields.maybe("target", Node::integer::<u16>)?;
     let target = target
@@ -70,9 +73,7 @@ fn long(item: &Node, scope: &mut Scope<'_>) -> Result<Vec<Value>, Problem> {
     let published = fields.maybe("published", Node::text)?.unwrap_or_default();
     let protocol = fields.maybe("protocol", |node| node.one_of(&["tcp", "udp", "sctp"]))?;
     let mode = fields.maybe("mode", |node| node.one_of(&["ingress", "host"]))?;
-    if let Some(ip) = fields.maybe("host_ip", Node::text)? {
-        everywhere(item, &ip, scope);
-    }
+    let host_ip = fields.maybe("host_ip", Node::text)?;
     // For people and for protocols above; nothing in a stack reads them.
     fields.take("name");
     fields.take("app_protocol");
@@ -85,5 +86,6 @@ fn long(item: &Node, scope: &mut Scope<'_>) -> Result<Vec<Value>, Problem> {
             .parse()
             .map_err(|_| item.problem(format!("publishes {text:?}, which is no port")))?,
     };
-    Ok(vec![port::endpoint(protocol, target, published, mode)])
+    let port = port::endpoint(protocol, target, published, mode);
+    Ok((port, host_ip.unwrap_or_default()))
 }

@@ -81,7 +81,15 @@ pub(super) fn convert(
     labels.insert(NAMESPACE.to_owned(), scope.stack.into());
     container["Labels"] = labels.into();
 
-    let networks = networks(&mut fields, &key.name, declared.networks, used, scope)?;
+    let mut addresses = Vec::new();
+    let networks = networks(
+        &mut fields,
+        &key.name,
+        declared.networks,
+        used,
+        &mut addresses,
+        scope,
+    )?;
     let mut task = json!({"ContainerSpec": container, "Networks": networks});
     if let Some(node) = fields.take("logging") {
         let mut inner = Fields::of(node, &node.path)?;
@@ -93,8 +101,12 @@ pub(super) fn convert(
         task["LogDriver"] = json!({"Name": driver, "Options": options});
     }
     let mut endpoint = json!({});
+    let mut reach = Map::new();
     if let Some(list) = fields.take("ports") {
-        endpoint["Ports"] = ports::convert(list, scope)?.into();
+        endpoint["Ports"] = ports::convert(list, &mut reach)?.into();
+    }
+    if !addresses.is_empty() {
+        reach.insert("shoal.ip".to_owned(), addresses.join(",").into());
     }
     if let Some(from) = fields.take("volumes_from") {
         return Err(from
@@ -120,7 +132,7 @@ pub(super) fn convert(
         task["RestartPolicy"] = deploy::restart_policy(restart)?;
     }
     deploy::outside(&mut fields, scale, &mut spec, &mut task)?;
-    for (label, value) in extended {
+    for (label, value) in extended.into_iter().chain(reach) {
         // What `deploy.labels` says itself goes before it.
         service_labels.entry(label).or_insert(value);
     }
@@ -439,11 +451,12 @@ fn networks(
     service: &str,
     declared: &BTreeMap<String, Network>,
     used: &mut Vec<String>,
+    addresses: &mut Vec<String>,
     scope: &mut Scope<'_>,
 ) -> Result<Vec<Value>, Problem> {
     let (mode, list) = (fields.take("network_mode"), fields.take("networks"));
     let Some(mode) = mode else {
-        return attachments(list, service, declared, used);
+        return attachments(list, service, declared, used, addresses);
     };
     match mode.text()?.as_str() {
         "host" | "none" if list.is_some() => {
@@ -453,7 +466,7 @@ fn networks(
         _ => {
             let problem = mode.problem("has no effect in a stack, other than host and none");
             scope.warnings.push(problem.to_string());
-            attachments(list, service, declared, used)
+            attachments(list, service, declared, used, addresses)
         }
     }
 }
@@ -463,6 +476,7 @@ fn attachments(
     service: &str,
     declared: &BTreeMap<String, Network>,
     used: &mut Vec<String>,
+    addresses: &mut Vec<String>,
 ) -> Result<Vec<Value>, Problem> {
     let mut wanted: Vec<(String, Option<&Node>, Option<&Node>)> = Vec::new();
     match node.map(|node| (&node.value, node)) {
@@ -496,13 +510,11 @@ fn attachments(
             if let Some(options) = fields.maybe("driver_opts", Node::labels)? {
                 attachment["DriverOpts"] = options.into();
             }
-            if let Some(fixed) = fields
-                .take("ipv4_address")
-                .or_else(|| fields.take("ipv6_address"))
-            {
-                return Err(
-                    fixed.problem("cannot be given to a service: its tasks need one address each")
-                );
+            // Of the service, which is one; its tasks have their own.
+            for key in ["ipv4_address", "ipv6_address"] {
+                if let Some(address) = fields.maybe(key, Node::text)? {
+                    addresses.push(format!("{}={address}", network.name));
+                }
             }
             fields.take("priority");
             fields.take("gw_priority");

@@ -536,12 +536,22 @@ fn broken_yaml_has_a_line() {
 
 #[test]
 fn keys_without_effect_are_warned_of() {
-    let stack = stack("services:\n  web:\n    image: a\n    build: .\n    container_name: x\n    ports: ['127.0.0.1:80:80']\n").unwrap();
+    let stack =
+        stack("services:\n  web:\n    image: a\n    build: .\n    container_name: x\n").unwrap();
     expect![[r#"
         demo.yml:4: services.web.build has no effect in a stack
-        demo.yml:5: services.web.container_name has no effect in a stack
-        demo.yml:6: services.web.ports[0] publishes on every address, not only on 127.0.0.1"#]]
+        demo.yml:5: services.web.container_name has no effect in a stack"#]]
     .assert_eq(&stack.warnings.join("\n"));
+}
+
+#[test]
+fn addresses_become_labels() {
+    let stack = stack("services:\n  web:\n    image: a\n    ports: ['127.0.0.1:80:80', {target: 53, protocol: udp, host_ip: 'fd00::5'}]\n    networks: {front: {ipv4_address: 10.0.5.9}}\nnetworks: {front: }\n").unwrap();
+    assert!(stack.warnings.is_empty(), "{:?}", stack.warnings);
+    let labels = &stack.services[0]["Labels"];
+    assert_eq!(labels["shoal.publish.80.host-ip"], "127.0.0.1");
+    assert_eq!(labels["shoal.publish.53/udp.host-ip"], "fd00::5");
+    assert_eq!(labels["shoal.ip"], "demo_front=10.0.5.9");
 }
 
 #[test]

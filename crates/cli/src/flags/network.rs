@@ -99,6 +99,29 @@ impl Attachment {
     }
 }
 
+impl Attachment {
+    /// What `--network` of a service asks for beyond docker's API: its virtual addresses there, as the label `shoal.ip`
+    /// has them.
+    pub(crate) fn of_service(&self) -> Result<Vec<String>> {
+        let own = [
+            ("mac-address", !self.mac.is_empty()),
+            ("link-local-ip", !self.link_local.is_empty()),
+            ("gw-priority", self.priority != 0),
+        ];
+        if let Some((key, _)) = own.iter().find(|(_, is_given)| *is_given) {
+            bail!(
+                "{key} cannot be given to a service's network {}: it is a matter of each container",
+                self.target
+            );
+        }
+        let addresses = [&self.ip, &self.ip6].into_iter();
+        let given = addresses.filter(|address| !address.is_empty());
+        Ok(given
+            .map(|address| format!("{}={address}", self.target))
+            .collect())
+    }
+}
+
 /// Reads `--network`: a name, or `name=net,alias=db,driver-opt=k=v`.
 pub(crate) fn attachment(text: &str) -> Result<Attachment> {
     let mut out = Attachment::default();
@@ -177,6 +200,20 @@ mod tests {
         assert_eq!((long.target.as_str(), long.aliases.len()), ("web", 2));
         assert_eq!(long.driver_options["k"], "v");
         assert!(attachment("alias=a").is_err() && attachment("name=a,b").is_err());
+    }
+
+    #[test]
+    fn addresses_of_a_service_are_virtual_ones() {
+        let service = |text: &str| attachment(text).unwrap().of_service();
+        assert_eq!(service("web").unwrap(), Vec::<String>::new());
+        let both = service("name=web,ip=10.0.1.5,ip6=fd00::5").unwrap();
+        assert_eq!(both, ["web=10.0.1.5", "web=fd00::5"]);
+        let refused = service("name=web,mac-address=02:00:00:00:00:01").unwrap_err();
+        assert!(
+            refused
+                .to_string()
+                .starts_with("mac-address cannot be given")
+        );
     }
 
     #[test]

@@ -87,9 +87,6 @@ pub(crate) fn service(text: &str) -> Result<Vec<Value>> {
     if !text.contains('=') {
         let mut ports = Vec::new();
         for port in short(text)? {
-            if !port.host_ip.is_empty() {
-                bail!("hostip is not supported");
-            }
             let (first, last) = match port.published.as_str() {
                 "" => (0, 0),
                 text => range(text)?,
@@ -121,11 +118,51 @@ pub(crate) fn service(text: &str) -> Result<Vec<Value>> {
             "mode" => {
                 bail!("invalid publish mode value ({value}): must be either 'ingress' or 'host'")
             }
+            // They become labels, see `labels`.
+            _ if OPTIONS.contains(&key.as_str()) => {}
             _ => bail!("invalid field key: {key}"),
         }
     }
     let target = target.ok_or_else(|| anyhow!("missing mandatory field 'target'"))?;
     Ok(vec![endpoint(&protocol, target, published, &mode)])
+}
+
+/// Options of a published port that docker's API has no field for.
+const OPTIONS: [&str; 3] = ["host-ip", "local", "proxy-protocol"];
+
+/// The labels that say what else `--publish` of a service asks for: `host-ip=10.0.0.5,local=true,proxy-protocol=v2`, or
+/// the address before a port in the short form.
+pub(crate) fn labels(text: &str) -> Result<Vec<(String, String)>> {
+    if !text.contains('=') {
+        let ports = short(text)?.into_iter();
+        let bound = ports.filter(|port| !port.host_ip.is_empty());
+        return Ok(bound
+            .map(|port| {
+                let name = label(&port.protocol, i64::from(port.target), "host-ip");
+                (name, port.host_ip)
+            })
+            .collect());
+    }
+    let mut labels = Vec::new();
+    for port in service(text)? {
+        for (key, value) in fields(text)? {
+            if OPTIONS.contains(&key.as_str()) {
+                let target = crate::json::number(&port, "/TargetPort");
+                let protocol = crate::json::text(&port, "/Protocol");
+                labels.push((label(protocol, target, &key), value.unwrap_or_default()));
+            }
+        }
+    }
+    Ok(labels)
+}
+
+/// Name of the label of a port's option.
+pub(crate) fn label(protocol: &str, target: i64, option: &str) -> String {
+    let protocol = match protocol {
+        "tcp" => String::new(),
+        other => format!("/{other}"),
+    };
+    format!("shoal.publish.{target}{protocol}.{option}")
 }
 
 /// A port of an endpoint spec.
@@ -174,6 +211,25 @@ mod tests {
     }
 
     #[test]
+    fn options_of_a_port_are_labels() {
+        let labels = |text: &str| {
+            let labels = labels(text).unwrap().into_iter();
+            let labels = labels.map(|(name, value)| format!("{name}={value}"));
+            labels.collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(labels("8080:80"), "");
+        assert_eq!(
+            labels("127.0.0.1:8080:80/udp"),
+            "shoal.publish.80/udp.host-ip=127.0.0.1"
+        );
+        assert_eq!(
+            labels("published=8080,target=80,host-ip=fd00::5,local=true,proxy-protocol=v2"),
+            "shoal.publish.80.host-ip=fd00::5 shoal.publish.80.local=true shoal.publish.80.proxy-protocol=v2"
+        );
+        assert_eq!(service("1.2.3.4:8080:80").unwrap().len(), 1);
+    }
+
+    #[test]
     fn services_take_short_and_long_forms() {
         check(
             service("80"),
@@ -208,7 +264,6 @@ mod tests {
             ("http", "invalid containerPort: http"),
             ("8080:", "no port specified: 8080:<empty>"),
             ("80/icmp", "invalid proto: icmp"),
-            ("1.2.3.4:80:80", "hostip is not supported"),
             ("1.2.3:80:80", "invalid IP address: 1.2.3"),
             ("70000:80", "invalid hostPort: 70000"),
             (

@@ -130,6 +130,7 @@ fn read_endpoint(mut f: Fields) -> ApiResult<EndpointSpec> {
             .into_iter()
             .map(read_port)
             .collect::<ApiResult<_>>()?,
+        ..EndpointSpec::default()
     };
     f.finish()?;
     Ok(endpoint)
@@ -155,6 +156,7 @@ fn read_port(mut f: Fields) -> ApiResult<PortConfig> {
                 ("host", PublishMode::Host),
             ],
         )?,
+        ..PortConfig::default()
     };
     f.finish()?;
     Ok(port)

@@ -26,7 +26,9 @@ use super::{
     state::{Event, State},
 };
 
+pub(crate) use endpoint::named_by;
 pub use ipam::Given;
+pub(crate) use ipam::subnet_of_host;
 
 /// Tasks that one plan gives addresses to at most; the rest follows in the next batch.
 const TASKS_PER_PLAN_MAX: usize = 1_000;
@@ -163,7 +165,7 @@ fn why_unallocated(state: &State, network: &Network) -> String {
 ///
 /// # Errors
 /// The ingress network is needed and does not exist.
-fn networks_of(
+pub(crate) fn networks_of(
     state: &State,
     endpoint: &EndpointSpec,
     task: &TaskSpec,

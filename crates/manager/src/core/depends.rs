@@ -20,7 +20,7 @@ use super::{
 };
 
 /// Label by which docker marks the services of a stack.
-const STACK_LABEL: &str = "com.docker.stack.namespace";
+pub(crate) const STACK_LABEL: &str = "com.docker.stack.namespace";
 
 /// Whether tasks may start.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,6 +7,7 @@ mod data;
 mod depends;
 mod image;
 mod network;
+mod reach;
 mod service;
 
 use shoal_api::spec::Annotations;

@@ -257,7 +257,7 @@ fn host_spec(
         };
         let host_ports = (port.published != 0).then_some((port.published, port.published));
         let binding = PortBinding {
-            host_ip: None,
+            host_ip: port.host_ip,
             host_ports,
         };
         port_bindings

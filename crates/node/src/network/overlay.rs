@@ -299,7 +299,7 @@ fn place_in<'a>(
 ) -> Option<(&'a NetworkId, &'a NetworkSlice, &'a Endpoint)> {
     view.networks
         .iter()
-        .find_map(|(id, slice)| Some((id, slice, slice.endpoints.get(place)?)))
+        .find_map(|(id, slice)| Some((id, slice, slice.endpoints.get(place)?.as_ref())))
 }
 
 /// What an endpoint of the view looks like to the owner of the container.

@@ -15,6 +15,7 @@ use shoal_api::network::Protocol;
 const SUBSYSTEM: u16 = 1 << 8;
 const GET: u16 = SUBSYSTEM | 1;
 const DELETE: u16 = SUBSYSTEM | 2;
+const GET_STATS: u16 = SUBSYSTEM | 5;
 const ORIGINAL: u16 = 1;
 const REPLY: u16 = 2;
 
@@ -23,6 +24,19 @@ const REPLY: u16 = 2;
 enum End {
     Source,
     Destination,
+}
+
+/// Asks how many connections a namespace has. To go through them all takes time that grows with the host's table, which all
+/// namespaces share.
+pub fn count() -> Message {
+    Message::new(GET_STATS, 0, &header(Family::V4))
+}
+
+/// The number in an answer to [`count`].
+pub fn read_count(body: &[u8]) -> Option<u32> {
+    const ENTRIES: u16 = 1;
+    let bytes = attribute(body.get(4..)?, ENTRIES)?;
+    Some(u32::from_be_bytes(bytes.try_into().ok()?))
 }
 
 /// Asks for all connections of a family.

@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use shoal_api::{
@@ -15,7 +16,7 @@ use shoal_api::{
 };
 
 use super::{
-    desired::{self, Params},
+    desired::{self, Balance, Params},
     diff::{Change, NetOp, element_edits, ipvs_changes},
     lb::{self, Elements},
     rtnl_wire::Verb,
@@ -40,10 +41,95 @@ pub struct Steps {
     pub ops: Vec<NetOp>,
     /// Backends to which routers no longer lead.
     pub gone: Vec<(Space, BTreeSet<IpAddr>)>,
+    /// The endpoints that differ, for [`Index::follow`].
+    pub moved: Vec<Moved>,
 }
 
-/// Compares the view that is in force at node `me` with the next one.
-pub fn delta(old: &NetworkView, new: &NetworkView, me: &NodeId, params: &Params) -> Delta {
+/// What a difference must know of all that stays: which endpoints services and nodes have.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Index(BTreeMap<NetworkId, OfNetwork>);
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct OfNetwork {
+    tasks: BTreeMap<ServiceId, BTreeSet<TaskId>>,
+    /// How many endpoints each node has.
+    nodes: BTreeMap<NodeId, usize>,
+}
+
+/// An endpoint of a network as it was and as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moved {
+    network: NetworkId,
+    task: TaskId,
+    was: Option<Arc<Endpoint>>,
+    is: Option<Arc<Endpoint>>,
+}
+
+impl Index {
+    /// Of a view.
+    pub fn of(view: &NetworkView) -> Self {
+        let mut index = Self::default();
+        for (network, slice) in &view.networks {
+            let of_network = index.0.entry(network.clone()).or_default();
+            for (task, endpoint) in &slice.endpoints {
+                of_network.add(task, endpoint);
+            }
+        }
+        index
+    }
+
+    /// Goes on to the next view.
+    pub fn follow(&mut self, moved: &[Moved]) {
+        for one in moved {
+            let of_network = self.0.entry(one.network.clone()).or_default();
+            if let Some(was) = &one.was {
+                of_network.remove(&one.task, was);
+            }
+            if let Some(is) = &one.is {
+                of_network.add(&one.task, is);
+            }
+        }
+    }
+}
+
+impl OfNetwork {
+    fn add(&mut self, task: &TaskId, endpoint: &Endpoint) {
+        *self.nodes.entry(endpoint.node.clone()).or_default() += 1;
+        if let Some(service) = &endpoint.service {
+            let tasks = self.tasks.entry(service.clone()).or_default();
+            tasks.insert(task.clone());
+        }
+    }
+
+    fn remove(&mut self, task: &TaskId, endpoint: &Endpoint) {
+        if let Some(count) = self.nodes.get_mut(&endpoint.node) {
+            *count -= 1;
+        }
+        self.nodes
+            .retain(|node, count| *node != endpoint.node || *count > 0);
+        if let Some(service) = &endpoint.service
+            && let Some(tasks) = self.tasks.get_mut(service)
+        {
+            tasks.remove(task);
+            if tasks.is_empty() {
+                self.tasks.remove(service);
+            }
+        }
+    }
+
+    fn endpoints_on(&self, node: &NodeId) -> usize {
+        self.nodes.get(node).copied().unwrap_or(0)
+    }
+}
+
+/// Compares the view that is in force at node `me`, of which `index` is, with the next one.
+pub fn delta(
+    old: &NetworkView,
+    new: &NetworkView,
+    me: &NodeId,
+    params: &Params,
+    index: &Index,
+) -> Delta {
     if old.data_path_port != new.data_path_port
         || old.peers != new.peers
         || !old.networks.keys().eq(new.networks.keys())
@@ -51,25 +137,23 @@ pub fn delta(old: &NetworkView, new: &NetworkView, me: &NodeId, params: &Params)
         return Delta::Everything;
     }
     let mut steps = Steps::default();
-    let mut same = true;
+    let none = OfNetwork::default();
     for ((id, old), (_, slice)) in old.networks.iter().zip(&new.networks) {
-        let changed = changed(&old.endpoints, &slice.endpoints);
         if !alike(old, slice) {
             return Delta::Everything;
         }
+        let changed = changed(&old.endpoints, &slice.endpoints);
         if changed.is_empty() {
             continue;
         }
-        same = false;
-        let carried = |slice: &NetworkSlice| {
-            let mut endpoints = slice.endpoints.values();
-            slice.ingress || endpoints.any(|endpoint| endpoint.node == *me)
+        let moved = |(task, was, is): &Changed<'_>| Moved {
+            network: id.clone(),
+            task: (*task).clone(),
+            was: was.cloned(),
+            is: is.cloned(),
         };
-        match (carried(old), carried(slice)) {
-            (false, false) => continue,
-            (true, true) => {}
-            _ => return Delta::Everything,
-        }
+        steps.moved.extend(changed.iter().map(moved));
+        let index = index.0.get(id).unwrap_or(&none);
         let network = Network {
             id,
             old,
@@ -77,12 +161,19 @@ pub fn delta(old: &NetworkView, new: &NetworkView, me: &NodeId, params: &Params)
             view: new,
             me,
             params,
+            index,
+            changed: &changed,
         };
-        if !network.steps(&changed, &mut steps) {
+        match network.is_carried() {
+            (false, false) => continue,
+            (true, true) => {}
+            _ => return Delta::Everything,
+        }
+        if !network.steps(&mut steps) {
             return Delta::Everything;
         }
     }
-    if same {
+    if steps.moved.is_empty() {
         Delta::Same
     } else {
         Delta::Steps(steps)
@@ -108,13 +199,17 @@ fn alike(old: &NetworkSlice, new: &NetworkSlice) -> bool {
         && *services == new.services
 }
 
-type Changed<'a> = Vec<(&'a TaskId, Option<&'a Endpoint>, Option<&'a Endpoint>)>;
+type Changed<'a> = (
+    &'a TaskId,
+    Option<&'a Arc<Endpoint>>,
+    Option<&'a Arc<Endpoint>>,
+);
 
 /// Endpoints that differ, as they were and as they are.
 fn changed<'a>(
-    old: &'a BTreeMap<TaskId, Endpoint>,
-    new: &'a BTreeMap<TaskId, Endpoint>,
-) -> Changed<'a> {
+    old: &'a BTreeMap<TaskId, Arc<Endpoint>>,
+    new: &'a BTreeMap<TaskId, Arc<Endpoint>>,
+) -> Vec<Changed<'a>> {
     let mut changed = Vec::new();
     let (mut before, mut after) = (old.iter().peekable(), new.iter().peekable());
     loop {
@@ -142,35 +237,48 @@ struct Network<'a> {
     view: &'a NetworkView,
     me: &'a NodeId,
     params: &'a Params,
+    index: &'a OfNetwork,
+    changed: &'a [Changed<'a>],
 }
 
 impl Network<'_> {
-    /// Adds the steps for these endpoints; whether that is all there is to do.
-    fn steps(&self, changed: &Changed<'_>, steps: &mut Steps) -> bool {
+    /// How many endpoints a node had, and has.
+    fn endpoints_on(&self, node: &NodeId) -> (usize, usize) {
+        let before = self.index.endpoints_on(node);
+        let on_it =
+            |one: &Option<&Arc<Endpoint>>| usize::from(one.is_some_and(|e| e.node == *node));
+        let gone: usize = self.changed.iter().map(|(_, was, _)| on_it(was)).sum();
+        let come: usize = self.changed.iter().map(|(_, _, is)| on_it(is)).sum();
+        (before, before + come - gone)
+    }
+
+    /// Whether the node carried the network, and carries it.
+    fn is_carried(&self) -> (bool, bool) {
+        let (before, after) = self.endpoints_on(self.me);
+        (
+            self.old.ingress || before > 0,
+            self.new.ingress || after > 0,
+        )
+    }
+
+    /// Adds the steps for what has changed; whether that is all there is to do.
+    fn steps(&self, steps: &mut Steps) -> bool {
         let mut services: BTreeSet<&ServiceId> = BTreeSet::new();
-        let mut moved = Vec::new();
-        for (_, was, is) in changed {
-            let only_serving = match (was, is) {
+        for (_, was, is) in self.changed {
+            let is_possible = match (was, is) {
                 (Some(was), Some(is)) => {
                     (&was.node, &was.service, &was.addresses)
                         == (&is.node, &is.service, &is.addresses)
                 }
-                // Interfaces of containers are not made here.
+                // Interfaces of containers are not made here; a node's first and last endpoint also bring and take its
+                // place among the peers.
                 (Some(one), None) | (None, Some(one)) => {
-                    moved.push(*one);
-                    one.node != *self.me
+                    let (before, after) = self.endpoints_on(&one.node);
+                    one.node != *self.me && (self.new.ingress || (before > 0 && after > 0))
                 }
                 (None, None) => true,
             };
-            // A node's first and last endpoint also bring and take its place among the peers.
-            let known = |one: &Endpoint| {
-                let others = |slice: &NetworkSlice| {
-                    let mut endpoints = slice.endpoints.values();
-                    endpoints.any(|other| other.node == one.node)
-                };
-                self.new.ingress || (others(self.old) && others(self.new))
-            };
-            if !only_serving || !was.iter().chain(is).all(|one| known(one)) {
+            if !is_possible {
                 return false;
             }
             services.extend(was.iter().chain(is).filter_map(|one| one.service.as_ref()));
@@ -182,9 +290,13 @@ impl Network<'_> {
             families.filter(|family| can(*family) && desired::gateway(self.new, *family).is_some());
         let mut gone = BTreeSet::new();
         for family in families {
-            self.routes(changed, family, &space, steps);
+            self.routes(family, &space, steps);
             if self.params.ipvs {
-                let of = |slice| desired::ipvs_services(slice, family, |id| services.contains(id));
+                let of = |slice| {
+                    let endpoints = self.of_services(slice, &services);
+                    let which = |id: &ServiceId| services.contains(id);
+                    desired::ipvs_services(slice, family, self.me, endpoints, which)
+                };
                 let changes = ipvs_changes(&of(self.new), &of(self.old));
                 let op = |change| NetOp {
                     space: space.clone(),
@@ -220,8 +332,8 @@ impl Network<'_> {
     }
 
     /// Routes to endpoints of other nodes that came and went.
-    fn routes(&self, changed: &Changed<'_>, family: Family, space: &Space, steps: &mut Steps) {
-        for (_, was, is) in changed {
+    fn routes(&self, family: Family, space: &Space, steps: &mut Steps) {
+        for (_, was, is) in self.changed {
             let (verb, one) = match (was, is) {
                 (Some(was), None) => (Verb::Remove, was),
                 (None, Some(is)) => (Verb::Add, is),
@@ -239,6 +351,26 @@ impl Network<'_> {
         }
     }
 
+    /// The endpoints of these services in one of the two views.
+    fn of_services<'s>(
+        &self,
+        slice: &'s NetworkSlice,
+        services: &BTreeSet<&ServiceId>,
+    ) -> impl Iterator<Item = &'s Arc<Endpoint>> + use<'s> {
+        // A task that came is not in the index yet; one that went is in no view that it is not of.
+        let known = services.iter().filter_map(|id| self.index.tasks.get(*id));
+        let mut tasks: BTreeSet<&TaskId> = known.flatten().collect();
+        tasks.extend(self.changed.iter().map(|(task, ..)| *task));
+        let endpoints = tasks
+            .into_iter()
+            .filter_map(|task| slice.endpoints.get(task));
+        let is_of = |one: &&Arc<Endpoint>| {
+            let service = one.service.as_ref();
+            service.is_some_and(|service| services.contains(service))
+        };
+        endpoints.filter(is_of).collect::<Vec<_>>().into_iter()
+    }
+
     /// Elements of these services.
     fn elements(
         &self,
@@ -246,20 +378,16 @@ impl Network<'_> {
         services: &BTreeSet<&ServiceId>,
         family: Family,
     ) -> Elements {
-        let mut backends: BTreeMap<&ServiceId, Vec<IpAddr>> = BTreeMap::new();
-        for endpoint in slice.endpoints.values().filter(|one| one.serving) {
-            if let Some(service) = &endpoint.service
-                && services.contains(service)
-                && let Some(address) = desired::of_family(&endpoint.addresses, family)
-            {
-                backends.entry(service).or_default().push(address.addr());
-            }
-        }
+        let balance = Balance {
+            me: self.me,
+            slice,
+            family,
+            params: self.params,
+        };
         let mut elements = Elements::new();
-        for (id, mut backends) in backends {
-            desired::sort(&mut backends);
+        for (id, backends) in balance.backends(self.of_services(slice, services)) {
             if let Some(service) = slice.services.get(id) {
-                desired::add_service(&mut elements, slice, service, family, &backends);
+                balance.add(&mut elements, service, &backends);
             }
         }
         elements

@@ -2,6 +2,7 @@
 
 mod container;
 mod host;
+mod services;
 mod tunnel;
 
 use std::{
@@ -11,22 +12,23 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use shoal_api::{
-    NetworkId, NodeId, ServiceId, TaskId,
-    network::{NetworkSlice, NetworkView, ServiceSlice},
+    NetworkId, NodeId, TaskId,
+    network::{NetworkSlice, NetworkView},
 };
 
 use super::{
-    ipvs_wire::{Service, ServiceKey},
-    lb,
     naming::{self, UPLINK, VXLAN},
-    nft::{Element, Table},
+    nft::Table,
     observed::Facts,
     ruleset,
     state::{
-        Family, KernelState, Link, LinkKind, MAIN_TABLE, OVERLAY_PROTOCOL, RULE_PRIORITY, Route,
-        Rule, Space, SpaceState,
+        Family, KernelState, LOCAL_TABLE, Link, LinkKind, MAIN_TABLE, OVERLAY_PROTOCOL,
+        RULE_PRIORITY, Route, Rule, Space, SpaceState,
     },
 };
+
+use services::mark_for_ipvs;
+pub(super) use services::{Balance, ipvs_services};
 
 /// Table in a container for what must leave by its ingress interface.
 const INGRESS_TABLE: u32 = 4_083;
@@ -44,6 +46,8 @@ pub struct Params {
     pub gwbridge_subnet6: Option<Ipv6Net>,
     /// Whether IPVS distributes connections, rather than nftables.
     pub ipvs: bool,
+    /// Whether the kernel can keep a client with its backend.
+    pub source_hash: bool,
 }
 
 /// Why no state can be computed.
@@ -78,17 +82,7 @@ pub fn desired(
     params: &Params,
 ) -> Result<KernelState, DesiredError> {
     let mut state = KernelState::default();
-    let takes_part = |slice: &NetworkSlice| {
-        let mut endpoints = slice.endpoints.values();
-        slice.ingress || endpoints.any(|endpoint| endpoint.node == *me)
-    };
-    // Without a key there is no tunnel, and without the tunnel nothing of what it is to carry.
-    let can = |slice: &NetworkSlice| !slice.encrypted || facts.keys.is_some();
-    let carried: Vec<(&NetworkId, &NetworkSlice)> = view
-        .networks
-        .iter()
-        .filter(|(_, slice)| takes_part(slice) && can(slice))
-        .collect();
+    let carried = carried(view, me, facts.keys.is_some());
     if carried.is_empty() {
         return Ok(state);
     }
@@ -114,7 +108,7 @@ pub fn desired(
         facts,
         params,
     };
-    let uplinks = cx.uplink_addresses(&carried)?;
+    let uplinks = uplink_addresses(params, &carried)?;
     let mut local: BTreeMap<&TaskId, Vec<Place<'_>>> = BTreeMap::new();
     for (id, slice) in &carried {
         state.spaces.insert(
@@ -147,6 +141,69 @@ pub fn desired(
     Ok(state)
 }
 
+/// The networks that node `me` carries. Without a key there is no tunnel, and without the tunnel nothing of what it is to
+/// carry.
+fn carried<'v>(
+    view: &'v NetworkView,
+    me: &NodeId,
+    has_key: bool,
+) -> Vec<(&'v NetworkId, &'v NetworkSlice)> {
+    let takes_part = |slice: &NetworkSlice| {
+        let mut endpoints = slice.endpoints.values();
+        slice.ingress || endpoints.any(|endpoint| endpoint.node == *me)
+    };
+    let all = view.networks.iter();
+    all.filter(|(_, slice)| takes_part(slice) && (!slice.encrypted || has_key))
+        .collect()
+}
+
+/// Where the router of ingress is on the gateway bridge of node `me`.
+pub fn ingress_uplink(
+    view: &NetworkView,
+    me: &NodeId,
+    has_key: bool,
+    params: &Params,
+) -> Option<IpAddr> {
+    let carried = carried(view, me, has_key);
+    let (ingress, _) = carried.iter().find(|(_, slice)| slice.ingress)?;
+    let uplinks = uplink_addresses(params, &carried).ok()?;
+    Some(uplinks.get(*ingress)?.v4.into())
+}
+
+/// Addresses of the routers on the gateway bridge, by VNI so that they stay when other networks come and go.
+fn uplink_addresses(
+    params: &Params,
+    carried: &[(&NetworkId, &NetworkSlice)],
+) -> Result<BTreeMap<NetworkId, Uplink>, DesiredError> {
+    let subnet = params.gwbridge_subnet;
+    let base = u32::from(subnet.network());
+    // Network, host and broadcast addresses are taken.
+    let room = (u32::from(subnet.broadcast()) - base).saturating_sub(2);
+    let mut outward: Vec<_> = carried
+        .iter()
+        .filter(|(_, slice)| !slice.internal)
+        .collect();
+    outward.sort_by_key(|(id, slice)| (slice.vni, *id));
+    let mut taken = BTreeSet::new();
+    let mut addresses = BTreeMap::new();
+    for (id, slice) in outward {
+        let offset = (0..room)
+            .map(|step| 2 + (slice.vni % room + step) % room)
+            .find(|offset| taken.insert(*offset))
+            .ok_or_else(|| DesiredError::GatewayBridgeFull {
+                subnet,
+                network: (*id).clone(),
+            })?;
+        let base6 = params.gwbridge_subnet6.map(|net| net.network());
+        let uplink = Uplink {
+            v4: Ipv4Addr::from(base + offset),
+            v6: base6.map(|base| Ipv6Addr::from(u128::from(base) + u128::from(offset))),
+        };
+        addresses.insert((*id).clone(), uplink);
+    }
+    Ok(addresses)
+}
+
 /// A container's place in one network.
 #[derive(Debug, Clone, Copy)]
 struct Place<'a> {
@@ -154,49 +211,6 @@ struct Place<'a> {
     slice: &'a NetworkSlice,
     /// The task that has the place.
     task: &'a TaskId,
-}
-
-/// Backends of every service in a family: its serving endpoints, in the order of their addresses.
-fn backends(slice: &NetworkSlice, family: Family) -> BTreeMap<&ServiceId, Vec<IpAddr>> {
-    let mut all: BTreeMap<&ServiceId, Vec<IpAddr>> = BTreeMap::new();
-    for endpoint in slice.endpoints.values().filter(|endpoint| endpoint.serving) {
-        if let Some(service) = &endpoint.service
-            && let Some(address) = of_family(&endpoint.addresses, family)
-        {
-            all.entry(service).or_default().push(address.addr());
-        }
-    }
-    all.values_mut().for_each(|of_one| sort(of_one));
-    all
-}
-
-/// Puts backends into the order in which they take slots.
-pub(super) fn sort(backends: &mut Vec<IpAddr>) {
-    backends.sort_unstable();
-    backends.dedup();
-}
-
-/// Adds all elements that lead to the backends of a service in a network.
-pub(super) fn add_service(
-    elements: &mut lb::Elements,
-    slice: &NetworkSlice,
-    service: &ServiceSlice,
-    family: Family,
-    backends: &[IpAddr],
-) {
-    let vips = service.vips.iter();
-    for vip in vips.filter(|vip| Family::of(**vip) == family) {
-        lb::add_vip(elements, *vip, backends);
-    }
-    for port in service.ports.iter().filter(|_| slice.ingress) {
-        lb::add_port(
-            elements,
-            port.protocol,
-            port.published,
-            port.target,
-            backends,
-        );
-    }
 }
 
 pub(super) fn of_family(addresses: &[IpNet], family: Family) -> Option<IpNet> {
@@ -230,63 +244,6 @@ fn default_route(family: Family) -> IpNet {
         Family::V4 => Ipv4Net::default().into(),
         Family::V6 => Ipv6Net::default().into(),
     }
-}
-
-/// The marks by which IPVS knows virtual addresses and published ports.
-fn mark_for_ipvs(table: &mut Table, slice: &NetworkSlice) {
-    let family = table.family;
-    let value = |mark: u32| Element::Value(mark.to_ne_bytes().to_vec());
-    for service in slice.services.values() {
-        let vips = service.vips.iter();
-        for vip in vips.filter(|vip| Family::of(**vip) == family) {
-            table.element(lb::VIP_MARK, lb::octets(*vip), value(lb::vip_mark(*vip)));
-        }
-        for port in service.ports.iter().filter(|_| slice.ingress) {
-            let key = lb::port_key(port.protocol, port.published);
-            let mark = lb::port_mark(port.protocol, port.published);
-            table.element(lb::PORT_MARK, key, value(mark));
-        }
-    }
-}
-
-/// Services of IPVS in one family, of those that `which` says. A backend that takes no new connections keeps those that it
-/// has, for as long as it is there.
-pub(super) fn ipvs_services(
-    slice: &NetworkSlice,
-    family: Family,
-    which: impl Fn(&ServiceId) -> bool,
-) -> BTreeMap<ServiceKey, Service> {
-    let mut weights: BTreeMap<&ServiceId, BTreeMap<IpAddr, u32>> = BTreeMap::new();
-    for endpoint in slice.endpoints.values() {
-        if let Some(service) = endpoint.service.as_ref().filter(|id| which(id))
-            && let Some(address) = of_family(&endpoint.addresses, family)
-        {
-            let weight = u32::from(endpoint.serving);
-            let of_one = weights.entry(service).or_default();
-            of_one.insert(address.addr(), weight);
-        }
-    }
-    let mut services = BTreeMap::new();
-    for (id, service) in slice.services.iter().filter(|(id, _)| which(id)) {
-        let backends = weights.remove(id).unwrap_or_default();
-        let mut add = |mark, port| {
-            let key = ServiceKey { family, mark };
-            let at_port = |(address, weight): (&IpAddr, &u32)| ((*address, port), *weight);
-            let service = Service {
-                scheduler: "rr".to_owned(),
-                destinations: backends.iter().map(at_port).collect(),
-            };
-            services.insert(key, service);
-        };
-        let vips = service.vips.iter();
-        for vip in vips.filter(|vip| Family::of(**vip) == family) {
-            add(lb::vip_mark(*vip), 0);
-        }
-        for port in service.ports.iter().filter(|_| slice.ingress) {
-            add(lb::port_mark(port.protocol, port.published), port.target);
-        }
-    }
-    services
 }
 
 /// Where a router is on the gateway bridge.
@@ -340,40 +297,6 @@ impl Cx<'_> {
                 Some(Ipv6Net::new_assert(first, subnet.prefix_len()).into())
             }
         }
-    }
-
-    /// Addresses of the routers on the gateway bridge, by VNI so that they stay when other networks come and go.
-    fn uplink_addresses(
-        &self,
-        carried: &[(&NetworkId, &NetworkSlice)],
-    ) -> Result<BTreeMap<NetworkId, Uplink>, DesiredError> {
-        let subnet = self.params.gwbridge_subnet;
-        let base = u32::from(subnet.network());
-        // Network, host and broadcast addresses are taken.
-        let room = (u32::from(subnet.broadcast()) - base).saturating_sub(2);
-        let mut outward: Vec<_> = carried
-            .iter()
-            .filter(|(_, slice)| !slice.internal)
-            .collect();
-        outward.sort_by_key(|(id, slice)| (slice.vni, *id));
-        let mut taken = BTreeSet::new();
-        let mut addresses = BTreeMap::new();
-        for (id, slice) in outward {
-            let offset = (0..room)
-                .map(|step| 2 + (slice.vni % room + step) % room)
-                .find(|offset| taken.insert(*offset))
-                .ok_or_else(|| DesiredError::GatewayBridgeFull {
-                    subnet,
-                    network: (*id).clone(),
-                })?;
-            let base6 = self.params.gwbridge_subnet6.map(|net| net.network());
-            let uplink = Uplink {
-                v4: Ipv4Addr::from(base + offset),
-                v6: base6.map(|base| Ipv6Addr::from(u128::from(base) + u128::from(offset))),
-            };
-            addresses.insert((*id).clone(), uplink);
-        }
-        Ok(addresses)
     }
 
     /// Everything of a router namespace but the ports of its local endpoints.
@@ -485,13 +408,20 @@ impl Cx<'_> {
                 objects.settings.insert(path.to_owned(), value.to_owned());
             }
         }
+        let own = ("lo".to_owned(), host_route(gateway));
+        objects.addresses.insert(own);
+        // Routes make an address the router's own like an address of an interface does, in time that does not grow with
+        // their number.
         let vips = slice.services.values().flat_map(|service| &service.vips);
-        let vips = vips.copied().filter(|vip| Family::of(*vip) == family);
-        objects.addresses.extend(
-            std::iter::once(gateway)
-                .chain(vips)
-                .map(|own| ("lo".to_owned(), host_route(own))),
-        );
+        let vips = vips.filter(|vip| Family::of(**vip) == family);
+        objects.routes.extend(vips.map(|vip| Route {
+            local: true,
+            table: LOCAL_TABLE,
+            to: host_route(*vip),
+            via: None,
+            link: "lo".to_owned(),
+            protocol: OVERLAY_PROTOCOL,
+        }));
         for endpoint in slice.endpoints.values() {
             if let Some(peer) = self.peers.get(&endpoint.node)
                 && let Some(address) = of_family(&endpoint.addresses, family)
@@ -522,7 +452,7 @@ impl Cx<'_> {
         }
         let table = self.router_table(slice, family, gateway, involved);
         if self.params.ipvs {
-            Self::ipvs(router, slice, family);
+            self.ipvs(router, slice, family);
         }
         router
             .tables
@@ -552,6 +482,7 @@ impl Cx<'_> {
                 family,
                 ingress: slice.ingress,
                 ipvs: self.params.ipvs,
+                source_hash: self.params.source_hash,
                 gateway,
                 peers: &peers,
                 local: &local,
@@ -561,23 +492,17 @@ impl Cx<'_> {
             mark_for_ipvs(&mut table, slice);
             return table;
         }
-        let backends = backends(slice, family);
-        for (id, service) in &slice.services {
-            if let Some(backends) = backends.get(id) {
-                add_service(&mut table.elements, slice, service, family, backends);
+        let balance = Balance {
+            me: self.me,
+            slice,
+            family,
+            params: self.params,
+        };
+        for (id, backends) in balance.backends(slice.endpoints.values()) {
+            if let Some(service) = slice.services.get(id) {
+                balance.add(&mut table.elements, service, &backends);
             }
         }
         table
-    }
-
-    /// What IPVS is to distribute in one family.
-    fn ipvs(router: &mut SpaceState, slice: &NetworkSlice, family: Family) {
-        let settings = [
-            ("ipv4/vs/conntrack", "1"),
-            ("ipv4/vs/expire_nodest_conn", "1"),
-        ];
-        let settings = settings.map(|(path, value)| (path.to_owned(), value.to_owned()));
-        router.objects.settings.extend(settings);
-        router.ipvs.extend(ipvs_services(slice, family, |_| true));
     }
 }

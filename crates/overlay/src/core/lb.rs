@@ -11,7 +11,7 @@ use std::{
 
 use shoal_api::network::Protocol;
 
-use super::{nft::Element, state::Family};
+use super::{naming::hash64, nft::Element, state::Family};
 
 /// Numbers of slots, ascending: a slot per backend up to 16, then numbers with many divisors.
 pub const CLASSES: [u32; 19] = [
@@ -72,24 +72,79 @@ pub fn port_mark(protocol: Protocol, port: u16) -> u32 {
     number << 16 | u32::from(port)
 }
 
+/// Slots of a service whose clients stay with their backends: always as many, so that a client's slot never changes.
+pub const SOURCE_SLOTS: u32 = 1_024;
+/// What names the class of such services, instead of its number of slots.
+const SOURCE: &str = "source";
+
+/// By what a slot is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Draw {
+    /// In turn.
+    Turn,
+    /// By the client's address.
+    Source,
+}
+
+impl Draw {
+    /// Name of the class's chain for so many backends, and its slots with their backends.
+    fn class<'a>(self, kind: &str, backends: &'a [IpAddr]) -> (String, Vec<&'a IpAddr>) {
+        match self {
+            Self::Turn => {
+                let slots = class_of(backends.len());
+                let taken = backends.iter().cycle().take(slots as usize);
+                (class_name(kind, slots), taken.collect())
+            }
+            Self::Source => (source_class(kind), by_rank(backends)),
+        }
+    }
+}
+
+/// Name of the chain of services whose clients stay with their backends.
+pub fn source_class(kind: &str) -> String {
+    format!("{kind}_{SOURCE}")
+}
+
+/// Each slot's backend: the one with the highest rank there. Who goes leaves only his own slots to others, and who comes
+/// takes only what becomes his (rendezvous hashing).
+fn by_rank(backends: &[IpAddr]) -> Vec<&IpAddr> {
+    let hashes: Vec<(u64, &IpAddr)> = backends
+        .iter()
+        .map(|backend| (hash64(&octets(*backend)), backend))
+        .collect();
+    let best = |slot: u64| {
+        let ranked = hashes.iter();
+        let best = ranked.max_by_key(|(hash, _)| mix(*hash ^ mix(slot)));
+        best.map(|(_, backend)| *backend)
+    };
+    (0..u64::from(SOURCE_SLOTS)).filter_map(best).collect()
+}
+
+/// Spreads a number over all bits (the last step of SplitMix64).
+fn mix(number: u64) -> u64 {
+    let number = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
+}
+
 /// Name of a class's chain.
 pub fn class_name(kind: &str, slots: u32) -> String {
     format!("{kind}{slots}")
 }
 
 /// Adds a virtual address that leads to `backends`; without backends nothing is added, so connections are refused.
-pub fn add_vip(elements: &mut Elements, vip: IpAddr, backends: &[IpAddr]) {
+pub fn add_vip(elements: &mut Elements, vip: IpAddr, backends: &[IpAddr], draw: Draw) {
     if backends.is_empty() {
         return;
     }
-    let slots = class_of(backends.len());
-    let class = class_name(VIP, slots);
+    let (class, slots) = draw.class(VIP, backends);
     elements
         .entry(VIP.to_owned())
         .or_default()
         .insert(octets(vip), Element::Goto(class));
     let map = elements.entry(VIP_SLOTS.to_owned()).or_default();
-    for (slot, backend) in (0..slots).zip(backends.iter().cycle()) {
+    for (slot, backend) in (0u32..).zip(slots) {
         map.insert(
             key(&[&octets(vip), &slot.to_ne_bytes()]),
             Element::Value(octets(*backend)),
@@ -104,19 +159,19 @@ pub fn add_port(
     published: u16,
     target: u16,
     backends: &[IpAddr],
+    draw: Draw,
 ) {
     if backends.is_empty() {
         return;
     }
-    let slots = class_of(backends.len());
-    let class = class_name(PORT, slots);
+    let (class, slots) = draw.class(PORT, backends);
     let port = port_key(protocol, published);
     elements
         .entry(PORT.to_owned())
         .or_default()
         .insert(port.clone(), Element::Goto(class));
     let map = elements.entry(PORT_SLOTS.to_owned()).or_default();
-    for (slot, backend) in (0..slots).zip(backends.iter().cycle()) {
+    for (slot, backend) in (0u32..).zip(slots) {
         let to = key(&[&octets(*backend), &target.to_be_bytes()]);
         map.insert(key(&[&port, &slot.to_ne_bytes()]), Element::Value(to));
     }
@@ -195,7 +250,7 @@ mod tests {
     fn every_backend_gets_its_share_of_slots() {
         let backends: Vec<IpAddr> = (1..=17).map(|n| IpAddr::from([10, 0, 0, n])).collect();
         let mut elements = Elements::new();
-        add_vip(&mut elements, [10, 0, 0, 99].into(), &backends);
+        add_vip(&mut elements, [10, 0, 0, 99].into(), &backends, Draw::Turn);
         let map = &elements[VIP_SLOTS];
         assert_eq!(map.len(), 840);
         for backend in &backends {
@@ -212,10 +267,25 @@ mod tests {
     }
 
     #[test]
+    fn a_client_s_slot_changes_hands_only_when_its_backend_goes() {
+        let all: Vec<IpAddr> = (1..=10).map(|n| IpAddr::from([10, 0, 0, n])).collect();
+        let before = by_rank(&all);
+        assert_eq!(before.len(), SOURCE_SLOTS as usize);
+        for backend in &all {
+            let share = before.iter().filter(|one| **one == backend).count();
+            assert!((70..=135).contains(&share), "{backend}: {share}");
+        }
+        let left: Vec<IpAddr> = all[1..].to_vec();
+        for (was, is) in before.iter().zip(by_rank(&left)) {
+            assert!(**was == all[0] || *was == is, "{was} became {is}");
+        }
+    }
+
+    #[test]
     fn a_service_without_backends_has_no_element() {
         let mut elements = Elements::new();
-        add_vip(&mut elements, [10, 0, 0, 99].into(), &[]);
-        add_port(&mut elements, Protocol::Tcp, 80, 80, &[]);
+        add_vip(&mut elements, [10, 0, 0, 99].into(), &[], Draw::Turn);
+        add_port(&mut elements, Protocol::Tcp, 80, 80, &[], Draw::Source);
         assert!(elements.is_empty());
     }
 

@@ -18,6 +18,7 @@ pub mod nft_wire;
 pub mod notice;
 pub mod observed;
 pub mod probe_frame;
+pub mod proxy_header;
 pub mod resolver;
 pub mod rtnl_wire;
 pub mod ruleset;

@@ -208,6 +208,19 @@ pub enum Expr {
         /// Register.
         to: u32,
     },
+    /// Draws a number from bytes, the same for the same bytes on every node.
+    Hash {
+        /// First register of the bytes.
+        from: u32,
+        /// How many bytes.
+        len: u32,
+        /// How many numbers.
+        modulus: u32,
+        /// Register of the number.
+        to: u32,
+    },
+    /// Lets the packet pass without a record of its connection.
+    Notrack,
     /// Lets the packet pass this chain.
     Accept,
     /// Drops the packet.

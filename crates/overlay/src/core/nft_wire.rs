@@ -19,6 +19,8 @@ const VERDICT_REGISTER: u32 = 0;
 /// `NFT_REG32_00`: the kernel's number of our register 0.
 const FIRST_REGISTER: u32 = 8;
 const VERDICT_TYPE: u32 = 0xffff_ff00;
+/// The same on every node, so that a client finds the same backend by whichever it comes.
+const HASH_SEED: u32 = 0x5348_4f41;
 /// Elements per message, so that the list stays far below an attribute's 64 KiB.
 const ELEMENTS_PER_MESSAGE_MAX: usize = 400;
 
@@ -436,6 +438,20 @@ fn expression(list: Message, family: Family, expr: &Expr) -> Message {
         Expr::Turn { modulus, to } => named("numgen", &|m| {
             m.be32(1, reg(to)).be32(2, *modulus).be32(3, 0)
         }),
+        // Jenkins' hash (type 0); without a seed each rule would have its own.
+        Expr::Hash {
+            from,
+            len,
+            modulus,
+            to,
+        } => named("hash", &|m| {
+            m.be32(1, reg(from))
+                .be32(2, reg(to))
+                .be32(3, *len)
+                .be32(4, *modulus)
+                .be32(5, HASH_SEED)
+        }),
+        Expr::Notrack => named("notrack", &|m| m),
         Expr::Accept => named("immediate", &|m| verdict(m, 1)),
         Expr::Drop => named("immediate", &|m| verdict(m, 0)),
     }

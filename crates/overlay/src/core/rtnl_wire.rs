@@ -201,10 +201,11 @@ pub fn list_addresses() -> Message {
 pub fn route(verb: Verb, index: u32, route: &Route) -> Message {
     const ONLINK: u32 = 4;
     const LINK_SCOPE: u8 = 253;
-    let scope = if route.via.is_none() && route.to.addr().is_ipv4() {
-        LINK_SCOPE
-    } else {
-        0
+    const HOST_SCOPE: u8 = 254;
+    let scope = match (route.local, route.via) {
+        (true, _) if route.to.addr().is_ipv4() => HOST_SCOPE,
+        (false, None) if route.to.addr().is_ipv4() => LINK_SCOPE,
+        _ => 0,
     };
     // Tables over 255 do not fit the header's byte; the attribute counts.
     let table = u8::try_from(route.table).unwrap_or(0);

@@ -1,16 +1,23 @@
 //! The rules of router namespaces and of the host: few, fixed, fed by maps.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+mod balance;
+mod everything;
+
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 use shoal_api::network::Protocol;
 
 use super::{
-    lb::{self, CLASSES, PORT, VIP, class_name, key},
+    lb::{self, CLASSES, PORT, VIP, key},
     naming::{self, Mac, UPLINK, VXLAN},
     nft::{Base, Ct, Element, Expr, Hook, HookPoint, Meta, Part, RuleText, SetData, Table},
     state::Family,
 };
+
+pub use balance::hashing;
+use balance::{port_by_source, port_class, vip_by_source, vip_class};
+pub use everything::everything;
 
 pub(crate) const PRE_NAT: Hook = Hook {
     kind: "nat",
@@ -56,6 +63,12 @@ pub(crate) const RAW: Hook = Hook {
     priority: -300,
 };
 
+const RAW_OUT: Hook = Hook {
+    kind: "filter",
+    at: HookPoint::Output,
+    priority: -300,
+};
+
 pub(crate) const ESTABLISHED_OR_RELATED: u32 = 2 | 4;
 const NEW: u32 = 8;
 pub(crate) const DESTINATION_REWRITTEN: u32 = 0x20;
@@ -76,6 +89,8 @@ pub struct Router<'a> {
     pub ingress: bool,
     /// Whether the rules only mark what IPVS is to distribute, rather than distributing it themselves.
     pub ipvs: bool,
+    /// Whether the kernel can draw slots by the client's address.
+    pub source_hash: bool,
     /// Gateway address: the source that a task sees when it reaches itself through a virtual address.
     pub gateway: IpAddr,
     /// The other nodes' underlay addresses.
@@ -90,7 +105,7 @@ pub fn router(name: &str, router: &Router<'_>) -> Table {
     let address = Part::address(family);
     let mut table = Table::new(family, name);
     table
-        .set("peers", &[Part::Ether], SetData::Parts(vec![Part::Mark]))
+        .set("peers", &[Part::Ether], SetData::None)
         .set("hairpin", &[address, address], SetData::None)
         .set("sources", &[Part::Interface, address], SetData::None);
     let mut dnat = Vec::new();
@@ -103,22 +118,17 @@ pub fn router(name: &str, router: &Router<'_>) -> Table {
         for slots in CLASSES {
             vip_class(&mut table, slots);
         }
+        if router.source_hash {
+            vip_by_source(&mut table);
+        }
         let lookup = vec![destination(family, 0), Expr::VerdictMap(0, VIP.into())];
         dnat.push(rule("virtual address to its slots", lookup));
     }
-    let by_stranger = vec![
-        Expr::Meta(Meta::Mark, 0),
-        Expr::Is(0, vec![0; 4]),
-        Expr::Drop,
-    ];
-    let from = vec![source_mac(0), map(0, "peers", 0), Expr::SetMark(0)];
-    let mut entry = vec![
-        rule("which node it comes from", [came_by(VXLAN), from].concat()),
-        rule(
-            "only nodes of this cluster",
-            [came_by(VXLAN), by_stranger].concat(),
-        ),
-    ];
+    let by_stranger = vec![source_mac(0), Expr::NotInSet(0, "peers".into()), Expr::Drop];
+    let mut entry = vec![rule(
+        "only nodes of this cluster",
+        [came_by(VXLAN), by_stranger].concat(),
+    )];
     if router.ingress {
         let proto_port = [Part::Protocol, Part::Port];
         if router.ipvs {
@@ -132,21 +142,20 @@ pub fn router(name: &str, router: &Router<'_>) -> Table {
             for slots in CLASSES {
                 port_class(&mut table, slots);
             }
+            if router.source_hash {
+                port_by_source(&mut table);
+            }
             let lookup = vec![Expr::VerdictMap(0, PORT.into())];
             let lookup = [came_by(UPLINK), protocol_and_port(), lookup].concat();
             dnat.insert(0, rule("published port to its slots", lookup));
         }
-        let remember = vec![Expr::Meta(Meta::Mark, 0), Expr::SetCtMark(0)];
+        let from = vec![source_mac(0), map(0, "entries", 0), Expr::SetCtMark(0)];
+        table.set("entries", &[Part::Ether], SetData::Parts(vec![Part::Mark]));
         entry.push(rule(
             "remember the node of entry",
-            [came_by(VXLAN), connection_is(NEW), remember].concat(),
+            [came_by(VXLAN), connection_is(NEW), from].concat(),
         ));
     }
-    let forget = vec![Expr::Load(0, vec![0; 4]), Expr::SetMark(0)];
-    entry.push(rule(
-        "the mark ends here",
-        [came_by(VXLAN), forget].concat(),
-    ));
     if router.ingress {
         let reply = vec![
             Expr::Meta(Meta::InName, 0),
@@ -197,7 +206,10 @@ pub fn router(name: &str, router: &Router<'_>) -> Table {
     for peer in router.peers {
         let mark = naming::peer_mark(*peer).to_ne_bytes();
         let Mac(mac) = naming::mac_of(*peer);
-        table.element("peers", mac.to_vec(), Element::Value(mark.to_vec()));
+        table.element("peers", mac.to_vec(), Element::Member);
+        if router.ingress {
+            table.element("entries", mac.to_vec(), Element::Value(mark.to_vec()));
+        }
     }
     for (port, address) in router.local {
         let address = lb::octets(*address);
@@ -210,8 +222,13 @@ pub fn router(name: &str, router: &Router<'_>) -> Table {
 
 /// A container sends from its own address and from no other's.
 fn only_own_source(family: Family) -> RuleText {
-    let is_other = |name: &str| [Expr::Meta(Meta::InName, 0), Expr::IsNot(0, interface(name))];
-    let mut does = [is_other(VXLAN), is_other(UPLINK), is_other("lo")].concat();
+    let is_other = |name: &str| Expr::IsNot(0, interface(name));
+    let mut does = vec![
+        Expr::Meta(Meta::InName, 0),
+        is_other(VXLAN),
+        is_other(UPLINK),
+        is_other("lo"),
+    ];
     if family == Family::V6 {
         // Neighbours are found by link-local addresses, which no router passes on.
         does.push(Expr::Payload {
@@ -231,37 +248,6 @@ fn only_own_source(family: Family) -> RuleText {
     rule("nobody sends under another's address", does)
 }
 
-fn vip_class(table: &mut Table, slots: u32) {
-    let (family, width) = (table.family, registers(table.family));
-    let class = class_name(VIP, slots);
-    let draw = Expr::Turn {
-        modulus: slots,
-        to: width,
-    };
-    let does = vec![
-        destination(family, 0),
-        draw,
-        map(0, lb::VIP_SLOTS, 0),
-        Expr::Dnat(0, None),
-    ];
-    table.chain(&class, None, vec![rule("virtual address to backend", does)]);
-}
-
-fn port_class(table: &mut Table, slots: u32) {
-    let width = registers(table.family);
-    let class = class_name(PORT, slots);
-    let draw = vec![
-        Expr::Turn {
-            modulus: slots,
-            to: 2,
-        },
-        map(0, lb::PORT_SLOTS, 0),
-        Expr::Dnat(0, Some(width)),
-    ];
-    let does = [protocol_and_port(), draw].concat();
-    table.chain(&class, None, vec![rule("published port to backend", does)]);
-}
-
 /// What the host's rules depend on.
 #[derive(Debug)]
 pub struct Host<'a> {
@@ -273,6 +259,8 @@ pub struct Host<'a> {
     pub subnet: IpNet,
     /// UDP port of VXLAN.
     pub vxlan_port: u16,
+    /// The host's own address at which tunnels end; `None` if a router on the way gives it.
+    pub tunnels: Option<IpAddr>,
     /// VXLAN network identifiers in use.
     pub vnis: &'a [u32],
     /// Addresses of the nodes that take part in a network, with its identifier: on the underlay, or inside the tunnel.
@@ -283,6 +271,8 @@ pub struct Host<'a> {
     pub sealed: &'a [u32],
     /// Published ports with the uplink address of the router that takes them.
     pub published: &'a [(Protocol, u16, IpAddr)],
+    /// Those that listen at one address of the host, with that address first.
+    pub published_at: &'a [(IpAddr, Protocol, u16, IpAddr)],
 }
 
 /// Rules of the host's namespace.
@@ -294,6 +284,11 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
         .set(
             "published",
             &[Part::Protocol, Part::Port],
+            SetData::Parts(vec![address]),
+        )
+        .set(
+            "published_at",
+            &[address, Part::Protocol, Part::Port],
             SetData::Parts(vec![address]),
         )
         .set("vnis", &[Part::Mark], SetData::None)
@@ -309,6 +304,15 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
             why,
             [local.clone(), protocol_and_port(), to_router].concat(),
         )
+    };
+    let publish_at = |why| {
+        let port = vec![
+            Expr::Meta(Meta::Protocol, width),
+            destination_port(width + 1),
+        ];
+        let to_router = vec![map(0, "published_at", 0), Expr::Dnat(0, None)];
+        let key = [vec![destination(family, 0)], port].concat();
+        rule(why, [local.clone(), key, to_router].concat())
     };
     let loopback = |of: End| loopback(family, of);
     // The identifier's three bytes and a reserved one, after UDP's 8 bytes and 4 of flags (RFC 7348 §5).
@@ -368,8 +372,13 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
         .chain(
             "raw",
             Some(RAW),
-            vec![rule("loopback is not for containers", not_for_containers)],
+            [
+                vec![rule("loopback is not for containers", not_for_containers)],
+                untracked(host, End::Destination),
+            ]
+            .concat(),
         )
+        .chain("raw_out", Some(RAW_OUT), untracked(host, End::Source))
         .chain(
             "input",
             Some(INPUT),
@@ -392,12 +401,18 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
         .chain(
             "prerouting",
             Some(PRE_NAT),
-            vec![publish("published port to its router")],
+            vec![
+                publish("published port to its router"),
+                publish_at("port published at one address to its router"),
+            ],
         )
         .chain(
             "output",
             Some(OUT_NAT),
-            vec![publish("published port for the host itself")],
+            vec![
+                publish("published port for the host itself"),
+                publish_at("port published at one address for the host itself"),
+            ],
         )
         .chain(
             "postrouting",
@@ -433,7 +448,28 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
             Element::Value(lb::octets(*router)),
         );
     }
+    for (at, protocol, port, router) in host.published_at {
+        let at = [lb::octets(*at), lb::port_key(*protocol, *port)].concat();
+        let router = Element::Value(lb::octets(*router));
+        table.element("published_at", at, router);
+    }
     table
+}
+
+/// Tunnels' packets need no record of connections: the packets inside have theirs.
+fn untracked(host: &Host<'_>, end: End) -> Vec<RuleText> {
+    let Some(own) = host.tunnels.filter(|own| Family::of(*own) == host.family) else {
+        return Vec::new();
+    };
+    let of_tunnel = vec![
+        Expr::Meta(Meta::Protocol, 0),
+        Expr::Is(0, vec![lb::protocol_number(Protocol::Udp)]),
+        destination_port(0),
+        Expr::Is(0, host.vxlan_port.to_be_bytes().to_vec()),
+    ];
+    let own = net(host.family, end, own.into());
+    let does = [of_tunnel, own, vec![Expr::Notrack]].concat();
+    vec![rule("tunnels are not tracked", does)]
 }
 
 /// An identifier as VXLAN carries it.
@@ -441,49 +477,17 @@ fn on_wire(vni: u32) -> Vec<u8> {
     (vni << 8).to_be_bytes().to_vec()
 }
 
-/// A table that uses every expression of the others: what a kernel must be able to load.
-pub fn everything(family: Family, name: &str) -> Table {
-    let none: IpAddr = match family {
-        Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
-        Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let mut table = router(
-        name,
-        &Router {
-            family,
-            ingress: true,
-            ipvs: false,
-            gateway: none,
-            peers: &[],
-            local: &[],
-        },
-    );
-    let more = host(
-        name,
-        &Host {
-            family,
-            bridge: "lo",
-            subnet: IpNet::new_assert(none, 8),
-            vxlan_port: 0,
-            vnis: &[],
-            members: &[],
-            tunnel: "lo",
-            sealed: &[],
-            published: &[],
-        },
-    );
-    // Chains of the same names are as in a router.
-    let own = |name: &str| ["input", "leaves", "output"].contains(&name);
-    let chains = more.chains.into_iter();
-    table.chains.extend(chains.filter(|chain| own(&chain.name)));
-    table.sets.extend(more.sets);
-    table
-}
-
 const SOURCE: u32 = 12;
 
-fn only_answers_and_published(interface: &str) -> Vec<RuleText> {
-    guard(&came_by(interface))
+fn only_answers_and_published(name: &str) -> Vec<RuleText> {
+    let others = [
+        Expr::Meta(Meta::InName, 0),
+        Expr::IsNot(0, interface(name)),
+        Expr::Accept,
+    ];
+    let mut rules = vec![rule("what stays among endpoints", others.to_vec())];
+    rules.extend(guard(&[]));
+    rules
 }
 
 fn only_answers_and_published_out(interface: &str) -> Vec<RuleText> {

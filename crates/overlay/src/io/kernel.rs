@@ -90,6 +90,17 @@ impl<'a> Kernel<'a> {
         self
     }
 
+    /// The same, with namespaces that are open already.
+    pub(crate) fn with_handles(mut self, handles: BTreeMap<Space, Handle>) -> Self {
+        self.handles = handles;
+        self
+    }
+
+    /// The namespaces that were opened.
+    pub(crate) fn into_handles(self) -> BTreeMap<Space, Handle> {
+        self.handles
+    }
+
     /// File of a namespace; `None` for the host's.
     pub(crate) fn path(&self, space: &Space) -> Option<PathBuf> {
         match space {
@@ -218,6 +229,13 @@ impl<'a> Kernel<'a> {
     ) -> Result<(), Failure> {
         let mut end = || {
             let socket = self.tables(space)?;
+            let mut flows = None;
+            socket.ask(conntrack_wire::count(), |body| {
+                flows = conntrack_wire::read_count(body);
+            })?;
+            if flows == Some(0) {
+                return Ok(());
+            }
             let mut removals = Vec::new();
             let families: BTreeSet<Family> = gone.iter().map(|gone| Family::of(*gone)).collect();
             for family in families {

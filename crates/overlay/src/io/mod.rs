@@ -11,6 +11,7 @@ pub mod observe;
 pub mod plane;
 mod ports;
 mod probe;
+mod proxy;
 pub mod resolver;
 pub mod socket;
 pub mod watch;

@@ -130,6 +130,11 @@ pub(crate) fn visit<T>(
     Ok(result)
 }
 
+/// Moves the calling thread into a namespace for good.
+pub(crate) fn enter(space: impl AsFd) -> io::Result<()> {
+    Ok(setns(space, CloneFlags::CLONE_NEWNET)?)
+}
+
 /// Runs `work` inside a namespace that ends with it. Not for threads of the runtime.
 pub(crate) fn visit_fresh<T>(home: impl AsFd, work: impl FnOnce() -> T) -> io::Result<T> {
     unshare(CloneFlags::CLONE_NEWNET)?;

@@ -1,5 +1,6 @@
 //! The network plane of a node: brings the kernel to what the view says, again and again.
 
+mod facts;
 mod keys;
 mod shortcut;
 mod ways;
@@ -24,23 +25,24 @@ use super::{
     actor::{Actor, Stopped},
     config::{LbDriver, PlaneConfig},
     error::PlaneError,
-    kernel::{Families, Kernel},
+    kernel::{Families, Handle, Kernel},
     netns, observe,
     ports::HeldPorts,
     probe::{Abilities, probe},
     watch::{Held, Watch},
 };
 use crate::core::{
-    delta::Delta,
+    delta::{Delta, Index},
     desired::{Params, desired},
     diff::{NetOp, diff},
     keyring::Keyring,
     known::Known,
     lb, naming,
     notice::Scope,
-    observed::{ContainerFacts, Facts, Observed, ObservedSpace},
+    observed::{Facts, Observed, ObservedSpace},
     state::{Family, KernelState, OVERLAY_PROTOCOL, Space},
 };
+use facts::underlay_link;
 pub use keys::KeyState;
 
 /// Whether bridged packets pass the rules of IPv6 before it sees them. Those turn back addresses, and IPv6 takes nothing
@@ -99,18 +101,25 @@ impl Plane {
             keyring: None,
             tell_keys,
             asked: None,
+            index: None,
             known: Known::default(),
+            open: Open::default(),
             watch: Watch::start("network-watch", Arc::clone(&alarm))?,
             ports: HeldPorts::default(),
             ipv6: false,
+            source_hash: false,
             families: Families::default(),
         };
         let told = Arc::new(OnceLock::new());
         let tell = Arc::clone(&told);
         let actor = Actor::start("network-plane", worker, move |worker: &mut Worker| {
             worker.enter()?;
-            let (ipv6, families) = (worker.ipv6, worker.families);
-            tell.get_or_init(|| (Abilities { ipv6, families }, worker.uses_ipvs()));
+            let abilities = Abilities {
+                ipv6: worker.ipv6,
+                source_hash: worker.source_hash,
+                families: worker.families,
+            };
+            tell.get_or_init(|| (abilities, worker.uses_ipvs()));
             Ok::<_, PlaneError>(())
         })?;
         let (abilities, uses_ipvs) = *told.get().expect("told before the thread was started");
@@ -204,12 +213,19 @@ struct Worker {
     home: OwnedFd,
     /// Arguments of the last call that succeeded.
     asked: Option<(Arc<NetworkView>, NodeId, LocalNamespaces)>,
+    /// Of the view in `asked`, once a difference to it was looked for.
+    index: Option<Index>,
     known: Known,
+    /// Namespaces held open for the next few steps: to close a socket may wait for the kernel to have cleared away what
+    /// was removed by it.
+    open: Open,
     watch: Watch,
     /// Sockets that keep published ports from programs of the host.
     ports: HeldPorts,
     /// Whether the kernel can carry IPv6 in these networks.
     ipv6: bool,
+    /// Whether the kernel can choose a backend by the client's address.
+    source_hash: bool,
     /// Numbers of families of generic netlink.
     families: Families,
     /// From when times are counted.
@@ -218,6 +234,9 @@ struct Worker {
     keyring: Option<Keyring>,
     tell_keys: watch::Sender<KeyState>,
 }
+
+/// By namespace, with the number of its file.
+type Open = BTreeMap<Space, (u64, Handle)>;
 
 type Inputs<'a> = (&'a Arc<NetworkView>, &'a NodeId, &'a LocalNamespaces);
 
@@ -260,8 +279,15 @@ impl Worker {
             );
         }
         self.ipv6 = abilities.ipv6;
+        self.source_hash = abilities.source_hash;
         self.families = abilities.families;
         self.begin_keys();
+        if !abilities.source_hash {
+            tracing::warn!(
+                "this kernel lacks CONFIG_NFT_HASH: with nftables, services with the label shoal.affinity=source are \
+                 balanced like others here"
+            );
+        }
         if self.config.lb_driver == LbDriver::Ipvs && self.families.ipvs.is_none() {
             tracing::warn!(
                 "this kernel lacks IPVS (CONFIG_IP_VS): nftables distributes connections"
@@ -286,11 +312,12 @@ impl Worker {
     fn bring_about(&mut self, inputs: Inputs<'_>) -> Result<(), Vec<PlaneError>> {
         let (view, me, local) = inputs;
         self.note_keys(view, me);
-        self.ports.hold(view, &self.home, self.ipv6);
+        self.hold_ports(view, me);
         let mut outcome = self.attempt(inputs);
         if outcome.is_err() && !std::mem::take(&mut self.known).is_empty() {
             outcome = self.attempt(inputs);
         }
+        self.index = None;
         self.asked = outcome
             .is_ok()
             .then(|| (Arc::clone(view), me.clone(), local.clone()));
@@ -299,6 +326,7 @@ impl Worker {
 
     fn attempt(&mut self, inputs: Inputs<'_>) -> Result<(), Vec<PlaneError>> {
         let mut errors = Vec::new();
+        self.open.clear();
         let watch = self.watch.shared();
         let mut watch = watch.hold();
         for space in watch.take_disturbed() {
@@ -363,6 +391,7 @@ impl Worker {
             gwbridge: self.config.gwbridge.clone(),
             gwbridge_subnet: self.config.gwbridge_subnet,
             ipvs: self.uses_ipvs(),
+            source_hash: self.source_hash,
             gwbridge_subnet6: self.ipv6.then_some(self.config.gwbridge_subnet6),
         }
     }
@@ -614,53 +643,6 @@ impl Worker {
         }
         Ok(())
     }
-
-    fn facts(
-        &self,
-        view: &NetworkView,
-        me: &NodeId,
-        read: &BTreeMap<Space, (u64, ObservedSpace)>,
-    ) -> Facts {
-        let underlay = view.peers.get(me).map(|peer| peer.underlay);
-        let host = read.get(&Space::Host).map(|(_, host)| host);
-        let measured =
-            host.and_then(|host| Some(host.links.get(underlay_link(host, underlay?)?)?.mtu));
-        let containers = read.iter().filter_map(|(space, (_, found))| match space {
-            Space::Container(id) => Some((id.clone(), ContainerFacts::from(found))),
-            Space::Host | Space::Router(_) => None,
-        });
-        let known = host.zip(underlay);
-        Facts {
-            underlay_elsewhere: known.is_some_and(|(host, at)| underlay_link(host, at).is_none()),
-            underlay_mtu: self
-                .config
-                .underlay_mtu
-                .or(measured)
-                .unwrap_or(UNDERLAY_MTU_DEFAULT),
-            keys: self.own_keys(),
-            containers: containers.collect(),
-            further: BTreeMap::new(),
-        }
-    }
-
-    /// Forgets what others have in the host's namespace.
-    fn only_ours(&self, have: &mut Observed) {
-        let Some(host) = have.spaces.get_mut(&Space::Host) else {
-            return;
-        };
-        let (bridge, port) = (&self.config.gwbridge, format!("{}u", self.config.prefix));
-        let is_port = |name: &String| name.strip_prefix(&port).is_some_and(|rest| rest.len() == 8);
-        let tunnel = naming::tunnel_link(&self.config.prefix);
-        let ours = |name: &String| name == bridge || *name == tunnel;
-        host.links.retain(|name, _| ours(name) || is_port(name));
-        host.objects.addresses.retain(|(name, _)| ours(name));
-        host.objects.routes.retain(|route| ours(&route.link));
-        host.objects.rules.clear();
-        host.objects
-            .neighbours
-            .retain(|(name, _), _| name == bridge);
-        host.objects.fdb.clear();
-    }
 }
 
 /// Namespaces by the first of their tasks, and that task for each of the others.
@@ -677,13 +659,6 @@ fn by_namespace(local: &LocalNamespaces) -> (BTreeMap<String, PathBuf>, BTreeMap
         .into_iter()
         .map(|(path, task)| (task.to_string(), path.clone()));
     (containers.collect(), further)
-}
-
-/// The interface that has the underlay address.
-fn underlay_link(host: &ObservedSpace, underlay: IpAddr) -> Option<&String> {
-    let mut addresses = host.objects.addresses.iter();
-    let (name, _) = addresses.find(|(_, net)| net.addr() == underlay)?;
-    Some(name)
 }
 
 fn is_namespace(path: &Path) -> bool {

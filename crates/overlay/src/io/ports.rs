@@ -1,89 +1,198 @@
 //! Ports that are published on all nodes, held on this host: two programs do not clash, and `ss -ltn` shows them.
 //!
-//! Nothing is ever accepted here: rules lead every packet for such a port away before a socket could see it.
+//! Nothing is ever accepted at most of them: rules lead every packet for such a port away before a socket could see it.
+//! Those whose tasks are told the client are taken by [`Proxies`].
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd, OwnedFd},
 };
 
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, bind,
-    listen, setsockopt, socket, sockopt,
+use nix::{
+    errno::Errno,
+    sys::socket::{
+        AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, listen,
+        setsockopt, socket, sockopt,
+    },
 };
-use shoal_api::network::{NetworkView, Protocol};
+use shoal_api::{
+    NodeId,
+    network::{NetworkSlice, NetworkView, Protocol},
+};
 
-use super::netns;
+use super::{
+    netns,
+    proxy::{Listening, Proxies},
+};
+
+/// Connections that wait to be taken.
+const WAITING_MAX: i32 = 1_024;
 
 /// The sockets, and the ports for which there are none because a program of the host was first.
 #[derive(Debug, Default)]
 pub(crate) struct HeldPorts {
-    held: BTreeMap<(Protocol, u16), Vec<OwnedFd>>,
-    lost: BTreeSet<(Protocol, u16)>,
+    held: BTreeMap<Place, Hold>,
+    lost: BTreeSet<Place>,
+    proxies: Proxies,
+    follows_tasks: bool,
+}
+
+/// Where a port is held, and what for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    protocol: Protocol,
+    port: u16,
+    /// `None` is all addresses.
+    at: Option<IpAddr>,
+    /// Where connections are passed on to, if they are taken.
+    router: Option<SocketAddr>,
+}
+
+#[derive(Debug)]
+#[expect(dead_code, reason = "sockets hold a port by being open")]
+enum Hold {
+    Unused(Vec<OwnedFd>),
+    Taken(Listening),
 }
 
 impl HeldPorts {
-    /// Holds the published ports of a view and lets go of others.
-    pub(crate) fn hold(&mut self, view: &NetworkView, home: &OwnedFd, ipv6: bool) {
-        let ingress = view.networks.values().filter(|slice| slice.ingress);
-        let services = ingress.flat_map(|slice| slice.services.values());
-        let ports = services.flat_map(|service| &service.ports);
-        let wanted: BTreeSet<_> = ports.map(|port| (port.protocol, port.published)).collect();
-        self.held.retain(|port, _| wanted.contains(port));
-        self.lost.retain(|port| wanted.contains(port));
-        for (protocol, port) in wanted {
-            if self.held.contains_key(&(protocol, port)) {
+    /// Holds the published ports of a view and lets go of others. `uplink` is where the router of ingress takes what is
+    /// for its tasks.
+    pub(crate) fn hold(
+        &mut self,
+        view: &NetworkView,
+        me: &NodeId,
+        uplink: Option<IpAddr>,
+        home: &OwnedFd,
+        ipv6: bool,
+    ) {
+        let wanted = self.wanted(view, me, uplink);
+        self.held.retain(|place, _| wanted.contains(place));
+        self.lost.retain(|place| wanted.contains(place));
+        for place in wanted {
+            if self.held.contains_key(&place) {
                 continue;
             }
-            let opened = netns::visit(home, home, || open(protocol, port, ipv6));
-            match opened.and_then(|opened| opened) {
-                Ok(sockets) => {
-                    self.held.insert((protocol, port), sockets);
-                    self.lost.remove(&(protocol, port));
+            match self.take(place, home, ipv6) {
+                Ok(hold) => {
+                    self.held.insert(place, hold);
+                    self.lost.remove(&place);
                 }
-                // Said once. The service is reached all the same, and the program is not.
+                // Another node has that address.
+                Err(error) if error.raw_os_error() == Some(Errno::EADDRNOTAVAIL as i32) => {}
+                // Said once.
                 Err(error) => {
-                    if self.lost.insert((protocol, port)) {
+                    if self.lost.insert(place) {
+                        let Place { port, protocol, .. } = place;
+                        let who = match place.router {
+                            Some(_) => "the service is not reached at it on this host",
+                            None => {
+                                "the service is reached at it, the program no longer from outside"
+                            }
+                        };
                         tracing::warn!(
                             %error,
-                            "a program of this host has port {port}/{protocol}, which a service publishes: the service is \
-                             reached at it, the program no longer from outside"
+                            "a program of this host has port {port}/{protocol}, which a service publishes: {who}"
                         );
                     }
                 }
             }
         }
     }
+
+    /// Whether what is held depends on where tasks are.
+    pub(crate) fn follows_tasks(&self) -> bool {
+        self.follows_tasks
+    }
+
+    fn wanted(
+        &mut self,
+        view: &NetworkView,
+        me: &NodeId,
+        uplink: Option<IpAddr>,
+    ) -> BTreeSet<Place> {
+        let mut wanted = BTreeSet::new();
+        self.follows_tasks = false;
+        for slice in view.networks.values().filter(|slice| slice.ingress) {
+            for (service, found) in &slice.services {
+                for port in &found.ports {
+                    let mut place = Place {
+                        protocol: port.protocol,
+                        port: port.published,
+                        at: port.host_ip,
+                        router: None,
+                    };
+                    if port.proxy_protocol {
+                        // Without a task of this node nobody must be there who takes connections.
+                        let only_local = port.local;
+                        self.follows_tasks |= only_local;
+                        let Some(uplink) = uplink else { continue };
+                        if only_local && !serves_here(slice, service, me) {
+                            continue;
+                        }
+                        place.router = Some(SocketAddr::new(uplink, port.published));
+                    }
+                    wanted.insert(place);
+                }
+            }
+        }
+        wanted
+    }
+
+    fn take(&mut self, place: Place, home: &OwnedFd, ipv6: bool) -> io::Result<Hold> {
+        let sockets = netns::visit(home, home, || open(&place, ipv6))??;
+        match place.router {
+            None => Ok(Hold::Unused(sockets)),
+            Some(router) => self.proxies.listen(home, sockets, router).map(Hold::Taken),
+        }
+    }
 }
 
-/// Sockets at a port of all addresses of the calling thread's namespace.
-fn open(protocol: Protocol, port: u16, ipv6: bool) -> io::Result<Vec<OwnedFd>> {
-    let (kind, number) = match protocol {
+/// Whether a task of a service serves on this node.
+fn serves_here(slice: &NetworkSlice, service: &shoal_api::ServiceId, me: &NodeId) -> bool {
+    let mut endpoints = slice.endpoints.values();
+    endpoints.any(|one| one.serving && one.node == *me && one.service.as_ref() == Some(service))
+}
+
+/// Sockets at a place in the calling thread's namespace.
+fn open(place: &Place, ipv6: bool) -> io::Result<Vec<OwnedFd>> {
+    let (kind, number) = match place.protocol {
         Protocol::Tcp => (SockType::Stream, Some(SockProtocol::Tcp)),
         Protocol::Udp => (SockType::Datagram, Some(SockProtocol::Udp)),
         // Often a module that is not there; nothing else of the host uses it.
         Protocol::Sctp => return Ok(Vec::new()),
     };
+    let addresses = match place.at {
+        Some(at) => vec![at],
+        None => vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
+    };
     let mut sockets = Vec::new();
-    let v4 = socket(AddressFamily::Inet, kind, SockFlag::SOCK_CLOEXEC, number)?;
-    // A restarted daemon finds the connections of the one before it still closing.
-    setsockopt(&v4, sockopt::ReuseAddr, &(protocol == Protocol::Tcp))?;
-    let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
-    bind(v4.as_raw_fd(), &SockaddrIn::from(any))?;
-    sockets.push(v4);
-    if ipv6 {
-        let v6 = socket(AddressFamily::Inet6, kind, SockFlag::SOCK_CLOEXEC, number)?;
-        setsockopt(&v6, sockopt::Ipv6V6Only, &true)?;
-        setsockopt(&v6, sockopt::ReuseAddr, &(protocol == Protocol::Tcp))?;
-        let any = SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0);
-        bind(v6.as_raw_fd(), &SockaddrIn6::from(any))?;
-        sockets.push(v6);
+    for address in addresses {
+        let family = match address {
+            IpAddr::V4(_) => AddressFamily::Inet,
+            IpAddr::V6(_) if ipv6 => AddressFamily::Inet6,
+            IpAddr::V6(_) => continue,
+        };
+        let opened = socket(family, kind, SockFlag::SOCK_CLOEXEC, number)?;
+        if family == AddressFamily::Inet6 {
+            setsockopt(&opened, sockopt::Ipv6V6Only, &true)?;
+        }
+        // A restarted daemon finds the connections of the one before it still closing.
+        let is_tcp = place.protocol == Protocol::Tcp;
+        setsockopt(&opened, sockopt::ReuseAddr, &is_tcp)?;
+        let at = SocketAddr::new(address, place.port);
+        bind(opened.as_raw_fd(), &SockaddrStorage::from(at))?;
+        sockets.push(opened);
     }
-    if protocol == Protocol::Tcp {
+    if place.protocol == Protocol::Tcp {
+        let waiting = match place.router {
+            Some(_) => WAITING_MAX,
+            None => 1,
+        };
         for socket in &sockets {
-            listen(&socket.as_fd(), Backlog::new(1)?)?;
+            listen(&socket.as_fd(), Backlog::new(waiting)?)?;
         }
     }
     Ok(sockets)

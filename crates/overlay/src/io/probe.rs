@@ -24,6 +24,8 @@ use crate::core::{
 pub(crate) struct Abilities {
     /// Addresses, routes and rules of IPv6.
     pub(crate) ipv6: bool,
+    /// Choosing a backend by the client's address.
+    pub(crate) source_hash: bool,
     /// Numbers of families of generic netlink.
     pub(crate) families: Families,
 }
@@ -78,7 +80,12 @@ pub(crate) fn probe() -> Result<Abilities, PlaneError> {
         wireguard: family(wireguard_wire::FAMILY)
             .filter(|_| ipv6 && make("wireguard", LinkKind::Wireguard).is_ok()),
     };
-    Ok(Abilities { ipv6, families })
+    let hashing = nft_wire::replace(&ruleset::hashing("hash"));
+    Ok(Abilities {
+        ipv6,
+        source_hash: netfilter.transaction(hashing).is_ok(),
+        families,
+    })
 }
 
 /// What a kernel's answer to the question for a feature means.

@@ -56,10 +56,11 @@ pub fn view() -> NetworkView {
                 protocol: Protocol::Tcp,
                 published: 8080,
                 target: 80,
+                ..IngressPort::default()
             }],
-            named_ports: Vec::new(),
+            ..ServiceSlice::default()
         };
-        BTreeMap::from([(id("web"), service)])
+        BTreeMap::from([(id("web"), Arc::new(service))])
     };
     let network = |n: u8, tasks: &[(&str, usize)]| {
         let endpoint = |(last, (task, host)): (u8, &(&str, usize))| {
@@ -70,7 +71,7 @@ pub fn view() -> NetworkView {
                 names: vec![],
                 serving: true,
             };
-            (id(task), endpoint)
+            (id(task), Arc::new(endpoint))
         };
         NetworkSlice {
             name: format!("n{n}"),
@@ -118,12 +119,14 @@ pub fn dual() -> NetworkView {
         for endpoint in network.endpoints.values_mut() {
             let ipnet = endpoint.addresses[0].addr().to_string();
             let last = ipnet.rsplit('.').next().unwrap();
-            endpoint
+            Arc::make_mut(endpoint)
                 .addresses
                 .push(format!("fd00:{n}::{last}/64").parse().unwrap());
         }
         for service in network.services.values_mut() {
-            service.vips.push(format!("fd00:{n}::2").parse().unwrap());
+            Arc::make_mut(service)
+                .vips
+                .push(format!("fd00:{n}::2").parse().unwrap());
         }
     }
     view

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::spec::{Dependency, DependencyCondition, PullPolicy};
+use crate::spec::{Dependency, DependencyCondition, FixedAddress, PullPolicy};
 
 pub(super) fn flag(text: &str) -> Option<bool> {
     // What Go's `strconv.ParseBool` takes, as docker's own labels and flags do.
@@ -51,6 +51,14 @@ pub(super) fn duration(text: &str) -> Option<Duration> {
         rest = tail;
     }
     Some(total)
+}
+
+/// `front=10.0.5.9`: a network and an address in it.
+pub(super) fn fixed_address(text: &str) -> Option<FixedAddress> {
+    let (network, address) = text.split_once('=')?;
+    let address = address.trim().parse().ok()?;
+    let network = network.trim().to_owned();
+    (!network.is_empty()).then_some(FixedAddress { network, address })
 }
 
 /// `64m`, `1gb`, `1024`: docker's sizes, in powers of 1024.

@@ -25,7 +25,7 @@ messages! {
     TunnelKey { public, port }
     NetworkSlice { name, ingress, internal, encrypted, vni, mtu, subnets, endpoints, services }
     Endpoint { node, service, addresses, names, serving }
-    ServiceSlice { name, vips, aliases, ports, named_ports }
+    ServiceSlice { name, vips, aliases, ports, named_ports, affinity }
     NamedPort { name, protocol, target }
-    IngressPort { protocol, published, target }
+    IngressPort { protocol, published, target, proxy_protocol, local, host_ip }
 }

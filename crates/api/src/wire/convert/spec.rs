@@ -4,18 +4,20 @@ use super::{DecodeError, Field, bridge, enums, messages, oneof};
 use crate::{
     network::Subnet,
     spec::{
-        Annotations, Availability, ClusterSpec, ConfigReference, ConfigSpec, ContainerTaskSpec,
-        Dependency, DependencyCondition, Device, DnsConfig, Driver, EndpointMode, EndpointSpec,
-        FailureAction, FileTarget, GenericResource, HealthConfig, HostOptions, IpamConfig, Mount,
-        MountKind, NetworkAttachmentSpec, NetworkSpec, NetworkTarget, NodeRole, NodeSpec,
-        Placement, Platform, PortConfig, Protocol, PublishMode, PullAuth, PullPolicy,
-        ResourceRequirements, Resources, RestartCondition, RestartPolicy, SecretReference,
-        SecretSpec, ServiceMode, ServiceSpec, TaskSpec, Ulimit, UpdateConfig, UpdateOrder,
+        Affinity, Annotations, Availability, ClusterSpec, ConfigReference, ConfigSpec,
+        ContainerTaskSpec, Dependency, DependencyCondition, Device, DnsConfig, Driver,
+        EndpointMode, EndpointSpec, FailureAction, FileTarget, FixedAddress, GenericResource,
+        HealthConfig, HostOptions, IpamConfig, Mount, MountKind, NetworkAttachmentSpec,
+        NetworkSpec, NetworkTarget, NodeRole, NodeSpec, Placement, Platform, PortConfig, Protocol,
+        PublishMode, PullAuth, PullPolicy, ResourceRequirements, Resources, RestartCondition,
+        RestartPolicy, SecretReference, SecretSpec, ServiceMode, ServiceSpec, TaskSpec, Ulimit,
+        UpdateConfig, UpdateOrder,
     },
     wire,
 };
 
 enums! {
+    Affinity { None, Source }
     Availability { Active, Pause, Drain }
     DependencyCondition { Started, Healthy, CompletedSuccessfully }
     EndpointMode { Vip, Dnsrr }
@@ -65,8 +67,9 @@ messages! {
     Platform { os, architecture }
     NetworkAttachmentSpec { target, aliases, addresses, driver_options }
     UpdateConfig { parallelism, delay, failure_action, monitor, max_failure_ratio, order }
-    EndpointSpec { mode, ports }
-    PortConfig { name, protocol, target, published, mode }
+    EndpointSpec { mode, ports, addresses, affinity }
+    FixedAddress { network, address }
+    PortConfig { name, protocol, target, published, mode, proxy_protocol, local, host_ip }
     NodeSpec { annotations, role, availability }
     NetworkSpec { annotations, driver, internal, attachable, ingress, ipv6, ipam }
     IpamConfig { subnet, ip_range, gateway }

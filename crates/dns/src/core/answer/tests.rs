@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use expect_test::{Expect, expect};
 use shoal_api::network::{
@@ -24,8 +24,8 @@ fn endpoint(service: Option<&str>, addresses: &[&str], names: &[&str], serving: 
     }
 }
 
-fn service(name: &str, vips: &[&str], aliases: &[&str]) -> ServiceSlice {
-    ServiceSlice {
+fn service(name: &str, vips: &[&str], aliases: &[&str]) -> Arc<ServiceSlice> {
+    Arc::new(ServiceSlice {
         name: name.to_owned(),
         vips: vips
             .iter()
@@ -38,7 +38,8 @@ fn service(name: &str, vips: &[&str], aliases: &[&str]) -> ServiceSlice {
             protocol: Protocol::Tcp,
             target: 8080,
         }],
-    }
+        ..ServiceSlice::default()
+    })
 }
 
 fn slice(name: &str, internal: bool, subnets: &[&str]) -> NetworkSlice {
@@ -111,12 +112,12 @@ fn records() -> Records {
     ] {
         front
             .endpoints
-            .insert(task.parse().expect("an id"), endpoint);
+            .insert(task.parse().expect("an id"), Arc::new(endpoint));
     }
     let mut back = slice("back", true, &["10.0.2.0/24"]);
     back.endpoints.insert(
         "t7".parse().expect("an id"),
-        endpoint(None, &["10.0.2.8/24"], &["plain", "db"], true),
+        Arc::new(endpoint(None, &["10.0.2.8/24"], &["plain", "db"], true)),
     );
     let mut ingress = NetworkSlice {
         ingress: true,

@@ -1,12 +1,19 @@
 //! Endpoints of services: virtual addresses and published ports.
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
 use shoal_api::{
-    object::{Service, ServiceEndpoint, VirtualIp},
-    spec::EndpointMode,
+    NetworkId,
+    object::{ObjectKey, Service, ServiceEndpoint, VirtualIp},
+    spec::{EndpointMode, ServiceSpec},
 };
 
 use super::{Given, networks_of, ports};
-use crate::core::state::State;
+use crate::core::{
+    depends::STACK_LABEL,
+    state::{Kind, State},
+};
 
 /// The endpoint that a service should have; `None` if it has it.
 ///
@@ -31,18 +38,23 @@ pub(super) fn allocate(
         .flat_map(|endpoint| &endpoint.virtual_ips);
     let mut virtual_ips: Vec<VirtualIp> = Vec::new();
     for id in &wanted {
-        let kept: Vec<_> = have
-            .clone()
-            .filter(|vip| vip.network == *id)
-            .cloned()
-            .collect();
-        if !kept.is_empty() {
-            virtual_ips.extend(kept);
-            continue;
-        }
         let network = state
             .network(id)
             .ok_or_else(|| format!("network {id} is missing"))?;
+        let of_network = have.clone().filter(|vip| vip.network == *id);
+        let (held, fixed) = (
+            of_network.map(|vip| vip.addr),
+            fixed(state, &service.spec, id),
+        );
+        let held: Vec<IpNet> = held.collect();
+        let (has, asks) = (!held.is_empty(), !fixed.is_empty());
+        if has && !asks {
+            virtual_ips.extend(held.into_iter().map(|addr| VirtualIp {
+                network: id.clone(),
+                addr,
+            }));
+            continue;
+        }
         let allocated = network
             .allocated
             .as_ref()
@@ -55,6 +67,23 @@ pub(super) fn allocate(
                 .filter(|subnet| subnet.range.addr().is_ipv4() == v4)
                 .peekable();
             if subnets.peek().is_none() {
+                continue;
+            }
+            let wish = fixed.iter().find(|address| address.is_ipv4() == v4);
+            let own = held.iter().find(|addr| addr.addr().is_ipv4() == v4);
+            let kept = own.filter(|own| wish.is_none_or(|wish| own.addr() == *wish));
+            if let Some(addr) = kept.copied() {
+                virtual_ips.push(VirtualIp {
+                    network: id.clone(),
+                    addr,
+                });
+                continue;
+            }
+            if let Some(wish) = wish {
+                virtual_ips.push(VirtualIp {
+                    network: id.clone(),
+                    addr: given.take_fixed(state, network, *wish)?,
+                });
                 continue;
             }
             let mut full = String::new();
@@ -77,4 +106,25 @@ pub(super) fn allocate(
         virtual_ips,
     };
     Ok((service.endpoint.as_ref() != Some(&endpoint)).then_some(endpoint))
+}
+
+/// The addresses that the user chose for a service in a network.
+fn fixed(state: &State, spec: &ServiceSpec, network: &NetworkId) -> Vec<IpAddr> {
+    let all = spec.endpoint.addresses.iter();
+    let here = all.filter(|fixed| named_by(state, spec, &fixed.network).as_ref() == Some(network));
+    here.map(|fixed| fixed.address).collect()
+}
+
+/// The network that a service means: by its id, its name, or its name within the service's stack.
+pub(crate) fn named_by(state: &State, spec: &ServiceSpec, text: &str) -> Option<NetworkId> {
+    let by_id = || state.network(&text.parse().ok()?).map(|n| n.id.clone());
+    let by_name = |name: &str| match state.named(Kind::Network, name) {
+        Some(ObjectKey::Network(id)) => Some(id.clone()),
+        _ => None,
+    };
+    let in_stack = || {
+        let stack = spec.annotations.labels.get(STACK_LABEL)?;
+        by_name(&format!("{stack}_{text}"))
+    };
+    in_stack().or_else(|| by_name(text)).or_else(by_id)
 }

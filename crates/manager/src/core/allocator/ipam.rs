@@ -182,17 +182,8 @@ impl Given {
         network: &Network,
         address: IpAddr,
     ) -> Result<IpNet, String> {
-        let mut subnets = network.allocated.iter().flat_map(|given| &given.subnets);
+        let subnet = subnet_of_host(network, address)?;
         let name = &network.spec.annotations.name;
-        let subnet = subnets
-            .find(|subnet| subnet.range.contains(&address))
-            .ok_or_else(|| format!("address {address} is not part of network {name}"))?;
-        let v4_broadcast = address.is_ipv4() && address == subnet.range.broadcast();
-        if address == subnet.range.network() || v4_broadcast {
-            return Err(format!(
-                "address {address} of network {name} is not one of a host"
-            ));
-        }
         let key = (network.id.clone(), address);
         if state
             .holder(&Claim::Address(network.id.clone(), address))
@@ -233,6 +224,29 @@ impl Given {
         }
         None
     }
+}
+
+/// The subnet of a network in which an address can be a host's.
+///
+/// # Errors
+/// There is none; the text says what the network has.
+pub(crate) fn subnet_of_host(network: &Network, address: IpAddr) -> Result<&Subnet, String> {
+    let subnets = || network.allocated.iter().flat_map(|given| &given.subnets);
+    let name = &network.spec.annotations.name;
+    let subnet = subnets().find(|subnet| subnet.range.contains(&address));
+    let subnet = subnet.ok_or_else(|| {
+        let ranges: Vec<String> = subnets().map(|subnet| subnet.range.to_string()).collect();
+        let ranges = ranges.join(" or ");
+        format!("address {address} is not part of network {name}: expected one of {ranges}")
+    })?;
+    let v4_broadcast = address.is_ipv4() && address == subnet.range.broadcast();
+    if address == subnet.range.network() || v4_broadcast {
+        return Err(format!(
+            "address {address} of network {name} is not one of a host: it is the first or the last of {}",
+            subnet.range
+        ));
+    }
+    Ok(subnet)
 }
 
 /// The addresses of a subnet that tasks and services may have, as numbers.

@@ -6,8 +6,8 @@ use shoal_api::{
     NetworkId, TaskState,
     object::ObjectKey,
     spec::{
-        Annotations, EndpointMode, IpamConfig, NetworkAttachmentSpec, NetworkSpec, NetworkTarget,
-        PortConfig, PublishMode, ServiceMode, ServiceSpec,
+        Annotations, EndpointMode, FixedAddress, IpamConfig, NetworkAttachmentSpec, NetworkSpec,
+        NetworkTarget, PortConfig, PublishMode, ServiceMode, ServiceSpec,
     },
 };
 
@@ -150,6 +150,38 @@ fn a_service_has_one_address_per_network_and_ingress_comes_first() {
         (task.networks[1].aliases.as_slice(), task.ports.len()),
         (&["alias".to_owned()][..], 2)
     );
+}
+
+#[test]
+fn a_service_has_the_virtual_address_that_it_asks_for() {
+    let mut world = World::new(&["n1"]);
+    let a = network(&mut world, "a", &["10.0.5.0/24", "fd00:5::/64"]);
+    let mut spec = attached(service("web", 2), &[&a]);
+    let at = |address: &str| FixedAddress {
+        network: "a".into(),
+        address: address.parse().unwrap(),
+    };
+    spec.endpoint.addresses = vec![at("10.0.5.77")];
+    let id = world.create(spec);
+    world.settle();
+    let vips = |world: &World| -> Vec<String> {
+        let endpoint = world.service(&id).endpoint.clone().unwrap();
+        let vips = endpoint.virtual_ips.iter();
+        vips.map(|vip| vip.addr.to_string()).collect()
+    };
+    assert_eq!(vips(&world), ["10.0.5.77/24", "fd00:5::2/64"]);
+    assert_eq!(addresses(&world, &id).len(), 4, "tasks have their own");
+    world.update(&id, |spec| spec.endpoint.addresses = vec![at("fd00:5::99")]);
+    world.settle();
+    assert_eq!(
+        vips(&world),
+        ["10.0.5.77/24", "fd00:5::99/64"],
+        "what is not asked for stays"
+    );
+    world.update(&id, |spec| spec.endpoint.addresses = vec![at("10.0.5.60")]);
+    world.settle();
+    assert_eq!(vips(&world), ["10.0.5.60/24", "fd00:5::99/64"]);
+    assert_eq!(world.runnable(&id).len(), 2);
 }
 
 #[test]

@@ -164,7 +164,7 @@ fn slice(state: &State, network: &Network) -> Option<NetworkSlice> {
                     task.and_then(|task| Some((task, endpoint(state, network, task)?)))
                 {
                     services.insert(task.service.clone());
-                    endpoints.insert(task.id.clone(), endpoint);
+                    endpoints.insert(task.id.clone(), Arc::new(endpoint));
                 }
             }
             _ => {}
@@ -172,7 +172,7 @@ fn slice(state: &State, network: &Network) -> Option<NetworkSlice> {
     }
     let services = services.into_iter().filter_map(|id| {
         let service = state.service(&id)?;
-        Some((id, service_slice(network, service)))
+        Some((id, Arc::new(service_slice(network, service))))
     });
     Some(NetworkSlice {
         name: network.spec.annotations.name.clone(),
@@ -270,6 +270,9 @@ fn service_slice(network: &Network, service: &Service) -> ServiceSlice {
                 protocol: port.protocol,
                 published: port.published,
                 target: port.target,
+                proxy_protocol: port.proxy_protocol,
+                local: port.local,
+                host_ip: port.host_ip,
             })
             .collect(),
         named_ports: named
@@ -279,6 +282,7 @@ fn service_slice(network: &Network, service: &Service) -> ServiceSlice {
                 target: port.target,
             })
             .collect(),
+        affinity: service.spec.endpoint.affinity,
     }
 }
 

@@ -13,7 +13,7 @@ use shoal_api::{
     wire,
 };
 
-use super::{Refusal, RefusalKind, container::container, depends::dependencies};
+use super::{Refusal, RefusalKind, container::container, depends::dependencies, reach};
 use crate::core::{
     scheduler::constraint::{NodeAttribute, node_fits, parse_all},
     state::State,
@@ -42,9 +42,11 @@ pub fn service(state: &State, id: Option<&ServiceId>, spec: &ServiceSpec) -> Res
         }
     }
     endpoint(&spec.endpoint)?;
+    reach::ports(&spec.endpoint)?;
     size(spec)?;
     host_ports_can_be_replaced(state, spec)?;
     references(state, &spec.task)?;
+    reach::addresses(state, id, spec)?;
     dependencies(state, spec)?;
     privileges(state, spec)?;
     service_ports(state, id, &spec.endpoint)

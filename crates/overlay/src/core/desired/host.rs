@@ -125,7 +125,7 @@ impl Cx<'_> {
         let Some(net) = self.bridge_address(family) else {
             return;
         };
-        let mut published = Vec::new();
+        let (mut published, mut published_at) = (Vec::new(), Vec::new());
         let ingress = carried.iter().filter(|(_, slice)| slice.ingress);
         for (id, slice) in ingress.filter(|(_, slice)| gateway(slice, family).is_some()) {
             let uplink = uplinks.get(*id);
@@ -133,7 +133,17 @@ impl Cx<'_> {
                 continue;
             };
             let ports = slice.services.values().flat_map(|service| &service.ports);
-            published.extend(ports.map(|port| (port.protocol, port.published, router)));
+            // What is told to tasks by a header comes to a program of ours first.
+            for port in ports.filter(|port| !port.proxy_protocol) {
+                let (protocol, number) = (port.protocol, port.published);
+                match port.host_ip {
+                    None => published.push((protocol, number, router)),
+                    Some(at) if Family::of(at) == family => {
+                        published_at.push((at, protocol, number, router));
+                    }
+                    Some(_) => {}
+                }
+            }
         }
         let vnis: Vec<u32> = carried.iter().map(|(_, slice)| slice.vni).collect();
         let members = carried.iter().flat_map(|(_, slice)| {
@@ -150,11 +160,13 @@ impl Cx<'_> {
                 bridge: &self.params.gwbridge,
                 subnet: net.trunc(),
                 vxlan_port: self.view.data_path_port,
+                tunnels: (!self.facts.underlay_elsewhere).then_some(self.underlay),
                 vnis: &vnis,
                 members: &members,
                 tunnel: &naming::tunnel_link(&self.params.prefix),
                 sealed: &sealed,
                 published: &published,
+                published_at: &published_at,
             },
         );
         host.tables

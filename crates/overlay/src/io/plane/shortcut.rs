@@ -5,23 +5,39 @@ use std::{
     sync::Arc,
 };
 
+use shoal_api::{NodeId, network::NetworkView};
+
 use super::{Inputs, Kernel, Worker, by_namespace};
 use crate::core::{
-    delta::{Delta, Steps, delta},
+    delta::{Delta, Index, Steps, delta},
+    desired::ingress_uplink,
     known::Known,
     state::Space,
 };
 
+/// Namespaces that are held open at most.
+const OPEN_MAX: usize = 8;
+
 impl Worker {
+    /// Holds the published ports of a view.
+    pub(super) fn hold_ports(&mut self, view: &NetworkView, me: &NodeId) {
+        let has_key = self.own_keys().is_some();
+        let uplink = ingress_uplink(view, me, has_key, &self.params());
+        let (ports, home) = (&mut self.ports, &self.home);
+        ports.hold(view, me, uplink, home, self.ipv6);
+    }
+
     /// How the inputs differ from those that are in force; `None` before the first that came into force.
     ///
     /// With other containers everything is to be computed.
-    pub(super) fn since_asked(&self, (view, me, local): Inputs<'_>) -> Option<Delta> {
+    pub(super) fn since_asked(&mut self, (view, me, local): Inputs<'_>) -> Option<Delta> {
+        let params = self.params();
         let (asked, by, containers) = self.asked.as_ref()?;
         if by != me || containers != local {
             return Some(Delta::Everything);
         }
-        Some(match delta(asked, view, me, &self.params()) {
+        let index = self.index.get_or_insert_with(|| Index::of(asked));
+        Some(match delta(asked, view, me, &params, index) {
             // Nothing to do; only a repeated call asks for a look at the kernel.
             Delta::Same if asked.version != view.version => Delta::Steps(Steps::default()),
             delta => delta,
@@ -43,6 +59,11 @@ impl Worker {
         let mut kernel = Kernel::new(&self.home, directory, containers).with(self.families);
         let spaces: BTreeSet<&Space> = steps.ops.iter().map(|op| &op.space).collect();
         let mut indices = BTreeMap::new();
+        let mut inodes = BTreeMap::new();
+        if self.open.len() > OPEN_MAX {
+            self.open.clear();
+        }
+        let mut handles = BTreeMap::new();
         for space in spaces {
             let inode = kernel.inode(space).ok();
             let known = inode.and_then(|inode| self.known.get(space, inode));
@@ -52,10 +73,18 @@ impl Worker {
             let links = known.found.links.iter();
             let links = links.map(|(name, link)| (name.clone(), link.index));
             indices.insert(space.clone(), links.collect());
+            let inode = inode.unwrap_or_default();
+            inodes.insert(space.clone(), inode);
+            if let Some((of, handle)) = self.open.remove(space)
+                && of == inode
+            {
+                handles.insert(space.clone(), handle);
+            }
         }
         if is_disturbed {
             return false;
         }
+        kernel = kernel.with_handles(handles);
         for op in &steps.ops {
             tracing::debug!(view.version = view.version, step = %op, "network step");
         }
@@ -64,12 +93,22 @@ impl Worker {
             failed |= kernel.end_flows(space, gone).is_err();
         }
         watch.settle(BTreeMap::new());
+        for (space, handle) in kernel.into_handles() {
+            let inode = inodes.get(&space).copied().unwrap_or_default();
+            self.open.insert(space, (inode, handle));
+        }
         if failed {
             // Somebody else was at work; the look at everything says what is wrong.
             self.known = Known::default();
             return false;
         }
         self.known.note(&steps.ops);
+        if self.ports.follows_tasks() {
+            self.hold_ports(view, me);
+        }
+        if let Some(index) = &mut self.index {
+            index.follow(&steps.moved);
+        }
         let asked = (Arc::clone(view), me.clone(), local.clone());
         let before = self.asked.replace(asked);
         // A view of a large cluster takes a while to be given back, which nobody waits for; without a thread for it, here.

@@ -1,0 +1,338 @@
+//! Options of published ports, and clients that stay with their backends, on two hosts as namespaces.
+//!
+//! Needs root, network namespaces, VXLAN and nftables; a test says what is missing and passes where there is nothing to try.
+#![allow(clippy::print_stderr, reason = "tests say why they were skipped")]
+#![allow(unreachable_pub, reason = "a test is a crate without a surface")]
+
+mod lab;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    sync::Arc,
+    time::Duration,
+};
+
+use lab::{Lab, Traffic, dual, lab, view};
+use shoal_api::{
+    network::{IngressPort, NetworkView, Protocol},
+    spec::Affinity,
+};
+
+const ROUND: usize = 12;
+const PATIENCE: Duration = Duration::from_secs(5);
+
+macro_rules! or_skip {
+    ($lab:expr) => {
+        match $lab {
+            Ok(lab) => lab,
+            Err(missing) => return eprintln!("skipped, because {missing}"),
+        }
+    };
+}
+
+/// The usual three tasks, the published port 8080 changed like this.
+async fn published(
+    mut view: NetworkView,
+    change: impl Fn(&mut IngressPort),
+) -> Result<(Lab, NetworkView), String> {
+    let mut lab = lab().await?;
+    for (task, host) in [("t1", 0), ("t2", 1), ("t3", 0)] {
+        lab.container(task, host);
+    }
+    for (host, last) in [("h1", 1), ("h2", 2), ("client", 99)] {
+        let address = format!("fd99::{last}/64");
+        assert!(lab.run(
+            host,
+            "ip",
+            &["addr", "add", &address, "dev", "eth0", "nodad"]
+        ));
+    }
+    let ingress = view.networks.get_mut("ingress").unwrap();
+    let web = Arc::make_mut(ingress.services.get_mut("web").unwrap());
+    change(&mut web.ports[0]);
+    lab.converge(&view).await;
+    Ok((lab, view))
+}
+
+fn set_serving(view: &mut NetworkView, task: &str, serving: bool) {
+    view.version += 1;
+    for network in view.networks.values_mut() {
+        if let Some(endpoint) = network.endpoints.get_mut(task) {
+            Arc::make_mut(endpoint).serving = serving;
+        }
+    }
+}
+
+fn who(answers: &BTreeMap<String, usize>) -> BTreeSet<&str> {
+    answers
+        .keys()
+        .filter_map(|answer| answer.split(' ').next())
+        .collect()
+}
+
+#[tokio::test]
+async fn a_local_port_is_answered_by_the_nodes_of_its_tasks_alone() {
+    let (mut lab, mut view) = or_skip!(published(view(), |port| port.local = true).await);
+    for task in ["t1", "t2", "t3"] {
+        lab.serve(task, "0.0.0.0:80");
+    }
+    let at_1 = lab.count("client", "192.0.2.1:8080", ROUND);
+    assert_eq!(who(&at_1), BTreeSet::from(["t1", "t3"]), "{at_1:?}");
+    assert_eq!(
+        who(&lab.count("client", "192.0.2.2:8080", ROUND)),
+        BTreeSet::from(["t2"])
+    );
+    set_serving(&mut view, "t2", false);
+    lab.converge(&view).await;
+    let refused = lab.ask("client", "192.0.2.2:8080").unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    assert_eq!(lab.count("client", "192.0.2.1:8080", ROUND), at_1);
+    set_serving(&mut view, "t2", true);
+    lab.converge(&view).await;
+    assert_eq!(
+        lab.ask("client", "192.0.2.2:8080").unwrap(),
+        "t2 sees 192.0.2.99"
+    );
+    assert!(lab.plan(1, &view).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_port_with_an_address_listens_only_there() {
+    let at: IpAddr = [192, 0, 2, 11].into();
+    let mut lab = or_skip!(lab().await);
+    for (task, host) in [("t1", 0), ("t2", 1), ("t3", 0)] {
+        lab.container(task, host);
+        lab.serve(task, "0.0.0.0:80");
+    }
+    assert!(lab.run("h1", "ip", &["addr", "add", "192.0.2.11/24", "dev", "eth0"]));
+    let mut view = view();
+    let ingress = view.networks.get_mut("ingress").unwrap();
+    Arc::make_mut(ingress.services.get_mut("web").unwrap()).ports[0].host_ip = Some(at);
+    lab.converge(&view).await;
+    for from in ["client", "h1", "h2"] {
+        let answers = lab.count(from, "192.0.2.11:8080", ROUND);
+        assert_eq!(who(&answers).len(), 3, "{from}: {answers:?}");
+    }
+    for (from, to) in [
+        ("client", "192.0.2.1:8080"),
+        ("client", "192.0.2.2:8080"),
+        ("h1", "127.0.0.1:8080"),
+    ] {
+        let refused = lab.ask(from, to).unwrap_err();
+        assert_eq!(
+            refused.kind(),
+            std::io::ErrorKind::ConnectionRefused,
+            "{from} asked {to}"
+        );
+    }
+    let held = |host: &str| lab.text(host, "ss", &["-Hltn", "sport", "=", ":8080"]);
+    let (here, there) = (held("h1"), held("h2"));
+    assert_eq!(here.lines().count(), 1, "{here}");
+    assert!(here.contains("192.0.2.11:8080"), "{here}");
+    assert_eq!(there, "", "the address is another node's");
+    assert!(lab.plan(0, &view).await.is_empty());
+}
+
+/// Answers each connection with what the header says of the client and the node, and with the first line that follows.
+fn serve_with_header(lab: &Lab, task: &str) {
+    let listener = lab
+        .within(task, || TcpListener::bind("0.0.0.0:80"))
+        .unwrap();
+    let task = task.to_owned();
+    std::thread::spawn(move || {
+        for mut connection in listener.incoming().flatten() {
+            let mut start = [0; 16];
+            connection.read_exact(&mut start).unwrap();
+            assert_eq!(start[..13], *b"\r\n\r\n\0\r\nQUIT\n\x21");
+            let mut rest = vec![0; usize::from(start[15])];
+            connection.read_exact(&mut rest).unwrap();
+            let ends: Vec<IpAddr> = match start[13] {
+                0x11 => rest[..8]
+                    .chunks(4)
+                    .map(|a| IpAddr::from(<[u8; 4]>::try_from(a).unwrap()))
+                    .collect(),
+                0x21 => rest[..32]
+                    .chunks(16)
+                    .map(|a| IpAddr::from(<[u8; 16]>::try_from(a).unwrap()))
+                    .collect(),
+                other => panic!("family {other:#x}"),
+            };
+            let mut said = String::new();
+            connection.read_to_string(&mut said).unwrap();
+            let _ = write!(
+                connection,
+                "{task} is told {} asks {} for {said}",
+                ends[0], ends[1]
+            );
+        }
+    });
+}
+
+fn ask_for(lab: &Lab, from: &str, at: &str, what: &str) -> std::io::Result<String> {
+    let (at, what): (SocketAddr, String) = (at.parse().unwrap(), what.to_owned());
+    lab.within(from, move || {
+        let mut connection = TcpStream::connect_timeout(&at, PATIENCE)?;
+        connection.set_read_timeout(Some(PATIENCE))?;
+        connection.write_all(what.as_bytes())?;
+        connection.shutdown(std::net::Shutdown::Write)?;
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer)?;
+        Ok(answer)
+    })
+}
+
+#[tokio::test]
+async fn tasks_are_told_the_client_by_a_header_in_both_families() {
+    let (mut lab, mut view) = or_skip!(published(dual(), |port| port.proxy_protocol = true).await);
+    for task in ["t1", "t2", "t3"] {
+        serve_with_header(&lab, task);
+    }
+    for (from, client, node) in [
+        ("client", "192.0.2.99", "192.0.2.1"),
+        ("client", "192.0.2.99", "192.0.2.2"),
+        ("client", "fd99::99", "fd99::1"),
+        ("client", "fd99::99", "fd99::2"),
+        ("h1", "127.0.0.1", "127.0.0.1"),
+        ("h1", "::1", "::1"),
+    ] {
+        let at = SocketAddr::new(node.parse().unwrap(), 8080).to_string();
+        let mut seen = BTreeSet::new();
+        for _ in 0..ROUND {
+            let answer = ask_for(&lab, from, &at, "a page").unwrap();
+            let (task, told) = answer.split_once(' ').unwrap();
+            assert_eq!(told, format!("is told {client} asks {node} for a page"));
+            seen.insert(task.to_owned());
+        }
+        assert_eq!(seen.len(), 3, "{from} asked {at}: {seen:?}");
+    }
+    // Much in both directions at once arrives whole.
+    let much = "x".repeat(3 << 20);
+    let answer = ask_for(&lab, "client", "192.0.2.2:8080", &much).unwrap();
+    assert!(answer.ends_with(&much) && answer.len() < much.len() + 100);
+    for task in ["t1", "t2", "t3"] {
+        set_serving(&mut view, task, false);
+    }
+    lab.converge(&view).await;
+    let refused = ask_for(&lab, "client", "192.0.2.1:8080", "a page");
+    assert!(refused.is_err(), "{refused:?}");
+    // The label goes: the kernel alone carries the port again.
+    for task in ["t1", "t2", "t3"] {
+        set_serving(&mut view, task, true);
+    }
+    let ingress = view.networks.get_mut("ingress").unwrap();
+    Arc::make_mut(ingress.services.get_mut("web").unwrap()).ports[0].proxy_protocol = false;
+    lab.converge(&view).await;
+    let plain = lab.ask("client", "192.0.2.1:8080");
+    assert!(
+        plain.is_err() || plain.unwrap().is_empty(),
+        "the task waits for a header that does not come"
+    );
+    let held = lab.text("h1", "ss", &["-Hltn", "sport", "=", ":8080"]);
+    assert_eq!(held.lines().count(), 2, "{held}");
+}
+
+#[tokio::test]
+async fn a_local_port_with_a_header_refuses_where_no_task_is() {
+    let change = |port: &mut IngressPort| {
+        port.proxy_protocol = true;
+        port.local = true;
+    };
+    let (mut lab, mut view) = or_skip!(published(view(), change).await);
+    serve_with_header(&lab, "t2");
+    assert_eq!(
+        ask_for(&lab, "client", "192.0.2.2:8080", "a page").unwrap(),
+        "t2 is told 192.0.2.99 asks 192.0.2.2 for a page"
+    );
+    set_serving(&mut view, "t2", false);
+    lab.converge(&view).await;
+    let refused = ask_for(&lab, "client", "192.0.2.2:8080", "a page").unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    set_serving(&mut view, "t2", true);
+    lab.converge(&view).await;
+    assert!(ask_for(&lab, "client", "192.0.2.2:8080", "a page").is_ok());
+}
+
+/// Which task each of many clients gets, asked twice; nobody may get two.
+fn chosen(lab: &Lab, to: &str) -> BTreeMap<u8, String> {
+    let mut all = BTreeMap::new();
+    for last in 100..=219u8 {
+        let to: SocketAddr = to.parse().unwrap();
+        let ask = move || {
+            let from = SocketAddr::from(([192, 0, 2, last], 0));
+            let socket = UdpSocket::bind(from).unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket.connect(to).unwrap();
+            let mut answer = [0; 16];
+            socket.send(b"?").unwrap();
+            let length = socket
+                .recv(&mut answer)
+                .expect("the first datagram is answered");
+            String::from_utf8(answer[..length].to_vec()).unwrap()
+        };
+        let (first, second) = lab.within("client", move || (ask(), ask()));
+        assert_eq!(first, second, "client {last}");
+        all.insert(last, first);
+    }
+    all
+}
+
+#[tokio::test]
+async fn a_client_stays_with_its_task_by_whichever_node_it_comes() {
+    let mut lab = or_skip!(lab().await);
+    for (task, host) in [("t1", 0), ("t2", 1), ("t3", 0)] {
+        lab.container(task, host);
+    }
+    for last in 100..=219u8 {
+        let address = format!("192.0.2.{last}/24");
+        assert!(lab.run("client", "ip", &["addr", "add", &address, "dev", "eth0"]));
+    }
+    let mut view = view();
+    for network in view.networks.values_mut() {
+        let web = Arc::make_mut(network.services.get_mut("web").unwrap());
+        web.affinity = Affinity::Source;
+        web.ports = vec![IngressPort {
+            protocol: Protocol::Udp,
+            published: 5300,
+            target: 53,
+            ..IngressPort::default()
+        }];
+    }
+    lab.converge(&view).await;
+    for (task, at) in [("t1", 11), ("t2", 12), ("t3", 13)] {
+        lab.serve_datagrams(task, &format!("10.0.0.{at}:53"));
+    }
+    let before = chosen(&lab, "192.0.2.1:5300");
+    assert_eq!(
+        before,
+        chosen(&lab, "192.0.2.2:5300"),
+        "every node chooses alike"
+    );
+    for task in ["t1", "t2", "t3"] {
+        let clients = before.values().filter(|one| *one == task).count();
+        assert!((20..=60).contains(&clients), "{task} has {clients} of 120");
+    }
+    // A virtual address keeps its clients, too.
+    lab.serve("t2", "0.0.0.0:80");
+    lab.serve("t3", "0.0.0.0:80");
+    set_serving(&mut view, "t1", false);
+    lab.converge(&view).await;
+    let after = chosen(&lab, "192.0.2.1:5300");
+    for (client, task) in &before {
+        assert!(
+            task == "t1" || after[client] == *task,
+            "{client} was with {task}"
+        );
+        assert_ne!(after[client], "t1");
+    }
+    assert_eq!(lab.count("t1", "10.0.1.2:80", ROUND).len(), 1);
+    set_serving(&mut view, "t1", true);
+    lab.converge(&view).await;
+    assert_eq!(
+        chosen(&lab, "192.0.2.2:5300"),
+        before,
+        "who comes back has his clients again"
+    );
+    assert!(lab.plan(0, &view).await.is_empty());
+}

@@ -1,0 +1,94 @@
+//! How services are reached beyond what docker has flags for: chosen virtual addresses, options of published ports.
+
+use anyhow::{Result, ensure};
+use shoal_tests::{
+    lab::{TestLab, get},
+    wait,
+};
+
+fn words(line: &str) -> Vec<&str> {
+    line.split(' ').collect()
+}
+
+#[test]
+fn services_have_the_addresses_and_ports_that_they_ask_for() -> Result<()> {
+    let lab = TestLab::up(2, 1)?;
+    let image = "shoal-demo:latest";
+    lab.on(
+        "n1",
+        &words("network create -d overlay --attachable --subnet 10.77.0.0/24 front"),
+    )?;
+    // By our own flags; any docker client says the same by labels.
+    let create = format!(
+        "service create --detach --name web --constraint node.hostname==n1 --network name=front,ip=10.77.0.50 -p \
+         published=8080,target=80,local=true {image}"
+    );
+    lab.on("n1", &words(&create))?;
+    lab.wait_running("web", 1)?;
+    let format = "{{json .Endpoint.VirtualIPs}} {{index .Spec.Labels \"shoal.ip\"}}";
+    let shown = lab.on("n1", &["service", "inspect", "--format", format, "web"])?;
+    ensure!(
+        shown.contains("\"10.77.0.50/24\"") && shown.contains("front=10.77.0.50"),
+        "{shown}"
+    );
+    lab.on(
+        "n2",
+        &words(&format!("run -d --name asks --network front {image}")),
+    )?;
+    for to in ["web", "10.77.0.50"] {
+        wait(&format!("{to} to answer"), || {
+            let asked = lab.on("n2", &["exec", "asks", "/demo", "get", to]);
+            Ok(asked.map_err(|error| format!("{error:#}")))
+        })?;
+    }
+
+    // The node with the task answers, the other does not.
+    wait("the published port", || {
+        Ok(get(&lab.addr("n1"), 8080, "/").map_err(|error| format!("{error:#}")))
+    })?;
+    ensure!(get(&lab.addr("n2"), 8080, "/").is_err(), "no task is there");
+
+    // In host mode at one address only.
+    let host = format!(
+        "service create --detach --name own --constraint node.hostname==n2 --label \
+         shoal.publish.80.host-ip=127.0.0.1 -p published=8090,target=80,mode=host {image}"
+    );
+    lab.on("n1", &words(&host))?;
+    lab.wait_running("own", 1)?;
+    let ports = lab.on("n2", &words("ps --filter name=own --format {{.Ports}}"))?;
+    ensure!(ports.contains("127.0.0.1:8090->80/tcp"), "{ports}");
+    ensure!(
+        get(&lab.addr("n2"), 8090, "/").is_err(),
+        "only its own loopback"
+    );
+
+    for (labels, expected) in [
+        (
+            "shoal.ip=front=10.77.0.50",
+            "address 10.77.0.50 of network front is already in use by service 'web'",
+        ),
+        (
+            "shoal.ip=front=10.78.0.50",
+            "address 10.78.0.50 is not part of network front: expected one of 10.77.0.0/24",
+        ),
+        (
+            "shoal.publish.80.host-ip=eth0",
+            "label 'shoal.publish.80.host-ip' has the invalid value 'eth0': expected ADDRESS",
+        ),
+        (
+            "shoal.publish.81.local=true",
+            "label 'shoal.publish.81.local' is of a port that the service does not publish: expected one of 80/tcp",
+        ),
+        (
+            "shoal.affinity=cookie",
+            "label 'shoal.affinity' has the invalid value 'cookie': expected none|source",
+        ),
+    ] {
+        let create = format!(
+            "service create --detach --name bad --network front -p 8100:80 --label {labels} {image}"
+        );
+        let (_, said) = lab.refused("n1", &words(&create))?;
+        ensure!(said.contains(expected), "{said}");
+    }
+    Ok(())
+}
