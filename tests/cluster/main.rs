@@ -4,6 +4,7 @@
 mod autolock;
 mod certificates;
 mod crash;
+mod encrypted;
 mod exec;
 mod failures;
 mod liveness;

@@ -122,6 +122,13 @@ fn what_encrypted_networks_carry_is_seen_by_nobody_on_the_way() -> Result<()> {
 }
 
 #[test]
+fn daemons_tell_one_another_their_keys_and_carry_an_encrypted_network() -> Result<()> {
+    let program = shoal_tests::lab::program();
+    let program = program.to_str().context("a path that is not UTF-8")?;
+    pass(&["cluster"], &["encrypted::"], &[("SHOAL_BIN", program)])
+}
+
+#[test]
 fn ipvs_is_chosen_by_itself_and_passes_the_tests_of_the_data_plane() -> Result<()> {
     pass(&["features", "net", "ipv6"], &[], &[])
 }

@@ -19,7 +19,7 @@ mount -t mqueue mqueue $root/dev/mqueue
 mount -t cgroup2 -o nsdelegate cgroup2 $root/sys/fs/cgroup || fail "cgroup2"
 mount -t bpf bpf $root/sys/fs/bpf
 # An overlay takes no overlay as its upper layer: where containers and tests write is memory outright.
-for folder in /dev/shm /run /tmp /var/lib/shoal; do
+for folder in /dev/shm /run /tmp /var/lib/shoal /var/lib/shoal-lab; do
     mkdir -p $root$folder
     mount -t tmpfs -o mode=1777 memory $root$folder || fail $folder
 done
