@@ -18,7 +18,7 @@ usage: cargo xtask COMMAND
   demo [--keep]     a cluster of three hosts on this machine, from image to routing mesh; needs root
   test [RUNG …]     all tests, or only those of some rungs: tidy unit sim net kernel cluster compat;
                     needs root
-  sim [--seeds N] [--seed S] [--trace] [--mutants]
+  sim [--seeds N] [--seed S] [--trace] [--gate [--least PERCENT]]
                     many simulated clusters, or one with its story
   tidy              the house rules that a program can check
   bench [PAIR …]    ratios against a peer in the same run, by name; needs root

@@ -26,6 +26,7 @@ use crate::{
     executor::{describe, perform},
     manager::{Me, host_of},
     rpc::{Down, Up},
+    trouble::Point,
 };
 
 /// Pause before an operation is tried again, as in the product.
@@ -84,6 +85,13 @@ pub struct Body {
     pub ledger: Ledger,
     /// How often the machine was started.
     pub boot: u64,
+}
+
+impl Body {
+    /// The managers that its agent was told of last.
+    pub fn managers(&self) -> &[String] {
+        &self.ledger.managers
+    }
 }
 
 #[derive(Debug)]
@@ -171,6 +179,12 @@ impl Agent {
         agent.dial_after(0, me, env);
         agent.work(me, body, env);
         agent
+    }
+
+    /// Somebody says where the managers are.
+    pub fn is_told_managers(&mut self, managers: Vec<String>, body: &mut Body) {
+        self.managers.update(managers.clone());
+        body.ledger.managers = managers;
     }
 
     /// The tasks that it holds.
@@ -346,6 +360,7 @@ impl Agent {
                     )
                 });
                 self.messages.push_back(*message);
+                env.reach(Point::Told, me.host);
             }
             Down::Closed => self.end_session(me, env),
         }
@@ -371,7 +386,7 @@ impl Agent {
             .next_back()
             .expect("it was found");
         self.names = Records::from_view(&view);
-        crate::plane::check(me.host, &view, false, env);
+        crate::plane::check(me.host, &view, env);
         self.tried = number;
         self.view = Some(view);
     }
@@ -605,6 +620,7 @@ impl Agent {
             link.reports += 2;
             let number = link.reports;
             env.up(me.host, to, conn, Up::Report(session, report));
+            env.reach(Point::Report, me.host);
             self.timer(CALL_TIMEOUT, Timer::Overdue(conn, number), me, env);
         }
     }

@@ -10,7 +10,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use shoal_manager::io::raft::disk::{Disk, DiskFile};
+use shoal_manager::io::raft::{
+    disk::{Disk, DiskFile},
+    wal::{HEADER, RECORD_HEADER},
+};
 
 use crate::rng::Rng;
 
@@ -179,9 +182,56 @@ impl SimDisk {
         self.state().fails_in = Some(operations);
     }
 
+    /// Whether it fails.
+    pub fn has_failed(&self) -> bool {
+        self.state().fails_in == Some(0)
+    }
+
     /// Empties it.
     pub fn wipe(&self) {
         *self.state() = State::default();
+    }
+
+    /// Flips a bit of a record of the log that others follow. Returns whether there was one.
+    pub fn rot(&self, rng: &mut Rng) -> bool {
+        let mut state = self.state();
+        let logs = state
+            .seen
+            .names
+            .iter()
+            .filter(|(name, _)| name.starts_with("wal-") && !name.ends_with(".tmp"));
+        let Some(inode) = logs.last().map(|(_, inode)| *inode) else {
+            return false;
+        };
+        let content = &state.seen.contents[&inode];
+        let mut records = Vec::new();
+        let mut at = HEADER;
+        while let Some(length) = content.get(at..).and_then(|rest| rest.first_chunk::<4>()) {
+            let length = u32::from_le_bytes(*length) as usize;
+            if length == 0 {
+                break;
+            }
+            records.push(at..at + RECORD_HEADER + length);
+            at += RECORD_HEADER + length;
+        }
+        // The last one may be dropped as one that was cut short.
+        let Some(followed) = records.len().checked_sub(2).filter(|left| *left > 0) else {
+            return false;
+        };
+        let record = records[rng.index(followed)].clone();
+        let place = rng.range(record.start as u64 + 4, record.end as u64) as usize;
+        let bit = 1 << rng.index(8);
+        let State { seen, durable, .. } = &mut *state;
+        for files in [seen, durable] {
+            if let Some(byte) = files
+                .contents
+                .get_mut(&inode)
+                .and_then(|c| c.get_mut(place))
+            {
+                *byte ^= bit;
+            }
+        }
+        true
     }
 
     /// How often it was synced.

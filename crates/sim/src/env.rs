@@ -9,7 +9,7 @@ use crate::{
     oracle::SharedOracle,
     rng::Rng,
     rpc::{Down, Up},
-    trouble::{Faults, Trouble},
+    trouble::{Faults, Point, Trouble},
     user::{Op, Reply},
 };
 
@@ -200,6 +200,15 @@ impl Env {
         self.oracle.lock().problems.push(what);
     }
 
+    /// A program is at one of the points where its end would hurt; maybe it ends.
+    pub fn reach(&mut self, point: Point, host: HostId) {
+        if self.rng.chance(self.faults.points[point as usize]) {
+            self.tell(|| format!("host {host} is about to die at {point:?}"));
+            let delay = self.rng.range(0, 2 * MS);
+            self.after(delay, Event::Trouble(Trouble::Kill(host)));
+        }
+    }
+
     /// How long a datagram travels; `None` if it does not arrive.
     fn travel(&mut self, from: HostId, to: HostId) -> Option<u64> {
         let faults = self.faults;
@@ -217,15 +226,26 @@ impl Env {
     }
 
     /// Sends a message of Raft. Returns whether it will arrive.
-    pub fn send_raft(&mut self, from: HostId, to: HostId, raft_id: u64, bytes: Vec<u8>) -> bool {
+    pub fn send_raft(
+        &mut self,
+        (from, to): (HostId, HostId),
+        raft_id: u64,
+        bytes: Vec<u8>,
+        is_bulk: bool,
+    ) -> bool {
         let mut arrives = false;
+        let lag = if is_bulk && self.rng.chance(self.faults.lag) {
+            self.rng.range(50 * MS, 800 * MS)
+        } else {
+            0
+        };
         let copies = 1 + u8::from(self.rng.chance(self.faults.duplicate));
         for _ in 0..copies {
             if let Some(delay) = self.travel(from, to) {
                 arrives = true;
                 let bytes = bytes.clone();
                 self.after(
-                    delay,
+                    delay + lag,
                     Event::Raft {
                         from,
                         to,

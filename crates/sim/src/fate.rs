@@ -46,9 +46,13 @@ pub fn strike(world: &mut World, trouble: Trouble) {
         }
         Trouble::DiskFails(host, after) => world.fail_disk(host, after),
         Trouble::Wipe(host) => {
-            // Losing a quorum of logs is more than any consensus can bear: a wiped manager must be back before the next.
-            if rest::all_managers_vote(world) && world.env.faults.managers > 2 {
+            if rest::may_lose_log(world) {
                 world.wipe(host);
+            }
+        }
+        Trouble::Rot(host) => {
+            if rest::may_lose_log(world) {
+                world.rot(host);
             }
         }
         Trouble::Isolate(host, to, from) => {

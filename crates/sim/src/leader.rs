@@ -31,10 +31,14 @@ use crate::{
     manager::{Input, Manager, Me, Observed, Owed, address_of, node_of},
     rng::Rng,
     rpc::{Down, Up},
+    trouble::Point,
 };
 
 /// When a manager that could not be removed is tried again, as in the product.
 const REMOVAL_RETRY: u64 = SECOND;
+
+/// What a new leader gives every node at least to find it.
+const GRACE_SURE: Instant = 2 * SECOND;
 
 /// An open session.
 #[derive(Debug)]
@@ -52,6 +56,9 @@ struct Session {
 pub struct Reign {
     /// The term in which it leads.
     pub term: u64,
+    began: Instant,
+    /// Nodes that have had a session.
+    opened: BTreeSet<NodeId>,
     watch: Watch,
     state: State,
     ids: Rng,
@@ -83,6 +90,8 @@ impl Reign {
         let liveness = Liveness::begin(&state, period, me.clock.read(env.now));
         Self {
             term,
+            began: env.now,
+            opened: BTreeSet::new(),
             loops: Loops::begin(&state),
             watch,
             state,
@@ -114,6 +123,10 @@ impl Reign {
         let now = me.clock.read(env.now);
         for Verdict::Down { node, message } in self.liveness.verdicts(now) {
             env.tell(|| format!("host {} gives up {node}: {message}", me.host));
+            let is_sure = env.faults.clock == 0 && env.faults.drift <= 1_000;
+            if is_sure && !self.opened.contains(&node) && env.now - self.began < GRACE_SURE {
+                env.blame(format!("{node} had no time to find the new leader"));
+            }
             self.drop_session(&node, me, env);
             self.seen.remove(&node);
             self.condemned.insert(node, message);
@@ -173,7 +186,8 @@ impl Reign {
         };
         for proposal in self.loops.pass(&self.state, &mut cx) {
             let name = proposal.control_loop;
-            let caller = manager.propose(&proposal.batch, Owed::Loop(self.term, name));
+            let caller = manager.propose(&proposal.batch, Owed::Loop(self.term, name), env);
+            env.reach(Point::Plan, me.host);
             self.planned.insert(caller, name);
         }
     }
@@ -229,7 +243,7 @@ impl Reign {
             self.answer_reports(&node, &reports, me, env);
         }
         for (observed, batch) in batches {
-            let caller = manager.propose(&batch, Owed::Observed(self.term, observed));
+            let caller = manager.propose(&batch, Owed::Observed(self.term, observed), env);
             self.writing.insert(caller);
         }
     }
@@ -293,7 +307,7 @@ impl Reign {
         let work = role_work(&self.state, &manager.members, me.clock.read(env.now));
         if let Some(batch) = work.batch {
             self.roles_look = true;
-            let caller = manager.propose(&batch, Owed::Roles(self.term));
+            let caller = manager.propose(&batch, Owed::Roles(self.term), env);
             self.roles.insert(caller);
             return;
         }
@@ -381,6 +395,7 @@ impl Reign {
                 let session = self.next_session;
                 self.liveness.opened(node.clone(), session, now);
                 self.condemned.remove(&node);
+                self.opened.insert(node.clone());
                 self.seen.insert(node.clone(), (*description, address));
                 self.sessions.insert(
                     node,

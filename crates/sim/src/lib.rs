@@ -7,16 +7,21 @@
 //! [`world`] holds the hosts and moves them; [`env`](mod@env) is time, network and chance; [`trouble`] and [`fate`] make
 //! it hard; [`oracle`] knows what must be true after every event, [`rest`] what must become true when trouble ends.
 
+pub use shoal_api::planted::MARK;
+
 pub mod agent;
 pub mod disk;
 pub mod env;
 pub mod executor;
 pub mod fate;
+#[cfg(feature = "planted-bugs")]
+pub mod gate;
 pub mod genesis;
 pub mod leader;
 pub mod manager;
 pub mod oracle;
 pub mod plane;
+pub mod plans;
 pub mod rest;
 pub mod rng;
 pub mod rpc;

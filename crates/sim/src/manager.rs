@@ -17,12 +17,12 @@ use shoal_manager::{
         consensus::{
             LogIndex, Member, Members, RaftId,
             node::{
-                Answer, Caller, Effect, FrozenState, Leadership, Limits, Node, ProposeError,
-                StateMachine,
+                Answer, Caller, Effect, FrozenState, Leadership, Limits, Node, Persist,
+                ProposeError, StateMachine,
             },
             wire::{decode_message, encode_message},
         },
-        control::decide,
+        control::{Turn, Write},
         reconcile::Ctx,
         state::{Rejected, State},
         validate::Refusal,
@@ -42,7 +42,7 @@ use crate::{
     env::{Clock, Env, Event, HostId, MS},
     leader::Reign,
     oracle::SharedOracle,
-    trouble::Trouble,
+    trouble::{Point, Trouble},
     user::{Op, Reply, Want},
 };
 
@@ -51,8 +51,6 @@ pub const TICK: u64 = 100 * MS;
 const ELECTION_TICKS: usize = 10;
 /// Small segments and few entries between snapshots, so that both happen often.
 const SEGMENT_BYTES: u64 = 16 << 10;
-/// How often a write is decided anew because the state has moved on, as in the product.
-const DECISIONS_MAX: u32 = 8;
 /// Rest after a reign that ended, as in the product.
 const REIGN_PAUSE: u64 = 100 * MS;
 
@@ -94,8 +92,8 @@ pub fn node_of(host: HostId) -> NodeId {
 pub enum Input {
     /// A tick.
     Tick,
-    /// A message.
-    Message(Box<Message>),
+    /// A message, and who sent it.
+    Message(Box<Message>, Member),
     /// Data for the log.
     Propose(Vec<u8>, Caller),
     /// A barrier.
@@ -123,8 +121,10 @@ pub enum Owed {
     Observed(u64, Observed),
     /// The keeper of roles of this reign.
     Roles(u64),
-    /// A user's write: what it is about, and how often it was decided.
-    Write(Box<Op>, ObjectKey, u32),
+    /// A user's write: what it is about, and what to do if it is refused.
+    Write(Box<Op>, ObjectKey, Box<Write>),
+    /// A user's write that is about to be refused.
+    Confirm(Box<Op>, Box<Write>),
     /// A user's read.
     Read(Box<Op>),
     /// A host that wants to take part, and the number of its request.
@@ -181,12 +181,16 @@ pub struct Manager {
     disk: SimDisk,
     inbox: VecDeque<Input>,
     is_disk_busy: bool,
+    /// Index of the last entry that was written since the start.
+    last_index: LogIndex,
     /// A snapshot that is being written down, and up to where the log may be cut off then.
     keeping: Option<(Snapshot, LogIndex)>,
     owed: BTreeMap<Caller, Owed>,
     next_caller: Caller,
     /// The members that it knows of.
     pub members: Arc<Members>,
+    /// Those of whose admission it has not heard.
+    guests: BTreeMap<RaftId, Member>,
     /// Who leads, as it knows.
     pub leadership: Leadership,
     /// What it does while it leads.
@@ -236,10 +240,12 @@ impl Manager {
             disk: disk.clone(),
             inbox: VecDeque::new(),
             is_disk_busy: false,
+            last_index: 0,
             keeping: None,
             owed: BTreeMap::new(),
             next_caller: 0,
             members,
+            guests: BTreeMap::new(),
             leadership: Leadership::default(),
             reign: None,
             reigns_after: 0,
@@ -257,11 +263,19 @@ impl Manager {
     }
 
     /// A message from a peer.
-    pub fn receive(&mut self, raft_id: RaftId, bytes: &[u8]) {
+    pub fn receive(&mut self, from: HostId, raft_id: RaftId, bytes: &[u8]) {
         if raft_id == self.node.raft_id()
             && let Ok(message) = decode_message(bytes)
         {
-            self.put(Input::Message(Box::new(message)));
+            let sender = Member {
+                node_id: node_of(from),
+                address: address_of(from),
+            };
+            // As the product does: a member's messages are believed from its own node alone.
+            let known = self.members.get(message.from);
+            if known.is_none_or(|known| known.node_id == sender.node_id) {
+                self.put(Input::Message(Box::new(message), sender));
+            }
         }
     }
 
@@ -273,11 +287,14 @@ impl Manager {
     }
 
     /// Proposes a batch.
-    pub fn propose(&mut self, batch: &Batch, owed: Owed) -> Caller {
+    pub fn propose(&mut self, batch: &Batch, owed: Owed, env: &Env) -> Caller {
         let state = self.replica.state();
         let data = encode_batch_lean(batch, &|service, version| {
             state.task_spec(service, version).cloned()
         });
+        if matches!(owed, Owed::Loop(..)) {
+            env.oracle.lock().plans(&data, state.index());
+        }
         let caller = self.owe(owed);
         self.put(Input::Propose(data, caller));
         caller
@@ -288,6 +305,18 @@ impl Manager {
         self.is_disk_busy = false;
         self.disk.pass();
         self.node.on_persisted();
+    }
+
+    /// Whether a record takes back entries that the log holds.
+    fn overwrites(&mut self, persist: &Persist) -> bool {
+        let entries = persist.record.iter().flat_map(|record| &record.entries);
+        let mut indexes = entries.map(|entry| entry.index);
+        let Some(first) = indexes.next() else {
+            return false;
+        };
+        let before = self.last_index;
+        self.last_index = indexes.last().unwrap_or(first);
+        first <= before
     }
 
     /// A snapshot is durable.
@@ -340,7 +369,7 @@ impl Manager {
     fn handle(&mut self, input: Input) {
         match input {
             Input::Tick => self.node.tick(),
-            Input::Message(message) => self.node.step(*message),
+            Input::Message(message, sender) => self.node.step(*message, Some(sender)),
             Input::Propose(data, caller) => self.node.propose(&data.into(), caller),
             Input::Read(caller) => self.node.read(caller),
             Input::Admit(member, caller) => self.node.admit(member, caller),
@@ -360,7 +389,9 @@ impl Manager {
                     env.oracle.lock().member(id, &member.node_id);
                 }
                 self.members = members;
+                self.guests.clear();
             }
+            Effect::Guest(id, guest) => drop(self.guests.insert(id, guest)),
             Effect::Answer(caller, answer) => {
                 if let Some(owed) = self.owed.remove(&caller) {
                     self.answered(caller, owed, answer, me, env);
@@ -379,6 +410,7 @@ impl Manager {
                     return Err(Died);
                 }
                 self.keeping = Some((snapshot, keep_from));
+                env.reach(Point::Kept, me.host);
                 let Me { host, life, .. } = me;
                 env.after(delay, Event::Kept { host, life });
             }
@@ -394,6 +426,13 @@ impl Manager {
                     env.faults
                         .persisting(&mut env.rng, is_vote, persist.snapshot.is_some());
                 if crash {
+                    return Err(Died);
+                }
+                if self.overwrites(&persist) {
+                    env.reach(Point::Overwritten, me.host);
+                }
+                if env.rng.chance(env.faults.points[Point::Synced as usize]) {
+                    self.disk.pass();
                     return Err(Died);
                 }
                 if delay == 0 {
@@ -417,13 +456,16 @@ impl Manager {
             let delay = env.rng.range(0, 2 * MS);
             env.after(delay, Event::Trouble(Trouble::Kill(me.host)));
         }
-        let Some(member) = self.members.get(message.to) else {
+        let known = self.members.get(message.to);
+        let Some(member) = known.or_else(|| self.guests.get(&message.to)) else {
             return;
         };
         let Some(to) = host_of(&member.address) else {
             return;
         };
-        let arrives = env.send_raft(me.host, to, message.to, encode_message(message));
+        let is_bulk = !message.entries.is_empty();
+        let bytes = encode_message(message);
+        let arrives = env.send_raft((me.host, to), message.to, bytes, is_bulk);
         let Me { host, life, .. } = me;
         let (peer, delay) = (message.to, env.rng.range(MS, 200 * MS));
         if message.snapshot.is_some() {
@@ -459,6 +501,7 @@ impl Manager {
                 return;
             }
             env.tell(|| format!("host {} leads term {term}", me.host));
+            env.reach(Point::Reign, me.host);
             self.reign = Some(Reign::begin(term, &self.replica, me, env));
         }
         if let Some(mut reign) = self.reign.take() {
@@ -501,7 +544,11 @@ impl Manager {
                     self.end_reign(me, env);
                 }
             }
-            Owed::Write(op, key, decisions) => self.written(*op, key, decisions, answer, me, env),
+            Owed::Write(op, key, write) => self.written(*op, key, *write, answer, me, env),
+            Owed::Confirm(op, write) => match answer {
+                Answer::At(_) => self.decide(*op, *write, me, env),
+                _ => op.reply(Reply::NoLeader, me.host, env),
+            },
             Owed::Read(op) => {
                 let reply = match answer {
                     Answer::At(_) => Reply::Read(self.replica.state()),
@@ -541,7 +588,14 @@ impl Manager {
                 let caller = self.owe(Owed::Read(Box::new(op)));
                 self.put(Input::Read(caller));
             }
-            Want::Write(_) if self.leadership.is_leader => self.decide(op, 0, me, env),
+            Want::Write(intent) if self.leadership.is_leader => {
+                if env.rng.chance(env.faults.strand) {
+                    let alone = Trouble::Isolate(me.host, true, true);
+                    env.after(0, Event::Trouble(alone));
+                }
+                let write = Write::new(Intent::clone(intent));
+                self.decide(op, write, me, env);
+            }
             Want::Write(_) => {
                 let leader = self
                     .leadership
@@ -559,42 +613,50 @@ impl Manager {
         }
     }
 
-    fn decide(&mut self, op: Op, decisions: u32, me: Me, env: &mut Env) {
-        let Want::Write(intent) = &op.want else {
-            return;
-        };
+    fn decide(&mut self, op: Op, mut write: Write, me: Me, env: &mut Env) {
+        if !self.leadership.is_leader {
+            return op.reply(Reply::NoLeader, me.host, env);
+        }
         let state = self.replica.state();
         let mut ids = env.rng.fork();
         let mut cx = Ctx {
             now: me.clock.read(env.now),
             ids: &mut ids,
         };
-        match decide(&state, &mut cx, Intent::clone(intent)) {
-            Ok(decision) => {
+        match write.next(&state, &mut cx) {
+            Turn::Propose(decision) => {
                 let key = decision.key.clone();
-                self.propose(&decision.batch, Owed::Write(Box::new(op), key, decisions));
+                let owed = Owed::Write(Box::new(op), key, Box::new(write));
+                self.propose(&decision.batch, owed, env);
             }
-            Err(refusal) => op.reply(Reply::Refused(refusal.to_string()), me.host, env),
+            Turn::Confirm => {
+                let caller = self.owe(Owed::Confirm(Box::new(op), Box::new(write)));
+                self.put(Input::Read(caller));
+            }
+            Turn::Refuse(refusal) => self.refuse(op, &refusal, me, env),
         }
+    }
+
+    fn refuse(&self, op: Op, refusal: &Refusal, me: Me, env: &mut Env) {
+        let (text, index) = (refusal.to_string(), self.replica.state().index());
+        op.reply(Reply::Refused { text, index }, me.host, env);
     }
 
     fn written(
         &mut self,
         op: Op,
         key: ObjectKey,
-        decisions: u32,
+        mut write: Write,
         answer: Answer,
         me: Me,
         env: &mut Env,
     ) {
         let reply = match answer {
             Answer::At(index) => Reply::Written { index, key },
-            Answer::Failed(ProposeError::Rejected(rejected)) => {
-                if rejected.is_stale() && decisions + 1 < DECISIONS_MAX {
-                    return self.decide(op, decisions + 1, me, env);
-                }
-                Reply::Refused(Refusal::from(rejected).to_string())
-            }
+            Answer::Failed(ProposeError::Rejected(rejected)) => match write.rejected(rejected) {
+                None => return self.decide(op, write, me, env),
+                Some(refusal) => return self.refuse(op, &refusal, me, env),
+            },
             Answer::Failed(ProposeError::NotLeader { .. }) => Reply::NoLeader,
             _ => Reply::Unknown,
         };
@@ -609,7 +671,7 @@ impl Manager {
 
 /// A line about a message, for whoever reads what happens.
 fn summary(input: &Input) -> String {
-    let Input::Message(m) = input else {
+    let Input::Message(m, _) = input else {
         return format!("{input:?}").chars().take(60).collect();
     };
     let entries: Vec<(u64, u64)> = m.entries.iter().map(|e| (e.index, e.term)).collect();

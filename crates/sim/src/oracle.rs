@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use raft::eraftpb::{Message, MessageType};
+use raft::eraftpb::{Entry, Message, MessageType};
 use shoal_api::{
     Actor, NodeId, SecretId, TaskId, TaskState,
     object::{Change, Expect, NodeState, Object, ObjectKey, Task},
@@ -29,6 +29,7 @@ use shoal_worker::core::assignment::{Item, ItemKey, Message as Told};
 use crate::{
     env::{HostId, Instant, SECOND},
     manager::node_of,
+    plans,
     user::{Op, Reply, Want},
 };
 
@@ -69,6 +70,8 @@ pub struct Oracle {
     /// What was seen that must not be.
     pub problems: Vec<String>,
     entries: BTreeMap<u64, (u64, bool)>,
+    /// The states that plans were made on, by what they say.
+    plans: BTreeMap<u64, u64>,
     /// The state after each entry.
     pub states: BTreeMap<u64, State>,
     /// The newest state.
@@ -104,6 +107,11 @@ impl Oracle {
     fn blame(&mut self, what: impl Into<String>) {
         let what = format!("at {:.3} s: {}", self.now as f64 / 1e9, what.into());
         self.problems.push(what);
+    }
+
+    /// A leader proposes what it has planned on the state of that index.
+    pub fn plans(&mut self, data: &[u8], index: u64) {
+        self.plans.insert(hash(data), index);
     }
 
     /// A manager applied an entry.
@@ -215,7 +223,10 @@ impl Oracle {
                 self.excused.extend(tasks.map(|task| task.id.clone()));
             }
         }
-        for problem in audit(after) {
+        let plan = self.plans.remove(&hash(data));
+        let planned = plan.and_then(|index| self.states.get(&index)).cloned();
+        let broken = planned.map(|planned| plans::judge(&batch, &planned, after));
+        for problem in broken.into_iter().flatten().chain(audit(after)) {
             self.blame(problem);
         }
     }
@@ -346,10 +357,19 @@ impl Oracle {
     pub fn look_at(&mut self, host: HostId, node: &Node) {
         let (term, leads) = node.term();
         if leads {
+            let is_next = self.leaders.range(term..).next().is_none();
             let leader = *self.leaders.entry(term).or_insert_with(|| node.raft_id());
             if leader != node.raft_id() {
                 let id = node.raft_id();
                 self.blame(format!("{leader} and {id} lead term {term}"));
+            }
+            // Whoever comes to lead has everything that was decided before.
+            let committed = self.committed;
+            let term_of = self.terms.get(&committed).copied();
+            let has_it = |entry: &Entry| term_of.is_none_or(|term| entry.term == term);
+            if is_next && node.applied() < committed && !node.entry(committed).is_some_and(has_it) {
+                let id = node.raft_id();
+                self.blame(format!("{id} leads term {term} and lacks {committed}"));
             }
         }
         let from = self.looked_up_to.get(&host).copied().unwrap_or(0);
@@ -379,6 +399,19 @@ impl Oracle {
                     self.blame(format!("a read gave state {index} after {floor} was known"));
                 }
                 self.told = self.told.max(state.index());
+                let truth = self.states.get(&state.index());
+                if truth.is_some_and(|truth| !truth.is_same(state)) {
+                    let index = state.index();
+                    self.blame(format!("a read gave another state {index} than there was"));
+                }
+            }
+            (Want::Write(intent), Reply::Refused { text, index }) => {
+                if *index < floor {
+                    self.blame(format!(
+                        "{intent:?} was refused by state {index} after {floor} was known: {text}"
+                    ));
+                }
+                self.told = self.told.max(*index);
             }
             (Want::Write(intent), Reply::Written { index, key }) => {
                 if *index <= floor {

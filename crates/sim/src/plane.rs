@@ -13,8 +13,8 @@ use crate::{
 
 /// Computes the kernel state of a view: there must be one, always the same, with every endpoint of this node in it.
 ///
-/// With `must_carry` the node must be part of the networks.
-pub fn check(host: HostId, view: &NetworkView, must_carry: bool, env: &mut Env) {
+/// Returns whether the node is part of the networks.
+pub fn check(host: HostId, view: &NetworkView, env: &mut Env) -> bool {
     let params = Params {
         prefix: "sh".to_owned(),
         gwbridge: "shgw".to_owned(),
@@ -35,7 +35,8 @@ pub fn check(host: HostId, view: &NetworkView, must_carry: bool, env: &mut Env) 
         (Ok(first), Ok(second)) if first == second => {}
         (Ok(_), Ok(_)) => env.blame(format!("view {} has two kernel states", view.version)),
         // The first view of a node's first session is sent while its address is being written down.
-        (Err(DesiredError::NotAPeer { .. }), _) if !must_carry => {}
+        (Err(DesiredError::NotAPeer { .. }), _) => return false,
         (Err(error), _) | (_, Err(error)) => env.blame(format!("host {host}: {error}")),
     }
+    true
 }

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// A stop may come this long after it was decided although somebody has not confirmed, less what clocks may differ.
-const DRAIN_SURE: u64 = 1_500 * MS;
+const DRAIN_SURE: u64 = 1_900 * MS;
 
 /// Whether a host may stay dead: it is no manager.
 pub fn may_die(world: &World, host: HostId) -> bool {
@@ -36,6 +36,14 @@ pub fn may_die(world: &World, host: HostId) -> bool {
             && node.manager.is_none()
     });
     is_worker && world.hosts[host].manager.is_none()
+}
+
+/// Whether a manager may lose its log. A quorum of logs is more than any consensus can lose: so a manager must be back
+/// before the next one, and there must be two others, whom nobody demotes meanwhile.
+pub fn may_lose_log(world: &World) -> bool {
+    let leads = leader(world).and_then(|id| world.hosts[id].manager.as_ref());
+    let are_enough = leads.is_some_and(|manager| manager.members.iter().count() > 2);
+    are_enough && !world.env.faults.roles && all_managers_vote(world)
 }
 
 /// Whether the manager that leads knows every member to be a voter that runs.
@@ -54,7 +62,8 @@ pub fn all_managers_vote(world: &World) -> bool {
     })
 }
 
-fn leader(world: &World) -> Option<HostId> {
+/// The host whose manager leads, if one does.
+pub fn leader(world: &World) -> Option<HostId> {
     let leads = |host: &&crate::world::Host| {
         host.manager
             .as_ref()
@@ -68,6 +77,7 @@ fn leader(world: &World) -> Option<HostId> {
 
 /// Mends what users broke, and looks whether everything is as asked for.
 pub fn look(world: &mut World) {
+    tell_the_lost(world);
     let missing = missing(world);
     world.is_done = missing.is_none();
     world.missing = missing.unwrap_or_default();
@@ -76,6 +86,23 @@ pub fn look(world: &mut World) {
         let missing = world.missing.clone();
         world.env.blame(format!("no rest: {missing}"));
         world.is_done = true;
+    }
+}
+
+/// A node that was away while every manager it knew of was replaced cannot find the cluster by itself: it is told.
+fn tell_the_lost(world: &mut World) {
+    let truth = world.truth();
+    let managers = truth.nodes().filter_map(|node| node.manager.as_ref());
+    let managers: Vec<String> = managers.map(|manager| manager.addr.clone()).collect();
+    for id in 0..world.hosts.len() {
+        let knows = world.hosts[id].body.managers();
+        let is_lost = !knows.is_empty() && !knows.iter().any(|known| managers.contains(known));
+        if is_lost && world.hosts[id].agent.is_some() && !managers.is_empty() {
+            world
+                .env
+                .tell(|| format!("node {id} is told of the managers of today"));
+            world.tell_managers(id, managers.clone());
+        }
     }
 }
 
@@ -101,8 +128,10 @@ fn missing(world: &mut World) -> Option<String> {
         .or_else(|| names(world, &truth));
     for host in (0..world.hosts.len()).filter(|_| missing.is_none()) {
         let agent = world.hosts[host].agent.as_ref();
-        if let Some(view) = agent.and_then(|agent| agent.view.clone()) {
-            crate::plane::check(host, &view, true, &mut world.env);
+        if let Some(view) = agent.and_then(|agent| agent.view.clone())
+            && !crate::plane::check(host, &view, &mut world.env)
+        {
+            return Some(format!("node {} has a view without itself", node_of(host)));
         }
     }
     missing

@@ -22,28 +22,6 @@ pub struct Run {
     pub problem: Option<String>,
 }
 
-/// What became of a planted bug.
-#[cfg(feature = "planted-bugs")]
-#[derive(Debug, Clone)]
-pub struct Hunt {
-    /// The bug.
-    pub bug: shoal_api::planted::Bug,
-    /// Seeds tried.
-    pub seeds: u64,
-    /// The one that found it, if one did.
-    pub found: Option<Run>,
-}
-
-/// Tries seeds from `first` on until one finds the bug.
-#[cfg(feature = "planted-bugs")]
-pub fn hunt(bug: shoal_api::planted::Bug, first: u64, most: u64) -> Hunt {
-    shoal_api::planted::plant(Some(bug));
-    let found = (first..first + most).find_map(|seed| Some(run(seed, false)).filter(Run::failed));
-    shoal_api::planted::plant(None);
-    let seeds = found.as_ref().map_or(most, |run| run.seed - first + 1);
-    Hunt { bug, seeds, found }
-}
-
 impl Run {
     /// Whether something was wrong.
     pub fn failed(&self) -> bool {

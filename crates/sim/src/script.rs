@@ -5,8 +5,8 @@
 
 use shoal_api::{
     TaskState,
-    object::{Object, ObjectKey},
-    spec::{Availability, ServiceMode, ServiceSpec},
+    object::{Node, Object, ObjectKey},
+    spec::{Availability, NodeRole, NodeSpec, ServiceMode, ServiceSpec},
 };
 use shoal_manager::{
     Intent, Spec,
@@ -17,6 +17,15 @@ use crate::{env::SECOND, manager::node_of, rest, trouble::Faults, user::named, w
 
 /// Virtual time that an expectation waits at most.
 const PATIENCE: u64 = 180 * SECOND;
+
+/// Of which host a step is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Who {
+    /// That one; the first is 0.
+    Host(usize),
+    /// The one that leads when the step is reached.
+    Leader,
+}
 
 /// A step of a story.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,18 +44,30 @@ pub enum Step {
     Drain(usize),
     /// `activate HOST`.
     Activate(usize),
-    /// `kill HOST`: it loses power.
-    Kill(usize),
-    /// `start HOST`.
-    Start(usize),
+    /// `promote HOST`.
+    Promote(usize),
+    /// `demote HOST` or `demote leader`.
+    Demote(Who),
+    /// `kill HOST` or `kill leader`: it loses power.
+    Kill(Who),
+    /// `crash HOST` or `crash leader`: its daemon ends, its containers go on.
+    Crash(Who),
+    /// `start HOST`, or `start all` that do not run.
+    Start(Option<usize>),
     /// `cut HOST HOST`: nothing passes between them.
     Cut(usize, usize),
+    /// `isolate HOST` or `isolate leader`: nothing passes between it and any other host.
+    Isolate(Who),
     /// `heal`: everything passes.
     Heal,
     /// `running SERVICE N [not on HOST]`: expects so many running tasks, and no other ones.
     Running(String, u64, Option<usize>),
     /// `gone SERVICE`: expects that nothing is left of it.
     Gone(String),
+    /// `managers N`: expects so many managers, all of which answer.
+    Managers(usize),
+    /// `leaderless`: expects that nobody leads, so that nothing can be changed.
+    Leaderless,
 }
 
 /// Reads a story.
@@ -80,6 +101,10 @@ fn step(words: &[&str]) -> Option<Step> {
             .ok()?
             .checked_sub(1)
     };
+    let who = |word: &str| match word {
+        "leader" => Some(Who::Leader),
+        word => host(word).map(Who::Host),
+    };
     Some(match words {
         ["hosts", hosts, "managers", managers] => {
             Step::Hosts(hosts.parse().ok()?, managers.parse().ok()?)
@@ -90,8 +115,13 @@ fn step(words: &[&str]) -> Option<Step> {
         ["remove", name] => Step::Remove((*name).to_owned()),
         ["drain", node] => Step::Drain(host(node)?),
         ["activate", node] => Step::Activate(host(node)?),
-        ["kill", node] => Step::Kill(host(node)?),
-        ["start", node] => Step::Start(host(node)?),
+        ["promote", node] => Step::Promote(host(node)?),
+        ["demote", node] => Step::Demote(who(node)?),
+        ["kill", node] => Step::Kill(who(node)?),
+        ["crash", node] => Step::Crash(who(node)?),
+        ["start", "all"] => Step::Start(None),
+        ["start", node] => Step::Start(Some(host(node)?)),
+        ["isolate", node] => Step::Isolate(who(node)?),
         ["cut", a, b] => Step::Cut(host(a)?, host(b)?),
         ["heal"] => Step::Heal,
         ["running", name, count] => Step::Running((*name).to_owned(), count.parse().ok()?, None),
@@ -99,6 +129,8 @@ fn step(words: &[&str]) -> Option<Step> {
             Step::Running((*name).to_owned(), count.parse().ok()?, Some(host(node)?))
         }
         ["gone", name] => Step::Gone((*name).to_owned()),
+        ["managers", count] => Step::Managers(count.parse().ok()?),
+        ["leaderless"] => Step::Leaderless,
         _ => return None,
     })
 }
@@ -113,24 +145,60 @@ pub fn play(steps: &[Step], seed: u64) -> Result<(), String> {
     };
     let mut world = World::empty(seed, Faults::none(*managers, hosts - managers));
     for step in &steps[1..] {
-        match step {
-            Step::Hosts(..) => return Err("`hosts` comes once".to_owned()),
-            Step::Kill(host) => {
-                world.dead.insert(*host);
-                world.power_cut(*host);
-            }
-            Step::Start(host) => {
-                world.dead.remove(host);
-                world.start(*host);
-            }
-            Step::Cut(a, b) => {
-                world.env.net.cut(*a, *b);
-                world.env.net.cut(*b, *a);
-            }
-            Step::Heal => world.env.net.heal(),
-            _ => {}
+        act(&mut world, step)?;
+    }
+    Ok(())
+}
+
+fn act(world: &mut World, step: &Step) -> Result<(), String> {
+    let mut step = step.clone();
+    if let Step::Kill(who) | Step::Crash(who) | Step::Isolate(who) | Step::Demote(who) = &mut step
+        && *who == Who::Leader
+    {
+        await_(world, "a leader", |world| rest::leader(world).is_some())?;
+        *who = Who::Host(rest::leader(world).expect("it was just there"));
+    }
+    match &step {
+        Step::Hosts(..) => return Err("`hosts` comes once".to_owned()),
+        Step::Kill(Who::Host(host)) => {
+            world.dead.insert(*host);
+            world.power_cut(*host);
         }
-        reach(&mut world, step)?;
+        Step::Crash(Who::Host(host)) => {
+            world.dead.insert(*host);
+            world.kill(*host);
+        }
+        Step::Start(host) => {
+            let all: Vec<_> = world.dead.iter().copied().collect();
+            for host in host.map_or(all, |host| vec![host]) {
+                world.dead.remove(&host);
+                world.start(host);
+            }
+        }
+        Step::Cut(a, b) => {
+            world.env.net.cut(*a, *b);
+            world.env.net.cut(*b, *a);
+        }
+        Step::Isolate(Who::Host(host)) => {
+            for other in (0..world.hosts.len()).filter(|other| other != host) {
+                world.env.net.cut(*host, other);
+                world.env.net.cut(other, *host);
+            }
+        }
+        Step::Heal => world.env.net.heal(),
+        _ => {}
+    }
+    reach(world, &step)
+}
+
+/// Lets time pass until something is so.
+fn await_(world: &mut World, what: &str, is_so: impl Fn(&World) -> bool) -> Result<(), String> {
+    let end = world.env.now + PATIENCE;
+    while !is_so(world) {
+        if world.env.now > end {
+            return Err(format!("{what} did not come to pass"));
+        }
+        world.step();
     }
     Ok(())
 }
@@ -146,7 +214,7 @@ fn reach(world: &mut World, step: &Step) -> Result<(), String> {
             return Err(problem);
         }
         let wish = wish(&truth, step, was);
-        if wish.is_none() && holds(&truth, step) {
+        if wish.is_none() && holds(world, &truth, step) {
             return Ok(());
         }
         if world.env.now > end {
@@ -198,10 +266,10 @@ fn wish(truth: &State, step: &Step, was: Option<u64>) -> Option<(u64, Intent)> {
         };
         (spec != *service.spec).then_some((service.spec.task.force_update, intent))
     };
-    let open = |host: usize, availability: Availability| {
+    let node = |host: usize, change: &dyn Fn(&mut NodeSpec)| {
         let node = truth.node(&node_of(host))?;
         let mut spec = node.spec.clone();
-        spec.availability = availability;
+        change(&mut spec);
         let intent = Intent::Update {
             key: ObjectKey::Node(node.id.clone()),
             version: node.meta.version,
@@ -227,14 +295,16 @@ fn wish(truth: &State, step: &Step, was: Option<u64>) -> Option<(u64, Intent)> {
             let key = ObjectKey::Service(service(name)?.id);
             Some((0, Intent::Remove { key, force: false }))
         }
-        Step::Drain(host) => open(*host, Availability::Drain),
-        Step::Activate(host) => open(*host, Availability::Active),
+        Step::Drain(host) => node(*host, &|spec| spec.availability = Availability::Drain),
+        Step::Activate(host) => node(*host, &|spec| spec.availability = Availability::Active),
+        Step::Promote(host) => node(*host, &|spec| spec.role = NodeRole::Manager),
+        Step::Demote(Who::Host(host)) => node(*host, &|spec| spec.role = NodeRole::Worker),
         _ => None,
     }
 }
 
 /// Whether what a step expects is so.
-fn holds(truth: &State, step: &Step) -> bool {
+fn holds(world: &World, truth: &State, step: &Step) -> bool {
     let of = |name: &str| {
         let tasks = truth.tasks().filter(|task| *task.service_name == *name);
         tasks.cloned().collect::<Vec<_>>()
@@ -255,6 +325,13 @@ fn holds(truth: &State, step: &Step) -> bool {
             wanted.count() as u64 == *count && running.count() as u64 == *count && !is_there
         }
         Step::Gone(name) => truth.named(Kind::Service, name).is_none() && of(name).is_empty(),
+        Step::Managers(count) => {
+            let of = |node: &&std::sync::Arc<Node>| {
+                node.role == NodeRole::Manager && node.manager.is_some()
+            };
+            truth.nodes().filter(of).count() == *count && rest::all_managers_vote(world)
+        }
+        Step::Leaderless => rest::leader(world).is_none(),
         _ => true,
     }
 }

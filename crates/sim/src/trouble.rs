@@ -25,6 +25,8 @@ pub enum Trouble {
     DiskFails(HostId, u64),
     /// A host forgets its log.
     Wipe(HostId),
+    /// A bit of a host's log flips, far from its end.
+    Rot(HostId),
     /// One host hears nobody, or is not heard, or both.
     Isolate(HostId, bool, bool),
     /// Two groups do not hear each other: a host is in the first if its bit is set.
@@ -42,6 +44,28 @@ pub enum Trouble {
     /// A look at whether the cluster has become what was asked for.
     Look,
 }
+
+/// A moment at which the end of a program tempts it most to break its word. Random ends hardly ever meet one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Point {
+    /// A record is durable, and nothing was told yet that depends on it.
+    Synced,
+    /// Entries of another leader have replaced entries of our log.
+    Overwritten,
+    /// A snapshot was written, and the log is cut.
+    Kept,
+    /// A leader has just begun to reign.
+    Reign,
+    /// A leader has proposed what a control loop wants.
+    Plan,
+    /// An agent was told what to do.
+    Told,
+    /// An agent says what has become of its tasks.
+    Report,
+}
+
+/// How many there are.
+const POINTS: usize = 7;
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +86,14 @@ pub struct Faults {
     pub reorder: u64,
     /// Messages that take very long.
     pub slow: u64,
+    /// Appends of a leader that travel for long while other messages overtake them.
+    pub lag: u64,
+    /// Leaders that are cut off with a user's write in their hands.
+    pub strand: u64,
+    /// Ends of a program at each of the points.
+    pub points: [u64; POINTS],
+    /// Whether users look at once, and elsewhere, whether what they wrote is there.
+    pub eager: bool,
     /// Crashes while something is written.
     pub crash_writing: u64,
     /// Crashes while a vote is written.
@@ -82,6 +114,8 @@ pub struct Faults {
     pub disk: u64,
     /// See [`Trouble::Wipe`].
     pub wipe: u64,
+    /// See [`Trouble::Rot`].
+    pub rot: u64,
     /// Network partitions of all kinds.
     pub partition: u64,
     /// See [`Trouble::Clock`].
@@ -114,6 +148,10 @@ impl Faults {
             duplicate: rate(5_000, 100_000),
             reorder: rate(20_000, 300_000),
             slow: rate(1_000, 20_000),
+            lag: rate(50_000, 400_000),
+            strand: rate(20_000, 150_000),
+            points: [0; POINTS],
+            eager: false,
             crash_writing: rate(500, 5_000),
             crash_voting: rate(20_000, 300_000),
             crash_snapshot: rate(50_000, 400_000),
@@ -124,6 +162,7 @@ impl Faults {
             pause: rate(20 * SECOND, 5 * SECOND),
             disk: rate(60 * SECOND, 15 * SECOND),
             wipe: rate(60 * SECOND, 20 * SECOND),
+            rot: rate(60 * SECOND, 20 * SECOND),
             partition: rate(20 * SECOND, 5 * SECOND),
             clock: rate(30 * SECOND, 10 * SECOND),
             transfer: rate(20 * SECOND, 5 * SECOND),
@@ -133,7 +172,12 @@ impl Faults {
             roles: false,
             leaves_dead: false,
         };
+        let hot = [3_000, 700_000, 300_000, 100_000, 10_000, 10_000, 10_000];
+        // A few of the points in most of the seeds: where all are, nothing gets far enough to go wrong.
+        let points = hot.map(|hot| *rng.pick(&[0, 0, 0, hot / 4, hot]));
         Self {
+            points,
+            eager: rng.chance(500_000),
             workers: rng.range(1, 4) as usize,
             users: rng.range(1, 4) as usize,
             until: rng.range(15, 40) * SECOND,
@@ -152,6 +196,10 @@ impl Faults {
             workers,
             users: 0,
             until: 0,
+            lag: 0,
+            strand: 0,
+            points: [0; POINTS],
+            eager: false,
             drop: 0,
             duplicate: 0,
             reorder: 0,
@@ -166,6 +214,7 @@ impl Faults {
             pause: 0,
             disk: 0,
             wipe: 0,
+            rot: 0,
             partition: 0,
             clock: 0,
             transfer: 0,
@@ -219,6 +268,7 @@ impl Faults {
             self.partition,
             self.clock,
             self.transfer,
+            self.rot,
         ];
         let drawn = rates.iter().enumerate().filter(|(_, mean)| **mean > 0);
         let drawn: Vec<(u64, usize)> = drawn
@@ -244,7 +294,8 @@ impl Faults {
                 let jump = rng.range(0, 20 * SECOND) as i64 - 10 * SECOND as i64;
                 Trouble::Clock(host, jump)
             }
-            _ => Trouble::Transfer(host),
+            7 => Trouble::Transfer(host),
+            _ => Trouble::Rot(host),
         };
         Some((after, trouble))
     }

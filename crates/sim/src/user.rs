@@ -53,8 +53,13 @@ pub enum Reply {
     },
     /// Everything, as it is.
     Read(State),
-    /// Not done, because.
-    Refused(String),
+    /// Not done.
+    Refused {
+        /// Why.
+        text: String,
+        /// Up to which index that was known.
+        index: u64,
+    },
     /// Not done: try elsewhere.
     NoLeader,
     /// Nobody knows.
@@ -78,12 +83,17 @@ pub struct User {
     pub pending: Option<(Op, u64)>,
     /// How many things it has made.
     pub made: u64,
+    /// Whether it wants to see what it has just done.
+    pub is_curious: bool,
 }
 
 impl User {
     /// Thinks of something to want.
     pub fn think(&mut self, number: usize, env: &mut Env) -> Want {
         let mut rng = env.rng.fork();
+        if std::mem::take(&mut self.is_curious) {
+            return Want::Read(());
+        }
         let has_roles = env.faults.roles;
         let write = |intent| Want::Write(Box::new(intent));
         for _ in 0..8 {
@@ -211,6 +221,9 @@ impl User {
             ..UpdateConfig::default()
         };
         spec.update = Some(config);
+        if rng.chance(200_000) {
+            spec.task.resources.reservations.memory_bytes = 400_000_000;
+        }
         spec.rollback = Some(UpdateConfig {
             failure_action: FailureAction::Continue,
             ..config

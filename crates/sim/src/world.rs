@@ -23,6 +23,9 @@ use crate::{
 
 /// How often a host looks at whether it shall be a manager.
 const UPKEEP: u64 = SECOND;
+/// Events within a second beyond which somebody works in vain: a busy loop costs a hundred times the most that clusters of
+/// this size have been seen to need.
+const STEPS_PER_SECOND_MAX: u64 = 200_000;
 /// After the end of trouble, how long the cluster may take to become what was asked for.
 pub const REST: u64 = 240 * SECOND;
 
@@ -39,6 +42,8 @@ pub struct Host {
     disk: SimDisk,
     /// Whether its disk holds a place in the group of managers.
     has_place: bool,
+    /// Whether its log was damaged since it last started.
+    is_rotten: bool,
     /// Number of its last request to be a manager.
     asked: u64,
     /// Its manager.
@@ -77,6 +82,8 @@ pub struct World {
     pub missing: String,
     /// Events so far.
     pub steps: u64,
+    /// The present second, and the events in it.
+    second: (u64, u64),
     /// Hosts that do not start any more.
     pub dead: BTreeSet<HostId>,
 }
@@ -114,6 +121,7 @@ impl World {
                 clock: Clock { drift, offset },
                 disk: SimDisk::default(),
                 has_place: false,
+                is_rotten: false,
                 asked: 0,
                 manager: None,
                 agent: None,
@@ -130,6 +138,7 @@ impl World {
             is_done: false,
             missing: String::new(),
             steps: 0,
+            second: (0, 0),
             dead: BTreeSet::new(),
         };
         let member = Member {
@@ -161,7 +170,15 @@ impl World {
             Ok(manager) => {
                 host.manager = Some(manager);
                 host.has_place = true;
+                host.is_rotten = false;
                 self.work(id);
+            }
+            Err(_) if host.disk.has_failed() => self.kill(id),
+            // It says so, and whoever runs it does as the message says: the log is given up, and others have it.
+            Err(error) if host.is_rotten => {
+                self.env
+                    .tell(|| format!("host {id} gives up its log: {error}"));
+                self.forget_log(id);
             }
             Err(error) => self.env.blame(format!("host {id} cannot start: {error}")),
         }
@@ -182,6 +199,14 @@ impl World {
         self.env.now = at;
         self.env.oracle.lock().now = at;
         self.steps += 1;
+        if at / SECOND != self.second.0 {
+            self.second = (at / SECOND, 0);
+        }
+        self.second.1 += 1;
+        if self.second.1 > STEPS_PER_SECOND_MAX {
+            let busy = format!("more than {STEPS_PER_SECOND_MAX} events in a second");
+            self.env.blame(busy);
+        }
         let kind = std::mem::discriminant(&event);
         self.env.note(at ^ hash(format!("{kind:?}").as_bytes()));
         self.happen(event);
@@ -387,7 +412,7 @@ impl World {
             }
             return;
         }
-        manager.receive(raft_id, bytes);
+        manager.receive(from, raft_id, bytes);
         self.work(to);
     }
 
@@ -401,6 +426,7 @@ impl World {
             manager.end_reign(me, &mut self.env);
         }
         host.has_place = false;
+        host.is_rotten = false;
         host.disk.wipe();
         self.env.oracle.lock().forgets(id);
     }
@@ -537,7 +563,13 @@ impl World {
         }
         self.env
             .tell(|| format!("user {number} is told: {}", told(reply)));
-        let thought = thought(&mut self.env);
+        let is_curious = self.env.faults.eager && matches!(reply, Reply::Written { .. });
+        self.users[number].is_curious = is_curious;
+        let thought = if is_curious {
+            self.env.rng.range(0, 5 * MS)
+        } else {
+            thought(&mut self.env)
+        };
         self.env.after(
             thought,
             Event::User {
@@ -561,6 +593,9 @@ impl World {
         host.manager = None;
         host.agent = None;
         host.disk.crash(&mut self.env.rng);
+        if !host.has_place {
+            host.disk.wipe(); // what was begun of a place was never told to anybody
+        }
         let delay = *self.env.rng.pick(&[MS, 50 * MS, SECOND, 5 * SECOND]);
         self.env.after(delay, Event::Trouble(Trouble::Start(id)));
     }
@@ -627,6 +662,21 @@ impl World {
         self.hosts[id].disk.wipe();
         self.hosts[id].has_place = false;
         self.env.oracle.lock().forgets(id);
+    }
+
+    /// The agent of a host is told where the managers are.
+    pub fn tell_managers(&mut self, id: HostId, managers: Vec<String>) {
+        let host = &mut self.hosts[id];
+        if let Some(agent) = &mut host.agent {
+            agent.is_told_managers(managers, &mut host.body);
+        }
+    }
+
+    /// A bit of the log of a host that does not run flips.
+    pub fn rot(&mut self, id: HostId) {
+        self.kill(id);
+        let host = &mut self.hosts[id];
+        host.is_rotten |= host.has_place && host.disk.rot(&mut self.env.rng);
     }
 
     /// Whether a process that is asked to stop is out of all names and load balancers.

@@ -18,12 +18,13 @@ use std::{collections::BTreeSet, sync::Arc};
 use shoal_api::{
     Actor, NetworkId, ServiceId, TaskState,
     object::{Network, Object, Service},
+    planted::{Bug, planted},
     spec::{EndpointSpec, NetworkTarget, PublishMode, TaskSpec},
 };
 
 use super::{
     reconcile::{Ctx, Plan, Reconciler},
-    state::{Event, State},
+    state::{Delta, Event, State},
 };
 
 pub(crate) use endpoint::named_by;
@@ -66,12 +67,15 @@ impl Reconciler for Allocator {
                     .chain(services)
                     .collect()
             }
-            Event::Service(delta) if delta.is_deleted() => waiting_services(state)
-                .into_iter()
-                .map(Key::Service)
-                .collect(),
-            Event::Service(delta) if delta.changed(|service| service.spec.clone()) => {
-                vec![Key::Service(delta.any().id.clone())]
+            Event::Service(delta) => {
+                let is_new = !delta.is_deleted() && delta.changed(|service| service.spec.clone());
+                let own = is_new.then(|| delta.any().id.clone());
+                let mut services: BTreeSet<_> = own.into_iter().collect();
+                if gives_back(delta) && !planted(Bug::PortForgotten) {
+                    services.extend(waiting_services(state));
+                    services.extend(services_behind(state));
+                }
+                services.into_iter().map(Key::Service).collect()
             }
             Event::Task(delta) => match &delta.new {
                 Some(task) if task.status.state == TaskState::New => {
@@ -150,6 +154,29 @@ fn waiting_services(state: &State) -> BTreeSet<ServiceId> {
         .tasks_waiting(TaskState::New)
         .map(|task| task.service.clone())
         .collect()
+}
+
+/// Services whose endpoint is not yet as asked for. Their tasks need not wait for it.
+fn services_behind(state: &State) -> impl Iterator<Item = ServiceId> {
+    let is_behind = |service: &&Arc<Service>| {
+        let endpoint = service.endpoint.as_ref();
+        endpoint.is_none_or(|endpoint| endpoint.spec != service.spec.endpoint)
+    };
+    let services = state.services().filter(is_behind);
+    services.map(|service| service.id.clone())
+}
+
+/// Whether a service holds fewer ports or virtual addresses than before.
+fn gives_back(delta: &Delta<Service>) -> bool {
+    let Some(old) = delta.old.as_ref().and_then(|old| old.endpoint.as_ref()) else {
+        return false;
+    };
+    let Some(new) = delta.new.as_ref().and_then(|new| new.endpoint.as_ref()) else {
+        return true;
+    };
+    let keeps_ports = old.ports.iter().all(|port| new.ports.contains(port));
+    let mut addresses = old.virtual_ips.iter();
+    !keeps_ports || !addresses.all(|address| new.virtual_ips.contains(address))
 }
 
 /// Why a network has no subnets.

@@ -9,6 +9,7 @@ mod data;
 mod network;
 mod node;
 mod service;
+mod write;
 
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,7 @@ pub use data::{
 pub use network::{create_network, remove_network};
 pub use node::{remove_node, update_node};
 pub use service::{create_service, remove_service, rollback_service, update_service};
+pub use write::{Turn, Write};
 
 /// A decision that is ready for the log.
 #[derive(Debug, Clone, PartialEq)]

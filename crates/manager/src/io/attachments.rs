@@ -35,6 +35,9 @@ impl Desk {
         wish: &AttachmentWish,
     ) -> Result<NetworkId, Status> {
         let mut watch = self.store.watch();
+        // What is refused is refused by the state of now.
+        let latest = self.store.latest().await;
+        latest.map_err(|error| Status::unavailable(error.to_string()))?;
         let refused = |refusal: Refusal| to_status(&refusal);
         let network = attachable_network(&self.store.state(), &wish.network).map_err(refused)?;
         if self.store.state().task(&wish.id).is_none() {

@@ -48,7 +48,7 @@ use super::{
 };
 use crate::core::{
     consensus::{Member, MemberChange, Members},
-    control::{Intent, decide},
+    control::{Intent, Turn, Write},
     reconcile::Ctx,
     state::State,
     validate::Refusal,
@@ -78,8 +78,6 @@ const LEADER_TIMEOUT: Duration = Duration::from_secs(15);
 const LEADER_RETRY: Duration = Duration::from_millis(100);
 /// How long a call may wait for the end of an election.
 const ELECTION_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often a write is decided anew because the state had moved on meanwhile.
-const DECISIONS_MAX: usize = 8;
 /// Largest message among managers: a batch of entries, of which one may be large by itself.
 const RAFT_MESSAGE_BYTES_MAX: usize = 64 << 20;
 /// Largest request of somebody who need not show a certificate.
@@ -569,29 +567,38 @@ impl Desk {
         &self,
         intent: Intent,
     ) -> Result<Option<Object>, WriteError> {
-        let mut refused = Refusal::out_of_sequence();
-        for _ in 0..DECISIONS_MAX {
+        let mut write = Write::new(intent);
+        loop {
             if !self.leadership().is_leader {
                 return Err(WriteError::NoLeader);
             }
-            let decision = {
+            let turn = {
                 let mut cx = Ctx {
                     now: Timestamp::now(),
                     ids: &mut RandomIds,
                 };
-                decide(&self.store.state(), &mut cx, intent.clone())?
+                write.next(&self.store.state(), &mut cx)
             };
-            match self.store.propose(&decision.batch).await {
-                Ok(_) => return Ok(self.store.object(&decision.key)),
-                Err(ProposeError::Rejected(rejected)) if rejected.is_stale() => {
-                    refused = rejected.into()
-                }
-                Err(ProposeError::Rejected(rejected)) => return Err(Refusal::from(rejected).into()),
-                Err(ProposeError::NotLeader { .. }) => return Err(WriteError::NoLeader),
-                Err(ProposeError::Lost | ProposeError::Stopped) => return Err(WriteError::Lost),
+            let failed = match turn {
+                Turn::Refuse(refusal) => return Err(refusal.into()),
+                Turn::Confirm => self.store.latest().await.err(),
+                Turn::Propose(decision) => match self.store.propose(&decision.batch).await {
+                    Ok(_) => return Ok(self.store.object(&decision.key)),
+                    Err(ProposeError::Rejected(rejected)) => {
+                        if let Some(refusal) = write.rejected(rejected) {
+                            return Err(refusal.into());
+                        }
+                        None
+                    }
+                    Err(failed) => Some(failed),
+                },
+            };
+            match failed {
+                None => {}
+                Some(ProposeError::NotLeader { .. }) => return Err(WriteError::NoLeader),
+                Some(_) => return Err(WriteError::Lost),
             }
         }
-        Err(refused.into())
     }
 }
 

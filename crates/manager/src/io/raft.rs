@@ -46,6 +46,9 @@ pub trait Transport: Send + 'static {
 
     /// Tells whom there is to send to, at the start and after each change.
     fn set_members(&mut self, members: &Members);
+
+    /// Tells of one more to send to, until the members change.
+    fn add_guest(&mut self, raft_id: RaftId, guest: &Member);
 }
 
 /// Times and sizes. The defaults are those of the product.
@@ -159,9 +162,10 @@ pub struct Mailbox {
 }
 
 impl Mailbox {
-    /// A message from a peer whose identity was checked. Dropped when too much waits already.
-    pub fn deliver(&self, message: Message) {
-        self.put(Input::Message(message));
+    /// A message from a peer whose identity was checked, see [`crate::core::consensus::node::Node::step`]. Dropped when
+    /// too much waits already.
+    pub fn deliver(&self, message: Message, sender: Option<Member>) {
+        self.put(Input::Message(message, sender));
     }
 
     /// The peer cannot be reached.

@@ -218,6 +218,43 @@ fn addresses_and_ports_are_kept_across_updates_and_freed_when_nobody_wants_them(
 }
 
 #[test]
+fn who_waits_for_a_port_gets_it_as_soon_as_it_is_given_back() {
+    let mut world = World::new(&["n1"]);
+    let ports = |world: &World, id| {
+        let endpoint = world.service(id).endpoint.clone();
+        let ports = endpoint.into_iter().flat_map(|endpoint| endpoint.ports);
+        ports.map(|port| port.published).collect::<Vec<_>>()
+    };
+    let ids = ["a", "b", "c"].map(|name| world.create(service(name, 1)));
+    world.settle();
+    // Each is decided before any of the others is applied, so that nothing is in the way of any of them.
+    let before = world.state.clone();
+    for id in &ids {
+        let service = before.service(id).unwrap();
+        let mut spec = service.spec.as_ref().clone();
+        spec.endpoint.ports = vec![publish(8080)];
+        world
+            .user(|_, cx| control::update_service(&before, cx, id, service.meta.version, spec))
+            .unwrap();
+    }
+    let [first, second, third] = &ids;
+    world.settle();
+    let all = |world: &World| ids.clone().map(|id| ports(world, &id));
+    assert_eq!(all(&world), [vec![8080], vec![], vec![]]);
+    world.update(first, |spec| spec.endpoint.ports.clear());
+    world.settle();
+    assert_eq!(all(&world), [vec![], vec![8080], vec![]]);
+    world
+        .user(|state, cx| control::remove_service(state, cx, second))
+        .unwrap();
+    world.settle();
+    assert_eq!(
+        (ports(&world, third), world.running(third)),
+        (vec![8080], 1)
+    );
+}
+
+#[test]
 fn a_full_subnet_is_named_with_its_size_and_tasks_go_on_when_there_is_room() {
     let mut world = World::new(&["n1"]);
     let small = network(&mut world, "small", &["10.0.1.0/28"]);

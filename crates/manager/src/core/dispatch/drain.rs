@@ -3,10 +3,10 @@
 //! When a task shall end, the views drop it from names and virtual addresses first. Once all nodes of its networks have
 //! carried that out, or after a bound, it is `drained`; only then is its agent told to stop it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{cell::RefCell, collections::BTreeMap, time::Duration};
 
 use shoal_api::{
-    Actor, NodeId, TaskId, TaskState,
+    Actor, NodeId, TaskId, TaskState, Timestamp,
     object::{NodeState, Object, Task},
     planted::{Bug, planted},
 };
@@ -26,6 +26,9 @@ pub struct Drain {
     /// For each node the last state whose view it has carried out, see [`super::Views::acked`]. An observation of this
     /// leader, like its clock; after it has grown, what waits is to be looked at again.
     pub acked: BTreeMap<NodeId, u64>,
+    /// Since when this leader knows that a task shall end. Not when that was decided: until it is applied no node is told
+    /// of it, which takes long where a disk is slow, and another leader's clock may have been behind ours.
+    seen: RefCell<BTreeMap<TaskId, Timestamp>>,
 }
 
 impl Reconciler for Drain {
@@ -35,7 +38,9 @@ impl Reconciler for Drain {
     fn affected(&self, state: &State, event: &Event) -> Vec<TaskId> {
         match event {
             Event::Task(delta) => {
-                let task = delta.new.as_ref().filter(|task| is_pending(task));
+                let is_pending = |task: &&std::sync::Arc<Task>| is_pending(task);
+                let old = delta.old.as_ref().filter(is_pending);
+                let task = delta.new.as_ref().filter(is_pending).or(old);
                 task.map(|task| task.id.clone()).into_iter().collect()
             }
             Event::Node(delta) if delta.changed(|node| node.status.state) => self.all(state),
@@ -53,10 +58,13 @@ impl Reconciler for Drain {
 
     fn reconcile(&self, state: &State, id: &TaskId, cx: &mut Ctx<'_>) -> Plan {
         let mut plan = Plan::default();
+        let mut seen = self.seen.borrow_mut();
         let Some(task) = state.task(id).filter(|task| is_pending(task)) else {
+            seen.remove(id);
             return plan;
         };
-        let deadline = task.meta.updated_at + DRAIN_MAX;
+        let since = *seen.entry(id.clone()).or_insert(cx.now);
+        let deadline = since + DRAIN_MAX;
         if deadline <= cx.now || self.is_drained(state, task) {
             let mut task = task.as_ref().clone();
             task.drained = true;

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use shoal_api::{
     NodeId, ServiceId, TaskState, Timestamp,
     network::NetworkView,
-    object::{NodeState, ObjectKey, TaskStatus},
+    object::{NodeState, ObjectKey, Task, TaskStatus},
     spec::{
         Annotations, ConfigReference, ConfigSpec, Dependency, DependencyCondition, FileTarget,
         NetworkAttachmentSpec, NetworkSpec, NetworkTarget, PortConfig, SecretReference, SecretSpec,
@@ -182,6 +182,24 @@ fn a_task_is_stopped_only_after_every_node_has_dropped_it() {
         1,
         "one node must not hold up everything for ever"
     );
+}
+
+#[test]
+fn a_stop_waits_from_when_the_leader_hears_of_it_however_long_its_disk_takes() {
+    let (mut world, id) = published();
+    world.deaf.push(node_id("n3"));
+    world.update(&id, |spec| {
+        spec.mode = ServiceMode::Replicated { replicas: 1 }
+    });
+    let ends = |task: &Arc<Task>| task.desired_state == TaskState::Remove;
+    while !world.state.tasks().any(ends) {
+        assert!(world.pass());
+    }
+    world.now = world.now + DRAIN_MAX; // until here nobody was told
+    world.settle();
+    assert!(world.stopped.is_empty());
+    world.advance(DRAIN_MAX);
+    assert_eq!(world.stopped.len(), 1);
 }
 
 #[test]

@@ -228,6 +228,14 @@ impl<'a, 'c> Fleet<'a, 'c> {
             || (task.status.state < TaskState::Assigned && task.desired_state > TaskState::Running)
     }
 
+    /// Whether every task that ever filled a slot has ended as far as anybody can know.
+    pub(super) fn is_vacant(&self, slot: &SlotKey) -> bool {
+        let tasks = self.slots.get(slot).into_iter().flatten();
+        tasks
+            .map(|entry| &entry.task)
+            .all(|task| self.is_over(task))
+    }
+
     /// Finishes what has begun in each slot: old tasks end once their replacement runs, prepared tasks are let go once
     /// the old ones are over and their delay has passed, and tasks that never reached a node end where they stand.
     pub(super) fn settle(&mut self) {

@@ -47,7 +47,13 @@ fn scale(fleet: &mut Fleet<'_, '_>, replicas: u64) {
                 fleet.wake(fleet.now);
                 return;
             }
-            fleet.create(&key, Birth::NOW);
+            // What filled the slot when the service was larger may not be over yet.
+            let birth = if fleet.is_vacant(&key) || planted(Bug::RefilledTooSoon) {
+                Birth::NOW
+            } else {
+                Birth::NEXT
+            };
+            fleet.create(&key, birth);
         }
     } else {
         let excess = usize::try_from(have - replicas).unwrap_or(usize::MAX);

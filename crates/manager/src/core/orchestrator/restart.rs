@@ -40,10 +40,9 @@ pub(super) fn reconcile_slot(fleet: &mut Fleet<'_, '_>, key: &SlotKey) {
         if !entry.is_runnable() {
             continue;
         }
-        let has_heir = entry.is_stale()
-            && slot
-                .iter()
-                .any(|other| other.is_runnable() && !other.is_stale());
+        // Also of a task that is not stale any more: its node was to be left, and then was not.
+        let has_heir = (slot.iter().enumerate())
+            .any(|(at, other)| at != place && other.is_runnable() && !other.is_stale());
         let birth = match judge(fleet, slot, entry) {
             Judgement::Stay => continue,
             Judgement::Accompany(deadline) => {

@@ -101,6 +101,28 @@ fn a_smaller_service_gives_up_slots_of_the_fullest_node_and_a_larger_one_fills_t
 }
 
 #[test]
+fn a_slot_that_is_filled_again_waits_for_the_task_that_leaves_it() {
+    let (mut world, id) = updatable(2, UpdateConfig::default());
+    // The node that gives up its task does not report: it may still run.
+    world.update(&id, |spec| {
+        spec.mode = ServiceMode::Replicated { replicas: 1 }
+    });
+    while world.runnable(&id).len() == 2 {
+        assert!(world.pass());
+    }
+    let leaving = world.state.tasks().find(|task| task.slot == 2).unwrap();
+    let node = leaving.node.clone().unwrap();
+    world.silent.push(node.clone());
+    scale(&mut world, &id, 2);
+    let desired = |world: &World| world.runnable(&id)[1].desired_state;
+    assert_eq!(desired(&world), TaskState::Ready);
+    world.silent.clear();
+    world.settle();
+    assert_eq!(desired(&world), TaskState::Running);
+    assert_eq!(world.running(&id), 2);
+}
+
+#[test]
 fn slots_that_do_not_run_are_given_up_first() {
     let mut world = World::new(&["n1"]);
     world.behaviours.insert("demo:1".into(), Behaviour::Runs);

@@ -10,6 +10,7 @@ use std::time::Duration;
 use shoal_api::{
     TaskId, TaskState, Timestamp,
     object::{Service, UpdateState, UpdateStatus},
+    planted::{Bug, planted},
     spec::{FailureAction, RestartCondition, ServiceSpec, UpdateConfig, UpdateOrder},
 };
 
@@ -87,6 +88,7 @@ pub(super) fn reconcile(fleet: &mut Fleet<'_, '_>, slots: &[SlotKey]) {
     }
     let workers = match config.parallelism {
         0 => usize::MAX,
+        _ if planted(Bug::UpdateAllAtOnce) => usize::MAX,
         n => usize::try_from(n).unwrap_or(usize::MAX),
     };
     for key in survey

@@ -30,24 +30,41 @@ pub(crate) struct RaftService {
 }
 
 impl RaftService {
-    /// Messages of a member are believed from that member's node alone.
-    fn check_sender(&self, from: RaftId, caller: &PeerIdentity) -> Result<(), Status> {
+    /// Messages of a member are believed from that member's node alone. Gives who the sender is if we have not heard of it:
+    /// its admission may be in the very messages that it sends us, and its certificate says that it is a manager of this
+    /// cluster.
+    fn check_sender(
+        &self,
+        from: RaftId,
+        addr: &str,
+        caller: &PeerIdentity,
+    ) -> Result<Option<Member>, Status> {
         let members = self.desk.store.raft().members();
         let members = members.borrow();
         if members.was_removed(from) {
             return Err(client::removed(from));
         }
         match members.get(from) {
-            Some(member) if member.node_id == caller.node_id => Ok(()),
+            Some(member) if member.node_id == caller.node_id => Ok(None),
             Some(_) => Err(Status::permission_denied(format!(
                 "raft member {from} is another node"
             ))),
-            // A member that we have not heard of yet, or that has not heard of itself.
+            None if is_address(addr) => Ok(Some(Member {
+                node_id: caller.node_id.clone(),
+                address: addr.to_owned(),
+            })),
+            // One that has not heard of itself yet.
             None => Err(Status::failed_precondition(format!(
                 "raft member {from} is not known here"
             ))),
         }
     }
+}
+
+/// Whether a text is `host:port`.
+fn is_address(text: &str) -> bool {
+    let port = text.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
+    matches!(port, Some(Ok(_)))
 }
 
 #[async_trait]
@@ -62,8 +79,8 @@ impl raft_server::Raft for RaftService {
         while let Some(envelope) = stream.message().await? {
             let message = decode_message(&envelope.message)
                 .map_err(|error| Status::invalid_argument(error.to_string()))?;
-            self.check_sender(message.from, &caller)?;
-            mailbox.deliver(message);
+            let sender = self.check_sender(message.from, &envelope.addr, &caller)?;
+            mailbox.deliver(message, sender);
         }
         Ok(Response::new(StreamMessagesResponse {}))
     }
@@ -80,7 +97,7 @@ impl raft_server::Raft for RaftService {
             .ok_or_else(|| Status::invalid_argument("an empty snapshot stream"))?;
         let mut message = decode_message(&first.message)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        self.check_sender(message.from, &caller)?;
+        let sender = self.check_sender(message.from, &first.addr, &caller)?;
         let mut data = first.data;
         while let Some(chunk) = stream.message().await? {
             if data.len() + chunk.data.len() > SNAPSHOT_BYTES_MAX {
@@ -95,7 +112,8 @@ impl raft_server::Raft for RaftService {
             ));
         }
         message.mut_snapshot().data = data.into();
-        self.desk.store.raft().mailbox().deliver(message);
+        let raft = self.desk.store.raft();
+        raft.mailbox().deliver(message, sender);
         Ok(Response::new(StreamSnapshotResponse {}))
     }
 }
@@ -112,10 +130,7 @@ impl RaftMembership for RaftService {
             addr: address,
             raft_id: own_id,
         } = request.into_inner();
-        if address
-            .rsplit_once(':')
-            .is_none_or(|(_, port)| port.parse::<u16>().is_err())
-        {
+        if !is_address(&address) {
             return Err(Status::invalid_argument(format!(
                 "{address:?} is not host:port"
             )));

@@ -65,7 +65,8 @@ pub(super) enum Input {
     Stop {
         reply: oneshot::Sender<()>,
     },
-    Message(Message),
+    /// A message, and who sent it if that may be nobody we know.
+    Message(Message, Option<Member>),
     Unreachable(RaftId),
     /// A peer knows that we were removed from the group.
     Removed,
@@ -274,7 +275,7 @@ impl Driver {
                 let caller = self.owe(Reply::Transferred(reply));
                 self.node.transfer(caller);
             }
-            Input::Message(message) => self.node.step(message),
+            Input::Message(message, sender) => self.node.step(message, sender),
             Input::Unreachable(peer) => self.node.report_unreachable(peer),
             Input::Removed => self.node.report_removed(),
             Input::SnapshotSent { peer, arrived } => self.node.report_snapshot(peer, arrived),
@@ -308,6 +309,7 @@ impl Driver {
                         self.transport.set_members(&members);
                         self.members.send_replace(members);
                     }
+                    Effect::Guest(id, guest) => self.transport.add_guest(id, &guest),
                     Effect::Answer(caller, answer) => {
                         if let Some(reply) = self.replies.remove(&caller) {
                             reply.send(answer);

@@ -72,13 +72,14 @@ impl Transport for NetPort {
         }
         if let Some(mailbox) = net.0.get(&message.to) {
             let snapshot_to = (message.snapshot.is_some()).then_some((message.from, message.to));
-            mailbox.deliver(decode_message(&encode_message(&message)).unwrap());
+            mailbox.deliver(decode_message(&encode_message(&message)).unwrap(), None);
             if let Some((from, to)) = snapshot_to {
                 net.0[&from].report_snapshot(to, true);
             }
         }
     }
     fn set_members(&mut self, _: &Members) {}
+    fn add_guest(&mut self, _: RaftId, _: &Member) {}
 }
 
 struct Cluster {

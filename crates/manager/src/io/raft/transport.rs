@@ -16,7 +16,7 @@ use tonic::{Request, Status};
 
 use super::{Mailbox, Transport};
 use crate::{
-    core::consensus::{Members, RaftId, wire::encode_message},
+    core::consensus::{Member, Members, RaftId, wire::encode_message},
     io::grpc::client::{dial, is_removed},
 };
 
@@ -33,11 +33,19 @@ pub struct GrpcTransport {
     mailbox: Mailbox,
     tls: watch::Receiver<Arc<ClientConfig>>,
     peers: BTreeMap<RaftId, Peer>,
+    /// Addresses of the members, of which one is ours.
+    addresses: BTreeMap<RaftId, Arc<str>>,
 }
 
 struct Peer {
     address: String,
-    queue: mpsc::Sender<Message>,
+    queue: mpsc::Sender<Letter>,
+}
+
+/// A message with our address, for a peer that does not know us yet.
+struct Letter {
+    message: Message,
+    sender: Arc<str>,
 }
 
 impl GrpcTransport {
@@ -48,7 +56,28 @@ impl GrpcTransport {
             mailbox,
             tls,
             peers: BTreeMap::new(),
+            addresses: BTreeMap::new(),
         }
+    }
+
+    fn add_peer(&mut self, id: RaftId, address: &str) {
+        if self
+            .peers
+            .get(&id)
+            .is_some_and(|peer| peer.address == address)
+        {
+            return;
+        }
+        let (queue, messages) = mpsc::channel(QUEUE_MESSAGES_MAX);
+        let address = address.to_owned();
+        let line = Line {
+            peer: id,
+            address: address.clone(),
+            mailbox: self.mailbox.clone(),
+            tls: self.tls.clone(),
+        };
+        self.runtime.spawn(line.run(messages));
+        self.peers.insert(id, Peer { address, queue });
     }
 }
 
@@ -56,10 +85,15 @@ impl Transport for GrpcTransport {
     fn send(&mut self, message: Message) {
         let to = message.to;
         let is_snapshot = message.snapshot.is_some();
+        let sender = self.addresses.get(&message.from).cloned();
+        let letter = Letter {
+            message,
+            sender: sender.unwrap_or_default(),
+        };
         let sent = self
             .peers
             .get(&to)
-            .is_some_and(|peer| peer.queue.try_send(message).is_ok());
+            .is_some_and(|peer| peer.queue.try_send(letter).is_ok());
         if !sent {
             self.mailbox.report_unreachable(to);
             if is_snapshot {
@@ -75,25 +109,15 @@ impl Transport for GrpcTransport {
                 .get(*id)
                 .is_some_and(|member| member.address == peer.address)
         });
+        self.addresses.clear();
         for (id, member) in members.iter() {
-            if !self.peers.contains_key(&id) {
-                let (queue, messages) = mpsc::channel(QUEUE_MESSAGES_MAX);
-                let line = Line {
-                    peer: id,
-                    address: member.address.clone(),
-                    mailbox: self.mailbox.clone(),
-                    tls: self.tls.clone(),
-                };
-                self.runtime.spawn(line.run(messages));
-                self.peers.insert(
-                    id,
-                    Peer {
-                        address: member.address.clone(),
-                        queue,
-                    },
-                );
-            }
+            self.addresses.insert(id, member.address.as_str().into());
+            self.add_peer(id, &member.address);
         }
+    }
+
+    fn add_guest(&mut self, raft_id: RaftId, guest: &Member) {
+        self.add_peer(raft_id, &guest.address);
     }
 }
 
@@ -107,7 +131,7 @@ struct Line {
 
 impl Line {
     /// Opens a stream when there is something to send, and again after it broke. What was on its way is lost.
-    async fn run(self, mut messages: mpsc::Receiver<Message>) {
+    async fn run(self, mut messages: mpsc::Receiver<Letter>) {
         while let Some(first) = messages.recv().await {
             let tls = Arc::clone(&self.tls.borrow());
             let channel = dial(&self.address, tls);
@@ -127,8 +151,8 @@ impl Line {
             }
             self.mailbox.report_unreachable(self.peer);
             // What has gathered meanwhile is old; Raft sends again what still matters.
-            while messages.try_recv().is_ok_and(|message| {
-                if message.snapshot.is_some() {
+            while messages.try_recv().is_ok_and(|letter| {
+                if letter.message.snapshot.is_some() {
                     self.mailbox.report_snapshot(self.peer, false);
                 }
                 true
@@ -139,8 +163,8 @@ impl Line {
     /// Hands messages to the stream until it breaks; `None` when there is nothing more to send.
     async fn feed(
         &self,
-        first: Message,
-        messages: &mut mpsc::Receiver<Message>,
+        first: Letter,
+        messages: &mut mpsc::Receiver<Letter>,
         stream: &mpsc::Sender<RaftMessage>,
         channel: &tonic::transport::Channel,
         mut call: tokio::task::JoinHandle<
@@ -149,15 +173,17 @@ impl Line {
     ) -> Option<Status> {
         let mut next = Some(first);
         loop {
-            if let Some(message) = next.take() {
+            if let Some(Letter { message, sender }) = next.take() {
+                let addr = sender.to_string();
                 if message.snapshot.is_some() {
-                    self.send_snapshot(message, channel.clone());
+                    self.send_snapshot(message, addr, channel.clone());
                 } else {
                     let (from, to) = (message.from, message.to);
                     let envelope = RaftMessage {
                         from,
                         to,
                         message: encode_message(&message),
+                        addr,
                     };
                     if stream.send(envelope).await.is_err() {
                         return Some(
@@ -185,7 +211,12 @@ impl Line {
         }
     }
 
-    fn send_snapshot(&self, mut message: Message, channel: tonic::transport::Channel) {
+    fn send_snapshot(
+        &self,
+        mut message: Message,
+        addr: String,
+        channel: tonic::transport::Channel,
+    ) {
         let (peer, mailbox) = (self.peer, self.mailbox.clone());
         tokio::spawn(async move {
             let (from, to) = (message.from, message.to);
@@ -203,6 +234,7 @@ impl Line {
                 message: encode_message(&message),
                 data: Vec::new(),
                 digest: Sha256::digest(&data).to_vec(),
+                addr,
             };
             let chunks = (0..data.len()).step_by(CHUNK_BYTES).map(move |start| {
                 let end = data.len().min(start + CHUNK_BYTES);
@@ -212,6 +244,7 @@ impl Line {
                     message: Vec::new(),
                     data: data[start..end].to_vec(),
                     digest: Vec::new(),
+                    addr: String::new(),
                 }
             });
             let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);

@@ -23,9 +23,9 @@ use crate::core::consensus::{LogIndex, record::Record};
 const MAGIC: &[u8; 8] = b"SHOALWAL";
 const VERSION: u32 = 1;
 /// Magic, version, key id, owner, segment number, first sequence number, previous checksum, own checksum.
-const HEADER: usize = 8 + 4 + 4 + 32 + 8 + 8 + 4 + 4;
+pub const HEADER: usize = 8 + 4 + 4 + 32 + 8 + 8 + 4 + 4;
 /// Length of the sealed content, checksum, sequence number.
-const RECORD_HEADER: usize = 4 + 4 + 8;
+pub const RECORD_HEADER: usize = 4 + 4 + 8;
 /// Size of a segment. Large enough that a new one is rare, small enough that making one takes a few milliseconds.
 pub const SEGMENT_BYTES: u64 = 4 << 20;
 /// How far ahead a sequence number may be to be looked at when judging damage.
@@ -329,7 +329,7 @@ impl Wal {
             return Ok(());
         }
         let offset = at as u64;
-        if self.has_record_after(&content, at, &header, &key) {
+        if self.has_record_after(&content, at, &header, &key) && !planted(Bug::WalSkipsDamage) {
             return Err(WalError::Damaged {
                 name,
                 offset,

@@ -6,7 +6,7 @@ use raft::eraftpb::{Message, Snapshot, SnapshotMetadata};
 
 use super::snapshot_data;
 use crate::core::{
-    consensus::{LogIndex, Members, RaftId, RemovalRefused, record::Record},
+    consensus::{LogIndex, Member, Members, RaftId, RemovalRefused, record::Record},
     state::Rejected,
 };
 
@@ -88,6 +88,8 @@ pub enum Effect {
     Send(Message),
     /// From here on these are the members to send to.
     Members(Arc<Members>),
+    /// And this one, whose admission has not reached us, until the members change.
+    Guest(RaftId, Member),
     /// Tell a caller.
     Answer(Caller, Answer),
     /// Tell everyone who leads.

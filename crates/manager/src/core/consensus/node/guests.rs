@@ -1,0 +1,116 @@
+//! Managers whose admission has not reached us. A leader may be one: then the entry that admits it is among what it sends
+//! us, and if we did not answer it would never send more.
+
+use super::{Effect, Node};
+use crate::core::consensus::{Member, RaftId};
+
+impl Node {
+    /// Remembers where to answer somebody who is no member yet. A node is a guest under one id, its newest.
+    pub(super) fn receive_guest(&mut self, id: RaftId, guest: Member) {
+        let is_known = self.members.get(id).is_some() || self.members.was_removed(id);
+        if is_known || self.guests.get(&id) == Some(&guest) {
+            return;
+        }
+        self.guests
+            .retain(|_, other| other.node_id != guest.node_id);
+        self.guests.insert(id, guest.clone());
+        self.effects.push_back(Effect::Guest(id, guest));
+    }
+
+    /// After a change of the members: says who of the guests still is one.
+    pub(super) fn tell_guests(&mut self) {
+        for (id, guest) in std::mem::take(&mut self.guests) {
+            self.receive_guest(id, guest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use raft::eraftpb::{Entry, Message, MessageType, Snapshot};
+
+    use super::*;
+    use crate::core::{
+        consensus::{
+            Members,
+            node::{FrozenState, Kept, Limits, StateMachine},
+        },
+        state::Rejected,
+    };
+
+    struct Nothing;
+
+    impl StateMachine for Nothing {
+        fn apply(&mut self, _: u64, _: &[u8]) -> Result<(), Rejected> {
+            Ok(())
+        }
+        fn freeze(&self) -> FrozenState {
+            Box::new(Vec::new)
+        }
+        fn restore(&mut self, _: &[u8]) -> Result<(), String> {
+            Ok(())
+        }
+    }
+
+    fn member(name: &str) -> Member {
+        Member {
+            node_id: name.parse().unwrap(),
+            address: format!("{name}:2377"),
+        }
+    }
+
+    /// Does what the node says, and gives what it would do about others.
+    fn settle(node: &mut Node) -> Vec<Effect> {
+        let mut seen = Vec::new();
+        loop {
+            let effects = node.poll();
+            if effects.is_empty() {
+                return seen;
+            }
+            for effect in effects {
+                match effect {
+                    Effect::Persist(_) => node.on_persisted(),
+                    other => seen.push(other),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_leader_of_whose_admission_we_have_not_heard_is_answered() {
+        let limits = Limits {
+            election_ticks: 10,
+            snapshot_entries: 100,
+            snapshot_bytes: 1 << 20,
+            kept_entries: 10,
+        };
+        let kept = Kept {
+            raft_id: 2,
+            members: Members::genesis(1, member("one")),
+            snapshot: Snapshot::default(),
+            records: Vec::new(),
+        };
+        let mut node = Node::new(limits, kept, Box::new(Nothing), 1).unwrap();
+        settle(&mut node);
+        let mut append = Message {
+            from: 7,
+            to: 2,
+            term: 3,
+            ..Message::default()
+        };
+        append.set_msg_type(MessageType::MsgAppend);
+        append.mut_entries().push(Entry {
+            term: 3,
+            index: 1,
+            ..Entry::default()
+        });
+        node.step(append, Some(member("seven")));
+        let effects = settle(&mut node);
+        assert!(matches!(&effects[0], Effect::Guest(7, guest) if *guest == member("seven")));
+        let answer = effects.iter().find_map(|effect| match effect {
+            Effect::Send(message) if message.to == 7 => Some(message),
+            _ => None,
+        });
+        assert_eq!(answer.map(|m| (m.index, m.reject)), Some((1, false)));
+    }
+}
