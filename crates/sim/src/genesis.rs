@@ -3,11 +3,11 @@
 use shoal_api::{
     Actor, ClusterId, Timestamp,
     object::{Batch, Change, Expect, Node, NodeState, NodeStatus, Object},
-    spec::{Availability, ClusterSpec, NodeRole, NodeSpec},
+    spec::{Availability, ClusterSpec, NodeRole, NodeSpec, SecretSpec},
 };
 use shoal_manager::{
     core::{
-        control::{Bootstrap, bootstrap},
+        control::{Bootstrap, bootstrap, create_network, create_secret},
         reconcile::Ctx,
         state::State,
     },
@@ -19,6 +19,7 @@ use crate::{
     manager::{address_of, node_of},
     rng::Rng,
     trouble::Faults,
+    user::{named, network},
 };
 
 /// The state in which a cluster begins: all its nodes are known, none was seen yet.
@@ -78,5 +79,19 @@ pub fn genesis(rng: &mut Rng, faults: &Faults) -> Vec<u8> {
         changes: nodes.collect(),
     };
     state.apply(1, &batch).expect("nodes with different ids");
+    // Something to use from the beginning: stories are short.
+    for name in ["first", "second"] {
+        let mut cx = Ctx { now, ids: rng };
+        let secret = SecretSpec {
+            annotations: named(name),
+            data: name.as_bytes().to_vec(),
+            templating: None,
+        };
+        let secret = create_secret(&state, &mut cx, secret).expect("nobody has the name");
+        state.apply(1, &secret.batch).expect("it is the first one");
+        let network = create_network(&state, &mut cx, network(name));
+        let network = network.expect("nobody has the name");
+        state.apply(1, &network.batch).expect("it is the first one");
+    }
     encode_state(&state)
 }

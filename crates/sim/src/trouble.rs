@@ -128,6 +128,8 @@ pub struct Faults {
     pub snapshot_entries: u64,
     /// Time that a user thinks, at most.
     pub thought: u64,
+    /// How often a service publishes a port, uses a secret or network that there is, and reserves much memory.
+    pub taste: [u64; 3],
     /// Whether users change the roles of nodes.
     pub roles: bool,
     /// Whether one host that is no manager stays dead in the end.
@@ -169,6 +171,7 @@ impl Faults {
             drift: rate(500, 30_000),
             snapshot_entries: 0,
             thought: 0,
+            taste: [0; 3],
             roles: false,
             leaves_dead: false,
         };
@@ -178,6 +181,11 @@ impl Faults {
         Self {
             points,
             eager: rng.chance(500_000),
+            taste: [
+                *rng.pick(&[0, 400_000, 1_000_000]),
+                *rng.pick(&[100_000, 400_000, 800_000]),
+                *rng.pick(&[0, 200_000, 800_000]),
+            ],
             workers: rng.range(1, 4) as usize,
             users: rng.range(1, 4) as usize,
             until: rng.range(15, 40) * SECOND,
@@ -221,6 +229,7 @@ impl Faults {
             drift: 0,
             snapshot_entries: 400,
             thought: SECOND,
+            taste: [0; 3],
             roles: false,
             leaves_dead: false,
         }

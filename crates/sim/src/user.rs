@@ -85,6 +85,8 @@ pub struct User {
     pub made: u64,
     /// Whether it wants to see what it has just done.
     pub is_curious: bool,
+    /// See [`crate::trouble::Faults::taste`].
+    pub taste: [u64; 3],
 }
 
 impl User {
@@ -95,6 +97,7 @@ impl User {
             return Want::Read(());
         }
         let has_roles = env.faults.roles;
+        self.taste = env.faults.taste;
         let write = |intent| Want::Write(Box::new(intent));
         for _ in 0..8 {
             let services: Vec<_> = self.seen.services().cloned().collect();
@@ -192,6 +195,7 @@ impl User {
     }
 
     fn service(&self, name: &str, rng: &mut Rng) -> ServiceSpec {
+        let [.., memory] = self.taste;
         let mut spec = ServiceSpec {
             annotations: named(name),
             mode: if rng.chance(200_000) {
@@ -221,7 +225,7 @@ impl User {
             ..UpdateConfig::default()
         };
         spec.update = Some(config);
-        if rng.chance(200_000) {
+        if rng.chance(memory) {
             spec.task.resources.reservations.memory_bytes = 400_000_000;
         }
         spec.rollback = Some(UpdateConfig {
@@ -233,6 +237,7 @@ impl User {
     }
 
     fn attach(&self, spec: &mut ServiceSpec, rng: &mut Rng) {
+        let [ports, things, _] = self.taste;
         let networks: Vec<NetworkId> = self
             .seen
             .networks()
@@ -241,7 +246,7 @@ impl User {
             .collect();
         spec.task.networks.clear();
         for network in networks {
-            if rng.chance(500_000) {
+            if rng.chance(things) {
                 spec.task.networks.push(NetworkAttachmentSpec {
                     target: NetworkTarget::Cluster(network),
                     aliases: Vec::new(),
@@ -257,7 +262,7 @@ impl User {
             .collect();
         spec.task.container.secrets.clear();
         for (id, name) in secrets {
-            if rng.chance(400_000) {
+            if rng.chance(things) {
                 spec.task.container.secrets.push(SecretReference {
                     id,
                     target: shoal_api::spec::FileTarget {
@@ -271,7 +276,7 @@ impl User {
             }
         }
         spec.endpoint.ports.clear();
-        if rng.chance(400_000) {
+        if rng.chance(ports) {
             let is_global = spec.mode == ServiceMode::Global;
             spec.endpoint.ports.push(PortConfig {
                 target: 80,

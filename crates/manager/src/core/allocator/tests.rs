@@ -220,7 +220,7 @@ fn addresses_and_ports_are_kept_across_updates_and_freed_when_nobody_wants_them(
 #[test]
 fn who_waits_for_a_port_gets_it_as_soon_as_it_is_given_back() {
     let mut world = World::new(&["n1"]);
-    let ports = |world: &World, id| {
+    let ports = |world: &World, id: &shoal_api::ServiceId| {
         let endpoint = world.service(id).endpoint.clone();
         let ports = endpoint.into_iter().flat_map(|endpoint| endpoint.ports);
         ports.map(|port| port.published).collect::<Vec<_>>()
@@ -239,7 +239,7 @@ fn who_waits_for_a_port_gets_it_as_soon_as_it_is_given_back() {
     }
     let [first, second, third] = &ids;
     world.settle();
-    let all = |world: &World| ids.clone().map(|id| ports(world, &id));
+    let all = |world: &World| ids.each_ref().map(|id| ports(world, id));
     assert_eq!(all(&world), [vec![8080], vec![], vec![]]);
     world.update(first, |spec| spec.endpoint.ports.clear());
     world.settle();

@@ -6,6 +6,7 @@ use std::cmp::Reverse;
 use shoal_api::{
     NetworkId, ServiceId,
     object::{Node, NodeState, Service, Task},
+    planted::{Bug, planted},
     spec::{
         Availability, MountKind, NetworkTarget, Placement, Platform, PortConfig, Protocol,
         PublishMode, Resources, TaskSpec,
@@ -179,7 +180,8 @@ fn counted(what: &str, nodes: usize) -> String {
 }
 
 fn is_ready(node: &Node) -> bool {
-    node.status.state == NodeState::Ready && node.spec.availability == Availability::Active
+    node.status.state == NodeState::Ready
+        && (node.spec.availability == Availability::Active || planted(Bug::SchedulerDrained))
 }
 
 fn satisfies(task: &TaskNeeds, node: &Node) -> bool {
@@ -190,11 +192,7 @@ fn satisfies(task: &TaskNeeds, node: &Node) -> bool {
 struct Ready;
 impl Filter for Ready {
     fn check(&self, _: &TaskNeeds, node: &Candidate<'_>) -> bool {
-        let node = &node.info.node;
-        // Planted: a drained node passes.
-        is_ready(node)
-            || (node.status.state == NodeState::Ready
-                && shoal_api::planted::planted(shoal_api::planted::Bug::SchedulerDrained))
+        is_ready(&node.info.node)
     }
     fn explain(&self, nodes: usize) -> String {
         if nodes == 1 {
@@ -229,7 +227,7 @@ impl Resource {
             ));
         }
         if u128::from(wanted.memory_bytes) > node.free_memory_bytes()
-            && !shoal_api::planted::planted(shoal_api::planted::Bug::SchedulerOvercommits)
+            && !planted(Bug::SchedulerOvercommits)
         {
             return Some(format!(
                 "{} bytes of memory wanted, {} of {} free",
