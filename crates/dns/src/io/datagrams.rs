@@ -1,8 +1,8 @@
-//! Questions over UDP, many at a time: a busy client's cost is its packets, not the calls that fetch them.
+//! Questions over UDP, many at a time: a busy client's cost is its packets, not the calls that fetch and answer them.
 
 use std::{
     cell::RefCell,
-    io::{self, IoSliceMut},
+    io::{self, IoSlice, IoSliceMut},
     net::{SocketAddr, SocketAddrV4},
     os::fd::AsRawFd,
     sync::Arc,
@@ -10,7 +10,7 @@ use std::{
 
 use nix::{
     errno::Errno,
-    sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendto},
+    sys::socket::{ControlMessage, MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg},
 };
 use tokio::{io::Interest, net::UdpSocket};
 
@@ -31,7 +31,15 @@ thread_local! {
 struct Buffers {
     questions: Vec<[u8; UDP_BYTES_MAX]>,
     headers: MultiHeaders<SockaddrIn>,
-    answer: Vec<u8>,
+    answers: Answers,
+}
+
+/// Answers on their way, in order.
+struct Answers {
+    headers: MultiHeaders<SockaddrIn>,
+    bytes: Vec<Vec<u8>>,
+    to: [Option<SockaddrIn>; BATCH],
+    count: usize,
 }
 
 /// Answers what has arrived, a batch at most; what must be forwarded goes to `strangers`, with whom it is from.
@@ -62,7 +70,12 @@ impl Buffers {
         Self {
             questions: vec![[0; UDP_BYTES_MAX]; BATCH],
             headers: MultiHeaders::preallocate(BATCH, None),
-            answer: Vec::with_capacity(UDP_BYTES_MAX),
+            answers: Answers {
+                headers: MultiHeaders::preallocate(BATCH, None),
+                bytes: vec![Vec::with_capacity(UDP_BYTES_MAX); BATCH],
+                to: [None; BATCH],
+                count: 0,
+            },
         }
     }
 
@@ -91,14 +104,13 @@ impl Buffers {
             taken[count] = (message.bytes, message.address);
             count += 1;
         }
+        let answers = &mut self.answers;
+        answers.count = 0;
         for (question, (bytes, from)) in self.questions.iter().zip(taken).take(count) {
             let Some(from) = from else { continue };
             let question = &question[..bytes];
-            match desk.decide(question, Transport::Udp, &mut self.answer) {
-                Verdict::Reply => {
-                    // As on any network, what does not fit into the client's queue is lost and asked for again.
-                    let _ = sendto(socket.as_raw_fd(), &self.answer, &from, flags);
-                }
+            match desk.decide(question, Transport::Udp, answers.next()) {
+                Verdict::Reply => answers.keep(from),
                 Verdict::Forward => {
                     let from = SocketAddrV4::new(from.ip(), from.port());
                     strangers.push((Arc::from(question), from.into()));
@@ -106,6 +118,43 @@ impl Buffers {
                 Verdict::Drop => {}
             }
         }
+        answers.send(socket, flags);
         Ok(count)
+    }
+}
+
+impl Answers {
+    /// Where the next answer is to be written.
+    fn next(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes[self.count]
+    }
+
+    /// What was written there goes to this client.
+    fn keep(&mut self, to: SockaddrIn) {
+        self.to[self.count] = Some(to);
+        self.count += 1;
+    }
+
+    /// Sends them all. As on any network, what does not fit into a client's queue is lost and asked for again.
+    fn send(&mut self, socket: &UdpSocket, flags: MsgFlags) {
+        let mut first = 0;
+        while first < self.count {
+            let left = first..self.count;
+            let slices = self.bytes[left.clone()].iter();
+            let mut slices = slices.map(|bytes| [IoSlice::new(bytes)]);
+            // An array, so that nothing is allocated per batch; the rest of it is not looked at.
+            let slices: [[IoSlice<'_>; 1]; BATCH] =
+                std::array::from_fn(|_| slices.next().unwrap_or([IoSlice::new(&[])]));
+            let sent = sendmmsg(
+                socket.as_raw_fd(),
+                &mut self.headers,
+                slices.iter().take(left.len()),
+                &self.to[left],
+                [] as [ControlMessage<'_>; 0],
+                flags,
+            );
+            // The one that could not be sent is passed over.
+            first += sent.map_or(1, |sent| sent.count().max(1));
+        }
     }
 }
