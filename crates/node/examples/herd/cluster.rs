@@ -61,7 +61,7 @@ pub(crate) async fn run(nodes: &[usize]) -> Result<()> {
         let took = began.elapsed();
         let leader = &mut managers[place];
         let after = measure(leader)?;
-        let (now, peak) = leader.memory()?;
+        let (now, peak) = leader.program.memory()?;
         let per_task = |before: u64, after: u64| (after - before) as f64 / wanted as f64;
         println!(
             "{count:5} {there:7} {:9.1} {:10.2} {:8.0} {:14.0} ({:4.0}) {:15.0} {:13.2}",

@@ -1,17 +1,9 @@
 //! etcd 3.4 as it comes: three members on loopback, their disks beside those of the managers.
 
-use std::{
-    path::Path,
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
 use tonic::{
     Request, Status,
     client::Grpc,
@@ -20,49 +12,32 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-/// One member. Killed when dropped.
+use crate::program::{Program, Recipe};
+
+/// One member.
 pub(crate) struct Member {
     pub(crate) client: String,
-    words: Vec<String>,
-    child: Child,
-}
-
-impl Drop for Member {
-    fn drop(&mut self) {
-        self.kill();
-    }
+    pub(crate) program: Program,
+    recipe: Recipe,
 }
 
 impl Member {
     fn start(words: Vec<String>, client: String) -> Result<Self> {
-        let child = Command::new("etcd")
-            .args(&words)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("etcd (Debian's etcd-server) does not start")?;
+        let recipe = Recipe {
+            program: "etcd".to_owned(),
+            words,
+            talks: false,
+        };
+        let program = Program::start(&recipe).context("etcd is Debian's etcd-server")?;
         Ok(Self {
             client,
-            words,
-            child,
+            program,
+            recipe,
         })
     }
 
-    pub(crate) fn kill(&mut self) {
-        let _ = self.child.kill(); // it may be gone
-        let _ = self.child.wait();
-    }
-
     pub(crate) fn restart(&mut self) -> Result<()> {
-        self.kill();
-        *self = Self::start(self.words.clone(), self.client.clone())?;
-        Ok(())
-    }
-
-    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = Pid::from_raw(i32::try_from(self.child.id())?);
-        Ok(kill(pid, signal)?)
+        self.program.restart(&self.recipe)
     }
 }
 

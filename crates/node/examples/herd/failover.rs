@@ -66,8 +66,8 @@ fn lose_ours(managers: &mut [manager::Process], loss: Loss, round: usize) -> Res
     managers[stays].ask(&format!("put before-{}-{round}", loss as u8))?;
     let began = Instant::now();
     match loss {
-        Loss::Killed => managers[lost].kill(),
-        Loss::Stopped => managers[lost].signal(Signal::SIGSTOP)?,
+        Loss::Killed => managers[lost].program.kill(),
+        Loss::Stopped => managers[lost].program.signal(Signal::SIGSTOP)?,
     }
     let mut attempt = 0;
     while managers[stays].ask(&format!("put after-{}-{round}-{attempt}", loss as u8))? != "ok" {
@@ -76,7 +76,7 @@ fn lose_ours(managers: &mut [manager::Process], loss: Loss, round: usize) -> Res
     let took = began.elapsed();
     match loss {
         Loss::Killed => managers[lost].restart()?,
-        Loss::Stopped => managers[lost].signal(Signal::SIGCONT)?,
+        Loss::Stopped => managers[lost].program.signal(Signal::SIGCONT)?,
     }
     // Back before the next round.
     while managers[lost].ask(&format!("put back-{}-{round}-{attempt}", loss as u8))? != "ok" {
@@ -93,8 +93,8 @@ async fn lose_theirs(members: &mut [etcd::Member], loss: Loss, round: usize) -> 
     client.put("before", b"x").await?;
     let began = Instant::now();
     match loss {
-        Loss::Killed => members[lost].kill(),
-        Loss::Stopped => members[lost].signal(Signal::SIGSTOP)?,
+        Loss::Killed => members[lost].program.kill(),
+        Loss::Stopped => members[lost].program.signal(Signal::SIGSTOP)?,
     }
     // A member without a leader says nothing for 7 s; a client in a hurry asks again.
     let key = format!("after-{round}");
@@ -102,7 +102,7 @@ async fn lose_theirs(members: &mut [etcd::Member], loss: Loss, round: usize) -> 
     let took = began.elapsed();
     match loss {
         Loss::Killed => members[lost].restart()?,
-        Loss::Stopped => members[lost].signal(Signal::SIGCONT)?,
+        Loss::Stopped => members[lost].program.signal(Signal::SIGCONT)?,
     }
     loop {
         if let Ok(mut back) = etcd::Client::connect(&members[lost].client).await

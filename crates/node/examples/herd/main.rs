@@ -13,6 +13,7 @@ mod cluster;
 mod etcd;
 mod failover;
 mod manager;
+mod program;
 mod puts;
 
 use anyhow::{Context, Result, bail};

@@ -4,15 +4,11 @@ use std::{
     io::{BufRead, BufReader, Write},
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    process::{ChildStdin, ChildStdout},
     sync::Arc,
 };
 
-use anyhow::{Context, Result, bail, ensure};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use anyhow::{Result, bail, ensure};
 use shoal_api::{
     TaskState,
     object::{NodeDescription, NodeState},
@@ -23,6 +19,8 @@ use shoal_manager::{
     Begin, Founding, Intent, Manager, ManagerConfig, NewCluster, RaftConfig, Spec, State,
     join_cluster,
 };
+
+use crate::program::{Program, Recipe};
 
 /// Runs a manager until its input ends: `manager DIRECTORY ADDRESS found | join MANAGER TOKEN | restart`.
 pub(crate) async fn serve(words: &[&str]) -> Result<()> {
@@ -150,43 +148,46 @@ pub(crate) fn put(name: &str, bytes: usize) -> Intent {
     }))
 }
 
-/// A manager that was started. Killed when dropped.
+/// A manager that was started.
 pub(crate) struct Process {
     pub(crate) address: String,
+    pub(crate) program: Program,
     directory: PathBuf,
-    child: Child,
     orders: ChildStdin,
     answers: BufReader<ChildStdout>,
 }
 
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.kill();
-    }
+/// A manager's process: `how` as [`serve`] reads it.
+fn recipe(directory: &Path, address: &str, how: &[&str]) -> Result<Recipe> {
+    let directory = directory.display().to_string();
+    let words = ["manager", &directory, address].into_iter();
+    let words = words.chain(how.iter().copied());
+    Ok(Recipe {
+        program: std::env::current_exe()?.display().to_string(),
+        words: words.map(str::to_owned).collect(),
+        talks: true,
+    })
 }
 
 impl Process {
     fn start(directory: &Path, address: &str, how: &[&str]) -> Result<Self> {
-        let mut child = Command::new(std::env::current_exe()?)
-            .arg("manager")
-            .arg(directory)
-            .arg(address)
-            .args(how)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let orders = child.stdin.take().context("its input is piped")?;
-        let answers = BufReader::new(child.stdout.take().context("its output is piped")?);
+        let mut program = Program::start(&recipe(directory, address, how)?)?;
+        let (orders, answers) = program.talk()?;
         let mut process = Self {
             address: address.to_owned(),
+            program,
             directory: directory.to_owned(),
-            child,
             orders,
-            answers,
+            answers: BufReader::new(answers),
         };
-        let said = process.hear()?;
-        ensure!(said == "ready", "a manager did not start: {said:?}");
+        process.await_ready()?;
         Ok(process)
+    }
+
+    fn await_ready(&mut self) -> Result<()> {
+        let said = self.hear()?;
+        ensure!(said == "ready", "a manager did not start: {said:?}");
+        Ok(())
     }
 
     fn hear(&mut self) -> Result<String> {
@@ -206,43 +207,18 @@ impl Process {
         self.hear()
     }
 
-    /// Ends it as a crash would.
-    pub(crate) fn kill(&mut self) {
-        let _ = self.child.kill(); // it may be gone
-        let _ = self.child.wait();
-    }
-
     /// Starts it again, with what it has on its disk.
     pub(crate) fn restart(&mut self) -> Result<()> {
-        self.kill();
-        *self = Self::start(&self.directory.clone(), &self.address.clone(), &["restart"])?;
-        Ok(())
-    }
-
-    /// Stops it where it is, or lets it go on.
-    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = Pid::from_raw(i32::try_from(self.child.id())?);
-        Ok(kill(pid, signal)?)
+        let recipe = recipe(&self.directory, &self.address, &["restart"])?;
+        self.program.restart(&recipe)?;
+        let (orders, answers) = self.program.talk()?;
+        (self.orders, self.answers) = (orders, BufReader::new(answers));
+        self.await_ready()
     }
 
     /// Its certificate, by which whoever has it is a manager.
     pub(crate) fn identity(&self) -> Result<NodeIdentity> {
         load(&IdentityFiles::new(self.directory.join("certificates")))
-    }
-
-    /// Memory that it has in use, in bytes, and the most that it had (proc_pid_status(5)).
-    pub(crate) fn memory(&self) -> Result<(u64, u64)> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
-            kilobytes.and_then(|number| number.trim().parse::<u64>().ok())
-        };
-        let missing = "a process without a size";
-        Ok((
-            field("VmRSS:").context(missing)? * 1024,
-            field("VmHWM:").context(missing)? * 1024,
-        ))
     }
 }
 

@@ -37,8 +37,16 @@ pub(crate) async fn run(rounds: &[usize]) -> Result<()> {
         let leader = &managers[place];
         let identity = leader.identity()?;
         let tls = client_config(identity.root(), Some(&identity))?;
+        // On both sides connections are made before the time runs.
+        let mut connections = Vec::new();
+        for number in 0..CLIENTS {
+            let mut client = ControlClient::new(dial(&leader.address, tls.clone()));
+            let first = manager::put(&format!("r{round}-c{number}"), BYTES);
+            client.write(WriteRequest::from(&first)).await?;
+            connections.push(client);
+        }
         let ours = clients(|number| {
-            let client = ControlClient::new(dial(&leader.address, tls.clone()));
+            let client = connections[number].clone();
             Box::new(move |write| {
                 let name = format!("r{round}-c{number}-{write}");
                 let request = WriteRequest::from(&manager::put(&name, BYTES));
