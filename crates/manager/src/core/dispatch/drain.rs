@@ -17,8 +17,9 @@ use crate::core::{
     state::{Event, State},
 };
 
-/// Time after which a task is stopped even if some node has not confirmed; Swarm waits as long in every case.
-pub const DRAIN_MAX: Duration = Duration::from_secs(2);
+/// Time after which a task is stopped even if some node that is there has not confirmed. Such a node sends it connections
+/// that nobody answers, so this is longer than any stall of a busy machine; whoever is silent altogether is not waited for.
+pub const DRAIN_MAX: Duration = Duration::from_secs(10);
 
 /// Marks tasks as drained.
 #[derive(Debug, Default)]
