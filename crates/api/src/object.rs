@@ -528,6 +528,40 @@ pub struct Batch {
     pub at: Timestamp,
     /// The changes, in order.
     pub changes: Vec<Change>,
+    /// The wish of a user that they grant, where that shall happen once at most.
+    #[serde(default)]
+    pub wish: Option<Wish>,
+}
+
+/// What a user asked for, by a name that it keeps however often it is passed on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wish {
+    /// Its name: 128 random bits.
+    pub id: u128,
+    /// The object that it is about.
+    pub about: ObjectKey,
+    /// Of a wish that may have been granted already: what was decided up to this index was decided before it was made.
+    pub since: Option<u64>,
+}
+
+/// A wish that was granted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Granted {
+    /// By the entry at this index.
+    pub index: u64,
+    /// Name of the wish.
+    pub id: u128,
+    /// The object that it was about.
+    pub about: ObjectKey,
+}
+
+/// The wishes that are remembered, as snapshots keep them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wishes {
+    /// Index of the latest one that is remembered no more.
+    pub forgotten: u64,
+    /// In the order in which they were granted.
+    pub granted: Vec<Granted>,
 }
 
 /// One change.

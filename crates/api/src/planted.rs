@@ -51,6 +51,7 @@ bugs! {
     AppliesTwice: "consensus", "an entry at the end of a snapshot is applied again";
     SnapshotLosesTasks: "state", "a snapshot leaves out tasks that are not assigned";
     VersionUnchecked: "state", "a batch made on an old version is applied";
+    WishGrantedTwice: "state", "a wish that is passed on again is granted again";
     SlotTwice: "orchestrator", "a slot that waits for its restart is filled at once as well";
     ScaleDownForgets: "orchestrator", "scaling down leaves one task";
     RefilledTooSoon: "orchestrator", "a slot that is filled again does not wait for the task that leaves it";

@@ -13,8 +13,8 @@ mod convert;
 
 pub use assignment::{encode_change, encode_task_spec, encode_task_update, encode_view};
 pub use batch::{
-    SpecSource, decode_batch, decode_batch_with, decode_object, encode_batch, encode_batch_lean,
-    encode_object,
+    SpecSource, decode_batch, decode_batch_with, decode_object, decode_wishes, encode_batch,
+    encode_batch_lean, encode_object, encode_wishes,
 };
 pub use convert::DecodeError;
 pub use generated::*;

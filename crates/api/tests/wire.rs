@@ -10,7 +10,7 @@ use sample::{Generator, Sample};
 use shoal_api::{
     Actor, Timestamp,
     network::NetworkView,
-    object::{Batch, Change, Expect, Object, Task},
+    object::{Batch, Change, Expect, Object, Task, Wishes},
     spec::{ServiceSpec, TaskSpec},
     wire,
 };
@@ -49,6 +49,12 @@ proptest! {
     }
 
     #[test]
+    fn remembered_wishes_survive(seed: u64) {
+        let wishes = Wishes::sample(&mut Generator::new(seed));
+        prop_assert_eq!(wire::decode_wishes(&wire::encode_wishes(&wishes)), Ok(wishes));
+    }
+
+    #[test]
     fn a_task_with_its_spec_written_apart_is_the_same_task(seed: u64) {
         let task = Task::sample(&mut Generator::new(seed));
         let spec = wire::encode_task_spec(&task.spec);
@@ -68,6 +74,7 @@ proptest! {
     fn no_bytes_make_it_panic(bytes in vec(any::<u8>(), 0..400)) {
         let _ = wire::decode_batch(&bytes);
         let _ = wire::decode_object(&bytes);
+        let _ = wire::decode_wishes(&bytes);
     }
 
     #[test]
@@ -90,6 +97,7 @@ fn batch_of(task: &Task) -> Batch {
             object,
             expect: Expect::Absent,
         }],
+        wish: None,
     }
 }
 

@@ -190,6 +190,7 @@ fn run(state: &mut State, ids: &mut Ids) -> (Duration, Duration) {
             actor: Scheduler::ACTOR,
             at: cx.now,
             changes: plan.changes,
+            wish: None,
         };
         let began = on_cpu();
         let events = state.apply(state.index() + 1, &batch);
@@ -275,6 +276,7 @@ fn memory() {
             actor: shoal_api::Actor::Orchestrator,
             at: Timestamp(1),
             changes: changes.collect(),
+            wish: None,
         };
         let index = state.index() + 1;
         drop(state.apply(index, &batch).expect("new tasks are welcome"));

@@ -77,6 +77,7 @@ pub fn genesis(rng: &mut Rng, faults: &Faults) -> Vec<u8> {
         actor: Actor::Dispatcher,
         at: now,
         changes: nodes.collect(),
+        wish: None,
     };
     state.apply(1, &batch).expect("nodes with different ids");
     // Something to use from the beginning: stories are short.

@@ -8,7 +8,7 @@ use std::{
 use raft::eraftpb::{Message, MessageType, Snapshot};
 use shoal_api::{
     ClusterId, NodeId, TaskId,
-    object::{Batch, ObjectKey, TaskStatus},
+    object::{Batch, ObjectKey, TaskStatus, Wish},
     wire::encode_batch_lean,
 };
 use shoal_manager::{
@@ -223,6 +223,7 @@ impl Manager {
             election_ticks: ELECTION_TICKS,
             snapshot_entries: env.faults.snapshot_entries,
             snapshot_bytes: 1 << 20,
+            snapshot_growth_percent: 0,
             kept_entries: env.faults.snapshot_entries / 4,
         };
         let incarnation = env.rng.next_u64();
@@ -618,14 +619,22 @@ impl Manager {
             return op.reply(Reply::NoLeader, me.host, env);
         }
         let state = self.replica.state();
+        if let Some(reply) = op.granted(&state) {
+            return op.reply(reply, me.host, env);
+        }
         let mut ids = env.rng.fork();
         let mut cx = Ctx {
             now: me.clock.read(env.now),
             ids: &mut ids,
         };
         match write.next(&state, &mut cx) {
-            Turn::Propose(decision) => {
+            Turn::Propose(mut decision) => {
                 let key = decision.key.clone();
+                decision.batch.wish = op.wish().map(|id| Wish {
+                    id,
+                    about: key.clone(),
+                    since: op.since,
+                });
                 let owed = Owed::Write(Box::new(op), key, Box::new(write));
                 self.propose(&decision.batch, owed, env);
             }
@@ -653,6 +662,10 @@ impl Manager {
     ) {
         let reply = match answer {
             Answer::At(index) => Reply::Written { index, key },
+            Answer::Failed(ProposeError::Rejected(Rejected::Granted { .. })) => {
+                op.granted(&self.replica.state()).unwrap_or(Reply::Unknown)
+            }
+            Answer::Failed(ProposeError::Rejected(Rejected::Forgotten)) => Reply::Unknown,
             Answer::Failed(ProposeError::Rejected(rejected)) => match write.rejected(rejected) {
                 None => return self.decide(op, write, me, env),
                 Some(refusal) => return self.refuse(op, &refusal, me, env),

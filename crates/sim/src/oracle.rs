@@ -412,6 +412,10 @@ impl Oracle {
                     ));
                 }
                 self.told = self.told.max(*index);
+                let last = self.states.values().next_back();
+                if last.is_some_and(|state| state.has_granted(op.id.into())) {
+                    self.blame(format!("{intent:?} came to pass and was refused: {text}"));
+                }
             }
             (Want::Write(intent), Reply::Written { index, key }) => {
                 if *index <= floor {

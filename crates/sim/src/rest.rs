@@ -20,7 +20,7 @@ use crate::{
     env::{HostId, MS},
     manager::{Me, node_of},
     oracle::describe,
-    user::{Op, Want, mend},
+    user::{NOBODY, Op, Want, mend},
     world::{REST, World},
 };
 
@@ -164,9 +164,10 @@ pub fn ask(world: &mut World, intent: Intent) {
 
 fn ask_host(world: &mut World, leader: HostId, intent: Intent) {
     let op = Op {
-        id: u64::MAX,
+        id: NOBODY,
         want: Want::Write(Box::new(intent)),
         is_forwarded: true,
+        since: None,
     };
     let me = me(world, leader);
     if let Some(manager) = &mut world.hosts[leader].manager {

@@ -30,6 +30,9 @@ pub enum Want {
     Write(Box<Intent>),
 }
 
+/// Number of the requests that nobody waits for.
+pub const NOBODY: u64 = u64::MAX;
+
 /// A request on its way.
 #[derive(Debug, Clone)]
 pub struct Op {
@@ -39,6 +42,8 @@ pub struct Op {
     pub want: Want,
     /// Whether a follower has handed it on.
     pub is_forwarded: bool,
+    /// Of a write that may have come to pass: up to which index everything was known to be done before it was made.
+    pub since: Option<u64>,
 }
 
 /// What becomes of a request.
@@ -67,6 +72,18 @@ pub enum Reply {
 }
 
 impl Op {
+    /// Its name, if it must be granted once at most.
+    pub fn wish(&self) -> Option<u128> {
+        (self.id != NOBODY).then(|| self.id.into())
+    }
+
+    /// The answer to a write that came to pass before.
+    pub fn granted(&self, state: &State) -> Option<Reply> {
+        let (index, key) = state.granted(self.wish()?)?;
+        let key = key.clone();
+        Some(Reply::Written { index, key })
+    }
+
     /// Sends the answer.
     pub fn reply(self, reply: Reply, from: HostId, env: &mut Env) {
         let op = self.id;

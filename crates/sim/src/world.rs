@@ -1,5 +1,7 @@
 //! All of it: hosts, users and trouble, moved by one queue of events.
 
+mod asking;
+
 use std::collections::BTreeSet;
 
 use shoal_api::spec::NodeRole;
@@ -18,7 +20,7 @@ use crate::{
     oracle::{SharedOracle, hash},
     rpc::{Down, Up},
     trouble::{Faults, Trouble},
-    user::{Op, PATIENCE, Reply, User, thought},
+    user::{Reply, User},
 };
 
 /// How often a host looks at whether it shall be a manager.
@@ -510,75 +512,6 @@ impl World {
         self.work(to);
     }
 
-    fn on_user(&mut self, number: usize, op: u64) {
-        let user = &mut self.users[number];
-        if let Some((pending, _)) = &user.pending {
-            if pending.id != op {
-                return; // an old alarm
-            }
-            user.pending = None; // it waited long enough
-        } else if op != 0 && self.is_quiet {
-            return;
-        }
-        if self.is_quiet {
-            return;
-        }
-        let mut user = std::mem::take(&mut self.users[number]);
-        let want = user.think(number, &mut self.env);
-        self.next_op += 1;
-        let op = Op {
-            id: self.next_op,
-            want,
-            is_forwarded: false,
-        };
-        let floor = self.env.oracle.lock().told;
-        user.pending = Some((op.clone(), floor));
-        self.users[number] = user;
-        let user = number;
-        let to = self.env.rng.index(self.hosts.len());
-        self.env.after(PATIENCE, Event::User { user, op: op.id });
-        let id = op.id;
-        self.env
-            .tell(|| format!("user {user} asks host {to}: {op:?}"));
-        self.env.note(id);
-        self.env
-            .send(crate::user::USERS, to, Event::Request { to, op });
-    }
-
-    fn on_reply(&mut self, id: u64, reply: &Reply) {
-        let user = self.users.iter().position(|user| {
-            user.pending
-                .as_ref()
-                .is_some_and(|(pending, _)| pending.id == id)
-        });
-        let Some(number) = user else { return };
-        let Some((op, floor)) = self.users[number].pending.take() else {
-            return;
-        };
-        self.env.oracle.lock().replied(&op, floor, reply);
-        match reply {
-            Reply::Read(state) => self.users[number].seen = state.clone(),
-            Reply::Written { index, .. } => self.env.note(*index),
-            _ => {}
-        }
-        self.env
-            .tell(|| format!("user {number} is told: {}", told(reply)));
-        let is_curious = self.env.faults.eager && matches!(reply, Reply::Written { .. });
-        self.users[number].is_curious = is_curious;
-        let thought = if is_curious {
-            self.env.rng.range(0, 5 * MS)
-        } else {
-            thought(&mut self.env)
-        };
-        self.env.after(
-            thought,
-            Event::User {
-                user: number,
-                op: 0,
-            },
-        );
-    }
-
     /// The programs of a host end at once.
     pub fn kill(&mut self, id: HostId) {
         let host = &mut self.hosts[id];
@@ -685,12 +618,5 @@ impl World {
         for (host, task) in stops {
             crate::rest::check_stop(self, host, &task);
         }
-    }
-}
-
-fn told(reply: &Reply) -> String {
-    match reply {
-        Reply::Read(state) => format!("state {}", state.index()),
-        other => format!("{other:?}"),
     }
 }

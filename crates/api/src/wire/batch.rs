@@ -7,7 +7,7 @@ use prost::Message;
 use super::{DecodeError, change, object};
 use crate::{
     ServiceId,
-    object::{Batch, Object},
+    object::{Batch, Object, Wishes},
     spec::TaskSpec,
     wire,
 };
@@ -67,6 +67,19 @@ pub fn decode_batch_with(bytes: &[u8], known: SpecSource<'_>) -> Result<Batch, D
         }
     }
     Ok(batch)
+}
+
+/// Writes the wishes that are remembered.
+pub fn encode_wishes(wishes: &Wishes) -> Vec<u8> {
+    wire::Wishes::from(wishes).encode_to_vec()
+}
+
+/// Reads what [`encode_wishes`] wrote.
+///
+/// # Errors
+/// The field that is missing or wrong.
+pub fn decode_wishes(bytes: &[u8]) -> Result<Wishes, DecodeError> {
+    parse::<wire::Wishes>(bytes, "Wishes")?.try_into()
 }
 
 /// Writes an object.

@@ -171,6 +171,18 @@ impl Field<Self> for Vec<u8> {
     }
 }
 
+impl Field<Vec<u8>> for u128 {
+    fn to_wire(&self) -> Vec<u8> {
+        self.to_be_bytes().to_vec()
+    }
+    fn from_wire(wire: Vec<u8>) -> Result<Self, DecodeError> {
+        let length = wire.len();
+        let bytes = wire.try_into();
+        let bytes = bytes.map_err(|_| DecodeError::new(format!("{length} bytes, 16 expected")));
+        bytes.map(Self::from_be_bytes)
+    }
+}
+
 macro_rules! narrow {
     ($($kind:ty),*) => {$(
         impl Field<u32> for $kind {

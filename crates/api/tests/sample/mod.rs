@@ -46,7 +46,7 @@ macro_rules! numbers {
         }
     })*};
 }
-numbers!(u8, u16, u32, u64, i64);
+numbers!(u8, u16, u32, u64, u128, i64);
 
 macro_rules! ids {
     ($($kind:ty),*) => {$(impl Sample for $kind {
@@ -210,7 +210,10 @@ structs! {
         unlock_key, root_rotation,
     }
     RootRotation { ca_cert, ca_key, cross_signed }
-    Batch { actor, at, changes }
+    Batch { actor, at, changes, wish }
+    Wish { id, about, since }
+    Granted { index, id, about }
+    Wishes { forgotten, granted }
     NetworkView { version, data_path_port, peers, networks }
     Peer { underlay, hostname, tunnel_keys }
     TunnelKey { public, port }

@@ -279,7 +279,8 @@ fn names(state: &State, broken: &mut Vec<String>) {
 fn indexes(state: &State, broken: &mut Vec<String>) {
     match State::restore(state.index(), state.snapshot()) {
         Err(rejected) => broken.push(format!("its snapshot cannot be restored: {rejected}")),
-        Ok(restored) => {
+        Ok(mut restored) => {
+            restored.set_wishes(state.wishes());
             if !restored.is_same(state) {
                 broken.push("its snapshot restores to another state".to_owned());
             }

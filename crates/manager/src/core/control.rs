@@ -220,6 +220,7 @@ fn decision(cx: &Ctx<'_>, key: ObjectKey, changes: Vec<Change>) -> Decision {
             actor: Actor::User,
             at: cx.now,
             changes,
+            wish: None,
         },
         key,
     }

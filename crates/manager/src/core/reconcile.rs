@@ -191,6 +191,7 @@ impl<R: Reconciler> Dirty<R> {
                 actor: R::ACTOR,
                 at: now,
                 changes: plan.changes,
+                wish: None,
             };
             let index = scratch.index() + 1;
             if let Err(rejected) = scratch.apply(index, &batch) {
@@ -211,6 +212,7 @@ impl<R: Reconciler> Dirty<R> {
             actor: R::ACTOR,
             at: now,
             changes: merged.changes.into_iter().flatten().collect(),
+            wish: None,
         })
     }
 }

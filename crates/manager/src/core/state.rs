@@ -11,6 +11,7 @@ mod history;
 mod ownership;
 mod references;
 mod table;
+mod wishes;
 
 #[cfg(test)]
 mod tests;
@@ -26,11 +27,14 @@ use shoal_api::{
     spec::{Protocol, TaskSpec},
 };
 
+pub(crate) use apply::specs_of_service;
 pub use change::{Delta, Event, LogIndex, Rejected};
 pub use claim::{Claim, Kind, overlap};
 pub(crate) use history::supersede;
 pub use references::{User, in_use};
-pub use table::Table;
+pub use table::{Groups, Table};
+
+use wishes::Wishes;
 
 /// Everything that the cluster knows, after the batch at one index of the log.
 #[derive(Debug, Clone, Default)]
@@ -46,14 +50,15 @@ pub struct State {
     configs: Table<ConfigId, Arc<Config>>,
     /// Who holds what only one may hold.
     claims: Table<Claim, ObjectKey>,
-    tasks_by_service: Table<(ServiceId, TaskId), ()>,
+    tasks_by_service: Groups<ServiceId, TaskId, ()>,
     tasks_by_node: Table<(NodeId, TaskId), ()>,
     /// Tasks in the states New and Pending, which wait for the allocator and the scheduler.
-    waiting: Table<(TaskState, ServiceId, TaskId), Arc<Task>>,
+    waiting: Groups<(TaskState, ServiceId), TaskId, Arc<Task>>,
     /// Services that wait for others.
     dependents: Table<ServiceId, ()>,
     /// What tasks run, by service and spec version, with the number of objects that refer to it.
     specs: Table<(ServiceId, u64), (Arc<TaskSpec>, u64)>,
+    wishes: Wishes,
 }
 
 impl State {
@@ -110,10 +115,8 @@ impl State {
 
     /// The tasks of a service, past ones included, by id.
     pub fn tasks_of_service(&self, service: &ServiceId) -> impl Iterator<Item = &Arc<Task>> {
-        let of_service = self.tasks_by_service.iter_from(move |(s, _)| s < service);
-        of_service
-            .take_while(move |((s, _), ())| s == service)
-            .map(|((_, task), ())| self.indexed(task))
+        let of_service = self.tasks_by_service.of(service);
+        of_service.map(|(task, ())| self.indexed(task))
     }
 
     /// The tasks on a node, past ones included, by id.
@@ -126,27 +129,23 @@ impl State {
 
     /// The tasks in the observed state New or Pending, by service and id.
     pub fn tasks_waiting(&self, state: TaskState) -> impl Iterator<Item = &Arc<Task>> {
-        let in_state = self.waiting.iter_from(move |(s, ..)| *s < state);
-        in_state
-            .take_while(move |((s, ..), _)| *s == state)
-            .map(|(_, task)| task)
+        self.services_in(state)
+            .flat_map(|(_, tasks)| tasks.values())
     }
 
     /// The services with tasks in the observed state New or Pending.
     pub fn services_waiting(&self, state: TaskState) -> Vec<ServiceId> {
-        let mut services: Vec<ServiceId> = Vec::new();
-        while let Some(next) = self.next_waiting(state, services.last()) {
-            services.push(next);
-        }
-        services
+        let services = self.services_in(state);
+        services.map(|(service, _)| service.clone()).collect()
     }
 
-    fn next_waiting(&self, state: TaskState, after: Option<&ServiceId>) -> Option<ServiceId> {
-        let mut rest = self
-            .waiting
-            .iter_from(|(s, service, _)| (*s, Some(service)) <= (state, after));
-        let ((found, service, _), _) = rest.next()?;
-        (*found == state).then(|| service.clone())
+    fn services_in(
+        &self,
+        state: TaskState,
+    ) -> impl Iterator<Item = (&ServiceId, &Table<TaskId, Arc<Task>>)> {
+        let tables = self.waiting.tables().iter_from(move |(s, _)| *s < state);
+        let in_state = tables.take_while(move |((s, _), _)| *s == state);
+        in_state.map(|((_, service), tasks)| (service, tasks))
     }
 
     /// The tasks of a service in the observed state New or Pending, by id.
@@ -155,12 +154,8 @@ impl State {
         state: TaskState,
         service: &ServiceId,
     ) -> impl Iterator<Item = &Arc<Task>> {
-        let waiting = self
-            .waiting
-            .iter_from(move |(s, of, _)| (*s, of) < (state, service));
-        waiting
-            .take_while(move |((s, of, _), _)| *s == state && of == service)
-            .map(|(_, task)| task)
+        let waiting = self.waiting.of(&(state, service.clone()));
+        waiting.map(|(_, task)| task)
     }
 
     /// A network.
@@ -296,8 +291,14 @@ impl State {
         Some(spec)
     }
 
-    /// All objects, for a snapshot of the log. Cluster first, then by kind and id.
+    /// All objects, for a snapshot of the log. Cluster first, then by kind and id, tasks last.
     pub fn snapshot(&self) -> Vec<Object> {
+        let tasks = self.tasks().map(|o| Object::Task(o.as_ref().clone()));
+        self.objects_but_tasks().chain(tasks).collect()
+    }
+
+    /// All objects but tasks. Cluster first, then by kind and id.
+    pub fn objects_but_tasks(&self) -> impl Iterator<Item = Object> {
         let own = |cluster: &Arc<Cluster>| Object::Cluster(cluster.as_ref().clone());
         self.cluster
             .iter()
@@ -307,8 +308,6 @@ impl State {
             .chain(self.secrets().map(|o| Object::Secret(o.as_ref().clone())))
             .chain(self.configs().map(|o| Object::Config(o.as_ref().clone())))
             .chain(self.services().map(|o| Object::Service(o.as_ref().clone())))
-            .chain(self.tasks().map(|o| Object::Task(o.as_ref().clone())))
-            .collect()
     }
 
     /// Whether two states hold the same, indexes included.
@@ -316,14 +315,12 @@ impl State {
         self.index == other.index
             && self.snapshot() == other.snapshot()
             && self.claims.iter().eq(other.claims.iter())
-            && self
-                .tasks_by_service
-                .iter()
-                .eq(other.tasks_by_service.iter())
+            && self.tasks_by_service.tables() == other.tasks_by_service.tables()
             && self.tasks_by_node.iter().eq(other.tasks_by_node.iter())
-            && self.waiting.iter().eq(other.waiting.iter())
+            && self.waiting.tables() == other.waiting.tables()
             && self.dependents.iter().eq(other.dependents.iter())
             && self.specs.iter().eq(other.specs.iter())
+            && self.wishes.is_same(&other.wishes)
     }
 
     fn indexed(&self, task: &TaskId) -> &Arc<Task> {

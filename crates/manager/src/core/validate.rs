@@ -131,6 +131,10 @@ impl From<Rejected> for Refusal {
                 ..
             } => Self::name_taken(kind, &name),
             Rejected::Taken { .. } => Self::new(RefusalKind::AlreadyExists, rejected.to_string()),
+            // Nobody knows what became of it.
+            Rejected::Granted { .. } | Rejected::Forgotten => {
+                Self::new(RefusalKind::Unknown, rejected.to_string())
+            }
             Rejected::Reference(_) | Rejected::Illegal { .. } | Rejected::NotOwner { .. } => {
                 Self::precondition(rejected.to_string())
             }

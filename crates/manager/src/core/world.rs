@@ -138,6 +138,7 @@ impl World {
                 object: Box::new(shoal_api::object::Object::Node(node)),
                 expect: shoal_api::object::Expect::Absent,
             }],
+            wish: None,
         };
         self.apply(batch).unwrap();
         self.up(name);

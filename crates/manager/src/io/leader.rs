@@ -63,7 +63,7 @@ async fn reign(desk: &Desk) {
 
 /// Ends the replacement of the root certificate when all nodes have certificates from the new one.
 async fn keep_root(desk: &Desk) {
-    let mut watch = desk.store.watch();
+    let mut watch = desk.store.watch_nodes();
     let mut state = desk.store.state();
     loop {
         let rotation = state.cluster().and_then(|c| c.root_rotation.clone());
@@ -85,14 +85,14 @@ async fn keep_root(desk: &Desk) {
                 }
             }
         }
-        state = watch.next_of_nodes().await;
+        state = watch.next().await;
     }
 }
 
 /// Keeps the state in step with the membership, and the membership in step with the roles that users ask for.
 async fn keep_roles(desk: &Desk) {
     let store = &desk.store;
-    let mut watch = store.watch();
+    let mut watch = store.watch_nodes();
     let mut members = store.raft().members();
     loop {
         let now = Arc::clone(&members.borrow_and_update());
@@ -123,7 +123,7 @@ async fn keep_roles(desk: &Desk) {
             }
         }
         tokio::select! {
-            _ = watch.next_of_nodes() => {}
+            _ = watch.next() => {}
             changed = members.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(REMOVAL_RETRY), if is_refused => {}
         }

@@ -50,7 +50,7 @@ use crate::core::{
     consensus::{Member, MemberChange, Members},
     control::{Intent, Turn, Write},
     reconcile::Ctx,
-    state::State,
+    state::{Rejected, State},
     validate::Refusal,
 };
 
@@ -63,8 +63,11 @@ mod passing;
 mod recovery;
 mod relocation;
 
+use forward::Line;
 use locking::Keys;
 use passing::Board;
+
+pub(crate) use forward::WishName;
 
 pub use exec::ExecStream;
 pub use founding::{Founding, NewCluster};
@@ -202,6 +205,10 @@ pub(crate) struct Desk {
     pub(crate) store: Store,
     identity: watch::Receiver<Arc<NodeIdentity>>,
     client_tls: watch::Receiver<Arc<ClientConfig>>,
+    /// To the leader, for writes.
+    writes: Line,
+    /// To the leader, for questions whose answers take long: a connection carries so many calls at once and no more.
+    questions: Line,
     /// Where sessions are served, while this manager leads.
     dispatcher: watch::Sender<Option<mpsc::Sender<Command>>>,
     /// Where tasks are on their way to running, while this manager leads.
@@ -261,6 +268,8 @@ impl Manager {
             store: Store::new(replica.clone(), raft),
             identity: identity_now,
             client_tls: client_tls_now,
+            writes: Line::default(),
+            questions: Line::default(),
             dispatcher: watch::Sender::default(),
             passing: Board::default(),
             logs: LogBroker::default(),
@@ -532,7 +541,7 @@ impl Desk {
                 match self.store.latest().await {
                     Ok(state) => return Ok(state),
                     Err(ProposeError::Stopped) => return Err(WriteError::NoLeader),
-                    Err(_) => wait_for_change(&mut leadership).await,
+                    Err(_) => drop(wait_for_change(&mut leadership).await), // said above
                 }
             }
         };
@@ -541,57 +550,47 @@ impl Desk {
             .unwrap_or(Err(WriteError::NoLeader))
     }
 
-    async fn write(&self, intent: Intent) -> Result<Option<Object>, WriteError> {
-        let mut leadership = self.store.raft().leadership();
-        let waiting = async {
-            loop {
-                leadership.mark_unchanged();
-                let outcome = if leadership.borrow().is_leader {
-                    self.write_as_leader(intent.clone()).await
-                } else {
-                    self.forward(&intent, &mut leadership).await
-                };
-                match outcome {
-                    Err(WriteError::NoLeader) => wait_for_change(&mut leadership).await,
-                    settled => return settled,
-                }
-            }
-        };
-        tokio::time::timeout(LEADER_TIMEOUT, waiting)
-            .await
-            .unwrap_or(Err(WriteError::NoLeader))
-    }
-
-    /// Decides on an intent and proposes the decision.
+    /// Decides on an intent and proposes the decision. One with a name is carried out once, however often it comes.
     pub(crate) async fn write_as_leader(
         &self,
         intent: Intent,
+        name: Option<WishName>,
     ) -> Result<Option<Object>, WriteError> {
         let mut write = Write::new(intent);
         loop {
             if !self.leadership().is_leader {
                 return Err(WriteError::NoLeader);
             }
+            let state = self.store.state();
+            if let Some((_, about)) = name.and_then(|name| state.granted(name.id)) {
+                return Ok(state.object(about));
+            }
             let turn = {
                 let mut cx = Ctx {
                     now: Timestamp::now(),
                     ids: &mut RandomIds,
                 };
-                write.next(&self.store.state(), &mut cx)
+                write.next(&state, &mut cx)
             };
             let failed = match turn {
                 Turn::Refuse(refusal) => return Err(refusal.into()),
                 Turn::Confirm => self.store.latest().await.err(),
-                Turn::Propose(decision) => match self.store.propose(&decision.batch).await {
-                    Ok(_) => return Ok(self.store.object(&decision.key)),
-                    Err(ProposeError::Rejected(rejected)) => {
-                        if let Some(refusal) = write.rejected(rejected) {
-                            return Err(refusal.into());
+                Turn::Propose(mut decision) => {
+                    decision.batch.wish = name.map(|name| name.about(&decision.key));
+                    match self.store.propose(&decision.batch).await {
+                        Ok(_) => return Ok(self.store.object(&decision.key)),
+                        Err(ProposeError::Rejected(Rejected::Granted { about })) => {
+                            return Ok(self.store.object(&about));
                         }
-                        None
+                        Err(ProposeError::Rejected(rejected)) => {
+                            if let Some(refusal) = write.rejected(rejected) {
+                                return Err(refusal.into());
+                            }
+                            None
+                        }
+                        Err(failed) => Some(failed),
                     }
-                    Err(failed) => Some(failed),
-                },
+                }
             };
             match failed {
                 None => {}
@@ -604,9 +603,9 @@ impl Desk {
 
 /// Cuts what nodes have open that may no longer take part, until consensus stops.
 async fn shut_out(store: Store, gate: server::Gate) {
-    let mut watch = store.watch();
+    let mut watch = store.watch_nodes();
     loop {
-        let state = watch.next_of_nodes().await;
+        let state = watch.next().await;
         let Some(cluster) = state.cluster() else {
             continue;
         };
@@ -619,12 +618,12 @@ async fn shut_out(store: Store, gate: server::Gate) {
     }
 }
 
-/// Waits for another leader, or for the one there is to become reachable.
-async fn wait_for_change(leadership: &mut watch::Receiver<Leadership>) {
-    tokio::select! {
-        _ = leadership.changed() => {}
-        () = tokio::time::sleep(LEADER_RETRY) => {}
-    }
+/// Waits for another leader, or for the one there is to become reachable; an error is the end of consensus.
+async fn wait_for_change(
+    leadership: &mut watch::Receiver<Leadership>,
+) -> Result<(), watch::error::RecvError> {
+    let changed = tokio::time::timeout(LEADER_RETRY, leadership.changed());
+    changed.await.unwrap_or(Ok(()))
 }
 
 /// Finds the way into the group.

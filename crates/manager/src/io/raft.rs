@@ -62,6 +62,8 @@ pub struct RaftConfig {
     pub snapshot_entries: u64,
     /// Bytes of applied entries after which a snapshot is written, so that few large entries do not fill the disk.
     pub snapshot_bytes: u64,
+    /// How much of the last snapshot's size must have been applied before the next one, in percent.
+    pub snapshot_growth_percent: u64,
     /// Entries kept behind a snapshot for managers that lag. As SwarmKit's `LogEntriesForSlowFollowers`.
     pub kept_entries: u64,
     /// Size of a segment of the log.
@@ -77,6 +79,7 @@ impl Default for RaftConfig {
             election_ticks: 8,
             snapshot_entries: 10_000,
             snapshot_bytes: 64 << 20,
+            snapshot_growth_percent: 100,
             kept_entries: 500,
             segment_bytes: wal::SEGMENT_BYTES,
         }

@@ -2,15 +2,21 @@
 
 use std::{
     cell::RefCell,
+    collections::BTreeMap,
     sync::{Arc, RwLock},
 };
 
 use shoal_api::{
-    object::{Batch, Change, Expect, Object, ObjectKey},
+    ServiceId, TaskState,
+    object::{Batch, Change, Expect, Object, ObjectKey, Service, Task},
     planted::{Bug, planted},
-    wire::{decode_batch_with, encode_batch, encode_batch_lean},
+    spec::TaskSpec,
+    wire::{
+        SpecSource, decode_batch_with, decode_wishes, encode_batch, encode_batch_lean,
+        encode_wishes,
+    },
 };
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 use super::raft::{FrozenState, ProposeError, Raft, StateMachine};
 use crate::core::{
@@ -18,7 +24,7 @@ use crate::core::{
         LogIndex,
         wire::{Malformed, Reader, Writer},
     },
-    state::{Event, Rejected, State},
+    state::{Event, Rejected, State, specs_of_service},
 };
 
 /// Notices that a watcher may be behind; one that is further behind looks at everything again.
@@ -34,6 +40,7 @@ pub struct Replica {
 struct Shared {
     state: RwLock<State>,
     notices: broadcast::Sender<Notice>,
+    nodes: watch::Sender<()>,
 }
 
 /// Something happened to the state.
@@ -80,18 +87,6 @@ impl Watch {
         }
     }
 
-    /// Waits for something that concerns nodes or the cluster itself, or may; gives the state after it.
-    pub async fn next_of_nodes(&mut self) -> State {
-        let concerns = |event: &Event| matches!(event, Event::Cluster(_) | Event::Node(_));
-        loop {
-            match self.next().await {
-                Notice::Applied { state, events } if events.iter().any(concerns) => return state,
-                Notice::Applied { .. } => {}
-                Notice::Everything { state } => return state,
-            }
-        }
-    }
-
     /// What has happened already and was not yet seen.
     pub fn try_next(&mut self) -> Option<Notice> {
         match self.notices.try_recv() {
@@ -104,6 +99,26 @@ impl Watch {
             }
         }
     }
+}
+
+/// Sees that nodes or the cluster itself have changed, or may have; nothing else wakes it.
+#[derive(Debug)]
+pub struct NodeWatch {
+    shared: Arc<Shared>,
+    changes: watch::Receiver<()>,
+}
+
+impl NodeWatch {
+    /// Waits for the next change, or for several; gives the state after them.
+    pub async fn next(&mut self) -> State {
+        let changed = self.changes.changed().await;
+        changed.expect("what we share holds the sender");
+        self.shared.read()
+    }
+}
+
+fn concerns_nodes(event: &Event) -> bool {
+    matches!(event, Event::Cluster(_) | Event::Node(_))
 }
 
 impl Shared {
@@ -119,6 +134,12 @@ impl Shared {
             .state
             .write()
             .expect("nobody panics while holding the state") = state.clone();
+        if events
+            .as_ref()
+            .is_none_or(|all| all.iter().any(concerns_nodes))
+        {
+            self.nodes.send_replace(());
+        }
         let notice = match events {
             Some(events) if events.is_empty() => return,
             Some(events) => Notice::Applied {
@@ -138,6 +159,7 @@ impl Default for Replica {
             shared: Arc::new(Shared {
                 state: RwLock::default(),
                 notices,
+                nodes: watch::Sender::new(()),
             }),
         }
     }
@@ -203,25 +225,47 @@ impl StateMachine for Replica {
     }
 }
 
+/// Objects that are written at once; as many are in memory twice while a state is written.
+const OBJECTS_PER_PIECE: usize = 256;
+
 /// Writes a whole state. Tasks come last, without the specs that their services have.
 pub fn encode_state(state: &State) -> Vec<u8> {
-    let (tasks, others): (Vec<_>, Vec<_>) = state
-        .snapshot()
-        .into_iter()
-        .filter(|object| {
-            let is_early =
-                matches!(object, Object::Task(task) if task.status.state < shoal_api::TaskState::Assigned);
-            !(planted(Bug::SnapshotLosesTasks) && is_early)
-        })
-        .partition(|object| matches!(object, Object::Task(_)));
-    let services = State::restore(state.index(), others.clone()).unwrap_or_default();
+    let specs = specs(state.services().map(AsRef::as_ref));
+    let known = |service: &ServiceId, version| specs.get(&(service.clone(), version)).cloned();
+    let is_kept = |task: &&Arc<Task>| {
+        !(planted(Bug::SnapshotLosesTasks) && task.status.state < TaskState::Assigned)
+    };
+    let tasks = state.tasks().filter(is_kept);
+    let tasks = tasks.map(|task| Object::Task(task.as_ref().clone()));
     let mut out = Writer::default();
     out.number(state.index());
-    out.bytes(&encode_batch(&as_batch(others)));
-    out.bytes(&encode_batch_lean(&as_batch(tasks), &|service, version| {
-        services.task_spec(service, version).cloned()
-    }));
+    out.bytes(&encode_objects(state.objects_but_tasks(), &|_, _| None));
+    out.bytes(&encode_objects(tasks, &known));
+    out.bytes(&encode_wishes(&state.wishes()));
     out.finish()
+}
+
+/// Writes objects as one batch, piece by piece: messages of repeated fields are joined by putting their bytes together.
+fn encode_objects(mut objects: impl Iterator<Item = Object>, known: SpecSource<'_>) -> Vec<u8> {
+    let mut bytes = encode_batch(&as_batch(Vec::new()));
+    loop {
+        let piece: Vec<Object> = objects.by_ref().take(OBJECTS_PER_PIECE).collect();
+        if piece.is_empty() {
+            return bytes;
+        }
+        bytes.extend(encode_batch_lean(&as_batch(piece), known));
+    }
+}
+
+/// What tasks of these services run, by service and version of its spec.
+fn specs<'s>(
+    services: impl Iterator<Item = &'s Service>,
+) -> BTreeMap<(ServiceId, u64), Arc<TaskSpec>> {
+    let of_service = |service: &'s Service| {
+        let specs = specs_of_service(service);
+        specs.map(|(version, spec)| ((service.id.clone(), version), Arc::new(spec.clone())))
+    };
+    services.flat_map(of_service).collect()
 }
 
 fn decode_state(bytes: &[u8]) -> Result<State, String> {
@@ -231,13 +275,21 @@ fn decode_state(bytes: &[u8]) -> Result<State, String> {
     let others = decode_batch_with(input.bytes().map_err(malformed)?, &|_, _| None)
         .map_err(|e| e.to_string())?;
     let mut objects = as_objects(others);
-    let services =
-        State::restore(index, objects.clone()).map_err(|rejected| rejected.to_string())?;
+    let specs = specs(objects.iter().filter_map(|object| match object {
+        Object::Service(service) => Some(service),
+        _ => None,
+    }));
     let tasks = decode_batch_with(input.bytes().map_err(malformed)?, &|service, version| {
-        services.task_spec(service, version).cloned()
+        specs.get(&(service.clone(), version)).cloned()
     });
     objects.extend(as_objects(tasks.map_err(|error| error.to_string())?));
-    State::restore(index, objects).map_err(|rejected| rejected.to_string())
+    let mut state = State::restore(index, objects).map_err(|rejected| rejected.to_string())?;
+    // Snapshots were written without them once.
+    if !input.is_empty() {
+        let wishes = decode_wishes(input.bytes().map_err(malformed)?);
+        state.set_wishes(wishes.map_err(|error| error.to_string())?);
+    }
+    Ok(state)
 }
 
 fn as_batch(objects: Vec<Object>) -> Batch {
@@ -249,6 +301,7 @@ fn as_batch(objects: Vec<Object>) -> Batch {
         actor: shoal_api::Actor::User,
         at: shoal_api::Timestamp::ZERO,
         changes: objects.into_iter().map(put).collect(),
+        wish: None,
     }
 }
 
@@ -294,6 +347,13 @@ impl Store {
         self.replica.watch()
     }
 
+    /// Watches nodes and the cluster itself from now on. Take the state afterwards, then nothing is missed.
+    pub fn watch_nodes(&self) -> NodeWatch {
+        let shared = Arc::clone(&self.replica.shared);
+        let changes = shared.nodes.subscribe();
+        NodeWatch { shared, changes }
+    }
+
     /// Proposes a batch; returns once it is applied here.
     pub async fn propose(&self, batch: &Batch) -> Result<LogIndex, ProposeError> {
         let state = self.state();
@@ -311,7 +371,7 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use shoal_api::{Actor, TaskState};
+    use shoal_api::Actor;
 
     use super::*;
     use crate::core::{control, fixture::service, world::World};
@@ -342,6 +402,7 @@ mod tests {
                 expect: Expect::Version(task.meta.version),
                 object: Box::new(Object::Task(task)),
             }],
+            wish: None,
         };
         let report = encode_batch_lean(&report, &|service, version| {
             before.task_spec(service, version).cloned()
@@ -366,6 +427,31 @@ mod tests {
         assert_eq!(old_hand.state().snapshot(), world.state.snapshot());
         // Who has the spec yet takes the same bytes.
         assert_eq!(replica(before.clone()).apply(index, &report), Ok(()));
+    }
+
+    #[test]
+    fn a_newcomer_remembers_what_was_granted() {
+        let mut old_hand = replica(World::new(&["n1"]).state);
+        let about = ObjectKey::Cluster;
+        let wish = |id| shoal_api::object::Wish {
+            id,
+            about: about.clone(),
+            since: None,
+        };
+        let batch = |id| {
+            encode_batch(&Batch {
+                wish: Some(wish(id)),
+                ..as_batch(Vec::new())
+            })
+        };
+        let index = old_hand.state().index();
+        old_hand.apply(index + 1, &batch(7)).unwrap();
+        let mut newcomer = Replica::default();
+        newcomer.restore(&old_hand.snapshot()).unwrap();
+        assert_eq!(newcomer.state().granted(7), Some((index + 1, &about)));
+        let refused = newcomer.apply(index + 2, &batch(7)).unwrap_err();
+        assert!(matches!(refused, Rejected::Granted { .. }), "{refused}");
+        assert_eq!(newcomer.apply(index + 3, &batch(8)), Ok(()));
     }
 
     #[test]

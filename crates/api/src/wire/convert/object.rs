@@ -4,10 +4,10 @@ use super::{DecodeError, Field, bridge, enums, messages, oneof};
 use crate::{
     Actor, TaskState,
     object::{
-        Batch, Change, Cluster, Config, ContainerStatus, Expect, JobStatus, ManagerInfo, Meta,
-        Network, NetworkAllocation, Node, NodeDescription, NodeState, NodeStatus, Object,
+        Batch, Change, Cluster, Config, ContainerStatus, Expect, Granted, JobStatus, ManagerInfo,
+        Meta, Network, NetworkAllocation, Node, NodeDescription, NodeState, NodeStatus, Object,
         ObjectKey, Revision, RootRotation, Secret, Service, ServiceEndpoint, Task, TaskAttachment,
-        TaskStatus, UpdateState, UpdateStatus, VirtualIp,
+        TaskStatus, UpdateState, UpdateStatus, VirtualIp, Wish, Wishes,
     },
     wire,
 };
@@ -55,7 +55,10 @@ messages! {
         unlock_key, root_rotation,
     }
     RootRotation { ca_cert, ca_key, cross_signed }
-    Batch { actor, at, changes }
+    Batch { actor, at, changes, wish }
+    Wish { id, about, since }
+    Granted { index, id, about }
+    Wishes { forgotten, granted }
 }
 
 oneof!(Object in object { Node, Service, Task, Network, Secret, Config, Cluster });

@@ -9,6 +9,7 @@ mod batch;
 mod guests;
 mod places;
 mod transfer;
+mod turns;
 mod values;
 mod whole;
 
@@ -29,7 +30,7 @@ pub use self::values::{
     Answer, BeginError, Caller, Effect, Frozen, FrozenState, Kept, Leadership, Limits, Persist,
     ProposeError, RemoveError, StateMachine,
 };
-use self::{batch::batches, places::MembershipQueue, transfer::Transfer};
+use self::{batch::batches, places::MembershipQueue, transfer::Transfer, turns::turn};
 use super::{
     LogIndex, Member, MemberChange, Members, RaftId,
     log::Log,
@@ -72,6 +73,8 @@ pub struct Node {
     leadership: Leadership,
     /// What goes on when the disk is done.
     persisting: Option<Ready>,
+    /// Whether a change of the membership is applied whose commit is not on disk yet.
+    is_commit_owed: bool,
     /// Whether a snapshot is being written down.
     is_keeping: bool,
     /// Whether a peer waits for a snapshot.
@@ -156,6 +159,7 @@ impl Node {
             heard: BTreeMap::new(),
             leadership: Leadership::default(),
             persisting: None,
+            is_commit_owed: false,
             is_keeping: false,
             is_snapshot_wished: false,
             effects: VecDeque::new(),
@@ -340,6 +344,7 @@ impl Node {
                 self.conclude(ready);
             }
         }
+        self.note_membership();
         self.pin_election_timeout();
         self.effects.drain(..).collect()
     }
@@ -460,14 +465,13 @@ impl Node {
         out.finish()
     }
 
-    /// The library draws its election timeout from the thread's randomness. Ours follows from what we were told, so
-    /// that a simulation can be repeated; between managers and terms it is as uneven as the library's.
+    /// The library draws its election timeout from the thread's randomness. Ours is our turn among the voters, so that a
+    /// simulation can be repeated.
     fn pin_election_timeout(&mut self) {
-        let raft = &mut self.raw.raft;
         let base = self.limits.election_ticks.max(1);
-        let drawn = mix(self.incarnation ^ mix(raft.id) ^ mix(raft.term.rotate_left(32)));
-        let extra = usize::try_from(drawn % base as u64).unwrap_or(0);
-        raft.set_randomized_election_timeout(base + extra);
+        let (id, term) = (self.raw.raft.id, self.raw.raft.term);
+        let ticks = turn(&self.raw.store().conf_state().voters, id, term, base);
+        self.raw.raft.set_randomized_election_timeout(ticks);
     }
 
     fn ask_reads(&mut self) {
@@ -542,6 +546,7 @@ impl Node {
             Ok(conf_state) => {
                 self.raw.mut_store().set_conf_state(conf_state);
                 self.members.apply(&change);
+                self.is_commit_owed = true;
                 self.tell_members();
                 tracing::info!(
                     raft.id = self.raft_id(),
@@ -595,9 +600,11 @@ impl Node {
         if self.is_keeping {
             return;
         }
-        let last = self.raw.store().snapshot().get_metadata().index;
-        let due = self.applied.saturating_sub(last) >= self.limits.snapshot_entries
-            || self.applied_bytes >= self.limits.snapshot_bytes;
+        let last = self.raw.store().snapshot();
+        let grown = last.data.len() as u64 * self.limits.snapshot_growth_percent / 100;
+        let entries = self.applied.saturating_sub(last.get_metadata().index);
+        let due = (entries >= self.limits.snapshot_entries && self.applied_bytes >= grown)
+            || self.applied_bytes >= self.limits.snapshot_bytes.max(grown);
         if self.is_snapshot_wished || due {
             self.is_keeping = true;
             self.applied_bytes = 0;
@@ -678,12 +685,4 @@ pub(crate) fn snapshot_data(members: &Members, state: &[u8]) -> Bytes {
     members.encode(&mut out);
     out.bytes(state);
     out.finish().into()
-}
-
-/// Spreads a number over all bits (the finalizer of SplitMix64).
-fn mix(mut x: u64) -> u64 {
-    x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }

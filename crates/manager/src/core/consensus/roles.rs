@@ -76,6 +76,7 @@ pub fn role_work(state: &State, members: &Members, now: Timestamp) -> RoleWork {
             actor: shoal_api::Actor::Dispatcher,
             at: now,
             changes,
+            wish: None,
         });
     }
     work

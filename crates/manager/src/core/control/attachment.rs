@@ -151,6 +151,7 @@ fn as_orchestrator(cx: &Ctx<'_>, object: Object, expect: Expect) -> Decision {
             actor: Actor::Orchestrator,
             at: cx.now,
             changes: vec![Change::Put { object, expect }],
+            wish: None,
         },
         key,
     }

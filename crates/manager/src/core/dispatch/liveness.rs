@@ -228,5 +228,6 @@ fn change_node(
         actor: Actor::Dispatcher,
         at: now,
         changes,
+        wish: None,
     })
 }

@@ -100,5 +100,6 @@ pub(super) fn reported(merged: Vec<(Arc<Task>, TaskStatus)>, now: Timestamp) -> 
         actor: Actor::Agent,
         at: now,
         changes,
+        wish: None,
     })
 }

@@ -21,11 +21,17 @@ impl State {
     pub fn apply(&mut self, index: LogIndex, batch: &Batch) -> Result<Vec<Event>, Rejected> {
         debug_assert!(index >= self.index, "the log is applied in order");
         self.index = index;
+        if let Some(wish) = &batch.wish {
+            self.wishes.check(wish)?;
+        }
         let mut next = self.clone();
         next.time = next.time.max(batch.at);
         let mut events = Vec::with_capacity(batch.changes.len());
         for change in &batch.changes {
             events.push(next.apply_change(batch.actor, batch.at, change)?);
+        }
+        if let Some(wish) = &batch.wish {
+            next.wishes.remember(index, wish.id, wish.about.clone());
         }
         *self = next;
         Ok(events)
@@ -240,13 +246,26 @@ impl State {
             }
             ObjectKey::Task(_) => {
                 let (old, mut new) = both!(Task);
-                if let Some(new) = &mut new {
-                    let shared = self.retain_spec(&new.service, new.spec_version, &new.spec)?;
-                    new.spec = shared;
-                    self.share_with_siblings(new);
+                let version = |task: &Task| (task.service.clone(), task.spec_version);
+                match (&old, &mut new) {
+                    // The same use of the same spec.
+                    (Some(old), Some(new))
+                        if version(old) == version(new) && new.spec.is(&old.spec) =>
+                    {
+                        new.spec = old.spec.clone();
+                    }
+                    (old, new) => {
+                        if let Some(new) = new {
+                            new.spec =
+                                self.retain_spec(&new.service, new.spec_version, &new.spec)?;
+                        }
+                        if let Some(old) = old {
+                            self.release_spec(&old.service, old.spec_version);
+                        }
+                    }
                 }
-                if let Some(old) = &old {
-                    self.release_spec(&old.service, old.spec_version);
+                if let Some(new) = &mut new {
+                    self.share_with_siblings(new);
                 }
                 let new = new.map(Arc::new);
                 self.index_task(old.as_ref(), new.as_ref());
@@ -282,8 +301,7 @@ impl State {
         let waits = |task: &Task| task.status.state < shoal_api::TaskState::Assigned;
         if let Some(task) = old {
             if new.is_none() {
-                self.tasks_by_service
-                    .remove(&(task.service.clone(), task.id.clone()));
+                self.tasks_by_service.remove(&task.service, &task.id);
             }
             if let Some(node) = &task.node
                 && new.is_none()
@@ -291,14 +309,14 @@ impl State {
                 self.tasks_by_node.remove(&(node.clone(), task.id.clone()));
             }
             if waits(task) && new.is_none_or(|new| new.status.state != task.status.state) {
-                let key = (task.status.state, task.service.clone(), task.id.clone());
-                self.waiting.remove(&key);
+                let name = (task.status.state, task.service.clone());
+                self.waiting.remove(&name, &task.id);
             }
         }
         if let Some(task) = new {
             if old.is_none() {
                 self.tasks_by_service
-                    .insert((task.service.clone(), task.id.clone()), ());
+                    .insert(task.service.clone(), task.id.clone(), ());
             }
             if let Some(node) = &task.node
                 && old.is_none_or(|old| old.node.is_none())
@@ -307,8 +325,8 @@ impl State {
                     .insert((node.clone(), task.id.clone()), ());
             }
             if waits(task) {
-                let key = (task.status.state, task.service.clone(), task.id.clone());
-                self.waiting.insert(key, task.clone());
+                let name = (task.status.state, task.service.clone());
+                self.waiting.insert(name, task.id.clone(), task.clone());
             }
         }
     }
@@ -375,7 +393,7 @@ impl SpecRef for TaskSpec {
 }
 
 /// The specs that a service keeps, by version: the one in force and the one before.
-fn specs_of_service(service: &Service) -> impl Iterator<Item = (u64, &TaskSpec)> {
+pub(crate) fn specs_of_service(service: &Service) -> impl Iterator<Item = (u64, &TaskSpec)> {
     let now = (service.spec_version, &service.spec.task);
     let before = service.previous_spec.as_ref();
     [now]

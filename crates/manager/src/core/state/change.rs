@@ -96,6 +96,15 @@ pub enum Rejected {
         /// The version that it has.
         found: Option<LogIndex>,
     },
+    /// The batch grants a wish that was granted before.
+    #[error("the wish was granted before")]
+    Granted {
+        /// The object that it is about.
+        about: ObjectKey,
+    },
+    /// The batch grants a wish that may have been granted before, longer ago than is remembered.
+    #[error("the leader changed before the write was decided")]
+    Forgotten,
     /// The batch leaves out a task spec that the state had when it was computed, and has no more.
     #[error("update out of sequence")]
     SpecGone {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use shoal_api::{
     Actor, TaskState,
-    object::{Batch, Change, Expect, Object, ObjectKey, Task},
+    object::{Batch, Change, Expect, Object, ObjectKey, Task, Wish},
     spec::{ServiceMode, TaskSpec},
 };
 
@@ -12,6 +12,7 @@ use shoal_api::spec::NetworkTarget;
 
 use super::*;
 use crate::core::{
+    audit::audit,
     control,
     fixture::{at, node_id, service},
     world::World,
@@ -22,6 +23,7 @@ fn batch(actor: Actor, changes: Vec<Change>) -> Batch {
         actor,
         at: at(1),
         changes,
+        wish: None,
     }
 }
 
@@ -73,6 +75,38 @@ fn refused(world: &World, actor: Actor, change: Change) -> String {
         .unwrap_err();
     assert_eq!(state.snapshot(), before, "a refused batch leaves no trace");
     rejected.to_string()
+}
+
+#[test]
+fn a_wish_is_granted_once() {
+    let (world, _) = world();
+    let mut state = world.state.clone();
+    let secret = |id: &str| Secret {
+        id: id.parse().unwrap(),
+        meta: Default::default(),
+        spec: Default::default(),
+    };
+    let mut grant = |id: &str, since| {
+        let object = Object::Secret(secret(id));
+        let wish = Wish {
+            id: 7,
+            about: object.key(),
+            since,
+        };
+        let batch = Batch {
+            wish: Some(wish),
+            ..batch(Actor::User, vec![put(object)])
+        };
+        state.apply(state.index() + 1, &batch).map(drop)
+    };
+    let begun = world.state.index();
+    assert_eq!(grant("s1", None), Ok(()));
+    let about = ObjectKey::Secret("s1".parse().unwrap());
+    let granted = Err(Rejected::Granted { about });
+    assert_eq!(grant("s2", Some(begun)), granted);
+    assert_eq!(grant("s2", None), granted);
+    assert_eq!(state.secrets().count(), 1);
+    assert_eq!(audit(&state), Vec::<String>::new());
 }
 
 #[test]

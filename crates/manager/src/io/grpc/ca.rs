@@ -224,6 +224,7 @@ fn birth(
         actor: shoal_api::Actor::Dispatcher,
         at: now,
         changes: vec![change],
+        wish: None,
     })
 }
 

@@ -114,6 +114,17 @@ pub(crate) fn was_not_sent(status: &Status) -> bool {
     false
 }
 
+/// The answer of a leader that is one no more: what it proposed may or may not come to pass.
+pub(crate) fn lost() -> Status {
+    Status::aborted("the leader changed before the write was decided")
+}
+
+/// Whether nobody knows what became of a call: the answer is [`lost`], or there is none because the connection broke.
+pub(crate) fn is_lost(status: &Status) -> bool {
+    // What a manager says has no cause here.
+    status.code() == Code::Aborted || std::error::Error::source(status).is_some()
+}
+
 /// The refusal of messages from a manager that was taken out of the group.
 pub(crate) fn removed(from: RaftId) -> Status {
     Status::permission_denied(format!("{REMOVED_MEMBER}{from}"))

@@ -17,7 +17,7 @@ use crate::{
         control::{Intent, Spec},
         validate::{Refusal, RefusalKind},
     },
-    io::manager::{Desk, WriteError},
+    io::manager::{Desk, WishName, WriteError},
 };
 
 /// The `Control` service.
@@ -33,9 +33,11 @@ impl Control for ControlService {
     ) -> Result<Response<WriteResponse>, Status> {
         calling_manager(&request)?;
         self.desk.require_leader().await?;
-        let intent = Intent::try_from(request.into_inner())
+        let request = request.into_inner();
+        let name = wish_name(&request)?;
+        let intent = Intent::try_from(request)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        match self.desk.write_as_leader(intent).await {
+        match self.desk.write_as_leader(intent, name).await {
             Ok(object) => Ok(Response::new(WriteResponse {
                 object: object.as_ref().map(Into::into),
             })),
@@ -43,9 +45,8 @@ impl Control for ControlService {
             Err(WriteError::NoLeader) => {
                 Err(client::not_leader(self.desk.leader_address().as_deref()))
             }
-            Err(error @ (WriteError::Lost | WriteError::Forward(_))) => {
-                Err(Status::unknown(error.to_string()))
-            }
+            Err(WriteError::Lost) => Err(client::lost()),
+            Err(error @ WriteError::Forward(_)) => Err(Status::unknown(error.to_string())),
         }
     }
 
@@ -63,6 +64,21 @@ impl Control for ControlService {
             version,
         }))
     }
+}
+
+/// The name of a wish, if it has one.
+fn wish_name(request: &WriteRequest) -> Result<Option<WishName>, Status> {
+    if request.wish.is_empty() {
+        return Ok(None);
+    }
+    let id = <[u8; 16]>::try_from(request.wish.as_slice()).map_err(|_| {
+        let length = request.wish.len();
+        Status::invalid_argument(format!("wish: {length} bytes, 16 expected"))
+    })?;
+    Ok(Some(WishName {
+        id: u128::from_be_bytes(id),
+        since: request.since,
+    }))
 }
 
 /// A refusal as gRPC carries it.
@@ -140,7 +156,10 @@ impl From<&Intent> for WriteRequest {
                 rotation: Some(rotation.into()),
             }),
         };
-        Self { op: Some(op) }
+        Self {
+            op: Some(op),
+            ..Self::default()
+        }
     }
 }
 

@@ -40,7 +40,7 @@ pub(super) fn unlock_key(state: &State) -> Option<UnlockKey> {
 
 /// Tells of every change of that key, until consensus stops.
 pub(super) async fn follow(store: Store, told: watch::Sender<Option<UnlockKey>>) {
-    let mut watch = store.watch();
+    let mut watch = store.watch_nodes();
     let mut state = store.state();
     loop {
         let now = unlock_key(&state);
@@ -49,7 +49,7 @@ pub(super) async fn follow(store: Store, told: watch::Sender<Option<UnlockKey>>)
             *told = now;
             is_news
         });
-        state = watch.next_of_nodes().await;
+        state = watch.next().await;
     }
 }
 

@@ -69,7 +69,8 @@ impl Following {
 
     async fn resume(&mut self) -> Result<(), WriteError> {
         // Whatever the error was, it must not be met again at full speed.
-        wait_for_change(&mut self.desk.store.raft().leadership()).await;
+        let mut leadership = self.desk.store.raft().leadership();
+        let _ = wait_for_change(&mut leadership).await; // the subscription says so as well
         let mut request = self.request.clone();
         if let (Some(options), Some(oldest)) = (&mut request.options, self.newest.values().min()) {
             *options = LogOptions {
@@ -96,7 +97,7 @@ impl Desk {
                 leadership.mark_unchanged();
                 match self.ask_for_logs(request.clone()).await {
                     Err(status) if client::is_not_leader(&status) => {
-                        wait_for_change(&mut leadership).await;
+                        let _ = wait_for_change(&mut leadership).await; // the timeout ends it
                     }
                     answer => {
                         return answer.map_err(|status| WriteError::Forward(Box::new(status)));

@@ -94,7 +94,7 @@ impl Manager {
             };
             match asked {
                 Some(answer) => return answer,
-                None => wait_for_change(&mut leadership).await,
+                None => drop(wait_for_change(&mut leadership).await),
             }
         }
     }
@@ -105,7 +105,7 @@ impl Desk {
         if self.leadership().is_leader {
             return Some(self.passing.read(after).await);
         }
-        let channel = self.leader_channel().await.ok()?;
+        let channel = self.leader_channel(&self.questions).ok()?;
         let request = Request::new(ListPassingRequest { after });
         let answer = ControlClient::new(channel).list_passing(request).await;
         let answer = answer.ok()?.into_inner();

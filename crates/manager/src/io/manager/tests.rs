@@ -14,6 +14,7 @@ use shoal_ca::{Role, RootCa};
 use tempfile::TempDir;
 
 mod dispatch;
+mod forward;
 mod hostile;
 mod sessions;
 

@@ -140,6 +140,7 @@ impl Driver {
             election_ticks: config.election_ticks,
             snapshot_entries: config.snapshot_entries,
             snapshot_bytes: config.snapshot_bytes,
+            snapshot_growth_percent: config.snapshot_growth_percent,
             kept_entries: config.kept_entries,
         };
         let mut incarnation = [0; 8];

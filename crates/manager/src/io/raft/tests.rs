@@ -201,6 +201,8 @@ fn fast() -> RaftConfig {
     RaftConfig {
         tick: Duration::from_millis(10),
         segment_bytes: 1 << 16,
+        // As often as the entries say.
+        snapshot_growth_percent: 0,
         ..RaftConfig::default()
     }
 }

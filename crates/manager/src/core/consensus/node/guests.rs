@@ -82,6 +82,7 @@ mod tests {
             election_ticks: 10,
             snapshot_entries: 100,
             snapshot_bytes: 1 << 20,
+            snapshot_growth_percent: 0,
             kept_entries: 10,
         };
         let kept = Kept {

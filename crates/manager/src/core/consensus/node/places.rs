@@ -4,9 +4,9 @@ use std::collections::{BTreeSet, VecDeque};
 
 use shoal_api::planted::{Bug, planted};
 
-use super::{Answer, Caller, Node, ProposeError, RemoveError, to_raft};
+use super::{Answer, Caller, Effect, Node, Persist, ProposeError, RemoveError, to_raft};
 use crate::core::{
-    consensus::{Member, MemberChange, RaftId, may_remove},
+    consensus::{Member, MemberChange, RaftId, may_remove, record::Record},
     state::Rejected,
 };
 
@@ -294,6 +294,22 @@ impl Node {
                 }
             };
             self.answer(caller, answer);
+        }
+    }
+
+    /// Makes durable that a change of the membership is committed. Who forgets that does not know its voters after a restart,
+    /// nor perhaps that it is one, and has to be told by a leader, who may be gone for good.
+    pub(super) fn note_membership(&mut self) {
+        if self.persisting.is_none() && std::mem::take(&mut self.is_commit_owed) {
+            let record = Record {
+                hard_state: self.raw.store().hard_state().clone(),
+                entries: Vec::new(),
+                installed: None,
+            };
+            self.effects.push_back(Effect::Persist(Persist {
+                snapshot: None,
+                record: Some(record),
+            }));
         }
     }
 }

@@ -46,6 +46,9 @@ pub struct Limits {
     pub snapshot_entries: u64,
     /// Bytes of applied entries after which a snapshot is written.
     pub snapshot_bytes: u64,
+    /// How much of the last snapshot's size must have been applied before the next one, in percent: what snapshots cost
+    /// then stays in proportion to what is written, however large the state is.
+    pub snapshot_growth_percent: u64,
     /// Entries kept behind a snapshot for managers that lag.
     pub kept_entries: u64,
 }

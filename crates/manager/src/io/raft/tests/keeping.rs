@@ -1,6 +1,9 @@
 //! Snapshots are written down while the log goes on.
 
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{
+    atomic::{AtomicUsize, Ordering},
+    mpsc::{Receiver, Sender, channel},
+};
 
 use super::*;
 
@@ -101,4 +104,54 @@ async fn writes_go_on_while_a_snapshot_is_written_down() {
     leadership.wait_for(|now| now.is_leader).await.unwrap();
     assert_eq!(again.lines(), journal.lines(), "nothing is lost on the way");
     raft.shutdown().await;
+}
+
+/// Counts the snapshots.
+#[derive(Clone, Default)]
+struct CountingJournal {
+    journal: Journal,
+    snapshots: Arc<AtomicUsize>,
+}
+
+impl StateMachine for CountingJournal {
+    fn apply(&mut self, index: LogIndex, data: &[u8]) -> Result<(), Rejected> {
+        self.journal.apply(index, data)
+    }
+    fn freeze(&self) -> FrozenState {
+        self.snapshots.fetch_add(1, Ordering::Relaxed);
+        self.journal.freeze()
+    }
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), String> {
+        self.journal.restore(snapshot)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_larger_the_state_the_fewer_the_snapshots() {
+    const LINES: usize = 640;
+    let directory = tempfile::tempdir().unwrap();
+    let config = RaftConfig {
+        snapshot_entries: 10,
+        kept_entries: 2,
+        snapshot_growth_percent: 100,
+        ..fast()
+    };
+    let journal = CountingJournal::default();
+    let start = Start::Bootstrap {
+        member: member(1),
+        state: b"genesis".to_vec(),
+    };
+    let vault = vault(directory.path(), 1);
+    let port = |_| Box::new(NetPort(Net::default())) as Box<dyn Transport>;
+    let raft = Raft::start(config, vault, start, journal.clone(), port).unwrap();
+    let mut leadership = raft.leadership();
+    leadership.wait_for(|now| now.is_leader).await.unwrap();
+    for number in 0..LINES {
+        let line = format!("line {number:04}");
+        raft.propose(line.into_bytes()).await.unwrap();
+    }
+    raft.shutdown().await;
+    // Each is of twice as much as the one before, about: not one in ten lines.
+    let snapshots = journal.snapshots.load(Ordering::Relaxed);
+    assert!((3..LINES / 30).contains(&snapshots), "{snapshots}");
 }
