@@ -63,12 +63,12 @@ struct Post {
 }
 
 impl Post {
-    /// Takes all notices; whether one of them concerns us. `settled` says that what the kernel did by itself was
+    /// Takes all notices; whether one of them concerns us. `excused` says that what the kernel did by itself was
     /// caused by ourselves.
-    fn drain(&mut self, settled: bool) -> bool {
+    fn drain(&mut self, excused: bool) -> bool {
         let (ours, mut concerns) = (&self.ours, false);
         let lost = self.route.drain(|message| {
-            let by_us = settled && notice::may_follow_from_ours(message);
+            let by_us = excused && notice::may_follow_from_ours(message);
             concerns |= !by_us && notice::route_concerns(message, ours);
         });
         concerns |= lost;
@@ -209,14 +209,26 @@ impl Held<'_> {
         Ok(())
     }
 
-    /// Says what is ours from now on, and forgets the notices of what was done meanwhile by whoever held the watch.
-    pub(crate) fn settle(&mut self, mut ours: BTreeMap<Space, Scope>) {
+    /// Says what is ours from now on, when everything was looked at and brought about, and forgets the notices of our own
+    /// steps. What the kernel did meanwhile may have followed from them or from steps of others, of which it does not say
+    /// whose they are: then everything is looked at once more, which ends when nothing is left to do.
+    pub(crate) fn settle(&mut self, ours: BTreeMap<Space, Scope>) {
+        self.take_notices(ours, false);
+    }
+
+    /// Forgets the notices of a few steps, and what followed from them: whoever takes a short way must not look at
+    /// everything for it.
+    pub(crate) fn settle_steps(&mut self) {
+        self.take_notices(BTreeMap::new(), true);
+    }
+
+    fn take_notices(&mut self, mut ours: BTreeMap<Space, Scope>, excused: bool) {
         let mut disturbed = Vec::new();
         for (space, post) in &mut self.state.spaces {
             if let Some(ours) = ours.remove(space) {
                 post.ours = ours;
             }
-            if post.drain(true) {
+            if post.drain(excused) {
                 disturbed.push(space.clone());
             }
         }

@@ -134,7 +134,7 @@ impl Worker {
                 route.request(rtnl_wire::delete_group(LEAVING_GROUP))
             }
         };
-        watch.settle(BTreeMap::new());
+        watch.settle_steps();
         match gone {
             // All went with their namespaces meanwhile.
             Err(error) if error.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(()),
@@ -191,7 +191,7 @@ impl Worker {
                 ours.links.insert(port);
             }
         });
-        watch.settle(BTreeMap::new());
+        watch.settle_steps();
         failed.map_or(Ok(()), |failure| Err(failure.into()))
     }
 

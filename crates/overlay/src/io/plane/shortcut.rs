@@ -92,7 +92,7 @@ impl Worker {
         for (space, gone) in &steps.gone {
             failed |= kernel.end_flows(space, gone).is_err();
         }
-        watch.settle(BTreeMap::new());
+        watch.settle_steps();
         for (space, handle) in kernel.into_handles() {
             let inode = inodes.get(&space).copied().unwrap_or_default();
             self.open.insert(space, (inode, handle));
