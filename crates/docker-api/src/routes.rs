@@ -2,13 +2,12 @@
 
 mod build;
 mod cluster;
-mod configs;
 mod containers;
+mod data;
 mod execs;
 mod images;
 mod networks;
 mod nodes;
-mod secrets;
 mod services;
 mod shoal;
 mod swarm;
@@ -49,8 +48,8 @@ pub(crate) async fn answer(api: &Api, mut call: Call) -> ApiResult<Reply> {
         ["shoal", "cluster", ..] => cluster::answer(api, call, &path).await,
         ["shoal", ..] => shoal::answer(api, call, &path).await,
         ["tasks", ..] => tasks::answer(api, call, &path).await,
-        ["secrets", ..] => secrets::answer(api, call, &path).await,
-        ["configs", ..] => configs::answer(api, call, &path).await,
+        ["secrets", ..] => data::answer::<data::Secrets>(api, call, &path).await,
+        ["configs", ..] => data::answer::<data::Configs>(api, call, &path).await,
         ["plugins"] if get => Ok(reply::ok(&[(); 0])),
         ["plugins", name, "json"] if get => {
             Err(ApiError::not_found(format!("plugin \"{name}\" not found")))
