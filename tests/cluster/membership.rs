@@ -220,3 +220,90 @@ fn who_was_removed_stays_out_and_roles_come_and_go() -> Result<()> {
     lab.wait_running("idle", 3)?;
     Ok(())
 }
+
+fn id_of(lab: &TestLab, host: &str) -> Result<String> {
+    let said = lab.on(host, &["info", "--format", "{{.Swarm.NodeID}}"])?;
+    Ok(said.trim().to_owned())
+}
+
+/// The hosts that the cluster knows, once they are these.
+fn wait_hosts(lab: &TestLab, wanted: &[&str]) -> Result<()> {
+    wait(&format!("the nodes {wanted:?}"), || {
+        let listed = lab.on("n1", &["node", "ls", "--format", "{{.Hostname}}"])?;
+        let mut hosts: Vec<&str> = listed.lines().collect();
+        hosts.sort_unstable();
+        Ok(if hosts == wanted { Ok(()) } else { Err(listed) })
+    })
+}
+
+#[test]
+fn who_leaves_is_forgotten_and_who_stays_down_is_when_the_cluster_says_so() -> Result<()> {
+    let lab = TestLab::up(4, 3)?;
+    let words = ["service", "create", "--detach", "--name", "idle"];
+    let words = [
+        &words[..],
+        &["--replicas", "4", "shoal-demo:latest", "idle"],
+    ]
+    .concat();
+    lab.on("n1", &words)?;
+    lab.wait_running("idle", 4)?;
+
+    // A worker: no later than its command ends, and its tasks run elsewhere.
+    let worker = id_of(&lab, "n4")?;
+    assert_eq!(
+        lab.on("n4", &["swarm", "leave"])?.trim(),
+        "Node left the swarm."
+    );
+    wait_hosts(&lab, &["n1", "n2", "n3"])?;
+    lab.wait_running("idle", 4)?;
+    assert_eq!(lab.on("n4", &["ps", "-aq"])?, "");
+    // What scripts for Swarm do afterwards.
+    for name in ["n4", worker.as_str(), &worker[..12]] {
+        lab.on("n1", &["node", "rm", name])?;
+    }
+    let (_, said) = lab.refused("n1", &["node", "rm", "n5"])?;
+    assert!(said.contains("node n5 not found"), "{said}");
+    let (_, said) = lab.refused("n1", &["node", "inspect", "n4"])?;
+    assert!(said.contains("node n4 not found"), "{said}");
+
+    // It may come back as somebody new, and is then no stranger to `node rm`.
+    let token = lab.on("n1", &["swarm", "join-token", "-q", "worker"])?;
+    let remote = format!("{}:2377", lab.addr("n1"));
+    lab.on("n4", &["swarm", "join", "--token", token.trim(), &remote])?;
+    wait_nodes(&lab, "n1", &["n4 Ready"])?;
+    let (_, said) = lab.refused("n1", &["node", "rm", "n4"])?;
+    assert!(said.contains("is not down and can't be removed"), "{said}");
+
+    // A manager: docker's warning first, then the others go on without it, whoever leads.
+    let (_, said) = lab.refused("n3", &["swarm", "leave"])?;
+    assert!(said.contains("participating as a manager"), "{said}");
+    lab.on("n3", &["swarm", "leave", "--force"])?;
+    wait_hosts(&lab, &["n1", "n2", "n4"])?;
+
+    // One that stays down is forgotten if the cluster says after which time, and shut out.
+    lab.lab("kill", &["--daemon", "n4"])?;
+    wait_nodes(&lab, "n1", &["n4 Down"])?;
+    let (_, said) = lab.refused(
+        "n1",
+        &["swarm", "update", "--label-add", "shoal.node-ttl=soon"],
+    )?;
+    assert!(
+        said.contains("label 'shoal.node-ttl' has the invalid value 'soon': expected DURATION"),
+        "{said}"
+    );
+    lab.on(
+        "n1",
+        &["swarm", "update", "--label-add", "shoal.node-ttl=1s"],
+    )?;
+    wait_hosts(&lab, &["n1", "n2"])?;
+    lab.lab("start", &["n4"])?;
+    wait("n4 to be told", || {
+        let said = lab.on("n4", &["info", "--format", "{{.Swarm.Error}}"])?;
+        Ok(if said.contains("was removed from the cluster") {
+            Ok(())
+        } else {
+            Err(said)
+        })
+    })?;
+    Ok(())
+}

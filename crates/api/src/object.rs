@@ -403,6 +403,9 @@ pub struct Cluster {
     /// Identities that may not come back, with the end of their certificates. Writers: dispatcher (membership), and the
     /// user who removes a node.
     pub blacklisted: BTreeMap<NodeId, Timestamp>,
+    /// Hostnames of those among [`Self::blacklisted`] that left of themselves: whoever removes them afterwards has what
+    /// he wants. Writer: dispatcher (membership).
+    pub departed: BTreeMap<NodeId, String>,
     /// Greatest Raft id ever given; ids are never reused. Writer: dispatcher (membership).
     pub last_raft_id: u64,
     /// Key under which managers seal their disks, 32 bytes; empty without autolock. Writer: user. Never leaves managers.

@@ -2,6 +2,7 @@
 
 mod attachments;
 mod control_loop;
+mod departures;
 mod dispatcher;
 mod exec_broker;
 pub mod grpc;

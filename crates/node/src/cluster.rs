@@ -306,11 +306,23 @@ impl ClusterNode {
         };
         self.networks.attachments().set_calls(None);
         active.upkeep.stop().await;
-        if let Some(manager) = active.seat.manager()
-            && let Err(error) = manager.leave().await
-        {
-            // With force the node goes whether or not the others can agree to it.
-            tracing::warn!(%error, "leaving the managers");
+        let has_given_up_seat = match active.seat.manager() {
+            None => true,
+            Some(manager) => match manager.leave().await {
+                Ok(()) => true,
+                // With force the node goes whether or not the others can agree to it.
+                Err(error) => {
+                    tracing::warn!(%error, "leaving the managers");
+                    false
+                }
+            },
+        };
+        // Told first: names and load balancers stop leading here while the tasks still answer.
+        if has_given_up_seat && let Err(error) = active.agent.calls().leave().await {
+            tracing::warn!(
+                error = chain(&error),
+                "leaving unheard: to the others this node is down"
+            );
         }
         active.agent.leave().await;
         active.seat.stop_manager().await;

@@ -423,3 +423,17 @@ async fn who_follows_gets_the_lines_of_later_tasks_until_it_goes() {
     session.subscribe(over).await;
     assert_eq!(manager.published().await, Event::Unpublished);
 }
+
+#[tokio::test]
+async fn a_node_that_leaves_tells_the_manager_of_its_session() {
+    let (authority, notes) = (Authority::new(), Notes::default());
+    let mut manager = Manager::start(&authority).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let agent = notes
+        .agent(&authority, directory.path(), &[&manager.address])
+        .await;
+    let _session = manager.session().await;
+    agent.calls().leave().await.expect("heard");
+    manager.seen(&Event::Left).await;
+    agent.leave().await;
+}

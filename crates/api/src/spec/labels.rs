@@ -17,6 +17,8 @@ pub const PREFIX: &str = "shoal.";
 pub const DRAIN_DEADLINE: &str = "shoal.drain.deadline";
 /// A label on the cluster: with `false`, services with [`HostOptions::privileged`] are refused.
 pub const ALLOW_PRIVILEGED: &str = "shoal.allow-privileged";
+/// A label on the cluster: time after which a node that is down is forgotten and shut out; without it, never.
+pub const NODE_TTL: &str = "shoal.node-ttl";
 
 /// Labels of services: name, form of the value, meaning.
 pub const KNOWN: [(&str, &str, &str); 25] = [
@@ -302,11 +304,23 @@ impl ServiceSpec {
 /// # Errors
 /// The value is no duration.
 pub fn drain_deadline(labels: &Labels) -> Result<Option<std::time::Duration>, InvalidLabel> {
-    let Some(text) = labels.get(DRAIN_DEADLINE) else {
+    time_of(labels, DRAIN_DEADLINE)
+}
+
+/// The time after which a node that is down is forgotten, in a cluster with these labels; `None` is never, and so is 0.
+///
+/// # Errors
+/// The value is no duration.
+pub fn node_ttl(labels: &Labels) -> Result<Option<std::time::Duration>, InvalidLabel> {
+    Ok(time_of(labels, NODE_TTL)?.filter(|ttl| !ttl.is_zero()))
+}
+
+fn time_of(labels: &Labels, name: &str) -> Result<Option<std::time::Duration>, InvalidLabel> {
+    let Some(text) = labels.get(name) else {
         return Ok(None);
     };
     let time = value::duration(text).ok_or_else(|| InvalidLabel::Value {
-        name: DRAIN_DEADLINE.to_owned(),
+        name: name.to_owned(),
         value: text.clone(),
         expected: "DURATION".to_owned(),
     });

@@ -207,7 +207,7 @@ structs! {
     Config { id, meta, spec }
     Cluster {
         id, meta, spec, root_ca_cert, root_ca_key, worker_token, manager_token, blacklisted, last_raft_id,
-        unlock_key, root_rotation,
+        unlock_key, root_rotation, departed,
     }
     RootRotation { ca_cert, ca_key, cross_signed }
     Batch { actor, at, changes, wish }

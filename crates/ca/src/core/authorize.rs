@@ -28,6 +28,7 @@ const TABLE: &[(&str, Callers)] = &[
     ("Dispatcher.UpdateTaskStatus", Callers::Nodes),
     ("Dispatcher.AcknowledgeView", Callers::Nodes),
     ("Dispatcher.Attach", Callers::Nodes),
+    ("Dispatcher.Leave", Callers::Nodes),
     ("LogBroker.ListenSubscriptions", Callers::Nodes),
     ("LogBroker.PublishLogs", Callers::Nodes),
     ("ExecBroker.CarryExec", Callers::Nodes),
@@ -96,6 +97,7 @@ Dispatcher.Assignments           -      worker manager
 Dispatcher.UpdateTaskStatus      -      worker manager
 Dispatcher.AcknowledgeView       -      worker manager
 Dispatcher.Attach                -      worker manager
+Dispatcher.Leave                 -      worker manager
 ExecBroker.CarryExec             -      worker manager
 Execs.Exec                       -      -      manager
 LogBroker.ListenSubscriptions    -      worker manager

@@ -176,7 +176,7 @@ fn edit(list: &mut Value, name: impl Fn(&Value) -> String, added: Vec<Value>, go
     *list = items.into();
 }
 
-fn edit_map(map: &mut Value, added: &[String], gone: &[String]) {
+pub(super) fn edit_map(map: &mut Value, added: &[String], gone: &[String]) {
     if added.is_empty() && gone.is_empty() {
         return;
     }

@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use super::service_update::edit_map;
 use crate::{
     client::{Client, Payload, Target},
     flags::quantity,
@@ -184,10 +185,18 @@ pub(crate) struct Leave {
 
 /// Update the settings of the swarm
 #[derive(Args)]
-#[command(after_help = "Example:\n  shoal swarm update --task-history-limit 2")]
+#[command(
+    after_help = "Labels with a meaning:\n  shoal.node-ttl=72h            forget nodes that are down for so long (default: never)\n  shoal.allow-privileged=false  refuse privileged services\n\nExamples:\n  shoal swarm update --task-history-limit 2\n  shoal swarm update --label-add shoal.node-ttl=72h"
+)]
 pub(crate) struct Update {
     #[command(flatten)]
     settings: Settings,
+    /// Add or update a label of the swarm (key=value)
+    #[arg(long, value_name = "list")]
+    label_add: Vec<String>,
+    /// Remove a label of the swarm if it exists
+    #[arg(long, value_name = "list")]
+    label_rm: Vec<String>,
 }
 
 impl Command {
@@ -319,12 +328,14 @@ async fn print_join_command(role: &str, client: &Client) -> Result<()> {
 }
 
 async fn update(args: &Update, client: &Client) -> Result<()> {
-    if !args.settings.says_something() {
+    let has_labels = !args.label_add.is_empty() || !args.label_rm.is_empty();
+    if !args.settings.says_something() && !has_labels {
         bail!("nothing to update: give at least one setting, see 'shoal swarm update --help'");
     }
     let mut swarm = client.get(Target::new("/swarm", &[])).await?;
     let mut spec = swarm["Spec"].take();
     args.settings.apply(&mut spec);
+    edit_map(&mut spec["Labels"], &args.label_add, &args.label_rm);
     let target = Target::new("/swarm/update", &[]).arg("version", number(&swarm, "/Version/Index"));
     client.post(target, spec).await?;
     output::line("Swarm updated.");

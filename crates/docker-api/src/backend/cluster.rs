@@ -295,6 +295,10 @@ pub trait ClusterBackend: Send + Sync + 'static {
     async fn node_update(&self, id: &NodeId, version: u64, spec: NodeSpec) -> ApiResult<()>;
     /// Forgets a node.
     async fn node_remove(&self, id: &NodeId, force: bool) -> ApiResult<()>;
+    /// Nodes that left of themselves, with their hostnames.
+    async fn departed_nodes(&self) -> ApiResult<Vec<(NodeId, String)>> {
+        Ok(Vec::new())
+    }
 
     /// All services.
     async fn services(&self) -> ApiResult<Vec<Service>>;

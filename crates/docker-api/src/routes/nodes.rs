@@ -1,10 +1,11 @@
 //! `/nodes`.
 
 use serde_json::Value;
+use shoal_api::NodeId;
 
 use super::unknown;
 use crate::{
-    backend::{ApiResult, NodeView},
+    backend::{ApiError, ApiResult, NodeView},
     call::{Call, Query},
     convert::cluster,
     reply::{self, Reply},
@@ -33,7 +34,10 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
         }
         ("DELETE", [name]) => {
             let nodes = api.cluster.nodes().await?;
-            let id = &find(&nodes, &named(name))?.node.id;
+            let id = match find(&nodes, &named(name)) {
+                Ok(found) => &found.node.id,
+                Err(unknown) => return has_departed(api, name, unknown).await,
+            };
             api.cluster.node_remove(id, query.flag("force")).await?;
             Ok(reply::done())
         }
@@ -46,6 +50,18 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
             Ok(reply::done())
         }
         _ => Err(unknown()),
+    }
+}
+
+/// Done, if no node but one that left of itself is meant: scripts for Swarm remove what has left.
+async fn has_departed(api: &Api, wanted: &str, unknown: ApiError) -> ApiResult<Reply> {
+    let departed = api.cluster.departed_nodes().await?;
+    let is_meant = |(id, hostname): &(NodeId, String)| {
+        hostname == wanted || (!wanted.is_empty() && id.as_str().starts_with(wanted))
+    };
+    match departed.iter().any(is_meant) {
+        true => Ok(reply::done()),
+        false => Err(unknown),
     }
 }
 

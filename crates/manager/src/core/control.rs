@@ -30,7 +30,8 @@ pub use data::{
     create_config, create_secret, remove_config, remove_secret, update_config, update_secret,
 };
 pub use network::{create_network, remove_network};
-pub use node::{remove_node, update_node};
+pub(super) use node::shut_out;
+pub use node::{node_leaves, remove_node, update_node};
 pub use service::{create_service, remove_service, rollback_service, update_service};
 pub use write::{Turn, Write};
 

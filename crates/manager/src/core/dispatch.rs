@@ -2,6 +2,7 @@
 
 mod assignment;
 mod drain;
+mod forget;
 mod liveness;
 mod orphan;
 mod passing;
@@ -13,6 +14,7 @@ mod tests;
 
 pub use assignment::{AssignmentChange, AssignmentSet, assignment_set, assignment_set_with, diff};
 pub use drain::{DRAIN_MAX, Drain};
+pub use forget::Forget;
 pub use liveness::{Liveness, Verdict, node_seen, node_verdict};
 pub use orphan::{ORPHAN_AFTER, Orphans};
 pub use passing::{Passing, seen};

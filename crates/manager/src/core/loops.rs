@@ -14,7 +14,7 @@ use shoal_api::{NodeId, Timestamp, object::Batch};
 
 use super::{
     allocator::Allocator,
-    dispatch::{Drain, Orphans},
+    dispatch::{Drain, Forget, Orphans},
     orchestrator::{Orchestrator, Reaper},
     reconcile::{Ctx, Dirty, Reconciler},
     scheduler::Scheduler,
@@ -32,6 +32,7 @@ pub struct Loops {
     orchestrator: Dirty<Orchestrator>,
     scheduler: Dirty<Scheduler>,
     drain: Dirty<Drain>,
+    forget: Dirty<Forget>,
     orphans: Dirty<Orphans>,
     reaper: Dirty<Reaper>,
 }
@@ -40,6 +41,10 @@ pub struct Loops {
 macro_rules! each {
     ($self:ident, $control_loop:ident => $body:expr) => {{
         // Who makes room comes before who fills it.
+        {
+            let $control_loop = &mut $self.forget;
+            $body
+        }
         {
             let $control_loop = &mut $self.orphans;
             $body
@@ -75,6 +80,7 @@ impl Loops {
             orchestrator: Dirty::new(Orchestrator),
             scheduler: Dirty::new(Scheduler::default()),
             drain: Dirty::new(Drain::default()),
+            forget: Dirty::new(Forget),
             orphans: Dirty::new(Orphans),
             reaper: Dirty::new(Reaper),
         };
@@ -164,6 +170,9 @@ impl Named for Scheduler {
 }
 impl Named for Drain {
     const NAME: &'static str = "drain";
+}
+impl Named for Forget {
+    const NAME: &'static str = "forget";
 }
 impl Named for Orphans {
     const NAME: &'static str = "orphans";

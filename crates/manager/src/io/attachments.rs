@@ -69,7 +69,8 @@ impl Desk {
         Err(Status::failed_precondition(why))
     }
 
-    async fn decide(
+    /// Decides until the state that was decided on is the one that is changed.
+    pub(super) async fn decide(
         &self,
         decision: impl Fn(&State, &mut Ctx<'_>) -> Result<Decision, Refusal>,
     ) -> Result<(), Status> {

@@ -391,6 +391,12 @@ impl ClusterBackend for ClusterNode {
         self.remove(ObjectKey::Node(id.clone()), force).await
     }
 
+    async fn departed_nodes(&self) -> ApiResult<Vec<(NodeId, String)>> {
+        let state = self.latest().await?;
+        let departed = state.cluster().map(|cluster| cluster.departed.clone());
+        Ok(departed.unwrap_or_default().into_iter().collect())
+    }
+
     async fn services(&self) -> ApiResult<Vec<Service>> {
         Ok(self
             .latest()

@@ -232,6 +232,7 @@ impl ClusterBackend for MemoryCluster {
                 worker_token: "never shown".to_owned(),
                 manager_token: "never shown".to_owned(),
                 blacklisted: BTreeMap::new(),
+                departed: BTreeMap::new(),
                 last_raft_id: 1,
                 unlock_key: Vec::new(),
                 root_rotation: None,

@@ -67,6 +67,7 @@ pub fn bootstrap(cx: &mut Ctx<'_>, new: Bootstrap) -> Result<Batch, Refusal> {
         worker_token: token(cx),
         manager_token: token(cx),
         blacklisted: Default::default(),
+        departed: Default::default(),
         last_raft_id: FIRST_RAFT_ID,
         unlock_key,
         root_rotation: None,

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use shoal_api::{
-    NodeId,
-    object::{Change, Expect, NodeState, Object, ObjectKey},
+    Actor, NodeId, Timestamp,
+    object::{Batch, Change, Cluster, Expect, Node, NodeState, Object, ObjectKey},
     spec::{NodeRole, NodeSpec},
 };
 
-use super::{Outcome, decision, same_version, update};
+use super::{Decision, Outcome, same_version, update};
 use crate::core::{
     reconcile::Ctx,
     state::{LogIndex, State},
@@ -85,7 +85,41 @@ pub fn remove_node(state: &State, cx: &mut Ctx<'_>, id: &NodeId, force: bool) ->
             "node {id} is not down and can't be removed"
         )));
     }
-    let key = ObjectKey::Node(id.clone());
+    Ok(forgotten(state, cx, Actor::User, node, None))
+}
+
+/// Forgets a node that leaves of itself, and remembers its name: a user who removes it afterwards has what he wants.
+///
+/// # Errors
+/// It does not exist, or is a manager still.
+pub fn node_leaves(state: &State, cx: &mut Ctx<'_>, id: &NodeId) -> Outcome {
+    let node = state
+        .node(id)
+        .ok_or_else(|| Refusal::not_found("node", id))?;
+    if node.manager.is_some() {
+        return Err(Refusal::precondition(format!(
+            "node {id} is a member of the raft cluster, which it leaves first"
+        )));
+    }
+    let hostname = node.description.hostname.clone();
+    Ok(forgotten(
+        state,
+        cx,
+        Actor::Dispatcher,
+        node,
+        Some(hostname),
+    ))
+}
+
+/// Deletes a node and shuts its identity out for as long as its certificate may be good.
+fn forgotten(
+    state: &State,
+    cx: &Ctx<'_>,
+    actor: Actor,
+    node: &Node,
+    departed: Option<String>,
+) -> Decision {
+    let key = ObjectKey::Node(node.id.clone());
     let delete = Change::Delete {
         key: key.clone(),
         expect: Expect::Version(node.meta.version),
@@ -93,14 +127,39 @@ pub fn remove_node(state: &State, cx: &mut Ctx<'_>, id: &NodeId, force: bool) ->
     let mut changes = vec![delete];
     if let Some(cluster) = state.cluster() {
         let mut cluster = cluster.as_ref().clone();
-        cluster.blacklisted.retain(|_, until| *until > cx.now);
-        let until = cx.now + cluster.spec.cert_expiry + EXPIRED_CERT_GRACE;
-        cluster.blacklisted.insert(id.clone(), until);
+        shut_out(&mut cluster, cx.now, &node.id, departed);
         let expect = Expect::Version(cluster.meta.version);
         changes.push(Change::Put {
             object: Box::new(Object::Cluster(cluster)),
             expect,
         });
     }
-    Ok(decision(cx, key, changes))
+    Decision {
+        batch: Batch {
+            actor,
+            at: cx.now,
+            changes,
+            wish: None,
+        },
+        key,
+    }
+}
+
+/// Shuts an identity out, and forgets those whose certificates have ended long ago.
+pub(in crate::core) fn shut_out(
+    cluster: &mut Cluster,
+    now: Timestamp,
+    id: &NodeId,
+    departed: Option<String>,
+) {
+    cluster.blacklisted.retain(|_, until| *until > now);
+    let until = now + cluster.spec.cert_expiry + EXPIRED_CERT_GRACE;
+    cluster.blacklisted.insert(id.clone(), until);
+    cluster
+        .departed
+        .extend(departed.map(|hostname| (id.clone(), hostname)));
+    let blacklisted = &cluster.blacklisted;
+    cluster
+        .departed
+        .retain(|id, _| blacklisted.contains_key(id));
 }

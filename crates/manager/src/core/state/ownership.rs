@@ -185,6 +185,7 @@ fn cluster(actor: Actor, old: &Cluster, new: &Cluster) -> Result<(), Foreign> {
         worker_token: [User, Dispatcher],
         manager_token: [User, Dispatcher],
         blacklisted: [Dispatcher, User],
+        departed: [Dispatcher, User],
         last_raft_id: [Dispatcher],
         unlock_key: [User],
         root_rotation: [User, Dispatcher],

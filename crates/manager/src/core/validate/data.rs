@@ -108,5 +108,7 @@ pub fn cluster(spec: &ClusterSpec) -> Result<(), Refusal> {
             spec.data_path_port
         )));
     }
+    labels::node_ttl(&spec.annotations.labels)
+        .map_err(|error| Refusal::invalid(error.to_string()))?;
     pools(&spec.default_address_pools, spec.subnet_size)
 }

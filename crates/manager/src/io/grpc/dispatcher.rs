@@ -14,8 +14,8 @@ use shoal_api::{
     wire::{
         AcknowledgeViewRequest, AcknowledgeViewResponse, AssignmentsMessage, AssignmentsRequest,
         AttachRequest, AttachResponse, DescribeRequest, DescribeResponse, HeartbeatRequest,
-        HeartbeatResponse, SessionMessage, SessionRequest, UpdateTaskStatusRequest,
-        UpdateTaskStatusResponse, dispatcher_server::Dispatcher,
+        HeartbeatResponse, LeaveRequest, LeaveResponse, SessionMessage, SessionRequest,
+        UpdateTaskStatusRequest, UpdateTaskStatusResponse, dispatcher_server::Dispatcher,
     },
 };
 use shoal_ca::RootCertificate;
@@ -269,6 +269,16 @@ impl Dispatcher for DispatcherService {
         Ok(Response::new(AttachResponse {
             network_id: network.to_string(),
         }))
+    }
+
+    async fn leave(
+        &self,
+        request: Request<LeaveRequest>,
+    ) -> Result<Response<LeaveResponse>, Status> {
+        let node = caller(&request)?.node_id.clone();
+        self.desk.require_leader().await?;
+        self.desk.depart(&node).await?;
+        Ok(Response::new(LeaveResponse {}))
     }
 }
 

@@ -8,9 +8,9 @@ use shoal_api::{
     object::{NodeState, Task, TaskStatus},
     spec::ServiceMode,
     wire::{
-        AcknowledgeViewRequest, AssignmentsRequest, HeartbeatRequest, ListenSubscriptionsRequest,
-        LogMessage, LogOptions, LogSelector, PublishLogsMessage, SessionRequest,
-        SubscribeLogsRequest, UpdateTaskStatusRequest,
+        AcknowledgeViewRequest, AssignmentsRequest, HeartbeatRequest, LeaveRequest,
+        ListenSubscriptionsRequest, LogMessage, LogOptions, LogSelector, PublishLogsMessage,
+        SessionRequest, SubscribeLogsRequest, UpdateTaskStatusRequest,
         assignment_change::{Action, Item},
         dispatcher_client::DispatcherClient,
         log_broker_client::LogBrokerClient,
@@ -339,6 +339,23 @@ async fn a_node_speaks_for_itself_alone() {
             .session(SessionRequest::default())
             .await
             .unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+
+        // One that leaves is forgotten and shut out as well; its name stays, for who would remove it.
+        let id = two.peer().node_id.clone();
+        // The answer may be cut off with everything else that it has open.
+        let _ = client(&two).leave(LeaveRequest {}).await;
+        until(cluster.manager(0), |state| state.node(&id).is_none()).await;
+        let state = cluster.manager(0).state();
+        assert!(state.cluster().unwrap().departed.contains_key(&id));
+        assert!(
+            !state
+                .cluster()
+                .unwrap()
+                .departed
+                .contains_key(&one.peer().node_id)
+        );
+        let refused = client(&two).leave(LeaveRequest {}).await.unwrap_err();
         assert_eq!(refused.code(), tonic::Code::PermissionDenied);
     })
     .await;
