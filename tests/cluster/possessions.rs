@@ -1,11 +1,26 @@
 //! What hosts have that others have not: volumes, things with names.
 
+use std::fs;
+
 use anyhow::{Result, ensure};
 use shoal_tests::{
     busybox::{self, BUSYBOX},
     lab::TestLab,
     wait,
 };
+
+/// A specification of a device, which is /dev/zero.
+const THING: &str = r#"{
+    "cdiVersion": "0.6.0",
+    "kind": "example.com/thing",
+    "devices": [{
+        "name": "one",
+        "containerEdits": {
+            "env": ["THING=one"],
+            "deviceNodes": [{"path": "/dev/thing", "hostPath": "/dev/zero"}]
+        }
+    }]
+}"#;
 
 const HEAD: [&str; 5] = ["service", "create", "--detach", "-q", "--name"];
 
@@ -15,7 +30,8 @@ fn a_stateful_service_waits_for_its_volume_and_named_things_have_one_owner() -> 
         "--daemon-arg",
         "--node-generic-resource=gpu=UUID1,gpu=UUID2,apple=3",
     ];
-    let lab = TestLab::up_with(3, 1, &gpus)?;
+    let devices = ["--daemon-arg", "--cdi-spec-dir=/var/lib/shoal/cdi"];
+    let lab = TestLab::up_with(3, 1, &[gpus, devices].concat())?;
     busybox::load(&lab, &["n1", "n2", "n3"])?;
 
     // Data is written where the service runs first.
@@ -132,5 +148,33 @@ fn a_stateful_service_waits_for_its_volume_and_named_things_have_one_owner() -> 
         said.contains("Named Generic Resources is not supported"),
         "{said}"
     );
+
+    // A device with a name: the service waits until a host has it, and runs there.
+    let wants = ["cdi", "--label", "shoal.cdi-devices=example.com/thing=one"];
+    let command = [BUSYBOX, "sleep", "100000"];
+    lab.on("n1", &[&HEAD[..], &wants, &command].concat())?;
+    let format = "{{.CurrentState}} {{.Error}}";
+    let words = ["service", "ps", "--no-trunc", "--format", format, "cdi"];
+    wait("the service to say what it waits for", || {
+        let seen = lab.on("n1", &words)?;
+        let why = "no suitable node (missing device on 3 nodes)";
+        Ok(if seen.contains(why) {
+            Ok(())
+        } else {
+            Err(seen)
+        })
+    })?;
+    let explained = lab.on("n1", &["service", "explain", "cdi"])?;
+    ensure!(
+        explained.contains("missing device: example.com/thing=one"),
+        "{explained}"
+    );
+    let folder = lab.folder("n3").join("lib/cdi");
+    fs::create_dir_all(&folder)?;
+    fs::write(folder.join("thing.json"), THING)?;
+    assert_eq!(lab.wait_running("cdi", 1)?.remove(0).1, "n3");
+    let script = "echo $THING; head -c 3 /dev/thing | wc -c";
+    let said = lab.on("n1", &["service", "exec", "cdi.1", "sh", "-c", script])?;
+    assert_eq!(said, "one\n3\n");
     Ok(())
 }

@@ -8,6 +8,7 @@ pub mod memory;
 pub mod network;
 
 pub mod cdi;
+pub mod cdi_watch;
 
 mod cgroup;
 mod devices;

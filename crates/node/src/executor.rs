@@ -23,10 +23,13 @@ use shoal_api::{
     template::task::{self as template, Values},
     tunnel::ENCRYPTED_PLUGIN,
 };
-use shoal_engine::io::{
-    Engine, EngineError, EngineErrorKind,
-    engine::{StopOptions, WaitCondition},
-    images::{ImageError, ImageErrorKind},
+use shoal_engine::{
+    core::logging::Driver as LogDriver,
+    io::{
+        Engine, EngineError, EngineErrorKind, cdi_watch,
+        engine::{StopOptions, WaitCondition},
+        images::{ImageError, ImageErrorKind},
+    },
 };
 use shoal_overlay::KeyState;
 use shoal_worker::{
@@ -109,14 +112,14 @@ impl Executor for NodeExecutor {
         let keys = self.plane.tunnel_keys();
         let tunnel_keys = keys.map_or_else(Vec::new, |keys| keys.borrow().told.clone());
         let plugins = [
-            "Log/json-file",
-            "Log/none",
             "Network/bridge",
             "Network/host",
             "Network/overlay",
             "Volume/local",
         ];
         let encrypts = (!tunnel_keys.is_empty()).then_some(ENCRYPTED_PLUGIN);
+        let devices = cdi_watch::names(&self.config.cdi_spec_dirs);
+        let log_drivers = LogDriver::NAMES.iter().map(|name| format!("Log/{name}"));
         Ok(NodeDescription {
             hostname: self.config.hostname(),
             platform: Platform {
@@ -133,10 +136,9 @@ impl Executor for NodeExecutor {
             engine_labels: labels
                 .map(|(key, value)| (key.to_owned(), value.to_owned()))
                 .collect(),
-            plugins: plugins
-                .into_iter()
-                .chain(encrypts)
-                .map(str::to_owned)
+            plugins: log_drivers
+                .chain(plugins.into_iter().chain(encrypts).map(str::to_owned))
+                .chain(devices.into_iter().map(|name| format!("CDI/{name}")))
                 .collect(),
             data_path_addr: self.data_path_addr,
             certificate_issuer: String::new(),
@@ -149,10 +151,27 @@ impl Executor for NodeExecutor {
         let (bell, rings) = mpsc::channel(1);
         let mut events = self.engine.events();
         let mut keys = self.plane.tunnel_keys();
+        let devices = cdi_watch::Watch::new(&self.config.cdi_spec_dirs);
+        let mut devices = devices
+            .inspect_err(|error| tracing::warn!(%error, "devices that come and go go unnoticed"))
+            .ok();
         tokio::spawn(async move {
             loop {
+                let other_devices = async {
+                    match &mut devices {
+                        Some(watch) => watch.changed().await,
+                        None => std::future::pending().await,
+                    }
+                };
                 let concerns = tokio::select! {
                     () = changed(&mut keys) => true,
+                    changed = other_devices => {
+                        if let Err(error) = changed {
+                            tracing::warn!(%error, "devices that come and go go unnoticed from now on");
+                            devices = None;
+                        }
+                        true
+                    }
                     event = events.recv() => match event {
                         Ok(event) => event.kind == EventKind::Volume,
                         Err(broadcast::error::RecvError::Lagged(_)) => true,

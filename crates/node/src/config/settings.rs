@@ -9,6 +9,7 @@ use std::{
 
 use serde_json::Value;
 use shoal_api::container::Ulimit;
+use shoal_engine::core::logging::Driver as LogDriver;
 
 use super::{
     ConfigError, ContainerDefaults, DaemonConfig, Reloadable, Source,
@@ -242,7 +243,7 @@ pub(super) fn read(keys: Keys, source: Source) -> Result<DaemonConfig, ConfigErr
     };
     let log_driver = r.text("log-driver")?;
     if let Some(driver) = &log_driver
-        && !["json-file", "local", "none", "journald", "syslog"].contains(&driver.as_str())
+        && !LogDriver::NAMES.contains(&driver.as_str())
     {
         return Err(invalid(
             "log-driver",

@@ -19,13 +19,9 @@ use shoal_docker_api::{
 };
 
 use super::EngineApi;
-use crate::{config::Reloadable, listeners};
+use shoal_engine::io::cdi_watch;
 
-/// Names of the devices that are specified on this host.
-fn cdi_devices(dirs: &[std::path::PathBuf]) -> Vec<String> {
-    let devices = shoal_engine::io::cdi::read(dirs);
-    devices.names().map(str::to_owned).collect()
-}
+use crate::{config::Reloadable, listeners};
 
 impl EngineApi {
     /// What `docker info` tells.
@@ -97,7 +93,9 @@ impl EngineApi {
             no_proxy: proxy("NO_PROXY"),
             debug: live.debug,
             cdi_spec_dirs: self.config.cdi_spec_dirs.clone(),
-            cdi_devices: cdi_devices(&self.config.cdi_spec_dirs),
+            cdi_devices: cdi_watch::names(&self.config.cdi_spec_dirs)
+                .into_iter()
+                .collect(),
             warnings: failure
                 .map(|reason| format!("WARNING: no container can run on this host: {reason}"))
                 .into_iter()

@@ -30,7 +30,7 @@ pub(super) struct TaskNeeds {
     pub(super) spec_version: u64,
     /// What must be free.
     reservations: Resources,
-    /// Drivers, `Volume/local`, `Network/overlay`, …
+    /// Drivers, `Volume/local`, `Network/overlay`, …, and devices by name, `CDI/vendor.com/class=name`.
     pub(super) plugins: Vec<String>,
     /// What must hold of the node; `None` when the texts make no sense, which nothing satisfies.
     pub(super) constraints: Option<Vec<Constraint>>,
@@ -136,6 +136,8 @@ impl TaskNeeds {
         {
             plugins.push(format!("Log/{}", driver.name));
         }
+        let devices = spec.container.host.cdi_devices.iter();
+        plugins.extend(devices.map(|device| format!("{DEVICE}{device}")));
         let ports = ports
             .iter()
             .filter(|port| port.mode == PublishMode::Host && port.published != 0);
@@ -257,20 +259,50 @@ impl Filter for Resource {
     }
 }
 
+/// Begins the names of devices among plugins.
+const DEVICE: &str = "CDI/";
+
+/// The plugins that a node lacks: devices, or all others.
+fn lacking<'t>(
+    task: &'t TaskNeeds,
+    node: &'t Candidate<'_>,
+    devices: bool,
+) -> impl Iterator<Item = &'t str> {
+    let have = &node.info.node.description.plugins;
+    let wanted = task
+        .plugins
+        .iter()
+        .filter(move |plugin| plugin.starts_with(DEVICE) == devices);
+    let missing = wanted.filter(move |plugin| !have.contains(plugin));
+    missing.map(String::as_str)
+}
+
 struct Plugin;
 impl Filter for Plugin {
     fn check(&self, task: &TaskNeeds, node: &Candidate<'_>) -> bool {
-        let have = &node.info.node.description.plugins;
-        task.plugins.iter().all(|plugin| have.contains(plugin))
+        lacking(task, node, false).next().is_none()
     }
     fn explain(&self, nodes: usize) -> String {
         counted("missing plugin", nodes)
     }
     fn why(&self, task: &TaskNeeds, node: &Candidate<'_>) -> String {
-        let have = &node.info.node.description.plugins;
-        let missing = task.plugins.iter().filter(|plugin| !have.contains(plugin));
-        let missing: Vec<&str> = missing.map(String::as_str).collect();
+        let missing: Vec<&str> = lacking(task, node, false).collect();
         format!("missing plugin: {}", missing.join(", "))
+    }
+}
+
+struct Devices;
+impl Filter for Devices {
+    fn check(&self, task: &TaskNeeds, node: &Candidate<'_>) -> bool {
+        lacking(task, node, true).next().is_none()
+    }
+    fn explain(&self, nodes: usize) -> String {
+        counted("missing device", nodes)
+    }
+    fn why(&self, task: &TaskNeeds, node: &Candidate<'_>) -> String {
+        let missing = lacking(task, node, true).map(|device| &device[DEVICE.len()..]);
+        let missing: Vec<&str> = missing.collect();
+        format!("missing device: {}", missing.join(", "))
     }
 }
 
@@ -381,10 +413,11 @@ impl Filter for Volumes {
 }
 
 /// All filters; the first one that a node fails is its reason.
-const FILTERS: [&dyn Filter; 8] = [
+const FILTERS: [&dyn Filter; 9] = [
     &Ready,
     &Resource,
     &Plugin,
+    &Devices,
     &Constraints,
     &PlatformFilter,
     &HostPort,
