@@ -243,6 +243,44 @@ const CREATE: &[(&[&str], Seen)] = &[
     ),
 ];
 
+/// Those that go badly with some of the others.
+const APART: &[(&[&str], Seen)] = &[
+    (&["--init"], Container("{{.HostConfig.Init}}", "true")),
+    (
+        &["--network", "name=net,alias=also"],
+        Inside("ping -c 1 -w 5 also > /dev/null && echo reached", "reached"),
+    ),
+    (
+        &["--endpoint-mode", "dnsrr"],
+        Service(
+            "{{.Spec.EndpointSpec.Mode}} {{.Endpoint.VirtualIPs}}",
+            "dnsrr []",
+        ),
+    ),
+    (
+        &[
+            "--publish",
+            "mode=host,published=8099,target=80,protocol=udp",
+        ],
+        Service(
+            "{{range .Spec.EndpointSpec.Ports}}{{.PublishMode}} {{.PublishedPort}} {{.TargetPort}} {{.Protocol}}{{end}}",
+            "host 8099 80 udp",
+        ),
+    ),
+    // Nodes must say that they have it, or no task would be placed.
+    (
+        &["--log-driver", "local", "--log-opt", "max-file=2"],
+        Container(
+            "{{.HostConfig.LogConfig.Type}} {{index .HostConfig.LogConfig.Config \"max-file\"}}",
+            "local 2",
+        ),
+    ),
+    (
+        &["--replicas-max-per-node", "1"],
+        Service("{{.Spec.TaskTemplate.Placement.MaxReplicas}}", "1"),
+    ),
+];
+
 #[test]
 fn every_option_of_a_service_takes_effect_in_its_task() -> Result<()> {
     let found = Command::new("docker").arg("--version").output();
@@ -272,25 +310,36 @@ fn every_option_of_a_service_takes_effect_in_its_task() -> Result<()> {
         ],
     )?;
     docker(&lab, &["network", "create", "-d", "overlay", "net"])?;
-    docker(&lab, &["network", "create", "-d", "overlay", "net2"])?;
 
-    let mut words = vec![
-        "service",
-        "create",
-        "--detach",
-        "--no-resolve-image",
-        "--name",
-        "all",
-    ];
-    words.extend(CREATE.iter().flat_map(|(option, _)| *option));
-    words.extend([BUSYBOX, "sleep 100000"]);
-    docker(&lab, &words)?;
-    lab.wait_running("all", 1)?;
-    for (option, seen) in CREATE {
-        seen.check(&lab, "all", &option.join(" "))?;
+    for (name, options, command) in [
+        ("all", CREATE, &["sleep 100000"][..]),
+        ("apart", APART, &["sleep", "100000"]),
+    ] {
+        let mut words = vec!["service", "create", "--detach", "--no-resolve-image"];
+        words.extend(["--name", name]);
+        words.extend(options.iter().flat_map(|(option, _)| *option));
+        words.push(BUSYBOX);
+        words.extend(command);
+        docker(&lab, &words)?;
+        lab.wait_running(name, 1)?;
+        for (option, seen) in options {
+            seen.check(&lab, name, &option.join(" "))?;
+        }
     }
+    // Each node's own network, by docker's id for it.
+    let words = "service create --detach --no-resolve-image --name own --network host";
+    let words: Vec<&str> = words
+        .split(' ')
+        .chain([BUSYBOX, "sleep", "100000"])
+        .collect();
+    docker(&lab, &words)?;
+    lab.wait_running("own", 1)?;
+    Inside("hostname", "n1").check(&lab, "own", "--network host")?;
 
-    docker(&lab, &["service", "rm", "all"])?;
+    let ports = docker(&lab, &["service", "ps", "--format", "{{.Ports}}", "apart"])?;
+    assert_eq!(ports.trim(), "*:8099->80/udp");
+
+    docker(&lab, &["service", "rm", "all", "apart", "own"])?;
     fs::remove_file("/tmp/shoal-options.env")?;
 
     let refused = docker(

@@ -177,3 +177,231 @@ fn bad_input_is_refused_by_name_and_leaves_nothing() -> Result<()> {
     );
     Ok(())
 }
+
+/// What must be refused, by its words after `service create --detach --no-resolve-image --name bad`, and docker's complaint.
+const SERVICES: &[(&[&str], &str)] = &[
+    (
+        &[
+            "--update-order",
+            "start-first",
+            "--publish",
+            "mode=host,target=80,published=8090",
+            IMAGE,
+        ],
+        "a port published in host mode can't be used with the update order start-first by 1 replicas on 1 nodes",
+    ),
+    (
+        &["--constraint", "node.role=manager", IMAGE],
+        "rpc error: code = InvalidArgument desc = constraint expected one operator from ==, !=",
+    ),
+    (
+        &["--constraint", "node.rolle==manager", IMAGE],
+        "key 'node.rolle' is unknown",
+    ),
+    (
+        &["--placement-pref", "spread=node.role", IMAGE],
+        "invalid placement preference 'node.role'",
+    ),
+    (&["--secret", "nothing", IMAGE], "secret not found: nothing"),
+    (&["--config", "nothing", IMAGE], "config not found: nothing"),
+    (
+        &["--network", "nothing", IMAGE],
+        "network nothing not found",
+    ),
+    (
+        &["--hostname", "{{.Task.Colour}}", IMAGE],
+        "expanding hostname failed: template: can't evaluate field Colour",
+    ),
+    (
+        &["--env", "A={{.Nothing}}", IMAGE],
+        "can't evaluate field Nothing",
+    ),
+    (
+        &[
+            "--mount",
+            "type=volume,source=a{{.Node.Size}},target=/a",
+            IMAGE,
+        ],
+        "can't evaluate field Size",
+    ),
+    (
+        &[
+            "--mount",
+            "type=volume,source=a,target=/d",
+            "--mount",
+            "type=tmpfs,target=/d",
+            IMAGE,
+        ],
+        "rpc error: code = InvalidArgument desc = ContainerSpec: duplicate mount point: /d",
+    ),
+    (
+        &[
+            "--secret",
+            "source=one,target=x",
+            "--secret",
+            "source=two,target=x",
+            IMAGE,
+        ],
+        "have a conflicting target: 'x'",
+    ),
+    (
+        &[
+            "--config",
+            "source=one,target=/x",
+            "--config",
+            "source=two,target=/x",
+            IMAGE,
+        ],
+        "have a conflicting target: '/x'",
+    ),
+    (
+        &["-p", "8090:80", "-p", "8090:81", IMAGE],
+        "EndpointSpec: duplicate published ports provided",
+    ),
+    (
+        &["--endpoint-mode", "dnsrr", "-p", "8090:80", IMAGE],
+        "EndpointSpec: port published with ingress mode can't be used with dnsrr mode",
+    ),
+    (
+        &["--limit-cpu", "0.0001", IMAGE],
+        "invalid cpu value 0.0001: Must be at least 0.001",
+    ),
+    (
+        &["--limit-memory", "1m", IMAGE],
+        "invalid memory value 1048576: Must be at least 4MiB",
+    ),
+    (
+        &["--mode", "global-job", "--update-parallelism", "2", IMAGE],
+        "job-mode services cannot have update options set",
+    ),
+    (
+        &["--label", "shoal.privilege=true", IMAGE],
+        "label 'shoal.privilege' is unknown",
+    ),
+    (
+        &["--label", "shoal.depends-on=bad", IMAGE],
+        "dependency cycle detected: bad -> bad",
+    ),
+    (&["not/A/Name:x"], "is not a valid repository/tag"),
+];
+
+const IMAGE: &str = "shoal-demo:latest";
+
+/// Compose files that must be refused, and the complaint; the first two are no YAML that anybody may guess at.
+const FILES: &[(&str, &str)] = &[
+    ("services:\n\tweb: {image: x}\n", ":2: "),
+    ("services:\n  web:\n    image: x\n    image: y\n", ":4: "),
+    ("services:\n  web: {image: x}\n  web: {image: y}\n", ":3: "),
+    (
+        "services: {web: {image: x, secrets: [nothing]}}\n",
+        "nothing",
+    ),
+    (
+        "services: {web: {image: x, networks: [nothing]}}\n",
+        "nothing",
+    ),
+    (
+        "services: {web: {image: x, volumes: ['a:/d', 'b:/d']}}\nvolumes: {a: {}, b: {}}\n",
+        "/d",
+    ),
+    (
+        "services:\n  a: {image: x, depends_on: [b]}\n  b: {image: x, depends_on: [a]}\n",
+        "makes services wait for each other: a → b → a",
+    ),
+    ("services: {a: {image: x, depends_on: [b]}}\n", "b"),
+    (
+        "services: {web: {image: '${NOTHING:?is not set}'}}\n",
+        "is not set",
+    ),
+    (
+        "services: {web: {image: x, mem_limit: lots}}\n",
+        "mem_limit",
+    ),
+    (
+        "services: {web: {image: x, deploy: {mode: global, replicas: 2}}}\n",
+        "replicas",
+    ),
+    (
+        "services: {good: {image: x}, web: {image: x, deploy: {placement: {constraints: ['node.rolle==manager']}}}}\n",
+        "key 'node.rolle' is unknown",
+    ),
+    (
+        "services: {good: {image: x}, web: {image: x, hostname: '{{.Node.Colour}}'}}\n",
+        "can't evaluate field Colour",
+    ),
+];
+
+#[test]
+fn what_cannot_be_is_refused_before_anything_changes() -> Result<()> {
+    let lab = TestLab::up(1, 1)?;
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("data");
+    fs::write(&path, "x")?;
+    for name in ["one", "two"] {
+        for kind in ["secret", "config"] {
+            lab.on("n1", &[kind, "create", name, &path.to_string_lossy()])?;
+        }
+    }
+    // One that runs, to be updated: what is refused at its creation is refused then as well, and leaves it alone.
+    let create = [
+        "service",
+        "create",
+        "--detach",
+        "--no-resolve-image",
+        "--name",
+    ];
+    lab.on("n1", &[&create[..], &["good", IMAGE, "idle"]].concat())?;
+    let good = || lab.on("n1", &["service", "inspect", "good"]);
+    lab.wait_running("good", 1)?;
+    let before = good()?;
+    let everything = || -> Result<String> {
+        let mut all = String::new();
+        for kind in ["service", "secret", "config", "network", "volume"] {
+            all += &lab.on("n1", &[kind, "ls", "-q"])?;
+        }
+        Ok(all)
+    };
+    let there = everything()?;
+    for (words, complaint) in SERVICES {
+        let (code, said) = lab.refused("n1", &[&create[..], &["bad"], words].concat())?;
+        assert!(code == 1 && said.contains(complaint), "{words:?}: {said}");
+    }
+    for (words, complaint) in [
+        (
+            ["--constraint-add", "node.rolle==a"],
+            "key 'node.rolle' is unknown",
+        ),
+        (["--secret-add", "nothing"], "secret not found: nothing"),
+        (
+            ["--env-add", "A={{.Nothing}}"],
+            "can't evaluate field Nothing",
+        ),
+        (["--image", "not/A/Name:x"], "is not a valid repository/tag"),
+        (["--limit-memory", "1m"], "Must be at least 4MiB"),
+    ] {
+        let update = ["service", "update", "--detach", "--no-resolve-image"];
+        let (_, said) = lab.refused("n1", &[&update[..], &words, &["good"]].concat())?;
+        assert!(said.contains(complaint), "{words:?}: {said}");
+    }
+    for (text, complaint) in FILES {
+        let file = folder.path().join("stack.yml");
+        fs::write(&file, text)?;
+        let file = file.to_string_lossy();
+        for verb in ["deploy", "plan"] {
+            let words = [
+                "stack",
+                verb,
+                "--resolve-image",
+                "never",
+                "-c",
+                &file,
+                "bad",
+            ];
+            let (_, said) = lab.refused("n1", &words)?;
+            assert!(said.contains(complaint), "{text}: {said}");
+        }
+    }
+    assert_eq!(everything()?, there);
+    assert_eq!(good()?, before);
+    Ok(())
+}

@@ -337,8 +337,87 @@ fn a_stack_that_fails_leaves_the_version_before_it_serving() -> Result<()> {
 }
 
 #[test]
+fn a_removed_stack_is_gone_when_the_command_returns_with_its_volumes_if_asked() -> Result<()> {
+    let lab = TestLab::up(2, 1)?;
+    busybox::load(&lab, &["n1", "n2"])?;
+    let folder = tempfile::tempdir()?;
+    // Without a network of its own nothing but its tasks can be waited for, and these take their time.
+    let text = "
+services:
+  slow:
+    image: BUSYBOX
+    command: [sh, -c, 'trap \"sleep 2; exit 0\" TERM; while true; do sleep 0.1; done']
+    networks: [host]
+    volumes: ['data:/data', '/anonymous', 'kept:/kept']
+    deploy: {mode: global}
+networks: {host: {external: true, name: host}}
+volumes: {data: {}, kept: {external: true, name: kept}}
+";
+    let file = write(folder.path(), "slow.yml", text)?;
+    let deploy = || -> Result<()> {
+        lab.on("n1", &["stack", "deploy", "--detach", "-c", &file, "slow"])?;
+        lab.wait_running("slow_slow", 2).map(drop)
+    };
+    let left = |kind: &[&str]| -> Result<Vec<String>> {
+        let hosts = ["n1", "n2"].into_iter();
+        hosts
+            .map(|host| Ok(lab.on(host, kind)?.replace('\n', " ")))
+            .collect()
+    };
+    let containers = ["ps", "-q"];
+    let volumes = [
+        "volume",
+        "ls",
+        "-q",
+        "--filter",
+        "name=slow_data",
+        "--filter",
+        "name=kept",
+    ];
+    deploy()?;
+    lab.on("n1", &["stack", "rm", "slow"])?;
+    assert_eq!(left(&containers)?, ["", ""]);
+    assert_eq!(left(&volumes)?, ["kept slow_data ", "kept slow_data "]);
+
+    deploy()?;
+    let said = lab.on("n1", &["stack", "rm", "--volumes", "slow"])?;
+    assert_eq!(
+        said,
+        "Removing service slow_slow\nRemoving volume slow_data on n1\nRemoving volume slow_data on n2\n"
+    );
+    assert_eq!(left(&containers)?, ["", ""]);
+    assert_eq!(left(&volumes)?, ["kept ", "kept "]);
+
+    // What is still held by somebody else stays, and is said; so is a node that cannot be asked.
+    deploy()?;
+    let holder = [
+        "create",
+        "--name",
+        "holder",
+        "-v",
+        "slow_data:/data",
+        BUSYBOX,
+    ];
+    lab.on("n2", &holder)?;
+    let (_, said) = lab.refused("n1", &["stack", "rm", "--volumes", "slow"])?;
+    assert!(
+        said.contains("failed to remove volumes on n2: ") && said.contains("volume is in use"),
+        "{said}"
+    );
+    assert_eq!(left(&volumes)?, ["kept ", "kept slow_data "]);
+    lab.on("n2", &["rm", "holder"])?;
+    let said = lab.on("n1", &["stack", "rm", "--volumes", "slow"])?;
+    assert_eq!(said, "Removing volume slow_data on n2\n");
+    let output = lab.output("n1", &["shoal", "stack", "rm", "--volumes", "slow"])?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(said, "Nothing found in stack: slow\n");
+    Ok(())
+}
+
+#[test]
 fn events_tell_what_happens_to_the_clusters_objects() -> Result<()> {
     let lab = TestLab::up(1, 1)?;
+    busybox::load(&lab, &["n1"])?;
     let listen = |more: &[&str], until: &str| -> Result<String> {
         let mut words = vec![
             "system",
@@ -346,7 +425,7 @@ fn events_tell_what_happens_to_the_clusters_objects() -> Result<()> {
             "--until",
             until,
             "--format",
-            "{{.Type}} {{.Action}} {{.Actor.Attributes.name}}",
+            "{{.Type}} {{.Action}} {{.Actor.Attributes.name}} {{.Actor.Attributes.err}}",
         ];
         words.extend(more);
         lab.on("n1", &words)
@@ -389,6 +468,10 @@ fn events_tell_what_happens_to_the_clusters_objects() -> Result<()> {
         lab.on("n1", &["service", "scale", "--detach", "web=2"])?;
         lab.wait_running("web", 2)?;
         lab.on("n1", &["node", "update", "--label-add", "a=b", "n1"])?;
+        let ends =
+            "service create -q --detach --name ends --restart-condition none shoal-busybox:latest";
+        let ends: Vec<&str> = ends.split(' ').chain(["sh", "-c", "exit 7"]).collect();
+        lab.on("n1", &ends)?;
         lab.on("n1", &["service", "rm", "web"])?;
         Ok((
             swarm.join().expect("no panic")?,
@@ -403,10 +486,15 @@ fn events_tell_what_happens_to_the_clusters_objects() -> Result<()> {
         "service remove web",
     ] {
         assert!(
-            swarm.lines().any(|seen| seen == line),
+            swarm.lines().any(|seen| seen.starts_with(line)),
             "{line} is missing in\n{swarm}"
         );
     }
+    // Why a task ended is in its event.
+    let told = |seen: &str| {
+        seen.starts_with("task failed ends.1.") && seen.ends_with("task: non-zero exit (7)")
+    };
+    assert!(tasks.lines().any(told), "{tasks}");
     for state in ["assigned", "running", "shutdown"] {
         assert!(
             tasks

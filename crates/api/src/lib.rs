@@ -13,6 +13,7 @@ pub mod network;
 pub mod object;
 pub mod planted;
 pub mod spec;
+pub mod stack;
 pub mod task_state;
 pub mod template;
 pub mod time;

@@ -33,7 +33,7 @@ use read::Fields;
 use yaml::{Node, Place};
 
 /// Label that names the stack of an object.
-pub(crate) const NAMESPACE: &str = "com.docker.stack.namespace";
+pub(crate) use shoal_api::stack::NAMESPACE;
 /// Label that keeps a service's image as the file says it.
 pub(crate) const IMAGE: &str = "com.docker.stack.image";
 

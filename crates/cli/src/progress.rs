@@ -1,5 +1,6 @@
 //! Progress on the terminal: lines by id that change in place, or one line per step where there is no terminal.
 
+pub(crate) mod pulse;
 pub(crate) mod service;
 
 use std::io::IsTerminal as _;

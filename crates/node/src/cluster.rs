@@ -3,12 +3,14 @@
 mod address;
 mod api;
 mod authority;
+mod changes;
 mod doctor;
 mod events;
 mod membership;
 mod processes;
 mod recovery;
 mod seat;
+mod stacks;
 mod upkeep;
 
 use std::{

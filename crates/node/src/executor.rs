@@ -5,6 +5,7 @@ mod container;
 mod exec;
 mod files;
 mod logs;
+mod volumes;
 
 use std::{
     path::PathBuf,
@@ -37,6 +38,7 @@ use shoal_worker::{
     ports::{Controller, ExecError, ExecErrorKind, Executor, Exit, LogLines, Started, TaskExec},
 };
 use tokio::sync::{broadcast, mpsc, watch};
+pub(crate) use volumes::VOLUME_RELEASE_MAX;
 
 use crate::{
     config::DaemonConfig,
@@ -218,6 +220,13 @@ impl Executor for NodeExecutor {
         })?;
         serde_json::to_vec(&look)
             .map_err(|error| ExecError::fatal("cannot write what was found").because(error))
+    }
+
+    async fn remove_volumes(&self, stack: &str) -> Result<Vec<u8>, ExecError> {
+        let removed = volumes::remove(&self.engine, stack).await;
+        let removed = removed.map_err(|error| exec_error("cannot list volumes", error))?;
+        serde_json::to_vec(&removed)
+            .map_err(|error| ExecError::fatal("cannot write what was removed").because(error))
     }
 }
 

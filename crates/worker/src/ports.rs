@@ -47,6 +47,12 @@ pub trait Executor: Send + Sync {
     async fn look_at_network(&self, _token: &str) -> Result<Vec<u8>, ExecError> {
         Err(ExecError::fatal("this node does not look at its network"))
     }
+
+    /// Removes this node's volumes that belong to a stack; what became of them, as JSON of
+    /// [`shoal_api::stack::VolumesRemoved`].
+    async fn remove_volumes(&self, _stack: &str) -> Result<Vec<u8>, ExecError> {
+        Err(ExecError::fatal("this node has no volumes"))
+    }
 }
 
 /// A process in a task's container, beside the task's own.

@@ -1,5 +1,6 @@
 //! `shoal stack`: services of a compose file, deployed and removed together.
 
+mod check;
 mod deploy;
 mod plan;
 mod remove;
@@ -181,9 +182,12 @@ pub(crate) struct Services {
 pub(crate) struct Remove {
     #[arg(required = true, value_name = "STACK")]
     stacks: Vec<String>,
-    /// Do not wait until networks are gone
+    /// Do not wait until tasks and networks are gone
     #[arg(short, long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", hide_default_value = true, value_name = "bool")]
     detach: bool,
+    /// Remove the stack's volumes, too, on all nodes, with what is in them
+    #[arg(long, conflicts_with = "detach")]
+    volumes: bool,
 }
 
 impl Command {

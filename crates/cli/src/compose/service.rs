@@ -26,7 +26,7 @@ pub(super) struct Declared<'a> {
 }
 
 /// Keys that are part of the compose specification and mean nothing to a service of a cluster.
-const WITHOUT_EFFECT: [&str; 30] = [
+const WITHOUT_EFFECT: [&str; 31] = [
     "annotations",
     "attach",
     "blkio_config",
@@ -50,6 +50,7 @@ const WITHOUT_EFFECT: [&str; 30] = [
     "post_start",
     "pre_stop",
     "provider",
+    "pull_refresh_after",
     "runtime",
     "storage_opt",
     "use_api_socket",

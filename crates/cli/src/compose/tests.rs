@@ -4,6 +4,7 @@ use super::*;
 
 mod beyond;
 mod files;
+mod spec;
 
 fn settings() -> Settings<'static> {
     Settings {

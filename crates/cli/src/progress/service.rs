@@ -2,27 +2,22 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    pin::Pin,
     time::Duration,
 };
 
 use anyhow::{Result, bail};
-use futures_util::{FutureExt as _, Stream, StreamExt as _};
-use hyper::Method;
 use serde_json::Value;
 use shoal_api::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::Lines;
+use super::{Lines, pulse::Pulse};
 use crate::{
-    client::{Client, Payload, Target, values},
+    client::{Client, Target},
     human::time,
     json::{number, text},
     output,
 };
 
-/// Docker's API has no event for the state of a task, so of a daemon that is not ours we ask in this rhythm, as docker does.
-const RHYTHM: Duration = Duration::from_millis(200);
 /// Slots that get a line of their own.
 const LINES_MAX: usize = 20;
 /// How long all tasks must run where the update config does not say.
@@ -47,7 +42,7 @@ const STEPS: [&str; 9] = [
 pub(crate) async fn converge(id: &str, quiet: bool, client: &Client) -> Result<()> {
     let mut lines = (!quiet).then(Lines::new);
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut pulse = Pulse::of(id, client).await;
+    let mut pulse = Pulse::of(Target::new("/shoal/services/{}/changes", &[id]), client).await;
     let mut watch = Watch::default();
     loop {
         tokio::select! {
@@ -74,54 +69,6 @@ pub(crate) async fn converge(id: &str, quiet: bool, client: &Client) -> Result<(
             Verdict::Converging => {}
             Verdict::Converged => return Ok(()),
             Verdict::Stopped(why) => bail!("{why}"),
-        }
-    }
-}
-
-/// When to look again.
-struct Pulse {
-    /// Says when something has changed; nothing where the daemon does not say.
-    changes: Option<Pin<Box<dyn Stream<Item = Result<Value>>>>>,
-    looked: bool,
-}
-
-impl Pulse {
-    async fn of(id: &str, client: &Client) -> Self {
-        let target = Target::new("/shoal/services/{}/changes", &[id]);
-        let answer = client.send(Method::GET, target, Payload::Empty).await;
-        Self {
-            changes: answer.ok().map(|answer| Box::pin(values(answer)) as _),
-            looked: false,
-        }
-    }
-
-    /// Waits until it is time: something has changed, or `at_most` is over. The first look is at once.
-    async fn next(&mut self, at_most: Option<Duration>) {
-        if !std::mem::replace(&mut self.looked, true) {
-            return;
-        }
-        let Some(changes) = &mut self.changes else {
-            return tokio::time::sleep(RHYTHM).await;
-        };
-        let over = async {
-            match at_most {
-                Some(time) => tokio::time::sleep(time).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            change = changes.next() => {
-                let mut last = change;
-                // Of what has come meanwhile one look is enough.
-                while let Some(Ok(_)) = last {
-                    match changes.next().now_or_never() {
-                        Some(next) => last = next,
-                        None => return,
-                    }
-                }
-                self.changes = None;
-            }
-            () = over => {}
         }
     }
 }

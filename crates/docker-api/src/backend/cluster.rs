@@ -10,6 +10,7 @@ use shoal_api::{
     explain::Explanation,
     object::{Cluster, Config, Network, Node, Secret, Service, Task},
     spec::{Availability, ClusterSpec, ConfigSpec, NetworkSpec, NodeSpec, SecretSpec, ServiceSpec},
+    stack::VolumesRemoved,
 };
 
 use tokio::sync::{mpsc, watch};
@@ -330,6 +331,10 @@ pub trait ClusterBackend: Send + Sync + 'static {
         spec: ServiceSpec,
         rollback: bool,
     ) -> ApiResult<Vec<String>>;
+    /// Says what would be refused if these services were made or updated one after the other, by name; nothing is.
+    async fn services_check(&self, _specs: Vec<ServiceSpec>) -> ApiResult<Vec<(String, ApiError)>> {
+        Err(ApiError::not_implemented("checking services"))
+    }
     /// Removes it with its tasks.
     async fn service_remove(&self, id: &ServiceId) -> ApiResult<()>;
 
@@ -369,6 +374,15 @@ pub trait ClusterBackend: Send + Sync + 'static {
     /// nobody looks is said once.
     async fn service_changes(&self, _id: &ServiceId) -> ApiResult<ItemStream<()>> {
         Err(ApiError::not_implemented("watching a service"))
+    }
+
+    /// Removes the volumes of a stack on all nodes; says for each node what became of them.
+    async fn stack_volumes_remove(&self, _stack: &str) -> ApiResult<Vec<VolumesRemoved>> {
+        Err(ApiError::not_implemented("removing the volumes of a stack"))
+    }
+    /// Says whenever the cluster's settings or one of its nodes change.
+    async fn cluster_changes(&self) -> ApiResult<ItemStream<()>> {
+        Err(ApiError::not_implemented("watching the cluster"))
     }
 
     /// The cluster's networks that this node carries, with the containers that it has in them; managers and workers alike.

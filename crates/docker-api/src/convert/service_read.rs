@@ -13,7 +13,7 @@ use shoal_api::{
 };
 
 use crate::{
-    backend::{ApiError, ApiResult},
+    backend::{ApiError, ApiResult, LocalNetwork},
     fields::Fields,
     resolve::resolve,
 };
@@ -21,8 +21,16 @@ use crate::{
 /// Networks of the node itself that a service may name.
 pub(crate) const NODE_NETWORKS: [&str; 3] = ["bridge", "host", "none"];
 
-/// Reads a service spec; `networks` are those of the cluster, for their names.
-pub(crate) fn read_service(body: &[u8], networks: &[Network]) -> ApiResult<ServiceSpec> {
+/// The networks that a service may name.
+pub(crate) struct Networks {
+    /// Those of the cluster.
+    pub(crate) cluster: Vec<Network>,
+    /// Those of this node; clients name its own ones by the ids that they have here.
+    pub(crate) node: Vec<LocalNetwork>,
+}
+
+/// Reads a service spec.
+pub(crate) fn read_service(body: &[u8], networks: &Networks) -> ApiResult<ServiceSpec> {
     let mut f = Fields::body(body)?;
     let annotations = read_annotations(&mut f)?;
     let mut task_fields = f
@@ -162,7 +170,7 @@ fn read_port(mut f: Fields) -> ApiResult<PortConfig> {
     Ok(port)
 }
 
-fn read_task(f: &mut Fields, networks: &[Network]) -> ApiResult<TaskSpec> {
+fn read_task(f: &mut Fields, networks: &Networks) -> ApiResult<TaskSpec> {
     match f.text("Runtime")?.as_deref() {
         None | Some("container") => {}
         Some(other) => {
@@ -300,7 +308,7 @@ fn read_resources(mut f: Fields) -> ApiResult<Resources> {
     Ok(resources)
 }
 
-fn read_attachments(f: &mut Fields, networks: &[Network]) -> ApiResult<Vec<NetworkAttachmentSpec>> {
+fn read_attachments(f: &mut Fields, networks: &Networks) -> ApiResult<Vec<NetworkAttachmentSpec>> {
     f.objects("Networks")?
         .into_iter()
         .map(|mut f| {
@@ -317,18 +325,26 @@ fn read_attachments(f: &mut Fields, networks: &[Network]) -> ApiResult<Vec<Netwo
         .collect()
 }
 
-fn read_target(text: &str, networks: &[Network]) -> ApiResult<NetworkTarget> {
+fn read_target(text: &str, networks: &Networks) -> ApiResult<NetworkTarget> {
     let found = resolve(
         "network",
-        networks,
+        &networks.cluster,
         text,
         |network| network.id.as_str(),
         |network| &network.spec.annotations.name,
     );
     match found {
         Ok(network) => Ok(NetworkTarget::Cluster(NetworkId::clone(&network.id))),
-        Err(_) if NODE_NETWORKS.contains(&text) => Ok(NetworkTarget::Node(text.to_owned())),
-        Err(error) => Err(error),
+        Err(error) => {
+            let mut node = networks.node.iter();
+            let local = node.find(|network| network.id == text);
+            let name = local.map_or(text, |network| &network.name);
+            if NODE_NETWORKS.contains(&name) {
+                Ok(NetworkTarget::Node(name.to_owned()))
+            } else {
+                Err(error)
+            }
+        }
     }
 }
 

@@ -19,6 +19,13 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
             api.manager().await?;
             Ok(reply::bytes(api.cluster.cluster_backup().await?))
         }
+        ("GET", ["changes"]) => {
+            api.manager().await?;
+            Ok(super::shoal::pulse(
+                api,
+                api.cluster.cluster_changes().await?,
+            ))
+        }
         ("POST", ["restore"]) => {
             match api.cluster.swarm_info().await.state {
                 LocalNodeState::Inactive => {}

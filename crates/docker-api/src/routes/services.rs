@@ -28,8 +28,7 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
         ("GET", []) => list(api, &query).await,
         ("POST", ["create"]) => {
             let auth = pull_auth(&call)?;
-            let networks = api.cluster.networks().await?;
-            let mut spec = service_read::read_service(&call.bytes(), &networks)?;
+            let mut spec = service_read::read_service(&call.bytes(), &networks(api).await?)?;
             spec.task.container.pull_auth = auth.unwrap_or_default();
             let created = api.cluster.service_create(spec).await?;
             Ok(reply::created(&json!({
@@ -57,6 +56,14 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
         }
         _ => Err(unknown()),
     }
+}
+
+/// The networks that services may name.
+pub(super) async fn networks(api: &Api) -> ApiResult<service_read::Networks> {
+    Ok(service_read::Networks {
+        cluster: api.cluster.networks().await?,
+        node: api.engine.network_list().await?,
+    })
 }
 
 fn warnings(warnings: &[String]) -> Value {
@@ -118,8 +125,7 @@ async fn update(api: &Api, call: Call, name: &str) -> ApiResult<Reply> {
             )));
         }
     };
-    let networks = api.cluster.networks().await?;
-    let mut spec = service_read::read_service(&call.bytes(), &networks)?;
+    let mut spec = service_read::read_service(&call.bytes(), &networks(api).await?)?;
     let service = find(api, name).await?;
     // A client that sends no credentials means the ones of before.
     spec.task.container.pull_auth = auth.unwrap_or_else(|| {
@@ -161,7 +167,8 @@ async fn list(api: &Api, query: &Query) -> ApiResult<Reply> {
             let node = nodes
                 .iter()
                 .find(|view| Some(&view.node.id) == task.node.as_ref());
-            node.is_some_and(|view| view.node.status.state == NodeState::Down)
+            let lost = [NodeState::Down, NodeState::Disconnected];
+            node.is_some_and(|view| lost.contains(&view.node.status.state))
         };
         for mut task in api.cluster.tasks(selection).await? {
             // What its node said last is no news any more; docker does not count it either.

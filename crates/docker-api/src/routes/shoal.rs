@@ -4,11 +4,14 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 use shoal_api::object::{Revision, Service};
 
-use super::{services::find, task_execs, unknown};
+use super::{
+    services::{find, networks},
+    task_execs, unknown,
+};
 use crate::{
-    backend::ApiResult,
+    backend::{ApiError, ApiResult, ItemStream},
     call::Call,
-    convert::{service_show, time::instant},
+    convert::{service_read, service_show, time::instant},
     reply::{self, Reply},
     server::Api,
 };
@@ -16,6 +19,28 @@ use crate::{
 pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Reply> {
     api.manager().await?;
     match (call.method.as_str(), &path[1..]) {
+        ("POST", ["services", "check"]) => {
+            let networks = networks(api).await?;
+            let said: Vec<Value> = serde_json::from_slice(&call.bytes())
+                .map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))?;
+            let mut specs = Vec::new();
+            let mut refused = Vec::new();
+            for spec in said {
+                match service_read::read_service(spec.to_string().as_bytes(), &networks) {
+                    Ok(spec) => specs.push(spec),
+                    Err(error) => {
+                        let name = spec["Name"].as_str().unwrap_or_default().to_owned();
+                        refused.push((name, error));
+                    }
+                }
+            }
+            refused.extend(api.cluster.services_check(specs).await?);
+            let refused: Vec<Value> = refused
+                .into_iter()
+                .map(|(name, error)| json!({"Name": name, "Message": error.message}))
+                .collect();
+            Ok(reply::ok(&refused))
+        }
         ("GET", ["services", name, "explain"]) => {
             let service = find(api, name).await?;
             Ok(reply::ok(&api.cluster.service_explain(&service.id).await?))
@@ -35,16 +60,21 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
         }
         ("GET", ["services", name, "changes"]) => {
             let service = find(api, name).await?;
-            let changes = api.cluster.service_changes(&service.id).await?;
-            let lines = changes.map(|change| change.map(|()| json!({})));
-            Ok(reply::json_stream(
-                lines.take_until(api.stop.clone().cancelled_owned()),
-            ))
+            Ok(pulse(api, api.cluster.service_changes(&service.id).await?))
+        }
+        ("DELETE", ["stacks", name, "volumes"]) => {
+            Ok(reply::ok(&api.cluster.stack_volumes_remove(name).await?))
         }
         ("GET", ["doctor", "network"]) => Ok(reply::ok(&api.cluster.network_doctor().await?)),
         (_, ["tasks" | "exec", ..]) => task_execs::answer(api, call, path).await,
         _ => Err(unknown()),
     }
+}
+
+/// An empty object for each change.
+pub(super) fn pulse(api: &Api, changes: ItemStream<()>) -> Reply {
+    let lines = changes.map(|change| change.map(|()| json!({})));
+    reply::json_stream(lines.take_until(api.stop.clone().cancelled_owned()))
 }
 
 /// All specs that a service has had, as far as they are kept, and the one that it has; the newest first.

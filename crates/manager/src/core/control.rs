@@ -32,7 +32,9 @@ pub use data::{
 pub use network::{create_network, remove_network};
 pub(super) use node::shut_out;
 pub use node::{node_leaves, remove_node, update_node};
-pub use service::{create_service, remove_service, rollback_service, update_service};
+pub use service::{
+    check_services, create_service, remove_service, rollback_service, update_service,
+};
 pub use write::{Turn, Write};
 
 /// A decision that is ready for the log.

@@ -11,6 +11,7 @@ use shoal_api::{
     spec::{
         Availability, Dependency, DependencyCondition, RestartCondition, ServiceMode, ServiceSpec,
     },
+    stack::NAMESPACE,
 };
 
 use super::{
@@ -18,9 +19,6 @@ use super::{
     scheduler::constraint::node_fits,
     state::{Kind, State},
 };
-
-/// Label by which docker marks the services of a stack.
-pub(crate) const STACK_LABEL: &str = "com.docker.stack.namespace";
 
 /// Whether tasks may start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,7 +43,7 @@ impl Gate {
 
 /// The names by which a service may know another one, the most specific first.
 fn names(dependent: &ServiceSpec, name: &str) -> Vec<String> {
-    let stack = dependent.annotations.labels.get(STACK_LABEL);
+    let stack = dependent.annotations.labels.get(NAMESPACE);
     let in_stack = stack.map(|stack| format!("{stack}_{name}"));
     in_stack.into_iter().chain([name.to_owned()]).collect()
 }

@@ -179,7 +179,7 @@ impl Desk {
 
 /// The node that is to carry an order out.
 fn place_of(state: &State, passing: &Passing, order: &ExecOrder) -> Result<NodeId, Status> {
-    if !order.probe.is_empty() {
+    if !order.node_id.is_empty() {
         let id = order.node_id.parse();
         return id.map_err(|_| Status::invalid_argument("the node's id is none"));
     }

@@ -44,7 +44,7 @@ use super::{
         Leadership, ProposeError, Raft, RaftConfig, Start, StartError, Vault, disk::OsDisk,
         membership::has_place, seal::Owner, transport::GrpcTransport, wal::WalError,
     },
-    store::{Replica, Store, Watch},
+    store::{NodeWatch, Replica, Store, Watch},
 };
 use crate::core::{
     consensus::{Member, MemberChange, Members},
@@ -376,6 +376,11 @@ impl Manager {
     /// Sees every change of the state from now on. Take the state afterwards, then nothing is missed.
     pub fn watch(&self) -> Watch {
         self.desk.store.watch()
+    }
+
+    /// The same for nodes and the cluster itself alone.
+    pub fn watch_nodes(&self) -> NodeWatch {
+        self.desk.store.watch_nodes()
     }
 
     /// Carries out what a user wants, here or at the leader. Returns the object as written; `None` after a removal.

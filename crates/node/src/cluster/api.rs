@@ -1,6 +1,6 @@
 //! The cluster as the Engine API sees it: everything read from this manager's state, everything written by intents.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
@@ -12,6 +12,7 @@ use shoal_api::{
     id::InvalidId,
     object::{Config, Network, NodeState, Object, ObjectKey, Secret, Service, Task},
     spec::{ClusterSpec, ConfigSpec, NetworkSpec, NodeSpec, SecretSpec, ServiceSpec},
+    stack::VolumesRemoved,
     wire::{DecodeError, LogMessage, LogSelector, SubscribeLogsRequest},
 };
 use shoal_ca::UnlockKey;
@@ -22,12 +23,14 @@ use shoal_docker_api::backend::{
 };
 use shoal_manager::{
     Intent, Manager, Refusal, Spec, State, WriteError,
-    core::{dispatch::seen, orchestrator::is_dirty, state::Event},
+    core::{control::check_services, dispatch::seen, orchestrator::is_dirty, reconcile::Ctx},
     explain,
     io::store::Notice,
 };
 
-use super::{ClusterError, ClusterNode, Init, Place, authority, doctor, events, processes};
+use super::{
+    ClusterError, ClusterNode, Init, Place, authority, changes, doctor, events, processes, stacks,
+};
 use crate::network::chain;
 
 /// How long the removal of a network waits for tasks that are stopping: the default grace and some more.
@@ -471,6 +474,19 @@ impl ClusterBackend for ClusterNode {
             .ok_or_else(|| ApiError::not_found(format!("service {id} not found")))
     }
 
+    async fn services_check(&self, specs: Vec<ServiceSpec>) -> ApiResult<Vec<(String, ApiError)>> {
+        let state = self.latest().await?;
+        let mut cx = Ctx {
+            now: Timestamp::now(),
+            ids: &mut RandomIds,
+        };
+        let refusals = check_services(&state, &mut cx, specs);
+        let refusals = refusals.into_iter();
+        Ok(refusals
+            .map(|(name, refusal)| (name, refused(&refusal)))
+            .collect())
+    }
+
     async fn service_remove(&self, id: &ServiceId) -> ApiResult<()> {
         self.remove(ObjectKey::Service(id.clone()), false).await
     }
@@ -530,45 +546,15 @@ impl ClusterBackend for ClusterNode {
     }
 
     async fn service_changes(&self, id: &ServiceId) -> ApiResult<ItemStream<()>> {
-        let manager = self.managing().await?;
-        let watch = manager.watch();
-        let id = id.clone();
-        // Where its tasks are on their way, as last told, and the version of that.
-        let told = (None, BTreeMap::new());
-        // What happens between two looks is one change: the watch hands out all of it.
-        let changes = stream::unfold((watch, told), move |(mut watch, mut told)| {
-            let (manager, id) = (Arc::clone(&manager), id.clone());
-            async move {
-                let is_of = |change: &Event| match change {
-                    Event::Service(delta) => delta.any().id == id,
-                    Event::Task(delta) => delta.any().service == id,
-                    Event::Node(_) => true,
-                    _ => false,
-                };
-                loop {
-                    tokio::select! {
-                        notice = watch.next() => match notice {
-                            Notice::Applied { events, .. } if !events.iter().any(is_of) => {}
-                            _ => break,
-                        },
-                        (version, mut passing) = manager.passing_after(told.0) => {
-                            let state = manager.state();
-                            let is_own = |task: &TaskId| {
-                                state.task(task).is_some_and(|task| task.service == id)
-                            };
-                            passing.retain(|task, _| is_own(task));
-                            let is_news = told.0.is_some() && told.1 != passing;
-                            told = (Some(version), passing);
-                            if is_news {
-                                break;
-                            }
-                        }
-                    }
-                }
-                Some((Ok(()), (watch, told)))
-            }
-        });
-        Ok(changes.boxed())
+        Ok(changes::of_service(self.managing().await?, id))
+    }
+
+    async fn stack_volumes_remove(&self, stack: &str) -> ApiResult<Vec<VolumesRemoved>> {
+        stacks::remove_volumes(&self.managing().await?, stack).await
+    }
+
+    async fn cluster_changes(&self) -> ApiResult<ItemStream<()>> {
+        Ok(changes::of_nodes(&*self.managing().await?))
     }
 
     async fn events(

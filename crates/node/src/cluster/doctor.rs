@@ -2,19 +2,18 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::{StreamExt, future::join_all};
+use futures_util::future::join_all;
 use shoal_api::{
     IdSource, RandomIds,
-    doctor::{Answer, NodeLook, Report},
+    doctor::{Answer, Report},
     id::base36,
     object::{Node, NodeState},
-    wire::{ExecOrder, exec_output},
+    wire::ExecOrder,
 };
 use shoal_docker_api::backend::ApiResult;
 use shoal_manager::Manager;
-use tokio::sync::mpsc;
 
-use super::api::write_error;
+use super::{api::write_error, processes};
 use crate::plane::now;
 
 /// How long a node may take to say what it found; it looks for some seconds.
@@ -40,8 +39,12 @@ async fn ask(manager: &Arc<Manager>, node: &Node, token: &str) -> Answer {
     let sent_at = now();
     let look = match node.status.state {
         NodeState::Ready => {
-            let answer = tokio::time::timeout(ANSWER_MAX, carry(manager, node, token)).await;
-            answer.unwrap_or_else(|_| Err("it took too long".to_owned()))
+            let order = ExecOrder {
+                node_id: node.id.to_string(),
+                probe: token.to_owned(),
+                ..ExecOrder::default()
+            };
+            processes::ask(manager, order, ANSWER_MAX).await
         }
         state => Err(format!("it is {}", state.as_str())),
     };
@@ -53,27 +56,4 @@ async fn ask(manager: &Arc<Manager>, node: &Node, token: &str) -> Answer {
         received_at: now(),
         look,
     }
-}
-
-async fn carry(manager: &Arc<Manager>, node: &Node, token: &str) -> Result<NodeLook, String> {
-    let order = ExecOrder {
-        node_id: node.id.to_string(),
-        probe: token.to_owned(),
-        ..ExecOrder::default()
-    };
-    // Nothing is typed.
-    let (_typed, input) = mpsc::channel(1);
-    let asked = manager.exec(order, input).await;
-    let mut output = asked.map_err(|error| crate::network::chain(&error))?;
-    let mut said = Vec::new();
-    while let Some(piece) = output.next().await {
-        match piece.map_err(|status| status.message().to_owned())?.kind {
-            Some(exec_output::Kind::Data(piece)) => said.extend(piece.data),
-            Some(exec_output::Kind::Error(text)) => return Err(text),
-            Some(exec_output::Kind::ExitCode(_)) => break,
-            Some(exec_output::Kind::Id(_)) | None => {}
-        }
-    }
-    serde_json::from_slice(&said)
-        .map_err(|error| format!("what it said is not understood: {error}"))
 }

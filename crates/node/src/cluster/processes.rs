@@ -1,9 +1,10 @@
 //! Processes beside those of tasks, as the Engine API wants them: streams, sizes, an exit code.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
+use serde::de::DeserializeOwned;
 use shoal_api::{
     TaskId,
     container::{ExecSpec, StdStream},
@@ -17,6 +18,7 @@ use tokio::{
 };
 
 use super::api::write_error;
+use crate::network::chain;
 
 /// Pieces of input that wait for a slow node.
 const PIECES_MAX: usize = 16;
@@ -88,6 +90,33 @@ pub(super) async fn exec(
         resize,
         exit,
     })
+}
+
+/// Has a node do something that is no process in a task, and reads what it answers as JSON.
+pub(super) async fn ask<T: DeserializeOwned>(
+    manager: &Arc<Manager>,
+    order: ExecOrder,
+    within: Duration,
+) -> Result<T, String> {
+    let answer = async {
+        // Nothing is typed.
+        let (_typed, input) = mpsc::channel(1);
+        let asked = manager.exec(order, input).await;
+        let mut output = asked.map_err(|error| chain(&error))?;
+        let mut said = Vec::new();
+        while let Some(piece) = output.next().await {
+            match piece.map_err(|status| status.message().to_owned())?.kind {
+                Some(exec_output::Kind::Data(piece)) => said.extend(piece.data),
+                Some(exec_output::Kind::Error(text)) => return Err(text),
+                Some(exec_output::Kind::ExitCode(_)) => break,
+                Some(exec_output::Kind::Id(_)) | None => {}
+            }
+        }
+        serde_json::from_slice(&said)
+            .map_err(|error| format!("what it said is not understood: {error}"))
+    };
+    let answer = tokio::time::timeout(within, answer).await;
+    answer.unwrap_or_else(|_| Err("it took too long".to_owned()))
 }
 
 /// Exit code of a process that never was, docker's.

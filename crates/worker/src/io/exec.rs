@@ -48,8 +48,16 @@ pub(super) async fn carry(order: ExecOrder, source: Source) {
             return;
         }
     };
-    if !order.probe.is_empty() {
-        let last = match source.executor.look_at_network(&order.probe).await {
+    if !order.node_id.is_empty() {
+        let asked = if order.volumes_of_stack.is_empty() {
+            source.executor.look_at_network(&order.probe).await
+        } else {
+            source
+                .executor
+                .remove_volumes(&order.volumes_of_stack)
+                .await
+        };
+        let last = match asked {
             Ok(data) => {
                 let stream = StdStream::Stdout as u32;
                 let found = exec_output::Kind::Data(ExecData { stream, data });

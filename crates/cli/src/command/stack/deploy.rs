@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::{Map, Value};
 
 use super::{
-    Deploy, Opened, Plan, Shape, lookup, of_stack,
+    Deploy, Opened, Plan, Shape, check, lookup, of_stack,
     plan::{self, Action, Difference, Step},
     report,
 };
@@ -21,13 +21,13 @@ use crate::{
 };
 
 /// Networks of the node itself, which need not be made.
-const NODE_NETWORKS: [&str; 3] = ["host", "none", "bridge"];
+pub(super) const NODE_NETWORKS: [&str; 3] = ["host", "none", "bridge"];
 
 /// What there is in the cluster that the stack may have to do with.
-struct Known {
+pub(super) struct Known {
     /// Of the stack.
     services: Vec<Value>,
-    networks: Vec<Value>,
+    pub(super) networks: Vec<Value>,
     secrets: Vec<Value>,
     configs: Vec<Value>,
 }
@@ -46,7 +46,7 @@ impl Known {
         })
     }
 
-    fn data(&self, kind: &str) -> &[Value] {
+    pub(super) fn data(&self, kind: &str) -> &[Value] {
         if kind == "secret" {
             &self.secrets
         } else {
@@ -71,7 +71,7 @@ fn named<'a>(list: &'a [Value], name: &str) -> Option<&'a Value> {
 
 /// Ids by name, per kind of object.
 #[derive(Default)]
-struct Ids {
+pub(super) struct Ids {
     networks: BTreeMap<String, String>,
     secrets: BTreeMap<String, String>,
     configs: BTreeMap<String, String>,
@@ -175,6 +175,7 @@ impl Plan {
             }
         }
         let ids = known_ids(&stack, &known);
+        check::services(&stack.services, &ids, &known, client).await?;
         let mut names = Vec::new();
         for spec in stack.services {
             let name = text(&spec, "/Name").to_owned();
@@ -225,6 +226,10 @@ fn relabelled(found: &Value, spec: &Value) -> Option<Difference> {
 fn known_ids(stack: &Stack, known: &Known) -> Ids {
     let mut ids = Ids::default();
     for wanted in &stack.networks {
+        // Each node has its own ones, which go by their names.
+        if NODE_NETWORKS.contains(&wanted.name.as_str()) {
+            continue;
+        }
         if let Some(found) = known.network(&wanted.name) {
             let id = text(found, "/Id").to_owned();
             ids.networks.insert(wanted.name.clone(), id);
@@ -300,6 +305,7 @@ impl Deploy {
             }
         }
         let mut ids = known_ids(&stack, &known);
+        check::services(&stack.services, &ids, &known, client).await?;
         // What there is and cannot be changed is found before anything is made.
         for (kind, list) in [("secret", &stack.secrets), ("config", &stack.configs)] {
             relabel(kind, list, &known, client).await?;
@@ -472,7 +478,7 @@ async fn pin(spec: &mut Value, client: &Client) {
 }
 
 /// Puts ids in the place of names.
-fn resolve(spec: &mut Value, ids: &Ids) -> Result<()> {
+pub(super) fn resolve(spec: &mut Value, ids: &Ids) -> Result<()> {
     let Some(task) = spec["TaskTemplate"].as_object_mut() else {
         return Ok(());
     };

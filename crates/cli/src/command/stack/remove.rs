@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use serde_json::Value;
+use shoal_api::stack::VolumesRemoved;
 
 use super::{Remove, of_stack};
 use crate::{
@@ -9,6 +10,7 @@ use crate::{
     command::{network, service},
     json::text,
     output,
+    progress::pulse::Pulse,
 };
 
 /// Attempts before the daemon's refusal is final. It holds each one for up to 15 s while tasks are leaving the network,
@@ -19,7 +21,7 @@ impl Remove {
     pub(super) async fn run(self, client: &Client) -> Result<()> {
         let mut errors = Vec::new();
         for stack in &self.stacks {
-            if let Err(error) = remove(stack, self.detach, client).await {
+            if let Err(error) = remove(stack, self.detach, self.volumes, client).await {
                 errors.push(format!("{error:#}"));
             }
         }
@@ -27,7 +29,7 @@ impl Remove {
     }
 }
 
-async fn remove(stack: &str, detach: bool, client: &Client) -> Result<()> {
+async fn remove(stack: &str, detach: bool, with_volumes: bool, client: &Client) -> Result<()> {
     let filter = [of_stack(stack)];
     let services = service::fetch(&filter, client).await?;
     let fetch = async |path: &str| -> Result<Vec<Value>> {
@@ -37,11 +39,19 @@ async fn remove(stack: &str, detach: bool, client: &Client) -> Result<()> {
     let secrets = fetch("/secrets").await?;
     let configs = fetch("/configs").await?;
     let networks = fetch("/networks").await?;
-    if services.is_empty() && secrets.is_empty() && configs.is_empty() && networks.is_empty() {
+    let is_nothing =
+        services.is_empty() && secrets.is_empty() && configs.is_empty() && networks.is_empty();
+    if is_nothing && !with_volumes {
         output::note(format!("Nothing found in stack: {stack}"));
         return Ok(());
     }
     let mut errors = Vec::new();
+    // Opened first, so that no end is missed.
+    let mut pulses = Vec::new();
+    for service in services.iter().filter(|_| !detach) {
+        let changes = Target::new("/shoal/services/{}/changes", &[text(service, "/ID")]);
+        pulses.push(Pulse::of(changes, client).await);
+    }
     for (kind, list) in [
         ("service", &services),
         ("secret", &secrets),
@@ -60,6 +70,11 @@ async fn remove(stack: &str, detach: bool, client: &Client) -> Result<()> {
             }
         }
     }
+    if errors.is_empty() {
+        for pulse in &mut pulses {
+            pulse.ended().await;
+        }
+    }
     for item in &networks {
         let name = text(item, "/Name");
         output::line(format!("Removing network {name}"));
@@ -67,7 +82,32 @@ async fn remove(stack: &str, detach: bool, client: &Client) -> Result<()> {
             errors.push(format!("failed to remove network {name}: {error:#}"));
         }
     }
+    if with_volumes {
+        match remove_volumes(stack, client).await {
+            Ok(false) if is_nothing => output::note(format!("Nothing found in stack: {stack}")),
+            Ok(_) => {}
+            Err(error) => errors.push(format!("{error:#}")),
+        }
+    }
     output::fail_with(errors)
+}
+
+/// Removes the volumes on all nodes; says whether there were any.
+async fn remove_volumes(stack: &str, client: &Client) -> Result<bool> {
+    let removed = client
+        .delete(Target::new("/shoal/stacks/{}/volumes", &[stack]))
+        .await?;
+    let nodes: Vec<VolumesRemoved> = serde_json::from_value(removed)?;
+    let mut kept = Vec::new();
+    for node in &nodes {
+        for volume in &node.removed {
+            output::line(format!("Removing volume {volume} on {}", node.node));
+        }
+        let reasons = node.kept.iter();
+        kept.extend(reasons.map(|why| format!("failed to remove volumes on {}: {why}", node.node)));
+    }
+    output::fail_with(kept)?;
+    Ok(nodes.iter().any(|node| !node.removed.is_empty()))
 }
 
 /// Removes a network as soon as the last task has left it.

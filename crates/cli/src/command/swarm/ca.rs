@@ -1,6 +1,6 @@
 //! `swarm ca`: the root certificate, and another one in its place.
 
-use std::{path::PathBuf, time::Duration};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
@@ -11,11 +11,8 @@ use crate::{
     flags::quantity,
     json::{is, items, number, text},
     output,
-    progress::Lines,
+    progress::{Lines, pulse::Pulse},
 };
-
-/// How often the nodes are counted while somebody watches. No event of the API tells that a node has a new certificate.
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Display and rotate the root CA
 #[derive(Args)]
@@ -70,11 +67,13 @@ impl Ca {
         spec["CAConfig"]["ForceRotate"] = json!(number(&spec, "/CAConfig/ForceRotate") + 1);
         let target =
             Target::new("/swarm/update", &[]).arg("version", number(&swarm, "/Version/Index"));
+        // Opened first, so that nothing is missed.
+        let pulse = Pulse::of(Target::new("/shoal/cluster/changes", &[]), client).await;
         client.post(target, spec).await?;
         if self.detach {
             return Ok(());
         }
-        converge(client, (!self.quiet).then(Lines::on_stderr)).await?;
+        converge(client, pulse, (!self.quiet).then(Lines::on_stderr)).await?;
         let swarm = client.get(Target::new("/swarm", &[])).await?;
         output::write(text(&swarm, "/TLSInfo/TrustRoot").as_bytes());
         Ok(())
@@ -82,8 +81,9 @@ impl Ca {
 }
 
 /// Waits until all nodes have certificates from the new root and trust it alone.
-async fn converge(client: &Client, mut lines: Option<Lines>) -> Result<()> {
+async fn converge(client: &Client, mut pulse: Pulse, mut lines: Option<Lines>) -> Result<()> {
     loop {
+        pulse.next(None).await;
         let swarm = client.get(Target::new("/swarm", &[])).await?;
         let nodes = client.get(Target::new("/nodes", &[])).await?;
         let nodes = items(&nodes, "");
@@ -116,6 +116,5 @@ async fn converge(client: &Client, mut lines: Option<Lines>) -> Result<()> {
         if is_done {
             return Ok(());
         }
-        tokio::time::sleep(LOOK_AGAIN).await;
     }
 }

@@ -10,10 +10,7 @@ use shoal_api::{
 };
 
 use super::{Given, networks_of, ports};
-use crate::core::{
-    depends::STACK_LABEL,
-    state::{Kind, State},
-};
+use crate::core::state::{Kind, State};
 
 /// The endpoint that a service should have; `None` if it has it.
 ///
@@ -123,7 +120,7 @@ pub(crate) fn named_by(state: &State, spec: &ServiceSpec, text: &str) -> Option<
         _ => None,
     };
     let in_stack = || {
-        let stack = spec.annotations.labels.get(STACK_LABEL)?;
+        let stack = spec.annotations.labels.get(shoal_api::stack::NAMESPACE)?;
         by_name(&format!("{stack}_{text}"))
     };
     in_stack().or_else(|| by_name(text)).or_else(by_id)

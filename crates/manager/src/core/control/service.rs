@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use shoal_api::{
-    ServiceId,
+    Actor, ServiceId,
     object::{JobStatus, Object, ObjectKey, Service, UpdateState, UpdateStatus},
     spec::{ServiceMode, ServiceSpec},
 };
@@ -151,6 +151,56 @@ fn revision(service: &Service, number: u64) -> Result<(Arc<ServiceSpec>, u64), R
         let known = known.join(", ");
         format!("service {name} has no revision {number}: expected one of {known}")
     }))
+}
+
+/// Says what would be refused if these services were made or updated one after the other, by name; nothing is.
+pub fn check_services(
+    state: &State,
+    cx: &mut Ctx<'_>,
+    specs: Vec<ServiceSpec>,
+) -> Vec<(String, Refusal)> {
+    let mut scratch = state.clone();
+    let mut refused = Vec::new();
+    for spec in specs {
+        let name = spec.annotations.name.clone();
+        let old = match scratch.named(Kind::Service, &name) {
+            Some(ObjectKey::Service(id)) => scratch.service(id).cloned(),
+            _ => None,
+        };
+        let decided = match old {
+            Some(old) => update_service(&scratch, cx, &old.id, old.meta.version, spec),
+            None => create_service(&scratch, cx, spec),
+        };
+        let applied = decided.and_then(|decision| {
+            let index = scratch.index() + 1;
+            let applied = scratch.apply(index, &decision.batch);
+            applied.map_err(Refusal::from)?;
+            release(&mut scratch, cx, &decision.key)
+        });
+        if let Err(refusal) = applied {
+            refused.push((name, refusal));
+        }
+    }
+    refused
+}
+
+/// Gives back what a service was given for an earlier spec, as the allocator does before anybody can ask for it.
+fn release(scratch: &mut State, cx: &Ctx<'_>, key: &ObjectKey) -> Result<(), Refusal> {
+    let ObjectKey::Service(id) = key else {
+        return Ok(());
+    };
+    let Some(service) = scratch.service(id).filter(|s| s.endpoint.is_some()) else {
+        return Ok(());
+    };
+    let mut service = service.as_ref().clone();
+    service.endpoint = None;
+    let mut batch = update(cx, Object::Service(service)).batch;
+    batch.actor = Actor::Allocator;
+    let index = scratch.index() + 1;
+    scratch
+        .apply(index, &batch)
+        .map(drop)
+        .map_err(Refusal::from)
 }
 
 /// Removes a service; its tasks follow.

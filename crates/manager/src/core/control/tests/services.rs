@@ -193,3 +193,34 @@ fn a_service_goes_back_to_any_of_ten_earlier_specs() {
     world.settle();
     assert_eq!(world.running(&id), 1);
 }
+
+#[test]
+fn services_are_checked_together_and_nothing_is_made() {
+    let mut world = World::new(&["n1"]);
+    let published = |name: &str, port: u16| {
+        let mut spec = service(name, 1);
+        spec.endpoint.ports = vec![publish(port, PublishMode::Ingress)];
+        spec
+    };
+    world.create(published("there", 80));
+    world.settle();
+    let state = world.state.clone();
+    let mut wrong = service("wrong", 1);
+    wrong.task.placement.constraints = vec!["node.rolle==x".into()];
+    let specs = vec![
+        published("there", 81), // an update that makes room
+        published("one", 80),
+        wrong,
+        published("two", 80),
+        service("two", 1),
+    ];
+    let refused = check_services(&state, &mut world.cx(), specs);
+    let refused: Vec<_> = refused
+        .iter()
+        .map(|(name, refusal)| format!("{name}: {}", refusal.text))
+        .collect();
+    assert_eq!(refused.len(), 2, "{refused:?}");
+    assert!(refused[0].starts_with("wrong: key 'node.rolle' is unknown"));
+    assert!(refused[1].starts_with("two: port '80' is already in use by service 'one'"));
+    assert_eq!(world.state.services().count(), 1);
+}
