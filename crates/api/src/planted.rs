@@ -39,6 +39,7 @@ bugs! {
     LogKeepsInstalled: "log", "entries from before an installed snapshot survive it";
     SnapshotNoSync: "log", "a snapshot is not synced";
     SnapshotCutFirst: "log", "the log is cut before the snapshot is durable";
+    SnapshotUnsaid: "log", "after a crash the log does not say that a snapshot has replaced it";
     LogKeepsConflict: "log", "entries of an older term survive those that replace them";
     SendBeforePersist: "consensus", "promises are sent before they are durable";
     AckOnAppend: "consensus", "a write is acknowledged when it is appended";

@@ -23,6 +23,8 @@ pub(crate) struct Log {
     snapshot: Snapshot,
     /// Set when a peer needs a newer snapshot than there is.
     wants_snapshot: Cell<bool>,
+    /// Whether records on disk say something about the log that is no longer so.
+    is_void: bool,
 }
 
 impl Log {
@@ -63,7 +65,9 @@ impl Log {
             .iter()
             .find(|entry| entry.index == index)
             .is_none_or(|entry| entry.term == term);
-        if same_history && entries.last().is_some_and(|last| last.index > index) {
+        let goes_on = same_history && entries.last().is_some_and(|last| last.index >= index);
+        let is_void = !goes_on && !entries.is_empty();
+        if goes_on {
             entries.retain(|entry| entry.index > index);
         } else {
             entries.clear();
@@ -84,6 +88,18 @@ impl Log {
             entries,
             snapshot,
             wants_snapshot: Cell::new(false),
+            is_void,
+        })
+    }
+
+    /// What must be on disk before anything is appended: that a snapshot has replaced the log. A crash came between the two;
+    /// what is appended now would else be read as the continuation of what was replaced, and dropped with it.
+    pub(crate) fn amendment(&self) -> Option<Record> {
+        let says = self.is_void && !planted(Bug::SnapshotUnsaid);
+        says.then(|| Record {
+            hard_state: self.hard_state.clone(),
+            entries: Vec::new(),
+            installed: Some(self.base),
         })
     }
 
@@ -276,6 +292,15 @@ mod tests {
             ..record(2, 11..12)
         };
         check((10, 2), vec![record(1, 2..6), installed], Ok(&[(11, 2)]));
+        // The same crash, and then a life in which more was appended: it begins with saying what had happened.
+        for records in [vec![record(1, 2..6)], vec![record(1, 2..12)]] {
+            let log = Log::recover(snapshot(10, 2), records.clone()).unwrap();
+            let amendment = log.amendment().unwrap();
+            let records = [records, vec![amendment, record(2, 11..12)]].concat();
+            check((10, 2), records.clone(), Ok(&[(11, 2)]));
+            let log = Log::recover(snapshot(10, 2), records).unwrap();
+            assert_eq!(log.amendment(), None);
+        }
         check(
             (1, 1),
             vec![record(1, 5..6)],

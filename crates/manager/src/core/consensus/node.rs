@@ -80,6 +80,8 @@ pub struct Node {
     /// Whether a peer waits for a snapshot.
     is_snapshot_wished: bool,
     effects: VecDeque<Effect>,
+    /// To be durable before anything else.
+    amendment: Option<Record>,
 }
 
 /// Reads on their way: waiting to be asked, asked, and answered but ahead of what is applied.
@@ -138,6 +140,7 @@ impl Node {
             batch_append: false,
             ..Config::default()
         };
+        let amendment = log.amendment();
         let raw = RawNode::new(&settings, log, &tracing_drain::logger(raft_id))?;
         let mut node = Self {
             raw,
@@ -163,6 +166,7 @@ impl Node {
             is_keeping: false,
             is_snapshot_wished: false,
             effects: VecDeque::new(),
+            amendment,
         };
         if node.raw.store().conf_state().voters == [raft_id] {
             node.raw.campaign()?; // nobody to ask: no reason to wait for an election
@@ -313,6 +317,12 @@ impl Node {
 
     /// Everything that Raft has decided so far, in the order in which it must be carried out.
     pub fn poll(&mut self) -> Vec<Effect> {
+        if let record @ Some(_) = self.amendment.take() {
+            let snapshot = None;
+            let persist = Persist { snapshot, record };
+            self.effects.push_back(Effect::Persist(persist));
+            return self.effects.drain(..).collect();
+        }
         self.ask_reads();
         self.propose_membership();
         while self.persisting.is_none() && self.raw.has_ready() {
