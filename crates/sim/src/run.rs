@@ -32,24 +32,34 @@ impl Run {
 /// Runs a seed.
 pub fn run(seed: u64, trace: bool) -> Run {
     let faults = Faults::draw(&mut Rng::new(seed ^ 0x5eed));
-    let mut world = World::new(seed, faults);
-    world.env.trace = trace;
-    world.env.oracle.lock().trace = trace;
-    world.env.tell(|| format!("{faults:?}"));
+    let mut made = None;
     // A decision that ends in a panic would end the product's process: that is a finding like any other.
     let panicked = catch_unwind(AssertUnwindSafe(|| {
+        let world = made.insert(World::new(seed, faults));
+        world.env.trace = trace;
+        world.env.oracle.lock().trace = trace;
+        world.env.tell(|| format!("{faults:?}"));
         while !world.is_done && world.problem().is_none() && world.step() {
             if world.steps > STEPS_MAX {
                 world.env.blame("it never ends");
             }
         }
     }));
-    let problem = world.problem().or_else(|| {
-        let panic = panicked.err()?;
+    let panic = panicked.err().map(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-        Some(format!("panic: {}", text.unwrap_or("without a word")))
+        format!("panic: {}", text.unwrap_or("without a word"))
     });
+    let Some(world) = made else {
+        return Run {
+            seed,
+            hash: 0,
+            steps: 0,
+            entries: 0,
+            problem: panic,
+        };
+    };
+    let problem = world.problem().or(panic);
     let oracle = world.env.oracle.lock();
     Run {
         seed,
