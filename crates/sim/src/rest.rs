@@ -4,15 +4,15 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use shoal_api::{
     NetworkId, TaskId, TaskState,
-    object::{NodeState, Object, Task},
-    spec::{Availability, NodeRole, ServiceMode},
+    object::{NodeState, Object, ObjectKey, Task},
+    spec::{Availability, NodeRole, PortConfig, ServiceMode},
 };
 use shoal_dns::core::{
     answer::{Answer, answer},
     wire::Query,
 };
 use shoal_manager::{
-    Intent,
+    Intent, Spec,
     core::{orchestrator::is_dirty, state::State},
 };
 
@@ -149,10 +149,32 @@ fn wishes(world: &mut World, leader: HostId, truth: &State) -> bool {
         .filter_map(|object| mend(&object, made));
     let wishes: Vec<_> = wishes.collect();
     let is_any = !wishes.is_empty();
-    for intent in wishes {
+    for mut intent in wishes {
+        leave_ports(&mut intent, truth);
         ask_host(world, leader, intent);
     }
     is_any
+}
+
+/// Takes from a service the ports that another one has as well, as after a rollback to what it had before: with them it
+/// would be refused, and wait for ever.
+fn leave_ports(intent: &mut Intent, truth: &State) {
+    let Intent::Update {
+        key: ObjectKey::Service(id),
+        spec: Spec::Service(spec),
+        ..
+    } = intent
+    else {
+        return;
+    };
+    let others = truth.services().filter(|other| other.id != *id);
+    let taken: BTreeSet<_> = others
+        .flat_map(|other| other.spec.endpoint.ports.clone())
+        .filter(|port| port.published != 0)
+        .map(|port| (port.protocol, port.published))
+        .collect();
+    let is_free = |port: &PortConfig| !taken.contains(&(port.protocol, port.published));
+    spec.endpoint.ports.retain(is_free);
 }
 
 /// Asks whoever leads, and does not wait for an answer.
