@@ -239,6 +239,7 @@ impl Node {
             self.fail(caller, ProposeError::NotLeader { leader });
         }
         self.settle_transfer();
+        self.speak_up();
         self.pin_election_timeout();
     }
 

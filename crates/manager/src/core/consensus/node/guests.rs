@@ -1,8 +1,13 @@
 //! Managers whose admission has not reached us. A leader may be one: then the entry that admits it is among what it sends
 //! us, and if we did not answer it would never send more.
 
+use raft::eraftpb::{Message, MessageType};
+
 use super::{Effect, Node};
 use crate::core::consensus::{Member, RaftId};
+
+/// A learner that has heard of nobody for this many election timeouts speaks up.
+const SILENCE: u64 = 4;
 
 impl Node {
     /// Remembers where to answer somebody who is no member yet. A node is a guest under one id, its newest.
@@ -17,6 +22,29 @@ impl Node {
         self.effects.push_back(Effect::Guest(id, guest));
     }
 
+    /// A learner sends nothing of itself, so one that was removed before it knew is never told so. After a long silence it
+    /// speaks to one member after the other: whoever knows of the removal says so, and a leader goes on with it.
+    pub(super) fn speak_up(&mut self) {
+        let own = self.raw.raft.id;
+        let silence = SILENCE * self.limits.election_ticks as u64;
+        let heard = self.heard.values().max().copied().unwrap_or(0);
+        let is_time = self.ticks >= heard + silence && self.ticks.is_multiple_of(silence);
+        if !is_time || self.members.is_voter(own) || self.members.get(own).is_none() {
+            return;
+        }
+        let others = self.members.iter().map(|(id, _)| id);
+        let others: Vec<RaftId> = others.filter(|id| *id != own).collect();
+        let Some(turn) = (self.ticks / silence).checked_rem(others.len() as u64) else {
+            return;
+        };
+        let mut message = Message::default();
+        message.set_msg_type(MessageType::MsgHeartbeatResponse);
+        message.from = own;
+        message.to = others[usize::try_from(turn).unwrap_or(0)];
+        message.term = self.raw.raft.term;
+        self.effects.push_back(Effect::Send(message));
+    }
+
     /// After a change of the members: says who of the guests still is one.
     pub(super) fn tell_guests(&mut self) {
         for (id, guest) in std::mem::take(&mut self.guests) {
@@ -27,7 +55,7 @@ impl Node {
 
 #[cfg(test)]
 mod tests {
-    use raft::eraftpb::{Entry, Message, MessageType, Snapshot};
+    use raft::eraftpb::{Entry, Snapshot};
 
     use super::*;
     use crate::core::{
