@@ -56,6 +56,25 @@ async fn config(directory: &Path) -> ManagerConfig {
     }
 }
 
+impl Drop for Cluster {
+    /// Whoever still writes when the directory goes ends the whole program.
+    fn drop(&mut self) {
+        let managers = self.managers.iter().flatten();
+        let rafts = managers.map(|(manager, ..)| manager.desk.store.raft().clone());
+        let rafts: Vec<_> = rafts.collect();
+        let halt = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build();
+            runtime.unwrap().block_on(async {
+                for raft in rafts {
+                    raft.halt().await;
+                }
+            });
+        };
+        // On a thread of its own, since the test's is inside a runtime.
+        let _ = std::thread::spawn(halt).join();
+    }
+}
+
 impl Cluster {
     async fn found() -> Self {
         let directory = tempfile::tempdir().unwrap();

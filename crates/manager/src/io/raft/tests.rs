@@ -197,6 +197,23 @@ impl Cluster {
     }
 }
 
+impl Drop for Cluster {
+    /// Whoever still writes when the directory goes ends the whole program.
+    fn drop(&mut self) {
+        let nodes = std::mem::take(&mut self.nodes);
+        let halt = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build();
+            runtime.unwrap().block_on(async {
+                for (raft, _) in nodes.values() {
+                    raft.halt().await;
+                }
+            });
+        };
+        // On a thread of its own, since the test's is inside a runtime.
+        let _ = std::thread::spawn(halt).join();
+    }
+}
+
 fn fast() -> RaftConfig {
     RaftConfig {
         tick: Duration::from_millis(10),
