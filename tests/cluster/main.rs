@@ -25,3 +25,4 @@ mod services;
 mod stack;
 mod stacks;
 mod updates;
+mod voting;

@@ -193,6 +193,33 @@ fn a_stack_of_debian_images_is_pulled_by_digest_and_answers() -> Result<()> {
         })?;
     }
 
+    // What a tag means changes: services keep their digests until somebody asks for what it means now.
+    let (nginx, app) = (
+        format!("{registry_addr}/nginx:1"),
+        format!("{registry_addr}/app:1"),
+    );
+    with_credentials(&["pull", "-q", &nginx])?;
+    lab.on("n1", &["tag", &nginx, &app])?;
+    with_credentials(&["push", &app])?;
+    let file_name = file.to_string_lossy().into_owned();
+    let plan = |resolve: &str| {
+        let words = ["stack", "plan", "--resolve-image", resolve, "-c"];
+        with_credentials(&[&words[..], &[&file_name, "shop"]].concat())
+    };
+    for resolve in ["never", "changed"] {
+        let said = plan(resolve)?;
+        assert!(
+            said.contains("0 to create, 0 to update, 0 to remove"),
+            "{said}"
+        );
+    }
+    let said = plan("always")?;
+    assert!(
+        said.contains("~ service shop_app\n    TaskTemplate.ContainerSpec.Image: ")
+            && said.contains("1 to update"),
+        "{said}"
+    );
+
     // The cluster keeps the credentials: a host that never had the image gets it when its turn comes.
     let redis = format!("{registry_addr}/redis");
     let home = lab.wait_running("shop_redis", 1)?.remove(0).1;
