@@ -305,11 +305,14 @@ fn a_host_that_lost_power_carries_its_networks_again_and_nothing_stale() -> Resu
                 Ok(shoal_tests::lab::get(&lab.addr(host), 8088, "/")
                     .map_err(|error| error.to_string()))
             })?;
-            ensure!(
-                held(&lab, host)? == (2, 2),
-                "{host} holds {:?}",
-                held(&lab, host)?
-            );
+            wait("both networks to be held", || {
+                let held = held(&lab, host)?;
+                Ok(if held == (2, 2) {
+                    Ok(())
+                } else {
+                    Err(format!("{host} holds {held:?}"))
+                })
+            })?;
         }
     }
     line(&lab, "n1", "service rm web")?;

@@ -105,7 +105,11 @@ fn docker_s_voting_app_deploys_unchanged_and_counts() -> Result<()> {
     for voter in 0..20 {
         let host = lab.addr(["n1", "n2"][voter % 2]);
         let choice = ["cats", "dogs", "cats", "cats"][voter % 4];
-        get(&host, 5000, &format!("/{voter}/{choice}"))?;
+        let vote = format!("/{voter}/{choice}");
+        // A task runs before its program listens, and who votes again has one vote.
+        wait("a vote to be taken", || {
+            Ok(get(&host, 5000, &vote).map_err(|error| error.to_string()))
+        })?;
     }
     let wait_count = |want: &str| {
         wait(&format!("the result {want}"), || {
