@@ -170,6 +170,10 @@ impl Trace {
         });
         // Attached to all threads: every one of them has a tracer.
         wait("the tracer", || {
+            if !alive(daemon) {
+                // What it does by itself was enough.
+                return Ok(Ok(()));
+            }
             let tasks = fs::read_dir(format!("/proc/{daemon}/task"))?;
             let mut free = 0;
             for task in tasks.flatten() {
