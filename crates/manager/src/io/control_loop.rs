@@ -86,6 +86,7 @@ async fn wait(
     let deadline = loops.next_wake(now);
     let due = async {
         match deadline {
+            // A moment that was asked for: the end of a delay or of a watch over an update.
             Some(at) => tokio::time::sleep(at.since(now)).await,
             None => std::future::pending().await,
         }

@@ -183,6 +183,7 @@ pub(crate) async fn run(
         let deadline = dispatcher.liveness.next_deadline();
         let due = async {
             match deadline {
+                // The moment at which a silent node is given up, if it stays silent.
                 Some(at) => tokio::time::sleep(at.since(Timestamp::now())).await,
                 None => std::future::pending().await,
             }

@@ -326,4 +326,4 @@ impl Raft {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -145,9 +145,17 @@ impl Plane {
         me: &NodeId,
         local: &LocalNamespaces,
     ) -> Result<(), Vec<PlaneError>> {
+        self.ask((view, me, local), Worker::converge).await
+    }
+
+    async fn ask(
+        &self,
+        (view, me, local): Inputs<'_>,
+        deed: fn(&mut Worker, Inputs<'_>) -> Result<(), Vec<PlaneError>>,
+    ) -> Result<(), Vec<PlaneError>> {
         let (view, me, local) = (Arc::clone(view), me.clone(), local.clone());
         self.actor
-            .run(move |worker| worker.converge((&view, &me, &local)))
+            .run(move |worker| deed(worker, (&view, &me, &local)))
             .await
             .unwrap_or_else(|Stopped| Err(vec![PlaneError::Stopped]))
     }

@@ -53,6 +53,7 @@ impl Engine {
             let record = entry.record();
             let health = record.state.health.clone().unwrap_or_default();
             let up = Timestamp::now().since(record.state.started_at);
+            // The check's interval, which is a duration by definition.
             tokio::time::sleep(health::pause(check, &health, up)).await;
             let start = Timestamp::now();
             let timeout = check

@@ -61,17 +61,7 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         let managers = self.managers.iter().flatten();
         let rafts = managers.map(|(manager, ..)| manager.desk.store.raft().clone());
-        let rafts: Vec<_> = rafts.collect();
-        let halt = move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().build();
-            runtime.unwrap().block_on(async {
-                for raft in rafts {
-                    raft.halt().await;
-                }
-            });
-        };
-        // On a thread of its own, since the test's is inside a runtime.
-        let _ = std::thread::spawn(halt).join();
+        crate::io::raft::tests::halt_all(rafts.collect());
     }
 }
 

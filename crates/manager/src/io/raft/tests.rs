@@ -197,20 +197,24 @@ impl Cluster {
     }
 }
 
+/// Waits until none of them writes any more, where nothing can be awaited.
+pub(crate) fn halt_all(rafts: Vec<Raft>) {
+    let halt = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        runtime.unwrap().block_on(async {
+            for raft in rafts {
+                raft.halt().await;
+            }
+        });
+    };
+    // On a thread of its own, since the test's is inside a runtime.
+    let _ = std::thread::spawn(halt).join();
+}
+
 impl Drop for Cluster {
     /// Whoever still writes when the directory goes ends the whole program.
     fn drop(&mut self) {
-        let nodes = std::mem::take(&mut self.nodes);
-        let halt = move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().build();
-            runtime.unwrap().block_on(async {
-                for (raft, _) in nodes.values() {
-                    raft.halt().await;
-                }
-            });
-        };
-        // On a thread of its own, since the test's is inside a runtime.
-        let _ = std::thread::spawn(halt).join();
+        halt_all(self.nodes.values().map(|(raft, _)| raft.clone()).collect());
     }
 }
 

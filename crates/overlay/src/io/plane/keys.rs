@@ -9,7 +9,7 @@ use shoal_api::{
 };
 use tokio::sync::watch;
 
-use super::{Inputs, Kernel, Plane, Stopped, Worker};
+use super::{Inputs, Kernel, Plane, Worker};
 use crate::{
     core::{
         keyring::{KeyPair, Keyring},
@@ -54,11 +54,7 @@ impl Plane {
         me: &NodeId,
         local: &LocalNamespaces,
     ) -> Result<(), Vec<PlaneError>> {
-        let (view, me, local) = (Arc::clone(view), me.clone(), local.clone());
-        self.actor
-            .run(move |worker| worker.turn_keys((&view, &me, &local)))
-            .await
-            .unwrap_or_else(|Stopped| Err(vec![PlaneError::Stopped]))
+        self.ask((view, me, local), Worker::turn_keys).await
     }
 }
 
