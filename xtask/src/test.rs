@@ -49,7 +49,7 @@ pub(crate) fn run(rungs: &[&str]) -> Result<()> {
             "sim" => sim::run(&["--seeds", SEEDS]).and_then(|()| sim::run(&GATE)),
             "net" => namespaces(&mut tally),
             // Tests of the same programs in another kernel, where `SHOAL_LAB_KERNEL` names one.
-            "kernel" => cargo_test(&["--workspace", "--test", "kernel"], &mut tally),
+            "kernel" => with_shoal(&["--workspace", "--test", "kernel"], &mut tally),
             "cluster" => with_shoal(&["--workspace", "--test", "cluster"], &mut tally),
             _ => with_shoal(&["--workspace", "--test", "docker_compat"], &mut tally),
         };
