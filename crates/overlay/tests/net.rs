@@ -10,8 +10,8 @@ mod lab;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use lab::{Lab, Traffic, lab, view};
-use shoal_api::network::NetworkView;
+use lab::{Lab, Traffic, id, lab, view};
+use shoal_api::network::{IngressPort, NetworkView, Protocol, ServiceSlice};
 
 /// Asks as often as there are slots per round, so that every backend must have had its share.
 const ROUND: usize = 12;
@@ -92,19 +92,111 @@ async fn a_published_port_answers_on_every_host_and_keeps_the_client() {
         ("h2", "192.0.2.1:8080"),
         ("h2", "127.0.0.1:8080"),
     ] {
-        let answers = lab.count(from, to, ROUND);
-        assert_eq!(
-            answers.values().sum::<usize>(),
-            ROUND,
-            "{from} asked {to}: {answers:?}"
-        );
+        each_has_its_share(&lab, from, to);
     }
-    // From inside a container to the published port of its own host.
-    assert_eq!(
-        lab.count("t1", "192.0.2.1:8080", ROUND)
-            .values()
-            .sum::<usize>(),
-        ROUND
+    // From inside a container to the published port of its own host, and of another one.
+    for to in ["192.0.2.1:8080", "192.0.2.2:8080"] {
+        each_has_its_share(&lab, "t1", to);
+    }
+}
+
+/// Asks a round, in which every task must answer as often as every other, whomever it sees.
+fn each_has_its_share(lab: &Lab, from: &str, to: &str) {
+    let mut shares: BTreeMap<String, usize> = BTreeMap::new();
+    for (answer, times) in lab.count(from, to, ROUND) {
+        let who = answer.split_once(" sees ");
+        let who = who
+            .unwrap_or_else(|| panic!("{from} asked {to}: {answer}"))
+            .0;
+        *shares.entry(who.to_owned()).or_default() += times;
+    }
+    let even = ["t1", "t2", "t3"].map(|task| (task.to_owned(), ROUND / 3));
+    assert_eq!(shares, BTreeMap::from(even), "{from} asked {to}");
+}
+
+#[tokio::test]
+async fn services_that_are_called_in_lock_step_are_each_spread_evenly() {
+    let mut lab = or_skip!(three_tasks().await);
+    let mut view = view();
+    let network = view.networks.get_mut("n1").unwrap();
+    // Two tasks for each of two services, so that one counter for both would send all calls of one to one task.
+    let vips = ["10.0.1.2", "10.0.1.3"];
+    for (service, vip) in ["web", "api"].into_iter().zip(vips) {
+        let slice = ServiceSlice {
+            name: service.into(),
+            vips: vec![vip.parse().unwrap()],
+            ..ServiceSlice::default()
+        };
+        network.services.insert(id(service), Arc::new(slice));
+    }
+    for (task, like, service, address) in [
+        ("t1", "t1", "web", "10.0.1.11/24"),
+        ("t2", "t2", "web", "10.0.1.12/24"),
+        ("t3", "t3", "api", "10.0.1.13/24"),
+        ("t7", "t3", "api", "10.0.1.17/24"),
+    ] {
+        let mut endpoint = shoal_api::network::Endpoint::clone(&network.endpoints[like]);
+        endpoint.service = Some(id(service));
+        endpoint.addresses = vec![address.parse().unwrap()];
+        network.endpoints.insert(id(task), Arc::new(endpoint));
+    }
+    lab.container("t7", 0);
+    lab.converge(&view).await;
+    for task in ["t1", "t2", "t3", "t7"] {
+        lab.serve(task, "0.0.0.0:80");
+    }
+    let mut answers: BTreeMap<String, usize> = BTreeMap::new();
+    for _ in 0..ROUND {
+        for vip in vips {
+            let answer = lab.ask("t2", &format!("{vip}:80")).unwrap();
+            let who = answer.split_once(' ').unwrap().0;
+            *answers.entry(who.to_owned()).or_default() += 1;
+        }
+    }
+    let even = ["t1", "t2", "t3", "t7"].map(|task| (task.to_owned(), ROUND / 2));
+    assert_eq!(answers, BTreeMap::from(even));
+}
+
+#[tokio::test]
+async fn a_datagram_to_a_published_port_is_answered_from_a_socket_of_no_address() {
+    let mut lab = or_skip!(lab().await);
+    let tasks = ["t1", "t2", "t3"];
+    for (task, host) in tasks.into_iter().zip([0, 1, 0]) {
+        lab.container(task, host);
+    }
+    let mut view = view();
+    let ingress = view.networks.get_mut("ingress").unwrap();
+    let web = Arc::make_mut(ingress.services.get_mut("web").unwrap());
+    web.ports.push(IngressPort {
+        protocol: Protocol::Udp,
+        published: 5353,
+        target: 53,
+        ..IngressPort::default()
+    });
+    lab.converge(&view).await;
+    for task in tasks {
+        // Its default route leads elsewhere.
+        let routes = lab.text(task, "ip", &["route", "get", "192.0.2.99"]);
+        assert!(routes.contains("via 10.0.1.1"), "{routes}");
+        lab.serve_datagrams(task, "0.0.0.0:53");
+    }
+    for host in ["192.0.2.1:5353", "192.0.2.2:5353"] {
+        let mut answers: BTreeMap<String, usize> = BTreeMap::new();
+        for _ in 0..ROUND {
+            let socket = lab.datagrams("client", host);
+            let mut answer = [0; 16];
+            socket.send(b"?").unwrap();
+            let length = socket.recv(&mut answer).unwrap();
+            let who = String::from_utf8(answer[..length].to_vec()).unwrap();
+            *answers.entry(who).or_default() += 1;
+        }
+        let even = tasks.map(|task| (task.to_owned(), ROUND / 3));
+        assert_eq!(answers, BTreeMap::from(even), "asked at {host}");
+    }
+    let planned = lab.plan(0, &view).await;
+    assert!(
+        planned.is_empty(),
+        "the rules are read as they were made: {planned:?}"
     );
 }
 

@@ -295,6 +295,8 @@ fn inside_family(
             family,
             from: Some(address.into()),
             mark: None,
+            source_port: None,
+            suppressed: None,
             table,
             priority: RULE_PRIORITY,
             protocol: BRIDGE_PROTOCOL,

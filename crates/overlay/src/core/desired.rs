@@ -441,6 +441,8 @@ impl Cx<'_> {
                     family,
                     from: None,
                     mark: Some(mark),
+                    source_port: None,
+                    suppressed: None,
                     table: mark,
                     priority: RULE_PRIORITY,
                     protocol: OVERLAY_PROTOCOL,

@@ -284,7 +284,12 @@ pub fn rule(verb: Verb, rule: &Rule) -> Message {
         .from
         .iter()
         .fold(m, |m, net| m.attr(2, &octets(net.network())));
-    rule.mark.iter().fold(m, |m, mark| m.u32(10, *mark))
+    let m = rule.mark.iter().fold(m, |m, mark| m.u32(10, *mark));
+    let m = rule.suppressed.iter().fold(m, |m, bits| m.u32(14, *bits));
+    rule.source_port.iter().fold(m, |m, (protocol, port)| {
+        let port = port.to_ne_bytes();
+        m.attr(22, &[*protocol]).attr(23, &[port, port].concat())
+    })
 }
 
 /// Asks for all policy rules.
@@ -396,6 +401,14 @@ pub fn read_rule(body: &[u8]) -> Option<Rule> {
             .and_then(ip_address)
             .and_then(|net| IpNet::new(net, prefix).ok()),
         mark: attribute(attrs, 10).and_then(native_u32),
+        source_port: attribute(attrs, 23).and_then(|range| {
+            let protocol = attribute(attrs, 22)?.first()?;
+            Some((*protocol, native_u16(range.get(..2)?)?))
+        }),
+        // The kernel tells this of every rule.
+        suppressed: attribute(attrs, 14)
+            .and_then(native_u32)
+            .filter(|bits| *bits != u32::MAX),
         table: attribute(attrs, 15)
             .and_then(native_u32)
             .unwrap_or_else(|| table.into()),

@@ -170,6 +170,10 @@ pub struct Rule {
     pub from: Option<IpNet>,
     /// Mark of the packets.
     pub mark: Option<u32>,
+    /// IP protocol of the packets, and the port that they are from.
+    pub source_port: Option<(u8, u16)>,
+    /// Routes of at most this prefix length do not count.
+    pub suppressed: Option<u32>,
     /// Table to look into.
     pub table: u32,
     /// Rules of lower numbers are asked first.

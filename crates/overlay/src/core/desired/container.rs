@@ -3,10 +3,14 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::{IpNet, Ipv6Net};
-use shoal_api::{NetworkId, TaskId, network::NetworkSlice};
+use shoal_api::{
+    NetworkId, TaskId,
+    network::{NetworkSlice, Protocol},
+};
 
 use super::{Cx, INGRESS_TABLE, Place, default_route, host_route, of_family};
 use crate::core::{
+    lb,
     naming::{self, ROUTER_HOP},
     observed::ContainerFacts,
     state::{
@@ -21,6 +25,8 @@ struct Inside<'a> {
     address: IpNet,
     gateway: IpAddr,
     is_way_out: bool,
+    /// Ports of the task that are published for datagrams.
+    datagram_ports: &'a BTreeSet<u16>,
 }
 
 impl Cx<'_> {
@@ -60,6 +66,11 @@ impl Cx<'_> {
                 mtu,
                 ipv6: endpoint.addresses.iter().any(|net| net.addr().is_ipv6()),
             };
+            let service = endpoint.service.as_ref();
+            let service = service.and_then(|service| slice.services.get(service));
+            let ports = service.into_iter().flat_map(|service| &service.ports);
+            let datagrams = ports.filter(|port| port.protocol == Protocol::Udp);
+            let datagram_ports: BTreeSet<u16> = datagrams.map(|port| port.target).collect();
             let port = naming::endpoint_port(task);
             let router = state
                 .spaces
@@ -86,6 +97,7 @@ impl Cx<'_> {
                     address,
                     gateway,
                     is_way_out,
+                    datagram_ports: &datagram_ports,
                 };
                 self.inside_family(&mut inside, slice, family, &place);
             }
@@ -160,14 +172,37 @@ impl Cx<'_> {
             objects.routes.insert(route(MAIN_TABLE, to, via));
         }
         if slice.ingress {
-            objects.rules.insert(Rule {
+            let rule = Rule {
                 family,
-                from: Some(host_route(place.address.addr())),
+                from: None,
                 mark: None,
+                source_port: None,
+                suppressed: None,
                 table: INGRESS_TABLE,
                 priority: RULE_PRIORITY,
                 protocol: OVERLAY_PROTOCOL,
+            };
+            objects.rules.insert(Rule {
+                from: Some(host_route(place.address.addr())),
+                ..rule.clone()
             });
+            // A datagram gets its source address by the way that it takes: what a socket of no address answers from a
+            // published port must take this one, unless it is for a neighbour.
+            let udp = lb::protocol_number(Protocol::Udp);
+            for port in place.datagram_ports.iter().map(|port| Some((udp, *port))) {
+                objects.rules.insert(Rule {
+                    source_port: port,
+                    suppressed: Some(0),
+                    table: MAIN_TABLE,
+                    priority: RULE_PRIORITY + 1,
+                    ..rule.clone()
+                });
+                objects.rules.insert(Rule {
+                    source_port: port,
+                    priority: RULE_PRIORITY + 2,
+                    ..rule.clone()
+                });
+            }
             let to = default_route(family);
             objects.routes.insert(route(INGRESS_TABLE, to, via));
         }

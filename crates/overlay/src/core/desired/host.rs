@@ -40,7 +40,11 @@ impl Cx<'_> {
         settings.insert(format!("ipv4/conf/{bridge}/route_localnet"), "1".to_owned());
         settings.insert(format!("ipv4/conf/{bridge}/send_redirects"), "0".to_owned());
         settings.insert(naming::listens_to_routers(bridge), "0".to_owned());
+        let ingress = carried.iter().find(|(_, slice)| slice.ingress);
         for (network, uplink) in uplinks {
+            // Where bridged packets pass the rules of IP, a container's packet to a published port of its own host goes
+            // straight from its router's port to this one.
+            let is_ingress = ingress.is_some_and(|(id, _)| *id == network);
             let peer = VethPeer {
                 space: Space::Router(network.clone()),
                 name: UPLINK.to_owned(),
@@ -53,7 +57,7 @@ impl Cx<'_> {
                 mac: None,
                 mtu: None,
                 master: Some(bridge.clone()),
-                isolated: true,
+                isolated: !is_ingress,
                 hairpin: false,
             };
             host.links
