@@ -112,7 +112,7 @@ fn tasks_go_where_they_may_and_say_why_they_do_not() -> Result<()> {
         &[
             "n1 ",
             "n2 ",
-            " \"no suitable node (max replicas per node limit exceed)\"",
+            " \"no suitable node (max replicas per node limit exceed on 2 nodes)\"",
         ],
     )?;
 

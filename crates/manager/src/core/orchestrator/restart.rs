@@ -113,8 +113,7 @@ fn judge(fleet: &Fleet<'_, '_>, slot: &[Entry], entry: &Entry) -> Judgement {
         return Judgement::Stay;
     }
     let policy = &fleet.service.spec.task.restart;
-    if !answers(policy.condition, task.status.state) || is_exhausted(policy, fleet, slot, attempts)
-    {
+    if !answers(policy.condition, task.status.state) || is_exhausted(fleet, task, slot, attempts) {
         return Judgement::Stay;
     }
     // A task that ends while it is prepared must not shorten the delay that it was made with.
@@ -165,20 +164,17 @@ fn answers(condition: RestartCondition, end: TaskState) -> bool {
     }
 }
 
-/// Whether the attempts of a slot are used up. With a window only restarts within it count.
-fn is_exhausted(
-    policy: &RestartPolicy,
-    fleet: &Fleet<'_, '_>,
-    slot: &[Entry],
-    attempts: u64,
-) -> bool {
+/// Whether the attempts of a slot are used up. With a window only restarts within it count: the time before the end that is
+/// to be answered, so that the answer is the same whenever somebody looks.
+fn is_exhausted(fleet: &Fleet<'_, '_>, ended: &Task, slot: &[Entry], attempts: u64) -> bool {
+    let policy = &fleet.service.spec.task.restart;
     if policy.max_attempts == 0 {
         return false;
     }
     if policy.window.is_zero() {
         return attempts >= policy.max_attempts;
     }
-    let from: Timestamp = fleet.now - policy.window;
+    let from: Timestamp = ended.status.at - policy.window;
     let restarted = |task: &Task| {
         task.attempts > 0
             && task.spec_version == fleet.service.spec_version

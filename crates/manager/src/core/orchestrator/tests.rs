@@ -11,10 +11,11 @@ use std::time::Duration;
 use expect_test::{Expect, expect};
 use shoal_api::{
     ServiceId, TaskState,
-    object::{JobStatus, UpdateState},
+    object::{JobStatus, ObjectKey, UpdateState},
     spec::{
-        Availability, FailureAction, PortConfig, PublishMode, RestartCondition, RestartPolicy,
-        ServiceMode, UpdateConfig, UpdateOrder,
+        Annotations, Availability, FailureAction, FileTarget, PortConfig, PublishMode,
+        RestartCondition, RestartPolicy, SecretReference, SecretSpec, ServiceMode, UpdateConfig,
+        UpdateOrder,
     },
 };
 

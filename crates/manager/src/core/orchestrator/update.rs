@@ -289,8 +289,17 @@ fn fail(
         );
         return;
     }
-    let previous = fleet.service.previous_spec.clone();
-    match previous.filter(|_| action == FailureAction::Rollback) {
+    let mut previous = fleet.service.previous_spec.clone();
+    previous = previous.filter(|_| action == FailureAction::Rollback);
+    // A secret that only the earlier spec names may have been removed meanwhile.
+    let missing = previous
+        .as_ref()
+        .and_then(|spec| fleet.state.missing_reference(&spec.task));
+    if let Some(missing) = missing {
+        because += &format!("; it cannot be rolled back: {missing}");
+        previous = None;
+    }
+    match previous {
         None => set_status(
             fleet,
             UpdateState::Paused,

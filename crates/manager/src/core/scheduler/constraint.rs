@@ -250,6 +250,9 @@ mod tests {
             .labels
             .insert("Zone".into(), "East".into());
         node.description.hostname = "alpha".into();
+        node.description
+            .engine_labels
+            .insert("Disk".into(), "SSD".into());
         node.status.addr = Some("192.0.2.7".parse().unwrap());
         for (text, expected) in [
             ("node.hostname==ALPHA", true),
@@ -261,6 +264,16 @@ mod tests {
             ("node.ip==192.0.2.0/24", true),
             ("node.ip!=192.0.2.7", false),
             ("node.role==worker", true),
+            ("node.role==manager", false),
+            ("node.id==N1", true),
+            ("node.id!=n1", false),
+            ("node.platform.os==Linux", true),
+            ("node.platform.os==windows", false),
+            ("node.platform.arch==amd64", true),
+            ("node.platform.arch==arm64", false),
+            ("engine.labels.Disk==ssd", true),
+            ("engine.labels.disk==ssd", false),
+            ("node.labels.Disk==ssd", false),
         ] {
             assert_eq!(
                 text.parse::<Constraint>().unwrap().matches(&node),

@@ -372,8 +372,9 @@ impl Filter for MaxReplicas {
     fn check(&self, task: &TaskNeeds, node: &Candidate<'_>) -> bool {
         task.max_replicas == 0 || node.ledger.tasks_of(&task.service, node.slot) < task.max_replicas
     }
-    fn explain(&self, _: usize) -> String {
-        "max replicas per node limit exceed".to_owned()
+    // SwarmKit leaves the number out here, with which the others do not add up to the nodes that there are.
+    fn explain(&self, nodes: usize) -> String {
+        counted("max replicas per node limit exceed", nodes)
     }
     fn why(&self, task: &TaskNeeds, node: &Candidate<'_>) -> String {
         let have = node.ledger.tasks_of(&task.service, node.slot);

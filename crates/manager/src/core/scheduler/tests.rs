@@ -111,7 +111,7 @@ fn counts_of_reasons_add_up_to_the_nodes() {
     assert_eq!(
         waits.status.err,
         "no suitable node (1 node not available for new tasks; insufficient resources on 1 node; scheduling constraints \
-         not satisfied on 1 node; max replicas per node limit exceed)"
+         not satisfied on 1 node; max replicas per node limit exceed on 1 node)"
     );
 }
 

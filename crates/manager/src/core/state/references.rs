@@ -5,7 +5,7 @@ use std::fmt;
 use shoal_api::{
     ConfigId, NetworkId, SecretId, ServiceId, TaskId,
     object::{Object, Service},
-    spec::NetworkTarget,
+    spec::{NetworkTarget, TaskSpec},
 };
 
 use super::{Rejected, State};
@@ -87,6 +87,26 @@ impl State {
     }
 }
 
+impl State {
+    /// What of that which a task names there is not, in words.
+    pub fn missing_reference(&self, task: &TaskSpec) -> Option<String> {
+        let mut networks = task.networks.iter().filter_map(|a| match &a.target {
+            NetworkTarget::Cluster(id) => Some(id),
+            NetworkTarget::Node(_) => None,
+        });
+        if let Some(id) = networks.find(|id| self.network(id).is_none()) {
+            return Some(format!("network {id} not found"));
+        }
+        let mut secrets = task.container.secrets.iter();
+        if let Some(secret) = secrets.find(|secret| self.secret(&secret.id).is_none()) {
+            return Some(format!("secret not found: {}", secret.name));
+        }
+        let mut configs = task.container.configs.iter();
+        let config = configs.find(|config| self.config(&config.id).is_none())?;
+        Some(format!("config not found: {}", config.name))
+    }
+}
+
 /// Message for a secret or config that is in use, as in SwarmKit's `manager/controlapi/secret.go`.
 pub fn in_use(kind: &str, name: &str, services: &[String]) -> String {
     let noun = if services.len() == 1 {
@@ -103,33 +123,10 @@ pub fn in_use(kind: &str, name: &str, services: &[String]) -> String {
 /// Checks that everything a new object names exists.
 pub(super) fn check_targets(state: &State, object: &Object) -> Result<(), Rejected> {
     match object {
-        Object::Service(service) => {
-            let task = &service.spec.task;
-            for attachment in &task.networks {
-                if let NetworkTarget::Cluster(id) = &attachment.target
-                    && state.network(id).is_none()
-                {
-                    return Err(Rejected::Reference(format!("network {id} not found")));
-                }
-            }
-            for secret in &task.container.secrets {
-                if state.secret(&secret.id).is_none() {
-                    return Err(Rejected::Reference(format!(
-                        "secret not found: {}",
-                        secret.name
-                    )));
-                }
-            }
-            for config in &task.container.configs {
-                if state.config(&config.id).is_none() {
-                    return Err(Rejected::Reference(format!(
-                        "config not found: {}",
-                        config.name
-                    )));
-                }
-            }
-            Ok(())
-        }
+        Object::Service(service) => match state.missing_reference(&service.spec.task) {
+            Some(missing) => Err(Rejected::Reference(missing)),
+            None => Ok(()),
+        },
         _ => Ok(()),
     }
 }

@@ -147,6 +147,33 @@ fn a_job_completes_as_often_as_asked_and_runs_again_with_each_update() {
 }
 
 #[test]
+fn a_job_of_all_nodes_runs_on_those_that_are_there_and_again_with_each_update() {
+    let mut world = World::new(&["n1", "n2"]);
+    world
+        .behaviours
+        .insert("demo:1".into(), Behaviour::Exits(SECOND, 0));
+    let mut spec = service("batch", 0);
+    spec.mode = ServiceMode::GlobalJob;
+    let id = world.create(spec);
+    world.advance(5 * SECOND);
+    let nodes = |world: &World| {
+        let tasks = world.state.tasks_of_service(&id);
+        let nodes = tasks.filter_map(|task| task.node.as_ref().map(ToString::to_string));
+        let mut nodes: Vec<String> = nodes.collect();
+        nodes.sort();
+        nodes
+    };
+    assert_eq!(nodes(&world), ["n1", "n2"]);
+    // One that joins later has no part in this run.
+    world.join("n3");
+    world.advance(5 * SECOND);
+    assert_eq!(nodes(&world), ["n1", "n2"]);
+    world.update(&id, |spec| spec.task.force_update += 1);
+    world.advance(5 * SECOND);
+    assert_eq!(nodes(&world), ["n1", "n2", "n3"]);
+}
+
+#[test]
 fn a_failing_job_is_tried_as_often_as_its_policy_allows() {
     let mut world = World::new(&["n1"]);
     world

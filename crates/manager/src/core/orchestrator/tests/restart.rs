@@ -90,6 +90,28 @@ fn attempts_within_the_window_count() {
 }
 
 #[test]
+fn a_slot_whose_attempts_of_a_window_are_used_up_stays_empty() {
+    let mut world = World::new(&["n1"]);
+    world
+        .behaviours
+        .insert("demo:1".into(), Behaviour::Exits(SECOND, 1));
+    let mut spec = service("web", 1);
+    spec.task.restart = RestartPolicy {
+        delay: SECOND,
+        max_attempts: 2,
+        window: 15 * SECOND,
+        ..RestartPolicy::default()
+    };
+    let id = world.create(spec);
+    world.advance(60 * SECOND);
+    assert_eq!(world.state.tasks_of_service(&id).count(), 3);
+    // Whoever looks later sees the same: the window is the time before the end.
+    world.change_leader();
+    world.advance(60 * SECOND);
+    assert_eq!(world.state.tasks_of_service(&id).count(), 3);
+}
+
+#[test]
 fn a_condition_decides_which_ends_are_answered() {
     for (condition, code, replaced) in [
         (RestartCondition::None, 1, false),

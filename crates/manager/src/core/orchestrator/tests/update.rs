@@ -433,6 +433,61 @@ fn a_failed_update_rolls_back_by_itself() {
 }
 
 #[test]
+fn an_update_whose_earlier_secret_is_gone_pauses_and_says_so() {
+    let mut world = World::new(&["n1", "n2"]);
+    let secret = world
+        .user(|state, cx| {
+            let spec = SecretSpec {
+                annotations: Annotations {
+                    name: "key".into(),
+                    ..Annotations::default()
+                },
+                data: b"x".to_vec(),
+                ..SecretSpec::default()
+            };
+            control::create_secret(state, cx, spec)
+        })
+        .unwrap();
+    let ObjectKey::Secret(secret) = secret else {
+        panic!("no secret");
+    };
+    let mut spec = service("web", 2);
+    spec.update = Some(UpdateConfig {
+        failure_action: FailureAction::Rollback,
+        ..UpdateConfig::default()
+    });
+    spec.task.container.secrets = vec![SecretReference {
+        id: secret.clone(),
+        name: "key".into(),
+        target: FileTarget {
+            name: "key".into(),
+            ..FileTarget::default()
+        },
+    }];
+    let id = world.create(spec);
+    world.settle();
+    world.behaviours.insert("bad:1".into(), Behaviour::Hangs);
+    world.update(&id, |spec| {
+        spec.task.container.secrets.clear();
+        "bad:1".clone_into(&mut spec.task.container.image);
+    });
+    world.settle();
+    world
+        .user(|state, cx| control::remove_secret(state, cx, &secret))
+        .unwrap();
+    world.behaviours.insert("bad:1".into(), Behaviour::Rejected);
+    world.advance(600 * SECOND);
+    let (state, message) = update_status(&world, &id).unwrap();
+    assert_eq!(state, UpdateState::Paused);
+    assert!(
+        message.ends_with("; it cannot be rolled back: secret not found: key"),
+        "{message}"
+    );
+    // What is there goes on.
+    assert_eq!(world.running(&id), 1);
+}
+
+#[test]
 fn a_failed_rollback_pauses() {
     let config = UpdateConfig {
         failure_action: FailureAction::Rollback,
