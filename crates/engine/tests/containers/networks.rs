@@ -73,6 +73,9 @@ async fn the_port_makes_the_namespace_and_fills_the_files() {
     spec.hostname = Some("web".into());
     spec.host.network_mode = NetworkMode::Default;
     spec.host.extra_hosts = vec!["db:10.9.8.7".into()];
+    // Its resolver has been told of these, and says what the file says of them.
+    spec.host.dns_search = vec!["example.org".into()];
+    spec.host.dns_options = vec!["rotate".into()];
     let (code, said) = host.run(spec).await;
     let lines: Vec<&str> = said.lines().collect();
     let start = [

@@ -461,21 +461,16 @@ fn etc_files(
     };
     etc::push_hosts(&mut hosts, &extra);
     etc::push_hosts(&mut hosts, &links.hosts);
-    // The network decides who is asked; on a network with a resolver of its own that one knows about `--dns`.
-    let servers = if ready.nameservers.is_empty() {
-        &spec.host.dns
+    // A network with a resolver of its own knows about `--dns` and its kin, and says all of the file.
+    let host_spec = &spec.host;
+    let none = [".".to_owned()];
+    let (servers, search, options) = if ready.nameservers.is_empty() {
+        let search = host_spec.dns_search.as_slice();
+        (&host_spec.dns, search, &host_spec.dns_options)
     } else {
-        &ready.nameservers
-    };
-    let search = if spec.host.dns_search.is_empty() {
-        &ready.search
-    } else {
-        &spec.host.dns_search
-    };
-    let options = if spec.host.dns_options.is_empty() {
-        &ready.options
-    } else {
-        &spec.host.dns_options
+        let search = ready.search.as_slice();
+        let search = if search.is_empty() { &none[..] } else { search };
+        (&ready.nameservers, search, &ready.options)
     };
     let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let resolv = etc::resolv_conf(&host, servers, search, options);
