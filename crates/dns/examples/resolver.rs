@@ -24,7 +24,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     dns.publish(Arc::new(records));
     let scope = ClientScope {
         networks: vec![network],
-        upstreams: vec![],
+        ..ClientScope::default()
     };
     dns.serve("bench", Path::new(&netns), 53, scope).await?;
     println!("serving");

@@ -143,6 +143,7 @@ fn scope(upstreams: &[SocketAddr]) -> ClientScope {
     ClientScope {
         networks: vec!["net1".parse().expect("an id")],
         upstreams: upstreams.to_vec(),
+        ..ClientScope::default()
     }
 }
 
@@ -566,4 +567,69 @@ async fn many_questions_that_wait_delay_nobody() {
     assert_eq!(addresses(&own), ["10.9.0.1"]);
     let others = second.ask_udp(query("example.com.", RecordType::A)).await;
     assert_eq!(addresses(&others), ["192.0.2.0"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_questions_of_many_clients_are_all_answered_to_who_asked() {
+    let (namespace, dns) = (Namespace::new(), Dns::start(&DnsConfig::default()));
+    dns.publish(records(&[("web", 1), ("both", 2), ("both", 3)]));
+    dns.serve("c1", &namespace.path(), RESOLVER.1, scope(&[]))
+        .await
+        .expect("served");
+    namespace
+        .run(|| {
+            let clients: Vec<UdpSocket> = (0..3)
+                .map(|_| {
+                    let client = UdpSocket::bind("127.0.0.1:0").expect("a port");
+                    client.connect(RESOLVER).expect("an address");
+                    let patience = Some(Duration::from_secs(10));
+                    client.set_read_timeout(patience).expect("a time");
+                    client
+                })
+                .collect();
+            // Answers of three lengths; most of them can leave many at a time.
+            let names = ["web.", "both.", "web.", "nobody.front."];
+            for number in 0..60u16 {
+                for (client, socket) in (0u16..).zip(&clients) {
+                    let name = names[usize::from(number % 4)];
+                    let mut message = query(name, RecordType::A);
+                    message.metadata.id = number << 2 | client;
+                    let packet = message.to_vec().expect("a packet");
+                    socket.send(&packet).expect("sent");
+                }
+            }
+            for (client, socket) in (0u16..).zip(&clients) {
+                let mut answered: Vec<u16> = (0..60)
+                    .map(|_| {
+                        let mut reply = [0; 512];
+                        let length = socket.recv(&mut reply).expect("an answer");
+                        let reply = Message::from_vec(&reply[..length]).expect("a reply");
+                        let (number, to) = (reply.metadata.id >> 2, reply.metadata.id & 3);
+                        assert_eq!(to, client, "answered to somebody else");
+                        assert_eq!(reply.answers.len(), [1, 2, 1, 0][usize::from(number % 4)]);
+                        number
+                    })
+                    .collect();
+                answered.sort_unstable();
+                assert!(answered.into_iter().eq(0..60));
+            }
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_of_edns_that_is_not_spoken_is_refused() {
+    let (namespace, dns) = (Namespace::new(), Dns::start(&DnsConfig::default()));
+    dns.publish(records(&[("web", 1)]));
+    dns.serve("c1", &namespace.path(), RESOLVER.1, scope(&[]))
+        .await
+        .expect("served");
+    let mut strange = query("web.", RecordType::A);
+    let mut edns = Edns::new();
+    edns.set_version(1);
+    strange.edns = Some(edns);
+    let reply = namespace.ask_udp(strange).await;
+    // BADVERS; TSIG has the same number (RFC 6895 §2.3).
+    assert_eq!(u16::from(reply.metadata.response_code), 16);
+    assert!(reply.answers.is_empty());
 }

@@ -140,13 +140,16 @@ impl NodeNetworks {
         let mut linked = settings.networks.values();
         let linked = linked.any(|endpoint| !endpoint.spec.links.is_empty());
         let own = container.as_str().parse::<NetworkId>().ok();
+        let told = ResolvConf::parse(&file.text);
         let scope = ClientScope {
             networks: own.filter(|_| linked).into_iter().chain(networks).collect(),
+            search: told.search.clone(),
+            ndots: told.ndots(),
             upstreams: file.upstreams,
         };
         self.open_resolver(container, netns, &scope).await?;
         self.known().scopes.insert(container.clone(), scope);
-        Ok(ResolvConf::parse(&file.text))
+        Ok(told)
     }
 
     /// Opens a container's resolver at 127.0.0.11:53, behind other ports so that the container can serve port 53 itself.

@@ -1,12 +1,14 @@
 //! The way to a container's resolver, in a real namespace. Needs root.
 
 use std::{
-    io::{Read, Write},
+    io::{IoSlice, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsRawFd,
     path::Path,
     time::Duration,
 };
 
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
 use shoal_overlay::io::{netns, resolver};
 
 const RESOLVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
@@ -74,5 +76,42 @@ fn a_container_that_serves_port_53_itself_has_a_resolver_too() {
     drop(first);
     ask(&path, &sockets(&path));
     drop(own);
+    netns::delete(&path).expect("the handle is removed");
+}
+
+/// The resolver's answers leave many at a time; each must reach a client that has asked port 53.
+#[test]
+fn answers_in_one_packet_come_apart_behind_the_redirection() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("netns");
+    netns::create(&path).expect("this test needs root");
+    let (udp, _tcp) = sockets(&path);
+    let client = netns::run_in(&path, || {
+        let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        client.connect((RESOLVER, PORT)).expect("an address");
+        client.send(b"question").expect("sent");
+        client
+    })
+    .expect("the namespace is there");
+    let patience = Some(Duration::from_secs(10));
+    client.set_read_timeout(patience).expect("a timeout");
+    udp.set_read_timeout(patience).expect("a timeout");
+    let mut bytes = [0; 64];
+    let (_, from) = udp.recv_from(&mut bytes).expect("the question");
+    let answers = [b"answer1", b"answer2", b"answer3"].map(|answer| IoSlice::new(answer));
+    let cut = [ControlMessage::UdpGsoSegments(&7)];
+    let to = SockaddrStorage::from(from);
+    sendmsg(
+        udp.as_raw_fd(),
+        &answers,
+        &cut,
+        MsgFlags::empty(),
+        Some(&to),
+    )
+    .expect("the kernel cuts packets up");
+    for expected in [b"answer1", b"answer2", b"answer3"] {
+        let length = client.recv(&mut bytes).expect("an answer");
+        assert_eq!(&bytes[..length], expected);
+    }
     netns::delete(&path).expect("the handle is removed");
 }

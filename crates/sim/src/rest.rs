@@ -8,7 +8,7 @@ use shoal_api::{
     spec::{Availability, NodeRole, PortConfig, ServiceMode},
 };
 use shoal_dns::core::{
-    answer::{Answer, answer},
+    answer::{Answer, Asker, answer},
     wire::Query,
 };
 use shoal_manager::{
@@ -378,7 +378,8 @@ fn resolve(names: &shoal_dns::Records, network: &NetworkId, name: &str) -> BTree
     let Ok(query) = Query::parse(&packet) else {
         return BTreeSet::new();
     };
-    let Answer::Records(set) = answer(names, std::slice::from_ref(network), &query) else {
+    let asker = Asker::new(vec![network.clone()], &[], 0);
+    let Answer::Records(set) = answer(names, &asker, &query) else {
         return BTreeSet::new();
     };
     let mut reply = Vec::new();

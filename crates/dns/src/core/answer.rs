@@ -6,7 +6,7 @@ use shoal_api::NetworkId;
 
 use super::{
     records::{Records, Sets, Zone},
-    wire::{CLASS_ANY, CLASS_IN, Query, RrSet, qtype},
+    wire::{CLASS_ANY, CLASS_IN, Name, Query, RrSet, qtype},
 };
 
 /// What to do with a question.
@@ -24,11 +24,36 @@ pub enum Answer<'r> {
     NotYet,
 }
 
-/// Answers a question of a client that takes part in `networks`.
+/// Who asks: what decides about a question besides the table.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Asker {
+    /// Its networks; the first that knows a name answers.
+    pub networks: Vec<NetworkId>,
+    /// Domains that it tries names in, as labels.
+    search: Vec<Box<[u8]>>,
+    /// Whether it tries a word in those domains before it asks for the word itself.
+    words_are_local: bool,
+}
+
+impl Asker {
+    /// A client that takes part in `networks`, and whose resolv.conf says `search` and `ndots`.
+    pub fn new(networks: Vec<NetworkId>, search: &[String], ndots: u32) -> Self {
+        let search = search.iter().filter_map(|domain| Name::from_text(domain));
+        Self {
+            networks,
+            search: search.map(|domain| domain.labels().into()).collect(),
+            words_are_local: ndots > 0,
+        }
+    }
+}
+
+/// Answers a question of a client.
 ///
 /// The first network that knows the name wins. A name may be followed by the name of one of the client's networks, as
-/// with docker. A question leaves the node only if one of the networks has a way out (CVE-2024-29018).
-pub fn answer<'r>(records: &'r Records, networks: &[NetworkId], query: &Query<'_>) -> Answer<'r> {
+/// with docker. A question leaves the node only if one of the networks has a way out (CVE-2024-29018), and one for the
+/// address of a single word only if the client does not try words in its search domains first, as with docker.
+pub fn answer<'r>(records: &'r Records, asker: &Asker, query: &Query<'_>) -> Answer<'r> {
+    let networks = &asker.networks;
     let zones = || networks.iter().filter_map(|network| records.zone(network));
     if matches!(query.qclass, CLASS_IN | CLASS_ANY) {
         let name = query.name.labels();
@@ -49,7 +74,12 @@ pub fn answer<'r>(records: &'r Records, networks: &[NetworkId], query: &Query<'_
             && find(zones, host).is_some()
         {
             return Answer::NoSuchName;
-        } else if zones().any(|zone| is_within(name, &zone.suffix)) {
+        } else if zones().any(|zone| is_within(name, &zone.suffix, &asker.search)) {
+            return Answer::NoSuchName;
+        } else if asker.words_are_local
+            && matches!(query.qtype, qtype::A | qtype::AAAA)
+            && is_word(name)
+        {
             return Answer::NoSuchName;
         }
     }
@@ -69,14 +99,20 @@ fn host_of_port(name: &[u8]) -> Option<&[u8]> {
     (port.starts_with(b"_") && protocol.starts_with(b"_")).then_some(host)
 }
 
+/// Whether a name is a single label.
+fn is_word(name: &[u8]) -> bool {
+    split_label(name).is_some_and(|(_, rest)| rest.is_empty())
+}
+
 /// Whether a name is one within a network, which nobody else knows anything of.
 ///
 /// A network whose name is one word of letters may be called as a domain of all the world is (`dev`): what follows such a
-/// word is nobody's alone.
-fn is_within(name: &[u8], suffix: &[u8]) -> bool {
-    let is_word = split_label(suffix)
-        .is_some_and(|(label, rest)| rest.is_empty() && label.iter().all(u8::is_ascii_alphabetic));
-    if suffix.is_empty() || is_word {
+/// word is nobody's alone, unless the client has it among its search domains and so means the network.
+fn is_within(name: &[u8], suffix: &[u8], search: &[Box<[u8]>]) -> bool {
+    let of_letters = |label: &[u8]| label.iter().all(u8::is_ascii_alphabetic);
+    let may_be_a_domain = is_word(suffix) && of_letters(&suffix[1..]);
+    let searched = || search.iter().any(|domain| **domain == *suffix);
+    if suffix.is_empty() || (may_be_a_domain && !searched()) {
         return false;
     }
     let mut rest = name;

@@ -4,8 +4,17 @@
 #[derive(Debug, Clone)]
 pub(super) struct Names<T> {
     entries: Vec<(Box<[u8]>, T)>,
-    /// Number of an entry plus one; 0 where there is none. At most half of it is in use.
-    index: Box<[u32]>,
+    /// At most half of it is in use.
+    index: Box<[Slot]>,
+}
+
+/// A place of the index. Most names that are not meant are told by their hash alone, without fetching them from memory.
+#[derive(Debug, Clone, Copy, Default)]
+struct Slot {
+    /// Number of an entry plus one; 0 where there is none.
+    number: u32,
+    /// The part of its hash that does not say where it is.
+    tag: u32,
 }
 
 impl<T> Default for Names<T> {
@@ -19,37 +28,41 @@ impl<T> Names<T> {
     pub(super) fn new(entries: impl Iterator<Item = (Box<[u8]>, T)>) -> Self {
         let entries: Vec<_> = entries.collect();
         let size = (entries.len() * 2).next_power_of_two();
-        let mut index = vec![0; size].into_boxed_slice();
+        let mut index = vec![Slot::default(); size].into_boxed_slice();
         for (number, (name, _)) in (1u32..).zip(&entries) {
-            let mut at = place(name, size);
-            while index[at] != 0 {
+            let (mut at, tag) = place(name, size);
+            while index[at].number != 0 {
                 at = (at + 1) & (size - 1);
             }
-            index[at] = number;
+            index[at] = Slot { number, tag };
         }
         Self { entries, index }
     }
 
     /// What is known of a name.
     pub(super) fn get(&self, name: &[u8]) -> Option<&T> {
-        let mut at = place(name, self.index.len());
+        let (mut at, tag) = place(name, self.index.len());
         loop {
-            let number = self.index[at].checked_sub(1)?;
-            let (held, value) = &self.entries[number as usize];
-            if **held == *name {
-                return Some(value);
+            let slot = self.index[at];
+            let number = slot.number.checked_sub(1)?;
+            if slot.tag == tag {
+                let (held, value) = &self.entries[number as usize];
+                if **held == *name {
+                    return Some(value);
+                }
             }
             at = (at + 1) & (self.index.len() - 1);
         }
     }
 }
 
-/// Where in an index of a power of two to look first: FNV-1a, its upper half folded in.
-fn place(name: &[u8], size: usize) -> usize {
+/// Where in an index of a power of two to look first, and the rest of the hash: FNV-1a, its upper half folded in.
+fn place(name: &[u8], size: usize) -> (usize, u32) {
     let hash = name.iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
     });
-    (hash ^ (hash >> 32)) as usize & (size - 1)
+    let at = (hash ^ (hash >> 32)) as usize & (size - 1);
+    (at, (hash >> 32) as u32)
 }
 
 #[cfg(test)]

@@ -38,6 +38,14 @@ impl ResolvConf {
         }
         parsed
     }
+
+    /// Dots that a name must have to be asked for as it is before the search domains are tried; 1 if the file does not
+    /// say, and never more than 15, as in the C library.
+    pub fn ndots(&self) -> u32 {
+        let said = self.options.iter().rev();
+        let said = said.filter_map(|option| option.strip_prefix("ndots:")?.parse().ok());
+        said.map(|dots: u32| dots.min(15)).next().unwrap_or(1)
+    }
 }
 
 /// Reads an address with an optional numeric zone, `fe80::1%2`.
@@ -113,6 +121,15 @@ mod tests {
     use expect_test::{Expect, expect};
 
     use super::*;
+
+    #[test]
+    fn the_last_ndots_counts() {
+        let said = |text| ResolvConf::parse(text).ndots();
+        assert_eq!(said("nameserver 10.0.0.1\n"), 1);
+        assert_eq!(said("options ndots:0\n"), 0);
+        assert_eq!(said("options ndots:2 edns0\noptions ndots:5\n"), 5);
+        assert_eq!(said("options ndots:99\noptions ndots:x\n"), 15);
+    }
 
     fn check(host: &str, user: &Overrides, expected: &Expect) {
         let made = for_container(&ResolvConf::parse(host), user);

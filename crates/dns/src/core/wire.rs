@@ -13,6 +13,9 @@ pub const LABEL_BYTES_MAX: usize = 63;
 pub const UDP_BYTES_PLAIN: usize = 512;
 /// Largest UDP datagram that we read or send; announced to clients that speak EDNS.
 pub const UDP_BYTES_MAX: usize = 4096;
+/// Longest question over UDP that we read; what goes through every network without being cut (RFC 9715 §3). A longer one
+/// is not understood, and there is TCP for it.
+pub const QUESTION_BYTES_MAX: usize = 1232;
 /// Largest message over TCP: its length is a 16-bit number (RFC 1035 §4.2.2).
 pub const TCP_BYTES_MAX: usize = 65_535;
 
@@ -297,8 +300,21 @@ pub fn write_error(packet: &[u8], code: Rcode, out: &mut Vec<u8>) {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RrSet {
     bytes: Box<[u8]>,
-    /// Where each record ends in `bytes`.
-    ends: Box<[u32]>,
+    ends: Ends,
+}
+
+/// Where each record of a set ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Ends {
+    /// All are of this length, as addresses are: nothing is to be fetched from memory for it.
+    Every(u32),
+    At(Box<[u32]>),
+}
+
+impl Default for Ends {
+    fn default() -> Self {
+        Self::Every(1)
+    }
 }
 
 impl RrSet {
@@ -315,19 +331,32 @@ impl RrSet {
             bytes.extend_from_slice(&length.to_be_bytes());
             bytes.extend_from_slice(data);
             let Ok(end) = u32::try_from(bytes.len()) else {
+                bytes.truncate(ends.last().map_or(0, |end: &u32| *end as usize));
                 break;
             };
             ends.push(end);
         }
+        let every = ends.first().copied().unwrap_or(1);
+        let alike = ends
+            .iter()
+            .zip(1..)
+            .all(|(end, count)| u64::from(*end) == u64::from(every) * count);
         Self {
             bytes: bytes.into(),
-            ends: ends.into(),
+            ends: if alike {
+                Ends::Every(every)
+            } else {
+                Ends::At(ends.into())
+            },
         }
     }
 
     /// Number of records.
     pub fn count(&self) -> usize {
-        self.ends.len()
+        match &self.ends {
+            Ends::Every(length) => self.bytes.len() / *length as usize,
+            Ends::At(ends) => ends.len(),
+        }
     }
 
     /// How many records from number `first` on, and then from the beginning, fit into `room` bytes.
@@ -346,9 +375,11 @@ impl RrSet {
 
     /// The bytes of `count` records from number `first` on.
     fn records(&self, first: usize, count: usize) -> &[u8] {
-        let start_of = |record: usize| match record.checked_sub(1) {
-            Some(before) => self.ends[before] as usize,
-            None => 0,
+        let start_of = |record: usize| match &self.ends {
+            Ends::Every(length) => record * *length as usize,
+            Ends::At(ends) => record
+                .checked_sub(1)
+                .map_or(0, |before| ends[before] as usize),
         };
         &self.bytes[start_of(first)..start_of(first + count)]
     }
@@ -473,6 +504,18 @@ mod tests {
         let query = Query::parse(&edns).expect("a query");
         query.write_records(&addresses(100), 0, query.udp_limit(), &mut out);
         assert!(!is_truncated(&out));
+    }
+
+    #[test]
+    fn records_of_unlike_lengths_are_kept_apart() {
+        let data = [&[1u8; 4][..], &[2; 9], &[3; 5]];
+        let set = RrSet::new(qtype::SRV, 1, data.into_iter());
+        assert_eq!(set.count(), 3);
+        for (number, data) in data.iter().enumerate() {
+            assert_eq!(&set.records(number, 1)[12..], *data);
+        }
+        assert_eq!(set.fitting(1, 21 + 17), 2);
+        assert_eq!(RrSet::new(qtype::A, 1, std::iter::empty()).count(), 0);
     }
 
     #[test]

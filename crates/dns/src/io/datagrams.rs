@@ -1,4 +1,7 @@
 //! Questions over UDP, many at a time: a busy client's cost is its packets, not the calls that fetch and answer them.
+//!
+//! Answers of one length to one client leave as one packet that the kernel cuts up at the client's socket
+//! (`UDP_SEGMENT`, udp(7)): they pass routing, filters and the loopback device once.
 
 use std::{
     cell::RefCell,
@@ -10,7 +13,9 @@ use std::{
 
 use nix::{
     errno::Errno,
-    sys::socket::{ControlMessage, MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg},
+    sys::socket::{
+        ControlMessage, MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg, sendmsg,
+    },
 };
 use tokio::{io::Interest, net::UdpSocket};
 
@@ -18,10 +23,14 @@ use super::{
     forward::Transport,
     server::{Desk, Verdict},
 };
-use crate::core::wire::UDP_BYTES_MAX;
+use crate::core::wire::{QUESTION_BYTES_MAX, UDP_BYTES_PLAIN};
 
-/// Datagrams taken by one call.
-const BATCH: usize = 32;
+/// Datagrams taken by one call; also as many as any kernel cuts one packet into (`UDP_MAX_SEGMENTS`, once 64).
+const BATCH: usize = 64;
+/// As many at once say that more have arrived meanwhile: looking costs less than waiting to be told.
+const BUSY: usize = 8;
+/// Batches after which it is somebody else's turn.
+const BATCHES_MAX: usize = 4;
 
 thread_local! {
     /// Of a thread and not of a client: a hundred idle containers need no buffers.
@@ -29,7 +38,7 @@ thread_local! {
 }
 
 struct Buffers {
-    questions: Vec<[u8; UDP_BYTES_MAX]>,
+    questions: Vec<[u8; QUESTION_BYTES_MAX]>,
     headers: MultiHeaders<SockaddrIn>,
     answers: Answers,
 }
@@ -42,7 +51,7 @@ struct Answers {
     count: usize,
 }
 
-/// Answers what has arrived, a batch at most; what must be forwarded goes to `strangers`, with whom it is from.
+/// Answers what has arrived, a few batches at most; what must be forwarded goes to `strangers`, with whom it is from.
 pub(super) fn serve(
     socket: &UdpSocket,
     desk: &Desk,
@@ -50,14 +59,21 @@ pub(super) fn serve(
 ) -> io::Result<()> {
     let mut outcome = Ok(());
     let tried = socket.try_io(Interest::READABLE, || {
-        let served = BUFFERS.with_borrow_mut(|buffers| buffers.serve(socket, desk, strangers));
-        match served {
-            Ok(BATCH) => return Ok(()),
-            // Fewer than there was room for, so all that there were.
-            Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => {}
-            Err(errno) => outcome = Err(errno.into()),
+        for _ in 0..BATCHES_MAX {
+            let served = BUFFERS.with_borrow_mut(|buffers| buffers.serve(socket, desk, strangers));
+            match served {
+                Ok(BUSY..) => {}
+                // So few that there is nothing more yet.
+                Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+                Err(errno) => {
+                    outcome = Err(errno.into());
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+            }
         }
-        Err(io::ErrorKind::WouldBlock.into())
+        Ok(())
     });
     match tried {
         Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
@@ -68,11 +84,13 @@ pub(super) fn serve(
 impl Buffers {
     fn new() -> Self {
         Self {
-            questions: vec![[0; UDP_BYTES_MAX]; BATCH],
+            questions: vec![[0; QUESTION_BYTES_MAX]; BATCH],
             headers: MultiHeaders::preallocate(BATCH, None),
             answers: Answers {
                 headers: MultiHeaders::preallocate(BATCH, None),
-                bytes: vec![Vec::with_capacity(UDP_BYTES_MAX); BATCH],
+                bytes: (0..BATCH)
+                    .map(|_| Vec::with_capacity(UDP_BYTES_PLAIN))
+                    .collect(),
                 to: [None; BATCH],
                 count: 0,
             },
@@ -93,12 +111,11 @@ impl Buffers {
             let room = questions.next().map_or(&mut [][..], |room| &mut room[..]);
             [IoSliceMut::new(room)]
         });
-        let flags = MsgFlags::MSG_DONTWAIT;
         for message in recvmmsg(
             socket.as_raw_fd(),
             &mut self.headers,
             &mut rooms,
-            flags,
+            MsgFlags::MSG_DONTWAIT,
             None,
         )? {
             taken[count] = (message.bytes, message.address);
@@ -106,10 +123,11 @@ impl Buffers {
         }
         let answers = &mut self.answers;
         answers.count = 0;
+        let known = desk.snapshot();
         for (question, (bytes, from)) in self.questions.iter().zip(taken).take(count) {
             let Some(from) = from else { continue };
             let question = &question[..bytes];
-            match desk.decide(question, Transport::Udp, answers.next()) {
+            match known.decide(question, Transport::Udp, answers.next()) {
                 Verdict::Reply => answers.keep(from),
                 Verdict::Forward => {
                     let from = SocketAddrV4::new(from.ip(), from.port());
@@ -118,7 +136,7 @@ impl Buffers {
                 Verdict::Drop => {}
             }
         }
-        answers.send(socket, flags);
+        answers.send(socket);
         Ok(count)
     }
 }
@@ -136,22 +154,73 @@ impl Answers {
     }
 
     /// Sends them all. As on any network, what does not fit into a client's queue is lost and asked for again.
-    fn send(&mut self, socket: &UdpSocket, flags: MsgFlags) {
+    fn send(&mut self, socket: &UdpSocket) {
+        let alike = |one: usize, other: usize| {
+            self.to[one] == self.to[other] && self.bytes[one].len() == self.bytes[other].len()
+        };
+        let mut single = [0; BATCH];
+        let mut singles = 0;
+        let mut sent = [false; BATCH];
+        let mut run = [IoSlice::new(&[]); BATCH];
+        for first in 0..self.count {
+            if sent[first] {
+                continue;
+            }
+            let mut length = 0;
+            for other in first..self.count {
+                if !sent[other] && alike(first, other) {
+                    run[length] = IoSlice::new(&self.bytes[other]);
+                    length += 1;
+                    sent[other] = true;
+                }
+            }
+            if length == 1 || !self.send_run(socket, first, &run[..length]) {
+                for other in first..self.count {
+                    if other == first || (length > 1 && alike(first, other)) {
+                        single[singles] = other;
+                        singles += 1;
+                    }
+                }
+            }
+        }
+        self.send_singly(socket, &single[..singles]);
+    }
+
+    /// Sends answers of one length to one client as one packet. Returns whether the kernel knows how to.
+    fn send_run(&self, socket: &UdpSocket, first: usize, run: &[IoSlice<'_>]) -> bool {
+        let Ok(length) = u16::try_from(self.bytes[first].len()) else {
+            return false;
+        };
+        let cut = [ControlMessage::UdpGsoSegments(&length)];
+        let to = self.to[first].as_ref();
+        let flags = MsgFlags::MSG_DONTWAIT;
+        match sendmsg(socket.as_raw_fd(), run, &cut, flags, to) {
+            // No such option, no room for so much in one packet, or a device that cannot.
+            Err(Errno::EINVAL | Errno::EMSGSIZE | Errno::EIO | Errno::EOPNOTSUPP) => false,
+            Ok(_) | Err(_) => true,
+        }
+    }
+
+    fn send_singly(&mut self, socket: &UdpSocket, which: &[usize]) {
+        let mut to = [None; BATCH];
+        for (place, index) in to.iter_mut().zip(which) {
+            *place = self.to[*index];
+        }
         let mut first = 0;
-        while first < self.count {
-            let left = first..self.count;
-            let slices = self.bytes[left.clone()].iter();
-            let mut slices = slices.map(|bytes| [IoSlice::new(bytes)]);
+        while first < which.len() {
+            let mut slices = which[first..]
+                .iter()
+                .map(|index| [IoSlice::new(&self.bytes[*index])]);
             // An array, so that nothing is allocated per batch; the rest of it is not looked at.
             let slices: [[IoSlice<'_>; 1]; BATCH] =
                 std::array::from_fn(|_| slices.next().unwrap_or([IoSlice::new(&[])]));
             let sent = sendmmsg(
                 socket.as_raw_fd(),
                 &mut self.headers,
-                slices.iter().take(left.len()),
-                &self.to[left],
+                slices.iter().take(which.len() - first),
+                &to[first..which.len()],
                 [] as [ControlMessage<'_>; 0],
-                flags,
+                MsgFlags::MSG_DONTWAIT,
             );
             // The one that could not be sent is passed over.
             first += sent.map_or(1, |sent| sent.count().max(1));

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use shoal_api::{NetworkId, network::RESOLVER};
 use tokio::{
     net::{TcpListener, TcpStream, UdpSocket},
@@ -27,7 +27,7 @@ use super::{
     namespace,
 };
 use crate::core::{
-    answer::{Answer, answer},
+    answer::{Answer, Asker, answer},
     records::Records,
     wire::{Malformed, Query, Rcode, TCP_BYTES_MAX, write_error},
 };
@@ -67,6 +67,10 @@ impl Default for DnsConfig {
 pub struct ClientScope {
     /// Its networks; the first that knows a name answers.
     pub networks: Vec<NetworkId>,
+    /// Domains in its resolv.conf.
+    pub search: Vec<String>,
+    /// Dots that a name has for its resolver to ask for it as it is first; see resolv.conf(5).
+    pub ndots: u32,
     /// Servers for what is not ours, reached from the host's namespace.
     pub upstreams: Vec<SocketAddr>,
 }
@@ -121,7 +125,7 @@ struct Client {
 
 #[derive(Debug)]
 struct Scope {
-    networks: Vec<NetworkId>,
+    asker: Asker,
     upstreams: Upstreams,
 }
 
@@ -241,54 +245,27 @@ impl Dns {
 impl From<ClientScope> for Scope {
     fn from(scope: ClientScope) -> Self {
         Self {
-            networks: scope.networks,
+            asker: Asker::new(scope.networks, &scope.search, scope.ndots),
             upstreams: Upstreams::new(scope.upstreams),
         }
     }
 }
 
-impl Desk {
-    /// Answers from the table into `out`, or says that the question must be forwarded.
-    pub(super) fn decide(&self, packet: &[u8], transport: Transport, out: &mut Vec<u8>) -> Verdict {
-        let query = match Query::parse(packet) {
-            Ok(query) => query,
-            Err(Malformed::Drop) => return Verdict::Drop,
-            Err(Malformed::Reply(code)) => {
-                write_error(packet, code, out);
-                return Verdict::Reply;
-            }
-        };
-        if query.edns.is_some_and(|edns| edns.version != 0) {
-            query.write_code(Rcode::BadVers, out);
-            return Verdict::Reply;
-        }
-        let records = self.shared.records.load();
-        match answer(&records, &self.scope.load().networks, &query) {
-            Answer::Records(set) => {
-                let limit = match transport {
-                    Transport::Udp => query.udp_limit(),
-                    Transport::Tcp => TCP_BYTES_MAX,
-                };
-                query.write_records(set, self.next_turn(), limit, out);
-            }
-            Answer::Empty => query.write_code(Rcode::NoError, out),
-            Answer::NoSuchName => query.write_code(Rcode::NxDomain, out),
-            Answer::NotYet => query.write_code(Rcode::ServFail, out),
-            Answer::Forward => return Verdict::Forward,
-        }
-        Verdict::Reply
-    }
+/// The table and the client's view of it at one moment: what a batch of questions is answered from.
+pub(super) struct Snapshot<'d> {
+    records: Guard<Arc<Records>>,
+    scope: Guard<Arc<Scope>>,
+    turn: &'d AtomicU32,
+}
 
-    /// The next place in everybody's rotation.
-    ///
-    /// Multiplying by 2³²/φ spreads every subsequence evenly: a client that always asks two questions in a row would
-    /// otherwise see only every second address.
-    fn next_turn(&self) -> u32 {
-        self.shared
-            .turn
-            .fetch_add(1, Ordering::Relaxed)
-            .wrapping_mul(0x9e37_79b1)
-            >> 8
+impl Desk {
+    /// What is known now; to be taken after the questions have arrived.
+    pub(super) fn snapshot(&self) -> Snapshot<'_> {
+        Snapshot {
+            records: self.shared.records.load(),
+            scope: self.scope.load(),
+            turn: &self.shared.turn,
+        }
     }
 
     /// A place among the queries that wait for upstream servers, `None` if all are taken.
@@ -309,6 +286,49 @@ impl Desk {
             Some(reply) => reply,
             None => failure(packet),
         }
+    }
+}
+
+impl Snapshot<'_> {
+    /// Answers from the table into `out`, or says that the question must be forwarded.
+    pub(super) fn decide(&self, packet: &[u8], transport: Transport, out: &mut Vec<u8>) -> Verdict {
+        let query = match Query::parse(packet) {
+            Ok(query) => query,
+            Err(Malformed::Drop) => return Verdict::Drop,
+            Err(Malformed::Reply(code)) => {
+                write_error(packet, code, out);
+                return Verdict::Reply;
+            }
+        };
+        if query.edns.is_some_and(|edns| edns.version != 0) {
+            query.write_code(Rcode::BadVers, out);
+            return Verdict::Reply;
+        }
+        match answer(&self.records, &self.scope.asker, &query) {
+            Answer::Records(set) => {
+                let limit = match transport {
+                    Transport::Udp => query.udp_limit(),
+                    Transport::Tcp => TCP_BYTES_MAX,
+                };
+                query.write_records(set, self.next_turn(), limit, out);
+            }
+            Answer::Empty => query.write_code(Rcode::NoError, out),
+            Answer::NoSuchName => query.write_code(Rcode::NxDomain, out),
+            Answer::NotYet => query.write_code(Rcode::ServFail, out),
+            Answer::Forward => return Verdict::Forward,
+        }
+        Verdict::Reply
+    }
+
+    /// The next place in everybody's rotation.
+    ///
+    /// Multiplying by 2³²/φ spreads every subsequence evenly: a client that always asks two questions in a row would
+    /// otherwise see only every second address.
+    fn next_turn(&self) -> u32 {
+        self.turn
+            .fetch_add(1, Ordering::Relaxed)
+            .wrapping_mul(0x9e37_79b1)
+            >> 8
     }
 }
 
@@ -390,7 +410,8 @@ async fn accept_tcp(listener: &TcpListener, desk: &Desk, connections: &mut JoinS
 async fn serve_connection(mut stream: TcpStream, desk: Desk) {
     let (mut packet, mut out) = (Vec::new(), Vec::new());
     while let Ok(Ok(())) = timeout(CONNECTION_IDLE, read_message(&mut stream, &mut packet)).await {
-        match desk.decide(&packet, Transport::Tcp, &mut out) {
+        let verdict = desk.snapshot().decide(&packet, Transport::Tcp, &mut out);
+        match verdict {
             Verdict::Reply => {}
             Verdict::Forward => match desk.place() {
                 Some(_place) => {

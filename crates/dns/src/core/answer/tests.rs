@@ -135,15 +135,25 @@ fn records() -> Records {
 }
 
 fn ask(records: &Records, networks: &[&str], name: &str, kind: u16) -> String {
-    let networks: Vec<NetworkId> = networks
-        .iter()
-        .map(|id| id.parse().expect("an id"))
-        .collect();
+    ask_by(records, networks, (&[], 0), name, kind)
+}
+
+/// Asks as a client does whose resolv.conf has these search domains and that `ndots`.
+fn ask_by(
+    records: &Records,
+    networks: &[&str],
+    (search, ndots): (&[&str], u32),
+    name: &str,
+    kind: u16,
+) -> String {
+    let networks = networks.iter().map(|id| id.parse().expect("an id"));
+    let search: Vec<String> = search.iter().map(|domain| (*domain).to_owned()).collect();
+    let asker = Asker::new(networks.collect(), &search, ndots);
     let mut packet = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     packet.extend_from_slice(Name::from_text(name).expect("a name").labels());
     packet.extend_from_slice(&[0, 0, kind as u8, 0, 1]);
     let query = Query::parse(&packet).expect("a query");
-    match answer(records, &networks, &query) {
+    match answer(records, &asker, &query) {
         Answer::Records(set) => {
             let mut reply = Vec::new();
             query.write_records(set, 0, 512, &mut reply);
@@ -153,7 +163,8 @@ fn ask(records: &Records, networks: &[&str], name: &str, kind: u16) -> String {
                 .answers
                 .iter()
                 .map(|record| {
-                    assert_eq!(record.ttl, TTL_SECONDS);
+                    // What is gone is to be forgotten within 5 s.
+                    assert!(record.ttl == TTL_SECONDS && record.ttl <= 5);
                     record.data.to_string()
                 })
                 .collect();
@@ -338,6 +349,36 @@ fn questions_leave_only_networks_that_have_a_way_out() {
         "NoSuchName",
         "names of other networks are not seen"
     );
+}
+
+#[test]
+fn a_network_called_by_a_word_is_a_domain_for_who_searches_it() {
+    let records = records();
+    let asked = |search: &[&str], name| ask_by(&records, &["back", "front"], (search, 0), name, A);
+    for name in ["nobody.back", "a.nobody.BACK"] {
+        assert_eq!(asked(&[], name), "Forward", "{name}");
+        assert_eq!(asked(&["example.com"], name), "Forward", "{name}");
+        assert_eq!(
+            asked(&["example.com", "Back"], name),
+            "NoSuchName",
+            "{name}"
+        );
+    }
+    assert_eq!(asked(&["back"], "db.back"), "10.0.2.8");
+    assert_eq!(asked(&["example.com"], "nobody.example.com"), "Forward");
+}
+
+#[test]
+fn a_word_leaves_only_if_it_is_not_tried_in_search_domains_first() {
+    let records = records();
+    let asked = |ndots, name, kind| ask_by(&records, &["front"], (&[], ndots), name, kind);
+    for kind in [A, AAAA] {
+        assert_eq!(asked(0, "nobody", kind), "Forward");
+        assert_eq!(asked(1, "nobody", kind), "NoSuchName");
+        assert_eq!(asked(5, "nobody.example.com", kind), "Forward");
+    }
+    assert_eq!(asked(1, "com", 2), "Forward", "name servers are asked for");
+    assert_eq!(asked(1, "plain", A), "10.0.1.8");
 }
 
 #[test]
