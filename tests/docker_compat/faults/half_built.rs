@@ -2,13 +2,14 @@
 
 use std::{
     fs,
-    process::{Command, Stdio},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
 };
 
 use anyhow::{Context, Result};
 use shoal_tests::wait;
 
-use super::Bench;
+use super::{Bench, Residue};
 use crate::cli::host;
 
 /// A process of the host, as the machine numbers it.
@@ -58,46 +59,95 @@ fn kill(signal: &str, pid: i32) -> Result<()> {
     shoal_tests::lab::text(&said).map(drop)
 }
 
+/// A host whose daemon builds a container, for as long as it takes to stop somebody.
+struct Site {
+    bench: Bench,
+    before: Residue,
+    client: Child,
+    daemon: i32,
+    namespace: PathBuf,
+    builder: Process,
+    shim: Process,
+}
+
+impl Site {
+    fn open() -> Result<Self> {
+        let bench = Bench::new(host(&[])?, None);
+        // Copying this into a volume keeps the builder busy.
+        bench.run("run --name filler busybox:test dd if=/dev/zero of=/tmp/big bs=1M count=300")?;
+        bench.run("commit filler big:1")?;
+        bench.run("rm filler")?;
+        wait("what was removed to be gone", || {
+            let trash = super::residue::names(&bench.lab.folder("n1").join("lib/trash"));
+            Ok(if trash.is_empty() {
+                Ok(())
+            } else {
+                Err(trash.join(" "))
+            })
+        })?;
+        let before = bench.residue_at_rest()?;
+        let daemon = bench.daemon()?;
+        let namespace = fs::read_link(format!("/proc/{daemon}/ns/pid"))?;
+        let words = "run -d --name one -p 8080:80 -v kept:/tmp big:1 sleep 1000";
+        let client = bench
+            .client(words)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let (builder, shim) = wait("somebody who builds", || {
+            Ok(builder(&shims(&namespace)).ok_or_else(|| "nobody".to_owned()))
+        })?;
+        Ok(Self {
+            bench,
+            before,
+            client,
+            daemon: i32::try_from(daemon)?,
+            namespace,
+            builder,
+            shim,
+        })
+    }
+
+    /// Kills the daemon, which the client notices.
+    fn kill_daemon(&mut self) -> Result<()> {
+        kill("-KILL", self.daemon)?;
+        self.client.wait().context("the client")?;
+        // So that the lab knows of it, if it does not yet.
+        let _ = self.bench.lab.lab("kill", &["--daemon", "n1"]);
+        Ok(())
+    }
+
+    /// The next daemon has a container that was never started, and once it is removed nothing is left.
+    fn is_left_clean(&self) -> Result<()> {
+        let state = self.bench.run("inspect -f {{.State.Status}} one")?;
+        anyhow::ensure!(state.trim() == "created", "it is {state}");
+        for words in ["rm -v one", "volume rm kept"] {
+            self.bench.run(words)?;
+        }
+        wait("nothing left", || {
+            Ok(match self.bench.residue()?.difference(&self.before) {
+                None => Ok(()),
+                Some(difference) => Err(difference),
+            })
+        })?;
+        self.bench.usage_adds_up()
+    }
+}
+
 #[test]
 fn a_daemon_killed_while_a_container_is_built_leaves_nobody_waiting() -> Result<()> {
-    let bench = Bench::new(host(&[])?, None);
-    // Copying this into a volume keeps the builder busy for as long as it takes to stop it.
-    bench.run("run --name filler busybox:test dd if=/dev/zero of=/tmp/big bs=1M count=300")?;
-    bench.run("commit filler big:1")?;
-    bench.run("rm filler")?;
-    wait("what was removed to be gone", || {
-        let trash = super::residue::names(&bench.lab.folder("n1").join("lib/trash"));
-        Ok(if trash.is_empty() {
-            Ok(())
-        } else {
-            Err(trash.join(" "))
-        })
-    })?;
-    let before = bench.residue_at_rest()?;
-    let daemon = bench.daemon()?;
-    let namespace = fs::read_link(format!("/proc/{daemon}/ns/pid"))?;
-
-    let words = "run -d --name one -p 8080:80 -v kept:/tmp big:1 sleep 1000";
-    let mut client = bench
-        .client(words)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()?;
-    let (one, shim) = wait("somebody who builds", || {
-        Ok(builder(&shims(&namespace)).ok_or_else(|| "nobody".to_owned()))
-    })?;
-    kill("-STOP", one.pid)?;
+    let mut site = Site::open()?;
+    kill("-STOP", site.builder.pid)?;
     wait("the word to go on", || {
-        Ok(if waits(shim) {
+        Ok(if waits(site.shim) {
             Ok(())
         } else {
             Err("not yet".to_owned())
         })
     })?;
-    kill("-KILL", i32::try_from(daemon)?)?;
-    client.wait().context("the client")?;
+    site.kill_daemon()?;
     let gone = wait("all who built to end", || {
-        let left = shims(&namespace);
+        let left = shims(&site.namespace);
         Ok(if left.is_empty() {
             Ok(())
         } else {
@@ -105,21 +155,33 @@ fn a_daemon_killed_while_a_container_is_built_leaves_nobody_waiting() -> Result<
         })
     });
     // Whatever was found: a stopped process is not left behind.
-    let _ = kill("-CONT", one.pid);
+    let _ = kill("-CONT", site.builder.pid);
     gone?;
-    // So that the lab knows of it, if it does not yet.
-    let _ = bench.lab.lab("kill", &["--daemon", "n1"]);
-    bench.lab.lab("start", &["n1"])?;
-    let state = bench.run("inspect -f {{.State.Status}} one")?;
-    anyhow::ensure!(state.trim() == "created", "it is {state}");
-    for words in ["rm -v one", "volume rm kept"] {
-        bench.run(words)?;
-    }
-    wait("nothing left", || {
-        Ok(match bench.residue()?.difference(&before) {
-            None => Ok(()),
-            Some(difference) => Err(difference),
-        })
-    })?;
-    bench.usage_adds_up()
+    site.bench.lab.lab("start", &["n1"])?;
+    site.is_left_clean()
+}
+
+/// On a busy machine the next daemon may ask a shim how things are before that has noticed that it works for nobody.
+#[test]
+fn a_shim_that_the_next_daemon_meets_while_it_builds_gives_up() -> Result<()> {
+    let mut site = Site::open()?;
+    kill("-STOP", site.shim.pid)?;
+    site.kill_daemon()?;
+    let started = std::thread::scope(|scope| {
+        let start = scope.spawn(|| site.bench.lab.lab("start", &["n1"]));
+        let met = wait("the next daemon to ask", || {
+            let table = fs::read_to_string(format!("/proc/{}/net/unix", site.shim.pid))?;
+            // One who listens, and one for each who is connected.
+            let ends = table.lines().filter(|line| line.ends_with("/s"));
+            Ok(match ends.count() {
+                0 | 1 => Err("nobody is connected".to_owned()),
+                _ => Ok(()),
+            })
+        });
+        let _ = kill("-CONT", site.shim.pid);
+        met?;
+        start.join().expect("starting does not panic")
+    });
+    started?;
+    site.is_left_clean()
 }

@@ -210,7 +210,15 @@ impl Engine {
         let gone = |name: &str| name.parse::<ContainerId>().is_ok() && !up.contains(name);
         for group in self.inner.cgroups.sweep(gone) {
             let engine = self.clone();
-            tokio::spawn(async move { engine.inner.cgroups.remove(&group).await });
+            // Whatever is in the group is killed, so its container must not be started meanwhile. Nobody has begun yet:
+            // the lock is free.
+            let name = group.file_name().and_then(|name| name.to_str());
+            let entry = name.and_then(|name| self.find(name).ok());
+            let op = entry.and_then(|entry| entry.op.clone().try_lock_owned().ok());
+            tokio::spawn(async move {
+                let _op = op;
+                engine.inner.cgroups.remove(&group).await;
+            });
         }
         let spaces = std::fs::read_dir(self.inner.config.run_dir.join("netns"));
         for space in spaces.into_iter().flatten().flatten() {

@@ -58,6 +58,21 @@ impl ShimHandle {
     }
 }
 
+/// Asks over a connection that nobody serves, and waits for the answer; what comes unasked before it is passed over.
+pub(super) async fn ask_once(stream: &mut UnixStream, request: &Request) -> io::Result<Reply> {
+    let mut out = Vec::new();
+    push_message(&mut out, request);
+    stream.write_all(&out).await?;
+    while let Some((kind, payload)) = read_frame(stream).await? {
+        match serde_json::from_slice(&payload)? {
+            Reply::Exited { .. } => {}
+            reply if kind == KIND_MESSAGE => return Ok(reply),
+            _ => {}
+        }
+    }
+    Err(io::ErrorKind::UnexpectedEof.into())
+}
+
 async fn control(
     stream: UnixStream,
     mut requests: mpsc::UnboundedReceiver<(Request, oneshot::Sender<Reply>)>,

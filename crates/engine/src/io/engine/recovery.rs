@@ -4,11 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use shoal_api::container::ContainerStatus;
+use tokio::io::AsyncWriteExt;
 
 use super::record::Entry;
-use super::run::ask_state;
+use super::run::first_state;
 use super::{Engine, EngineError};
-use crate::io::shim_client::ShimEvent;
+use crate::io::shim_client::{ShimEvent, ShimHandle};
 use crate::shim::protocol::{Reply, Request, SOCKET_NAME};
 
 /// Names the volumes that go with a container's directory when it is found in the trash.
@@ -85,13 +86,21 @@ impl Engine {
 
     async fn undo_start(&self, entry: &Arc<Entry>) {
         // The socket of a shim that has ended answers nobody.
-        let Ok((shim, mut events, Reply::State { pid, exit, .. })) = ask_state(entry).await else {
+        let Ok((mut stream, Reply::State { pid, exit, .. })) = first_state(entry).await else {
             return;
         };
-        if pid == 0 || exit.is_some() {
+        if exit.is_some() {
             return;
         }
         tracing::info!(container.id = %entry.id, "ending a container whose start was cut short");
+        if pid == 0 {
+            // It still builds, and may not have noticed yet that the last daemon is gone: as long as we are connected it
+            // waits for our word. What it has built is gone when it closes its end.
+            let _ = stream.shutdown().await;
+            let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+            return;
+        }
+        let (shim, mut events) = ShimHandle::new(stream);
         let group = self.group_of(&entry.record());
         let _ = self.inner.cgroups.freeze(&group, false);
         let kill = Request::Kill {

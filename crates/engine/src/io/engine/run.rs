@@ -16,7 +16,7 @@ use super::{Engine, EngineError, networks};
 use crate::core::{restart, signals};
 use crate::io::network::NetworkReady;
 use crate::io::nursery;
-use crate::io::shim_client::{ShimEvent, ShimHandle, StreamRefused, open_streams};
+use crate::io::shim_client::{self, ShimEvent, ShimHandle, StreamRefused, open_streams};
 use crate::shim::protocol::{EXIT_NAME, Exit, ExitRecord, Failure, Reply, Request, push_message};
 
 const STOP_GRACE: Duration = Duration::from_secs(10);
@@ -619,14 +619,25 @@ impl Engine {
     }
 }
 
-pub(super) async fn ask_state(
+async fn ask_state(
     entry: &Entry,
 ) -> io::Result<(ShimHandle, mpsc::UnboundedReceiver<ShimEvent>, Reply)> {
-    let stream = nursery::connect(&entry.run_dir)?;
-    stream.set_nonblocking(true)?;
-    let (shim, events) = ShimHandle::new(UnixStream::from_std(stream)?);
+    let (shim, events) = ShimHandle::new(connect(entry)?);
     let reply = shim.ask(Request::State).await?;
     Ok((shim, events, reply))
+}
+
+/// What a shim says of its state, and the connection to it, over which nothing more was asked.
+pub(super) async fn first_state(entry: &Entry) -> io::Result<(UnixStream, Reply)> {
+    let mut stream = connect(entry)?;
+    let reply = shim_client::ask_once(&mut stream, &Request::State).await?;
+    Ok((stream, reply))
+}
+
+fn connect(entry: &Entry) -> io::Result<UnixStream> {
+    let stream = nursery::connect(&entry.run_dir)?;
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
 }
 
 /// The record that a shim left of the end of this run.
