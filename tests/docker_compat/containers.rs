@@ -150,6 +150,16 @@ fn options_of_run_reach_the_container() -> Result<()> {
         Ok(())
     };
     refused(
+        &["rm", "--link", "app"],
+        "Conflict, cannot remove the default link name of the container",
+    )?;
+    refused(&["rm", "--link", "app/web"], "No such container: app/web")?;
+    docker.run(&["rm", "--link", "app/db"])?;
+    let hosts = docker.run(&["cp", "app:/etc/hosts", "-"])?;
+    assert!(!hosts.contains("\tdb "), "{hosts}");
+    let links = docker.run(&["inspect", "-f", "{{.HostConfig.Links}}", "app"])?;
+    assert_eq!(links, "[]\n");
+    refused(
         &["run", "--rm", "--storage-opt", "size=1g", IMAGE],
         "--storage-opt is supported only for overlay over xfs with 'pquota' mount option",
     )?;

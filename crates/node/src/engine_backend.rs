@@ -220,6 +220,11 @@ impl EngineBackend for EngineApi {
             .map_err(errors::engine)
     }
 
+    async fn container_unlink(&self, parent: &str, alias: &str) -> ApiResult<()> {
+        let unlinked = self.engine.unlink(parent, alias).await;
+        unlinked.map_err(errors::engine)
+    }
+
     async fn container_wait(
         &self,
         name: &str,

@@ -388,6 +388,8 @@ pub trait EngineBackend: Send + Sync + 'static {
     async fn container_kill(&self, name: &str, signal: Option<String>) -> ApiResult<()>;
     /// Removes it; `force` kills it first, `volumes` takes its anonymous volumes too.
     async fn container_remove(&self, name: &str, force: bool, volumes: bool) -> ApiResult<()>;
+    /// Removes the link by which `parent` calls another container `alias`.
+    async fn container_unlink(&self, parent: &str, alias: &str) -> ApiResult<()>;
     /// Begins to wait. Once this has answered no end is missed; the inner future answers when the condition holds.
     async fn container_wait(
         &self,

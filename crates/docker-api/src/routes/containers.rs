@@ -51,10 +51,11 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
             versions::container(call.minor, &mut shown);
             Ok(reply::ok(&shown))
         }
+        ("DELETE", names @ ([_] | [_, _])) if query.flag("link") => {
+            unlink(api, &names.join("/")).await?;
+            Ok(reply::no_content())
+        }
         ("DELETE", [name]) => {
-            if query.flag("link") {
-                return Err(ApiError::not_implemented("removing a link"));
-            }
             engine
                 .container_remove(name, query.flag("force"), query.flag("v"))
                 .await?;
@@ -370,6 +371,19 @@ const FILTERS: [&str; 15] = [
     "status",
     "volume",
 ];
+
+/// Removes the link `parent/alias`; some clients escape the slash, others do not.
+async fn unlink(api: &Api, name: &str) -> ApiResult<()> {
+    match name.split_once('/') {
+        Some((parent, alias)) => api.engine.container_unlink(parent, alias).await,
+        None => {
+            api.engine.container_inspect(name, false).await?;
+            Err(ApiError::internal(
+                "Conflict, cannot remove the default link name of the container",
+            ))
+        }
+    }
+}
 
 async fn list(api: &Api, query: &Query) -> ApiResult<Reply> {
     let filters = query.filters()?.only(&FILTERS)?;

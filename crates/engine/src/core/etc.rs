@@ -20,6 +20,16 @@ pub fn push_hosts(text: &mut String, entries: &[(IpAddr, Vec<String>)]) {
     }
 }
 
+/// A hosts file without the lines that [`push_hosts`] wrote for a host first called `name`.
+pub fn without_host(text: &str, name: &str) -> String {
+    let is_its = |line: &&str| {
+        let names = line.split_once('\t').map(|(_, names)| names);
+        names.and_then(|names| names.split(' ').next()) == Some(name)
+    };
+    let lines = text.split_inclusive('\n');
+    lines.filter(|line| !is_its(&line.trim_end())).collect()
+}
+
 /// `name:address` or `name=address`; `host-gateway` stands for `gateway`. `None` when it is neither.
 pub fn parse_extra_host(text: &str, gateway: Option<IpAddr>) -> Option<(IpAddr, Vec<String>)> {
     let (name, address) = text.split_once([':', '='])?;
@@ -79,6 +89,16 @@ mod tests {
     use expect_test::expect;
 
     use super::*;
+
+    #[test]
+    fn a_host_goes_by_its_first_name() {
+        let address = "172.17.0.2".parse().unwrap();
+        let mut text = hosts(&[]);
+        push_hosts(&mut text, &[(address, vec!["app".into(), "db".into()])]);
+        let before = text.clone();
+        push_hosts(&mut text, &[(address, vec!["db".into(), "web".into()])]);
+        assert_eq!(without_host(&text, "db"), before);
+    }
 
     #[test]
     fn given_parts_replace_the_hosts() {

@@ -13,6 +13,14 @@ pub fn parse(text: &str) -> Option<(&str, &str)> {
     (!name.is_empty() && !alias.is_empty() && !alias.contains(':')).then_some((name, alias))
 }
 
+/// The links without the one of this alias; `None` if there is none.
+pub fn without(links: &[String], alias: &str) -> Option<Vec<String>> {
+    let others = links.iter();
+    let others = others.filter(|link| parse(link).is_none_or(|(_, own)| own != alias));
+    let others: Vec<String> = others.cloned().collect();
+    (others.len() < links.len()).then_some(others)
+}
+
 /// Variables of a container that is linked to, as docker makes them (moby, `daemon/links`).
 pub fn environment(
     parent: &str,
@@ -51,6 +59,14 @@ pub fn environment(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_link_goes_by_its_alias() {
+        let links = ["/web:/app/db".to_owned(), "cache".to_owned()];
+        assert_eq!(without(&links, "db"), Some(vec!["cache".to_owned()]));
+        assert_eq!(without(&links, "cache").unwrap().len(), 1);
+        assert_eq!(without(&links, "web"), None);
+    }
 
     #[test]
     fn links_have_an_alias() {

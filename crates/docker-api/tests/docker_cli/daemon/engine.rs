@@ -300,6 +300,13 @@ impl EngineBackend for MemoryEngine {
         .boxed())
     }
 
+    async fn container_unlink(&self, parent: &str, alias: &str) -> ApiResult<()> {
+        self.with(parent, |_| ())?;
+        Err(ApiError::not_found(format!(
+            "No such container: {parent}/{alias}"
+        )))
+    }
+
     async fn container_rename(&self, name: &str, new_name: &str) -> ApiResult<()> {
         let id = self.with(name, |c| c.id.clone())?;
         for container in self.containers().iter_mut().filter(|c| c.id == id) {

@@ -1,5 +1,6 @@
 //! What a container shares with others: namespaces, volumes, links.
 
+use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use shoal_api::container::{ContainerSpec, MountPoint};
 
 use super::record::{Entry, Record};
 use super::{Engine, EngineError};
-use crate::core::links;
+use crate::core::{etc, links};
 
 /// Names and variables of the containers that one is linked to.
 #[derive(Debug, Default)]
@@ -124,5 +125,23 @@ impl Engine {
             ));
         }
         Ok(found)
+    }
+
+    /// Removes the link by which a container calls another one `alias`: from what it is started with, and from the hosts
+    /// file of one that runs.
+    pub async fn unlink(&self, parent: &str, alias: &str) -> Result<(), EngineError> {
+        let missing = || EngineError::NoSuchContainer(format!("{parent}/{alias}"));
+        let entry = self.find(parent).map_err(|_| missing())?;
+        let _op = entry.op.lock().await;
+        let links = links::without(&entry.record().spec.host.links, alias).ok_or_else(missing)?;
+        entry.update(|record| record.spec.host.links = links);
+        let path = entry.dir.join("hosts");
+        match std::fs::read_to_string(&path) {
+            // In its place: the container has this very file mounted.
+            Ok(hosts) => std::fs::write(&path, etc::without_host(&hosts, alias))
+                .map_err(EngineError::io("write", path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(EngineError::io("read", path)(error)),
+        }
     }
 }
