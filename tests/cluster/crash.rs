@@ -10,7 +10,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Result, bail};
@@ -26,6 +26,10 @@ const HOSTS: [&str; 3] = ["n1", "n2", "n3"];
 
 /// How long a client leaves a daemon alone that takes no connections.
 const PAUSE: Duration = Duration::from_millis(20);
+/// How long a client rests between two writes: 200 kills take minutes, and what was written stays.
+const REST: Duration = Duration::from_millis(10);
+/// After so many kills it is looked whether everything is there, and said how far it is.
+const KILLS_TOLD: usize = 20;
 
 /// Makes a config over a daemon's socket; whether that was acknowledged. `false`: it was not, and may be there or not.
 ///
@@ -57,6 +61,7 @@ fn no_acknowledged_write_is_lost_when_managers_are_killed() -> Result<()> {
     let lab = TestLab::up(3, 3)?;
     let acknowledged = Mutex::new(BTreeSet::new());
     let is_over = AtomicBool::new(false);
+    let began = Instant::now();
     let count = || acknowledged.lock().expect("nobody panics").len();
     let sockets = HOSTS.map(|host| lab.docker_host(host).replace("unix://", ""));
     thread::scope(|scope| {
@@ -76,6 +81,7 @@ fn no_acknowledged_write_is_lost_when_managers_are_killed() -> Result<()> {
                             Ok(false) => {}
                             Err(_) => thread::sleep(PAUSE),
                         }
+                        thread::sleep(REST);
                     }
                 });
             }
@@ -92,34 +98,51 @@ fn no_acknowledged_write_is_lost_when_managers_are_killed() -> Result<()> {
             })?;
             let victim = HOSTS[kill % HOSTS.len()];
             lab.lab("kill", &["--daemon", victim])?;
-            lab.lab("start", &[victim]).map(drop)
+            lab.lab("start", &[victim])?;
+            if (kill + 1) % KILLS_TOLD == 0 {
+                let so_far = acknowledged.lock().expect("nobody panics").clone();
+                check(&lab, victim, &so_far)?;
+                println!(
+                    "{} of {kills} managers killed in {} s, {} writes acknowledged, none lost so far",
+                    kill + 1,
+                    began.elapsed().as_secs(),
+                    so_far.len()
+                );
+            }
+            Ok(())
         });
         is_over.store(true, Ordering::Relaxed);
         outcome
     })?;
     let acknowledged = acknowledged.into_inner()?;
     for host in HOSTS {
-        let listed = wait("an answer", || {
-            Ok(lab
-                .on(host, &["config", "ls", "--format", "{{.Name}}"])
-                .map_err(|e| e.to_string()))
-        })?;
-        let there: BTreeSet<&str> = listed.lines().collect();
-        let lost: Vec<&String> = acknowledged
-            .iter()
-            .filter(|name| !there.contains(name.as_str()))
-            .collect();
-        if !lost.is_empty() {
-            bail!(
-                "{} of {} acknowledged writes are lost on {host}: {lost:?}",
-                lost.len(),
-                acknowledged.len()
-            );
-        }
+        check(&lab, host, &acknowledged)?;
     }
     println!(
         "{kills} managers killed, {} writes acknowledged, none lost",
         acknowledged.len()
     );
+    Ok(())
+}
+
+/// Whether a host knows of everything that was acknowledged.
+fn check(lab: &TestLab, host: &str, acknowledged: &BTreeSet<String>) -> Result<()> {
+    let listed = wait("an answer", || {
+        Ok(lab
+            .on(host, &["config", "ls", "--format", "{{.Name}}"])
+            .map_err(|e| e.to_string()))
+    })?;
+    let there: BTreeSet<&str> = listed.lines().collect();
+    let lost: Vec<&String> = acknowledged
+        .iter()
+        .filter(|name| !there.contains(name.as_str()))
+        .collect();
+    if !lost.is_empty() {
+        bail!(
+            "{} of {} acknowledged writes are lost on {host}: {lost:?}",
+            lost.len(),
+            acknowledged.len()
+        );
+    }
     Ok(())
 }

@@ -340,7 +340,10 @@ impl Reign {
     }
 
     fn take_note(&mut self, notice: &Notice, me: Me, env: &mut Env) {
-        self.state = notice.state().clone();
+        let Some(state) = notice.state() else {
+            return;
+        };
+        self.state = state.clone();
         self.roles_look = true;
         for session in self.sessions.values_mut() {
             session.is_dirty = true;

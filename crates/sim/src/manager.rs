@@ -159,6 +159,10 @@ impl StateMachine for Watched {
         result
     }
 
+    fn tell(&mut self) {
+        self.replica.tell();
+    }
+
     fn freeze(&self) -> FrozenState {
         self.replica.freeze()
     }

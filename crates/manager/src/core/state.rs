@@ -221,7 +221,7 @@ impl State {
 
     /// The object of a kind that has a name.
     pub fn named(&self, kind: Kind, name: &str) -> Option<&ObjectKey> {
-        self.claims.get(&Claim::Name(kind, name.to_owned()))
+        self.claims.get(&Claim::Name(kind, name.into()))
     }
 
     /// Who holds a claim.

@@ -17,12 +17,11 @@ pub(crate) type Acknowledged = Arc<BTreeMap<NodeId, u64>>;
 
 /// Runs the loops until this manager no longer leads. All plans of a round are proposed together and share one sync.
 pub(crate) async fn run(store: &Store, mut acknowledged: watch::Receiver<Acknowledged>) {
-    let mut watch = store.watch();
-    let mut state = store.state();
+    let (mut state, mut watch) = store.watch_state();
     let mut loops = Loops::begin(&state);
     loop {
         while let Some(notice) = watch.try_next() {
-            state = take_note(&mut loops, &notice);
+            take_note(&mut loops, &mut state, &notice);
         }
         loops.acknowledged(&acknowledged.borrow_and_update());
         let now = Timestamp::now();
@@ -67,12 +66,15 @@ pub(crate) async fn run(store: &Store, mut acknowledged: watch::Receiver<Acknowl
     }
 }
 
-fn take_note(loops: &mut Loops, notice: &Notice) -> State {
+fn take_note(loops: &mut Loops, seen: &mut State, notice: &Notice) {
     match notice {
         Notice::Applied { state, events } => loops.observe(state, events),
         Notice::Everything { state } => loops.mark_all(state),
+        Notice::Made(_) => {}
     }
-    notice.state().clone()
+    if let Some(state) = notice.state() {
+        seen.clone_from(state);
+    }
 }
 
 /// Waits until something happens or a deadline is due.
@@ -92,7 +94,7 @@ async fn wait(
         }
     };
     tokio::select! {
-        notice = watch.next() => *state = take_note(loops, &notice),
+        notice = watch.next() => take_note(loops, state, &notice),
         Ok(()) = acknowledged.changed() => {}
         () = due => {}
     }

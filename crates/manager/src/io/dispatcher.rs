@@ -414,11 +414,14 @@ impl Dispatcher<'_> {
     }
 
     fn take_note(&mut self, notice: &Notice) {
-        self.state = notice.state().clone();
+        let Some(state) = notice.state() else {
+            return;
+        };
+        self.state = state.clone();
         self.slices = std::mem::take(&mut self.slices).next();
         let touched = match notice {
             Notice::Everything { .. } => Touched::Everyone,
-            Notice::Applied { events, .. } => Touched::by(events),
+            Notice::Applied { events, .. } | Notice::Made(events) => Touched::by(events),
         };
         for (node, session) in &mut self.sessions {
             if let Some(stream) = &mut session.stream {
@@ -436,6 +439,7 @@ impl Dispatcher<'_> {
                 self.desk.passing.tell();
                 events
             }
+            Notice::Made(events) => events,
         };
         for event in events.iter() {
             match event {

@@ -545,6 +545,7 @@ async fn next_state(watch: &mut Watch) -> State {
     loop {
         match watch.next().await {
             Notice::Everything { state } => return state,
+            Notice::Made(_) => {}
             Notice::Applied { state, events } => {
                 let matters = |event: &Event| {
                     matches!(event, Event::Node(_) | Event::Service(_) | Event::Task(_))

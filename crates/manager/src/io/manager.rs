@@ -566,16 +566,19 @@ impl Desk {
             if !self.leadership().is_leader {
                 return Err(WriteError::NoLeader);
             }
-            let state = self.store.state();
-            if let Some((_, about)) = name.and_then(|name| state.granted(name.id)) {
-                return Ok(state.object(about));
-            }
-            let turn = {
+            let turn = self.store.look(|state| {
+                if let Some((_, about)) = name.and_then(|name| state.granted(name.id)) {
+                    return Err(state.object(about));
+                }
                 let mut cx = Ctx {
                     now: Timestamp::now(),
                     ids: &mut RandomIds,
                 };
-                write.next(&state, &mut cx)
+                Ok(write.next(state, &mut cx))
+            });
+            let turn = match turn {
+                Ok(turn) => turn,
+                Err(granted) => return Ok(granted),
             };
             let failed = match turn {
                 Turn::Refuse(refusal) => return Err(refusal.into()),

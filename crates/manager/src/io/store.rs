@@ -3,7 +3,7 @@
 use std::{
     cell::RefCell,
     collections::BTreeMap,
-    sync::{Arc, RwLock},
+    sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
 use shoal_api::{
@@ -30,7 +30,10 @@ use crate::core::{
 /// Notices that a watcher may be behind; one that is further behind looks at everything again.
 const NOTICES_MAX: usize = 1024;
 
-/// The state that consensus applies batches to; readers take copies, which is cheap.
+/// The state that consensus applies batches to; readers look at it or take copies, which is cheap.
+///
+/// What is changed while nobody has a copy is changed in place. A copy that is kept costs whoever writes next, so those who
+/// wait for changes keep none.
 #[derive(Debug, Clone)]
 pub struct Replica {
     shared: Arc<Shared>,
@@ -38,6 +41,8 @@ pub struct Replica {
 
 #[derive(Debug)]
 struct Shared {
+    /// What was changed and not yet told. Whoever holds it has taken it before the state.
+    untold: Mutex<Vec<Event>>,
     state: RwLock<State>,
     notices: broadcast::Sender<Notice>,
     nodes: watch::Sender<()>,
@@ -46,13 +51,16 @@ struct Shared {
 /// Something happened to the state.
 #[derive(Debug, Clone)]
 pub enum Notice {
-    /// A batch was applied.
+    /// Batches were applied.
     Applied {
-        /// The state after it.
+        /// The state after them.
         state: State,
-        /// What it changed.
+        /// What they changed, in order.
         events: Arc<[Event]>,
     },
+    /// Secrets and configs were made, and nothing else: whoever will use them comes later. No state comes along, so that
+    /// nobody holds one which the next write would have to copy.
+    Made(Arc<[Event]>),
     /// Anything may have changed: another state was taken over, or the watcher was too slow.
     Everything {
         /// The state as it is now.
@@ -61,15 +69,16 @@ pub enum Notice {
 }
 
 impl Notice {
-    /// The state after what happened.
-    pub fn state(&self) -> &State {
+    /// The state after what happened, if that concerns anything that was there before.
+    pub fn state(&self) -> Option<&State> {
         match self {
-            Self::Applied { state, .. } | Self::Everything { state } => state,
+            Self::Applied { state, .. } | Self::Everything { state } => Some(state),
+            Self::Made(_) => None,
         }
     }
 }
 
-/// Sees every batch that is applied, in order.
+/// Sees all that is applied, in order.
 #[derive(Debug)]
 pub struct Watch {
     shared: Arc<Shared>,
@@ -81,9 +90,7 @@ impl Watch {
     pub async fn next(&mut self) -> Notice {
         match self.notices.recv().await {
             Ok(notice) => notice,
-            Err(_) => Notice::Everything {
-                state: self.shared.read(),
-            },
+            Err(_) => self.shared.everything(),
         }
     }
 
@@ -91,9 +98,7 @@ impl Watch {
     pub fn try_next(&mut self) -> Option<Notice> {
         match self.notices.try_recv() {
             Ok(notice) => Some(notice),
-            Err(broadcast::error::TryRecvError::Lagged(_)) => Some(Notice::Everything {
-                state: self.shared.read(),
-            }),
+            Err(broadcast::error::TryRecvError::Lagged(_)) => Some(self.shared.everything()),
             Err(broadcast::error::TryRecvError::Empty | broadcast::error::TryRecvError::Closed) => {
                 None
             }
@@ -113,7 +118,7 @@ impl NodeWatch {
     pub async fn next(&mut self) -> State {
         let changed = self.changes.changed().await;
         changed.expect("what we share holds the sender");
-        self.shared.read()
+        self.shared.read().clone()
     }
 }
 
@@ -121,34 +126,63 @@ fn concerns_nodes(event: &Event) -> bool {
     matches!(event, Event::Cluster(_) | Event::Node(_))
 }
 
+/// Whether this is a secret or a config that was just made.
+fn is_made(event: &Event) -> bool {
+    match event {
+        Event::Secret(delta) => delta.is_created(),
+        Event::Config(delta) => delta.is_created(),
+        _ => false,
+    }
+}
+
 impl Shared {
-    fn read(&self) -> State {
+    fn read(&self) -> RwLockReadGuard<'_, State> {
         self.state
             .read()
             .expect("nobody panics while holding the state")
-            .clone()
     }
 
-    fn replace(&self, state: State, events: Option<Vec<Event>>) {
-        *self
-            .state
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state
             .write()
-            .expect("nobody panics while holding the state") = state.clone();
-        if events
-            .as_ref()
-            .is_none_or(|all| all.iter().any(concerns_nodes))
-        {
+            .expect("nobody panics while holding the state")
+    }
+
+    fn untold(&self) -> MutexGuard<'_, Vec<Event>> {
+        self.untold.lock().expect("nobody panics while holding it")
+    }
+
+    fn tell(&self, untold: &mut Vec<Event>) {
+        if untold.is_empty() {
+            return;
+        }
+        let events: Arc<[Event]> = std::mem::take(untold).into();
+        if events.iter().any(concerns_nodes) {
             self.nodes.send_replace(());
         }
-        let notice = match events {
-            Some(events) if events.is_empty() => return,
-            Some(events) => Notice::Applied {
-                state,
-                events: events.into(),
-            },
-            None => Notice::Everything { state },
+        if self.notices.receiver_count() == 0 {
+            return;
+        }
+        let notice = if events.iter().all(is_made) {
+            Notice::Made(events)
+        } else {
+            let state = self.read().clone();
+            Notice::Applied { state, events }
         };
-        let _ = self.notices.send(notice); // nobody may be watching
+        let _ = self.notices.send(notice); // nobody may be watching any more
+    }
+
+    fn replace(&self, state: State) {
+        let mut untold = self.untold();
+        self.tell(&mut untold);
+        *self.write() = state;
+        self.nodes.send_replace(());
+        let _ = self.notices.send(self.everything()); // nobody may be watching
+    }
+
+    fn everything(&self) -> Notice {
+        let state = self.read().clone();
+        Notice::Everything { state }
     }
 }
 
@@ -157,6 +191,7 @@ impl Default for Replica {
         let (notices, _) = broadcast::channel(NOTICES_MAX);
         Self {
             shared: Arc::new(Shared {
+                untold: Mutex::default(),
                 state: RwLock::default(),
                 notices,
                 nodes: watch::Sender::new(()),
@@ -168,7 +203,12 @@ impl Default for Replica {
 impl Replica {
     /// The state as of the last batch applied here.
     pub fn state(&self) -> State {
-        self.shared.read()
+        self.shared.read().clone()
+    }
+
+    /// Looks at the state as of the last batch applied here, which waits for `look`: for what is quick and done often.
+    pub fn look<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.shared.read())
     }
 
     /// Watches from now on. Take the state afterwards, then nothing is missed.
@@ -178,22 +218,31 @@ impl Replica {
             notices: self.shared.notices.subscribe(),
         }
     }
+
+    /// The state, and a watch that tells what is not in it, no less and no more.
+    pub fn watch_state(&self) -> (State, Watch) {
+        let mut untold = self.shared.untold();
+        self.shared.tell(&mut untold);
+        (self.state(), self.watch())
+    }
 }
 
 impl StateMachine for Replica {
     fn apply(&mut self, index: LogIndex, data: &[u8]) -> Result<(), Rejected> {
-        let mut state = self.state();
-        let known = state.clone();
         let gone = RefCell::new(None);
-        let batch = decode_batch_with(data, &|service, version| {
-            let spec = known.task_spec(service, version).cloned();
-            if spec.is_none() {
-                gone.replace(Some((service.clone(), version)));
-            }
-            spec
+        // Nobody else writes, so that what is looked up here is still so below.
+        let batch = self.look(|state| {
+            decode_batch_with(data, &|service, version| {
+                let spec = state.task_spec(service, version).cloned();
+                if spec.is_none() {
+                    gone.replace(Some((service.clone(), version)));
+                }
+                spec
+            })
         });
+        let mut untold = self.shared.untold();
         let result = match (&batch, gone.take()) {
-            (Ok(batch), _) => state.apply(index, batch),
+            (Ok(batch), _) => self.shared.write().apply(index, batch),
             // The proposer left the spec out because it had it; an entry in between took away all who used it.
             (Err(_), Some((service, version))) => Err(Rejected::SpecGone { service, version }),
             (Err(error), None) => Err(Rejected::Reference(format!(
@@ -202,15 +251,18 @@ impl StateMachine for Replica {
         };
         match result {
             Ok(events) => {
-                self.shared.replace(state, Some(events));
+                untold.extend(events);
                 Ok(())
             }
             Err(rejected) => {
                 tracing::debug!(raft.index = index, %rejected, "a batch was refused");
-                self.shared.replace(state, Some(Vec::new()));
                 Err(rejected)
             }
         }
+    }
+
+    fn tell(&mut self) {
+        self.shared.tell(&mut self.shared.untold());
     }
 
     fn freeze(&self) -> FrozenState {
@@ -220,7 +272,7 @@ impl StateMachine for Replica {
 
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), String> {
         let state = decode_state(snapshot)?;
-        self.shared.replace(state, None);
+        self.shared.replace(state);
         Ok(())
     }
 }
@@ -347,6 +399,11 @@ impl Store {
         self.replica.watch()
     }
 
+    /// The state, and a watch that tells what is not in it, no less and no more.
+    pub fn watch_state(&self) -> (State, Watch) {
+        self.replica.watch_state()
+    }
+
     /// Watches nodes and the cluster itself from now on. Take the state afterwards, then nothing is missed.
     pub fn watch_nodes(&self) -> NodeWatch {
         let shared = Arc::clone(&self.replica.shared);
@@ -356,16 +413,22 @@ impl Store {
 
     /// Proposes a batch; returns once it is applied here.
     pub async fn propose(&self, batch: &Batch) -> Result<LogIndex, ProposeError> {
-        let state = self.state();
-        let data = encode_batch_lean(batch, &|service, version| {
-            state.task_spec(service, version).cloned()
+        let data = self.look(|state| {
+            encode_batch_lean(batch, &|service, version| {
+                state.task_spec(service, version).cloned()
+            })
         });
         self.raft.propose(data).await
     }
 
     /// The object of a key, as last applied here.
     pub fn object(&self, key: &ObjectKey) -> Option<Object> {
-        self.state().object(key)
+        self.look(|state| state.object(key))
+    }
+
+    /// Looks at the state as of the last batch applied here, see [`Replica::look`].
+    pub fn look<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        self.replica.look(look)
     }
 }
 
@@ -378,7 +441,7 @@ mod tests {
 
     fn replica(state: State) -> Replica {
         let replica = Replica::default();
-        replica.shared.replace(state, None);
+        replica.shared.replace(state);
         replica
     }
 
@@ -452,6 +515,62 @@ mod tests {
         let refused = newcomer.apply(index + 2, &batch(7)).unwrap_err();
         assert!(matches!(refused, Rejected::Granted { .. }), "{refused}");
         assert_eq!(newcomer.apply(index + 3, &batch(8)), Ok(()));
+    }
+
+    #[test]
+    fn what_is_committed_together_is_told_at_once_and_a_watch_continues_its_state() {
+        let mut replica = replica(World::new(&["n1"]).state);
+        let secret = |id: &str| {
+            Object::Secret(shoal_api::object::Secret {
+                id: id.parse().unwrap(),
+                meta: Default::default(),
+                spec: shoal_api::spec::SecretSpec {
+                    annotations: shoal_api::spec::Annotations {
+                        name: id.to_owned(),
+                        ..Default::default()
+                    },
+                    ..Default::default()
+                },
+            })
+        };
+        let batch = |object| encode_batch(&as_batch(vec![object]));
+        let index = replica.state().index();
+        let mut before = replica.watch();
+        replica.apply(index + 1, &batch(secret("a"))).unwrap();
+        replica.apply(index + 2, &batch(secret("b"))).unwrap();
+        assert!(before.try_next().is_none());
+        // Whoever comes now sees both in the state, and is not told of them.
+        let (state, mut after) = replica.watch_state();
+        assert_eq!(state.secrets().count(), 2);
+        let Some(Notice::Made(events)) = before.try_next() else {
+            panic!("two secrets were made")
+        };
+        assert_eq!(events.len(), 2);
+        replica.tell();
+        assert!(before.try_next().is_none() && after.try_next().is_none());
+
+        // A change of what was there brings the state along.
+        let mut node = state.nodes().next().unwrap().as_ref().clone();
+        node.spec.availability = shoal_api::spec::Availability::Pause;
+        let change = Change::Put {
+            expect: Expect::Version(node.meta.version),
+            object: Box::new(Object::Node(node)),
+        };
+        let pause = Batch {
+            changes: vec![change],
+            ..as_batch(Vec::new())
+        };
+        replica.apply(index + 3, &batch(secret("c"))).unwrap();
+        replica.apply(index + 4, &encode_batch(&pause)).unwrap();
+        replica.tell();
+        let Some(Notice::Applied { state, events }) = after.try_next() else {
+            panic!("a node was changed")
+        };
+        assert_eq!((state.index(), events.len()), (index + 4, 2));
+        // Nothing that was copied is changed under its owner.
+        replica.apply(index + 5, &batch(secret("d"))).unwrap();
+        assert_eq!(state.secrets().count(), 3);
+        assert_eq!(replica.state().secrets().count(), 4);
     }
 
     #[test]

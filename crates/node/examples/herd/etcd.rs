@@ -1,8 +1,9 @@
-//! etcd 3.4 as it comes: three members on loopback, their disks beside those of the managers.
+//! etcd 3.4 as it comes: three members on loopback, their disks beside those of the managers. In the clear, or over TLS as
+//! managers are.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, process::Command, sync::Arc, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tonic::{
     Request, Status,
@@ -12,17 +13,35 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
+use shoal_ca::{ClientConfig, RootCertificate, client_config};
+use shoal_manager::io::grpc::client::dial;
+
 use crate::program::{Program, Recipe};
+
+/// Whether members and clients talk in the clear.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Talk {
+    Clear,
+    Tls,
+}
+
+/// The way to a member for clients.
+#[derive(Clone)]
+pub(crate) struct Place {
+    /// `host:port`.
+    address: String,
+    tls: Option<Arc<ClientConfig>>,
+}
 
 /// One member.
 pub(crate) struct Member {
-    pub(crate) client: String,
+    pub(crate) client: Place,
     pub(crate) program: Program,
     recipe: Recipe,
 }
 
 impl Member {
-    fn start(words: Vec<String>, client: String) -> Result<Self> {
+    fn start(words: Vec<String>, client: Place) -> Result<Self> {
         let recipe = Recipe {
             program: "etcd".to_owned(),
             words,
@@ -42,19 +61,34 @@ impl Member {
 }
 
 /// Three members of one cluster, with etcd's own defaults.
-pub(crate) async fn three(directory: &Path) -> Result<Vec<Member>> {
+pub(crate) async fn three(directory: &Path, talk: Talk) -> Result<Vec<Member>> {
+    let directory = directory.join(if talk == Talk::Tls {
+        "etcd-tls"
+    } else {
+        "etcd"
+    });
+    std::fs::create_dir_all(&directory)?;
+    let scheme = if talk == Talk::Tls { "https" } else { "http" };
+    let (tls, secured) = match talk {
+        Talk::Clear => (None, Vec::new()),
+        Talk::Tls => {
+            let (tls, words) = certificates(&directory)?;
+            (Some(tls), words)
+        }
+    };
     let ports: Vec<(u16, u16)> = (0..3)
         .map(|_| Ok((crate::free_port()?, crate::free_port()?)))
         .collect::<Result<_>>()?;
     let all: Vec<String> = ports
         .iter()
         .enumerate()
-        .map(|(n, (_, peer))| format!("e{n}=http://127.0.0.1:{peer}"))
+        .map(|(n, (_, peer))| format!("e{n}={scheme}://127.0.0.1:{peer}"))
         .collect();
     let mut members = Vec::new();
     for (number, (client, peer)) in ports.iter().enumerate() {
-        let client = format!("http://127.0.0.1:{client}");
-        let peer = format!("http://127.0.0.1:{peer}");
+        let address = format!("127.0.0.1:{client}");
+        let client = format!("{scheme}://{address}");
+        let peer = format!("{scheme}://127.0.0.1:{peer}");
         let folder = directory.join(format!("e{number}"));
         let words = [
             ("--name", format!("e{number}")),
@@ -67,11 +101,46 @@ pub(crate) async fn three(directory: &Path) -> Result<Vec<Member>> {
         ];
         let words = words
             .into_iter()
-            .flat_map(|(flag, value)| [flag.to_owned(), value]);
-        members.push(Member::start(words.collect(), client)?);
+            .flat_map(|(flag, value)| [flag.to_owned(), value])
+            .chain(secured.iter().cloned());
+        let tls = tls.clone();
+        members.push(Member::start(words.collect(), Place { address, tls })?);
     }
     leader(&members).await?;
     Ok(members)
+}
+
+/// An authority and one certificate for all members, of the kind and strength of ours; how clients and members use them.
+fn certificates(directory: &Path) -> Result<(Arc<ClientConfig>, Vec<String>)> {
+    const MAKE: &str = "
+        openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=etcd-ca -keyout ca-key.pem -out ca.pem &&
+        openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=etcd -keyout key.pem -out request.pem &&
+        printf 'subjectAltName=IP:127.0.0.1,DNS:swarm-manager\\nextendedKeyUsage=serverAuth,clientAuth\\n' > extensions &&
+        openssl x509 -req -in request.pem -CA ca.pem -CAkey ca-key.pem -CAcreateserial -days 2 -extfile extensions -out cert.pem";
+    let made = Command::new("sh")
+        .args(["-c", MAKE])
+        .current_dir(directory)
+        .output()?;
+    let complaint = String::from_utf8_lossy(&made.stderr);
+    ensure!(
+        made.status.success(),
+        "cannot make certificates: {complaint}"
+    );
+    let root = std::fs::read_to_string(directory.join("ca.pem"))?;
+    let tls = client_config(&RootCertificate::from_pem(&root)?, None)?;
+    let words = [
+        ("--cert-file", "cert.pem"),
+        ("--key-file", "key.pem"),
+        ("--peer-cert-file", "cert.pem"),
+        ("--peer-key-file", "key.pem"),
+        ("--peer-trusted-ca-file", "ca.pem"),
+    ];
+    let words = words.into_iter().flat_map(|(flag, file)| {
+        let file = directory.join(file).display().to_string();
+        [flag.to_owned(), file]
+    });
+    let words = words.chain(["--peer-client-cert-auth".to_owned()]);
+    Ok((tls, words.collect()))
 }
 
 /// The one that leads, asked until there is one.
@@ -94,9 +163,17 @@ pub(crate) async fn leader(members: &[Member]) -> Result<usize> {
 pub(crate) struct Client(Grpc<Channel>);
 
 impl Client {
-    pub(crate) async fn connect(url: &str) -> Result<Self> {
-        let endpoint = Endpoint::from_shared(url.to_owned())?.tcp_nodelay(true);
-        Ok(Self(Grpc::new(endpoint.connect().await?)))
+    /// With TLS the connection is made by the first call, by the same code that managers are called with.
+    pub(crate) async fn connect(place: &Place) -> Result<Self> {
+        let address = &place.address;
+        let channel = match &place.tls {
+            Some(tls) => dial(address, Arc::clone(tls)),
+            None => {
+                let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
+                endpoint.tcp_nodelay(true).connect().await?
+            }
+        };
+        Ok(Self(Grpc::new(channel)))
     }
 
     /// `KV.Put`; answered when it is decided.

@@ -17,10 +17,12 @@ mod program;
 mod puts;
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    allow_files()?;
     let runtime = tokio::runtime::Runtime::new()?;
     match words.as_slice() {
         // A process of the herd's own.
@@ -30,6 +32,13 @@ fn main() -> Result<()> {
         ["etcd", rest @ ..] => runtime.block_on(puts::run(&numbers(rest)?)),
         _ => bail!("usage: herd cluster [NODES …] | failover [ROUNDS] | etcd [ROUNDS]"),
     }
+}
+
+/// As many open files as may be: a thousand agents have several each. Managers are started with the same.
+fn allow_files() -> Result<()> {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    Ok(setrlimit(Resource::Nofile, limit)?)
 }
 
 fn numbers(words: &[&str]) -> Result<Vec<usize>> {

@@ -119,10 +119,9 @@ async fn until(manager: &Manager, wanted: &str, count: impl Fn(&State) -> usize)
         if there >= wanted {
             return there.to_string();
         }
-        state = watch.next().await.state().clone();
-        while let Some(notice) = watch.try_next() {
-            state = notice.state().clone();
-        }
+        watch.next().await;
+        while watch.try_next().is_some() {}
+        state = manager.state();
     }
 }
 

@@ -566,7 +566,7 @@ impl ClusterBackend for ClusterNode {
         let happening = stream::unfold(watch, |mut watch| async move {
             let notice = watch.next().await;
             let events: Vec<_> = match notice {
-                Notice::Applied { events, .. } => {
+                Notice::Applied { events, .. } | Notice::Made(events) => {
                     let now = Timestamp::now();
                     let told = events
                         .iter()

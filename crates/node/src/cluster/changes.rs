@@ -43,6 +43,7 @@ pub(super) fn of_service(manager: Arc<Manager>, id: &ServiceId) -> ItemStream<()
                 tokio::select! {
                     notice = watch.next() => match notice {
                         Notice::Applied { events, .. } if !events.iter().any(is_of) => {}
+                        Notice::Made(_) => {}
                         _ => break,
                     },
                     (version, mut passing) = manager.passing_after(told.0) => {

@@ -61,6 +61,8 @@ pub struct Node {
     /// Told to nobody else: which entries of the log are answers to our own callers, and how long to wait for a leader.
     incarnation: u64,
     next_ticket: u64,
+    /// To be proposed with the next poll: ticket, caller, and the entry without its place.
+    gathered: Vec<(u64, Caller, Entry)>,
     proposals: BTreeMap<u64, Caller>,
     reads: Reads,
     membership: MembershipQueue,
@@ -153,6 +155,7 @@ impl Node {
             applied_bytes: 0,
             incarnation,
             next_ticket: 1,
+            gathered: Vec::new(),
             proposals: BTreeMap::new(),
             reads: Reads::default(),
             membership: MembershipQueue::default(),
@@ -271,19 +274,50 @@ impl Node {
         self.pin_election_timeout();
     }
 
-    /// Appends data to the log; answered with [`Answer::At`] once it is applied here.
+    /// Appends data to the log; answered with [`Answer::At`] once it is applied here. What is proposed before the next
+    /// [`Node::poll`] is appended together.
     pub fn propose(&mut self, data: &Bytes, caller: Caller) {
         let ticket = self.take_ticket();
-        let context = self.context(ticket, None);
-        match self.try_propose(|raw| raw.propose(context, data.to_vec())) {
-            Ok(()) if planted(Bug::AckOnAppend) => {
-                let index = self.raw.raft.raft_log.last_index();
-                self.answer(caller, Answer::At(index));
+        let entry = Entry {
+            data: data.clone(),
+            context: self.context(ticket, None).into(),
+            ..Entry::default()
+        };
+        self.gathered.push((ticket, caller, entry));
+    }
+
+    /// Has the library append what has gathered, in a few steps: each makes one message to each peer.
+    fn propose_gathered(&mut self) {
+        let mut gathered = std::mem::take(&mut self.gathered).into_iter().peekable();
+        while gathered.peek().is_some() {
+            let (mut owed, mut entries, mut bytes) = (Vec::new(), Vec::new(), 0);
+            while let Some((ticket, caller, entry)) = gathered
+                .next_if(|(_, _, e)| bytes == 0 || bytes + e.data.len() <= MESSAGE_BYTES_MAX)
+            {
+                bytes += entry.data.len();
+                owed.push((ticket, caller));
+                entries.push(entry);
             }
-            Ok(()) => {
-                self.proposals.insert(ticket, caller);
+            let mut message = Message {
+                from: self.raft_id(),
+                ..Message::default()
+            };
+            message.set_msg_type(MessageType::MsgPropose);
+            message.set_entries(entries.into());
+            match self.try_propose(|raw| raw.raft.step(message)) {
+                Ok(()) if planted(Bug::AckOnAppend) => {
+                    let index = self.raw.raft.raft_log.last_index();
+                    for (_, caller) in owed {
+                        self.answer(caller, Answer::At(index));
+                    }
+                }
+                Ok(()) => self.proposals.extend(owed),
+                Err(refused) => {
+                    for (_, caller) in owed {
+                        self.fail(caller, refused.clone());
+                    }
+                }
             }
-            Err(refused) => self.fail(caller, refused),
         }
     }
 
@@ -324,6 +358,7 @@ impl Node {
             self.effects.push_back(Effect::Persist(persist));
             return self.effects.drain(..).collect();
         }
+        self.propose_gathered();
         self.ask_reads();
         self.propose_membership();
         while self.persisting.is_none() && self.raw.has_ready() {
@@ -499,6 +534,9 @@ impl Node {
     }
 
     fn apply(&mut self, entries: Vec<Entry>) {
+        if entries.is_empty() {
+            return;
+        }
         for entry in entries {
             self.applied = entry.index;
             self.applied_term = entry.term;
@@ -523,6 +561,7 @@ impl Node {
                 }
             }
         }
+        self.state.tell();
     }
 
     /// The ticket of the caller who waits for this entry, if it is one of ours.

@@ -24,16 +24,21 @@ impl State {
         if let Some(wish) = &batch.wish {
             self.wishes.check(wish)?;
         }
-        let mut next = self.clone();
-        next.time = next.time.max(batch.at);
-        let mut events = Vec::with_capacity(batch.changes.len());
-        for change in &batch.changes {
-            events.push(next.apply_change(batch.actor, batch.at, change)?);
-        }
+        let events = match batch.changes.as_slice() {
+            // Refused before anything is changed; a copy would have to be copied in part.
+            [change] => vec![self.apply_change(batch.actor, batch.at, change)?],
+            changes => {
+                let mut next = self.clone();
+                let change = |change| next.apply_change(batch.actor, batch.at, change);
+                let events = changes.iter().map(change).collect::<Result<_, _>>()?;
+                *self = next;
+                events
+            }
+        };
+        self.time = self.time.max(batch.at);
         if let Some(wish) = &batch.wish {
-            next.wishes.remember(index, wish.id, wish.about.clone());
+            self.wishes.remember(index, wish.id, wish.about.clone());
         }
-        *self = next;
         Ok(events)
     }
 
@@ -55,6 +60,7 @@ impl State {
         Ok(state)
     }
 
+    /// Applies one change; if it is refused nothing has changed.
     fn apply_change(
         &mut self,
         actor: Actor,
@@ -81,6 +87,7 @@ impl State {
         }
         ownership::check(actor, &key, old.as_ref(), new)?;
         self.check_rules(&key, old.as_ref(), new)?;
+        self.check_specs(new)?;
         self.exchange_claims(&key, old.as_ref(), new)?;
         let new = new.map(|object| {
             let mut object = object.clone();
@@ -143,6 +150,40 @@ impl State {
         }
     }
 
+    /// That no version of a spec gets a second one.
+    fn check_specs(&self, new: Option<&Object>) -> Result<(), Rejected> {
+        match new {
+            Some(Object::Service(service)) => {
+                let specs: Vec<_> = specs_of_service(service).collect();
+                if let [(now, spec), (before, old)] = specs.as_slice()
+                    && now == before
+                    && spec != old
+                {
+                    return Err(two_specs(&service.id));
+                }
+                let mut specs = specs.into_iter();
+                specs.try_for_each(|(version, spec)| self.check_spec(&service.id, version, spec))
+            }
+            Some(Object::Task(task)) => {
+                self.check_spec(&task.service, task.spec_version, &task.spec)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_spec(
+        &self,
+        service: &ServiceId,
+        version: u64,
+        spec: &(impl SpecRef + ?Sized),
+    ) -> Result<(), Rejected> {
+        let known = self.task_spec(service, version);
+        if known.is_some_and(|known| !spec.is(known)) {
+            return Err(two_specs(service));
+        }
+        Ok(())
+    }
+
     fn exchange_claims(
         &mut self,
         key: &ObjectKey,
@@ -151,7 +192,7 @@ impl State {
     ) -> Result<(), Rejected> {
         let old = old.map_or_else(BTreeSet::new, claim::claims_of);
         let new = new.map_or_else(BTreeSet::new, claim::claims_of);
-        claim::exchange(&mut self.claims, key, &old, new)
+        claim::exchange(&mut self.claims, key, &old, &new)
     }
 
     /// Puts `new` in the place of `old` and brings the indexes up to date.
@@ -341,13 +382,7 @@ impl State {
         let key = (service.clone(), version);
         let (shared, uses) = match self.specs.get(&key) {
             Some((known, uses)) if spec.is(known) => (known.clone(), *uses),
-            Some(_) => {
-                let key = ObjectKey::Service(service.clone());
-                return Err(Rejected::Illegal {
-                    key,
-                    rule: "one spec version has two specs",
-                });
-            }
+            Some(_) => return Err(two_specs(service)),
             None => (spec.share(), 0),
         };
         self.specs.insert(key, (shared.clone(), uses + 1));
@@ -366,6 +401,12 @@ impl State {
             self.specs.remove(&key);
         }
     }
+}
+
+fn two_specs(service: &ServiceId) -> Rejected {
+    let key = ObjectKey::Service(service.clone());
+    let rule = "one spec version has two specs";
+    Rejected::Illegal { key, rule }
 }
 
 /// A task spec by itself, or shared already.

@@ -1,6 +1,6 @@
 //! What only one object may hold: names, addresses, ports, numbers.
 
-use std::{collections::BTreeSet, fmt, net::IpAddr};
+use std::{collections::BTreeSet, fmt, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use shoal_api::{
@@ -40,7 +40,7 @@ impl Kind {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Claim {
     /// The name of an object of a kind.
-    Name(Kind, String),
+    Name(Kind, Arc<str>),
     /// A VXLAN network identifier.
     Vni(u32),
     /// A member of the Raft group.
@@ -86,7 +86,7 @@ pub(super) fn claims_of(object: &Object) -> BTreeSet<Claim> {
                 ports.filter(|port| port.mode == PublishMode::Ingress && port.published != 0);
             [Claim::Name(
                 Kind::Service,
-                service.spec.annotations.name.clone(),
+                service.spec.annotations.name.as_str().into(),
             )]
             .into_iter()
             .chain(ingress.map(|port| Claim::IngressPort(port.protocol, port.published)))
@@ -104,7 +104,7 @@ pub(super) fn claims_of(object: &Object) -> BTreeSet<Claim> {
             })
             .collect(),
         Object::Network(network) => {
-            let name = Claim::Name(Kind::Network, network.spec.annotations.name.clone());
+            let name = Claim::Name(Kind::Network, network.spec.annotations.name.as_str().into());
             let allocated = network.allocated.iter();
             let given = allocated.flat_map(|given| {
                 let subnets = given.subnets.iter().flat_map(|subnet| {
@@ -119,11 +119,11 @@ pub(super) fn claims_of(object: &Object) -> BTreeSet<Claim> {
         }
         Object::Secret(secret) => BTreeSet::from([Claim::Name(
             Kind::Secret,
-            secret.spec.annotations.name.clone(),
+            secret.spec.annotations.name.as_str().into(),
         )]),
         Object::Config(config) => BTreeSet::from([Claim::Name(
             Kind::Config,
-            config.spec.annotations.name.clone(),
+            config.spec.annotations.name.as_str().into(),
         )]),
         Object::Cluster(_) => BTreeSet::new(),
     }
@@ -152,34 +152,82 @@ pub fn overlap(a: IpNet, b: IpNet) -> bool {
     a.contains(&b) || b.contains(&a)
 }
 
-/// Moves the claims of an object from `old` to `new`.
+/// Moves the claims of an object from `old` to `new`; if one is refused nothing has changed.
 pub(super) fn exchange(
     claims: &mut Table<Claim, ObjectKey>,
     key: &ObjectKey,
     old: &BTreeSet<Claim>,
-    new: BTreeSet<Claim>,
+    new: &BTreeSet<Claim>,
 ) -> Result<(), Rejected> {
-    if *old == new {
-        return Ok(());
-    }
-    for claim in old.difference(&new) {
+    for claim in old.difference(new) {
         claims.remove(claim);
     }
-    for claim in new {
-        if old.contains(&claim) {
-            continue;
-        }
-        if let Claim::Subnet(range) = claim
-            && let Some((range, holder)) = overlapping(claims, range)
-        {
-            return Err(Rejected::Taken {
-                claim: Claim::Subnet(range),
-                holder: holder.clone(),
-            });
-        }
-        if let Some(holder) = claims.insert(claim.clone(), key.clone()) {
+    let mut given = Vec::new();
+    for claim in new.difference(old) {
+        if let Some((claim, holder)) = holder(claims, claim) {
+            for claim in given {
+                claims.remove(claim);
+            }
+            for claim in old.difference(new) {
+                claims.insert(claim.clone(), key.clone());
+            }
             return Err(Rejected::Taken { claim, holder });
         }
+        claims.insert(claim.clone(), key.clone());
+        given.push(claim);
     }
     Ok(())
+}
+
+/// Who holds a claim or one that excludes it, with that one.
+fn holder(claims: &Table<Claim, ObjectKey>, claim: &Claim) -> Option<(Claim, ObjectKey)> {
+    if let Claim::Subnet(range) = claim {
+        let (range, holder) = overlapping(claims, *range)?;
+        return Some((Claim::Subnet(range), holder.clone()));
+    }
+    let holder = claims.get(claim)?;
+    Some((claim.clone(), holder.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_refused_one_claim_keeps_all_that_it_had() {
+        let (one, other) = (ObjectKey::Cluster, ObjectKey::Node("n1".parse().unwrap()));
+        let name = |text: &str| Claim::Name(Kind::Network, text.into());
+        let subnet = |text: &str| Claim::Subnet(text.parse().unwrap());
+        let none = BTreeSet::new();
+        let old = BTreeSet::from([name("a"), Claim::Vni(1), subnet("10.0.0.0/24")]);
+        let mut claims = Table::default();
+        exchange(&mut claims, &one, &none, &old).unwrap();
+        let others = BTreeSet::from([name("b"), subnet("10.0.2.0/24")]);
+        exchange(&mut claims, &other, &none, &others).unwrap();
+        for (wanted, taken) in [
+            (vec![Claim::Vni(2), name("b")], name("b")),
+            // The second of two subnets reaches into another's.
+            (
+                vec![name("c"), subnet("10.0.1.0/24"), subnet("10.0.2.0/23")],
+                subnet("10.0.2.0/24"),
+            ),
+        ] {
+            let before = claims.clone();
+            let refused = exchange(&mut claims, &one, &old, &wanted.into_iter().collect());
+            let holder = other.clone();
+            assert_eq!(
+                refused,
+                Err(Rejected::Taken {
+                    claim: taken,
+                    holder
+                })
+            );
+            assert!(claims == before);
+        }
+        // What it gives up makes room for what it takes.
+        let new = BTreeSet::from([name("c"), subnet("10.0.0.0/23")]);
+        exchange(&mut claims, &one, &old, &new).unwrap();
+        assert_eq!(claims.get(&Claim::Vni(1)), None);
+        assert_eq!(claims.get(&subnet("10.0.0.0/23")), Some(&one));
+    }
 }

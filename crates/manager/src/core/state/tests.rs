@@ -53,9 +53,9 @@ fn world() -> (World, Task) {
     (world, task)
 }
 
-/// Applies one change and returns the refusal; the state must be as before.
+/// Applies one change, alone and behind a good one, and returns the refusal; the state must be as before, with what is
+/// derived from it.
 fn refused(world: &World, actor: Actor, change: Change) -> String {
-    let mut state = world.state.clone();
     let ok = Change::Put {
         object: Box::new(Object::Secret(Secret {
             id: "s1".parse().unwrap(),
@@ -64,16 +64,20 @@ fn refused(world: &World, actor: Actor, change: Change) -> String {
         })),
         expect: Expect::Absent,
     };
-    let before = state.snapshot();
-    let changes = if actor == Actor::User {
-        vec![ok, change]
-    } else {
-        vec![change]
-    };
-    let rejected = state
-        .apply(state.index() + 1, &batch(actor, changes))
-        .unwrap_err();
-    assert_eq!(state.snapshot(), before, "a refused batch leaves no trace");
+    let alone = apply_refused(world, actor, vec![change.clone()]);
+    if actor == Actor::User {
+        assert_eq!(apply_refused(world, actor, vec![ok, change]), alone);
+    }
+    alone
+}
+
+fn apply_refused(world: &World, actor: Actor, changes: Vec<Change>) -> String {
+    let (mut state, mut before) = (world.state.clone(), world.state.clone());
+    let index = state.index() + 1;
+    let rejected = state.apply(index, &batch(actor, changes)).unwrap_err();
+    before.index = index;
+    assert!(state.is_same(&before), "a refused batch leaves no trace");
+    assert_eq!(state.time, before.time);
     rejected.to_string()
 }
 

@@ -64,7 +64,10 @@ where
             .extensions()
             .get::<Caller>()
             .and_then(|caller| caller.identity.as_deref());
-        match judge(&self.replica.state(), request.uri().path(), identity) {
+        let verdict = self
+            .replica
+            .look(|state| judge(state, request.uri().path(), identity));
+        match verdict {
             Ok(()) => Either::Right(self.inner.call(request)),
             Err(refusal) => {
                 tracing::warn!(rpc = request.uri().path(), caller = ?identity, "{}", refusal.message());

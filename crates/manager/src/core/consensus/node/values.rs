@@ -21,6 +21,9 @@ pub trait StateMachine: Send + 'static {
     /// Why the entry changes nothing.
     fn apply(&mut self, index: LogIndex, data: &[u8]) -> Result<(), Rejected>;
 
+    /// Tells those who watch what was applied since the last time. Entries that are committed together are told together.
+    fn tell(&mut self) {}
+
     /// The whole state as it is after the last applied entry, to be written down by whoever has the time: the state goes on
     /// meanwhile.
     fn freeze(&self) -> FrozenState;
