@@ -153,7 +153,8 @@ async fn until(manager: &Manager, wanted: impl Fn(&State) -> bool) {
     let mut watch = manager.watch();
     let mut state = manager.state();
     while !wanted(&state) {
-        state = watch.next().await.state().clone();
+        watch.next().await;
+        state = manager.state();
     }
 }
 

@@ -237,7 +237,8 @@ async fn assign(
         if node.role == role {
             return;
         }
-        state = watch.next().await.state().clone();
+        watch.next().await;
+        state = founder.state();
     }
 }
 
