@@ -247,12 +247,28 @@ fn a_stack_of_debian_images_is_pulled_by_digest_and_answers() -> Result<()> {
             "services:\n\x20 web:\n    image: {registry_addr}/nginx:1\n\x20 none:\n    image: {missing}\n"
         ),
     )?;
-    let said = with_credentials(&["stack", "deploy", "-c", &file.to_string_lossy(), "none"]);
-    let said = format!("{:#}", said.unwrap_err());
-    assert!(
-        said.contains(&format!("image {missing} does not exist")),
-        "{said}"
-    );
+    for (verb, resolve) in [
+        ("plan", "always"),
+        ("plan", "changed"),
+        ("deploy", "always"),
+        ("deploy", "changed"),
+    ] {
+        let file = file.to_string_lossy();
+        let words = [
+            "stack",
+            verb,
+            "--resolve-image",
+            resolve,
+            "-c",
+            &file,
+            "none",
+        ];
+        let said = format!("{:#}", with_credentials(&words).unwrap_err());
+        assert!(
+            said.contains(&format!("image {missing} does not exist")),
+            "{said}"
+        );
+    }
     assert_eq!(lab.on("n1", &["service", "ls", "-q"])?, "");
     assert!(!lab.on("n1", &["network", "ls"])?.contains("none_default"));
     Ok(())

@@ -255,6 +255,26 @@ const SERVICES: &[(&[&str], &str)] = &[
         "have a conflicting target: '/x'",
     ),
     (
+        &[
+            "--config",
+            "source=one,target=/run/secrets/x",
+            "--secret",
+            "source=two,target=x",
+            IMAGE,
+        ],
+        "ContainerSpec: duplicate mount point: /run/secrets/x",
+    ),
+    (
+        &[
+            "--config",
+            "source=one,target=/x",
+            "--mount",
+            "type=tmpfs,target=/x",
+            IMAGE,
+        ],
+        "ContainerSpec: duplicate mount point: /x",
+    ),
+    (
         &["-p", "8090:80", "-p", "8090:81", IMAGE],
         "EndpointSpec: duplicate published ports provided",
     ),

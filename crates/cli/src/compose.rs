@@ -219,9 +219,18 @@ fn convert(
         warnings: Vec::new(),
     };
     let mut top = Fields::of(document, "")?;
-    // Obsolete, and the command line names the stack.
+    // Obsolete: what a file may say does not depend on it.
     top.take("version");
-    top.take("name");
+    // The command line names the stack.
+    if let Some(name) = top.take("name")
+        && name.text()? != settings.stack
+    {
+        let called = format!(
+            "has no effect in a stack: this one is called {:?}",
+            settings.stack
+        );
+        scope.warnings.push(name.problem(called).to_string());
+    }
     scope.without_effect(&mut top, &["models"]);
     let networks = network::declared(top.take("networks"), &scope)?;
     let volumes = volumes::declared(top.take("volumes"), &scope)?;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use super::{
-    Problem,
+    Problem, Scope,
     read::Fields,
     service::unique,
     yaml::{Node, Yaml},
@@ -13,12 +13,16 @@ use super::{
 use crate::{flags::port, json::number};
 
 /// Reads `ports`, short and long forms, sorted by published port. An address to listen at becomes a label.
-pub(super) fn convert(list: &Node, labels: &mut Map<String, Value>) -> Result<Vec<Value>, Problem> {
+pub(super) fn convert(
+    list: &Node,
+    labels: &mut Map<String, Value>,
+    scope: &mut Scope<'_>,
+) -> Result<Vec<Value>, Problem> {
     let (mut ports, mut seen) = (Vec::new(), Vec::new());
     let mut addresses: BTreeMap<String, String> = BTreeMap::new();
     for item in list.items()? {
         let read = match &item.value {
-            Yaml::Map(_) => vec![long(item)?],
+            Yaml::Map(_) => vec![long(item, scope)?],
             _ => short(item)?,
         };
         for (port, host_ip) in read {
@@ -64,7 +68,7 @@ fn short(item: &Node) -> Result<Vec<(Value, String)>, Problem> {
 }
 
 /// One port, with the address at which it is to listen.
-fn long(item: &Node) -> Result<(Value, String), Problem> {
+fn long(item: &Node, scope: &mut Scope<'_>) -> Result<(Value, String), Problem> {
     let mut fields = Fields::of(item, &item.path)?;
     let target = fields.maybe("target", Node::integer::<u16>)?;
     let target = target
@@ -75,8 +79,7 @@ fn long(item: &Node) -> Result<(Value, String), Problem> {
     let mode = fields.maybe("mode", |node| node.one_of(&["ingress", "host"]))?;
     let host_ip = fields.maybe("host_ip", Node::text)?;
     // For people and for protocols above; nothing in a stack reads them.
-    fields.take("name");
-    fields.take("app_protocol");
+    scope.without_effect(&mut fields, &["name", "app_protocol"]);
     fields.finish()?;
     let protocol = protocol.as_deref().unwrap_or("tcp");
     let mode = mode.as_deref().unwrap_or("ingress");

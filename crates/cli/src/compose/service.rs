@@ -60,6 +60,15 @@ const WITHOUT_EFFECT: [&str; 31] = [
     "net",
 ];
 
+/// Keys of an attachment to a network that are for one host's bridges.
+const ATTACHMENT_WITHOUT_EFFECT: [&str; 5] = [
+    "gw_priority",
+    "interface_name",
+    "link_local_ips",
+    "mac_address",
+    "priority",
+];
+
 /// Converts a service; notes the networks that it uses in `used`.
 pub(super) fn convert(
     key: &Key,
@@ -104,7 +113,7 @@ pub(super) fn convert(
     let mut endpoint = json!({});
     let mut reach = Map::new();
     if let Some(list) = fields.take("ports") {
-        endpoint["Ports"] = ports::convert(list, &mut reach)?.into();
+        endpoint["Ports"] = ports::convert(list, &mut reach, scope)?.into();
     }
     if !addresses.is_empty() {
         reach.insert("shoal.ip".to_owned(), addresses.join(",").into());
@@ -158,7 +167,7 @@ pub(super) fn convert(
 fn container_basics(
     fields: &mut Fields<'_>,
     container: &mut Value,
-    scope: &Scope<'_>,
+    scope: &mut Scope<'_>,
 ) -> Result<()> {
     // The names are swapped: a compose command replaces the image's CMD, which the API calls Args.
     container["Command"] = fields.maybe("entrypoint", Node::command)?.into();
@@ -199,7 +208,7 @@ fn container_basics(
 }
 
 /// `environment` over `env_file`, sorted.
-fn env(fields: &mut Fields<'_>, scope: &Scope<'_>) -> Result<Vec<String>> {
+fn env(fields: &mut Fields<'_>, scope: &mut Scope<'_>) -> Result<Vec<String>> {
     let mut all: BTreeMap<String, Option<String>> = BTreeMap::new();
     if let Some(files) = fields.take("env_file") {
         let list = match &files.value {
@@ -207,7 +216,7 @@ fn env(fields: &mut Fields<'_>, scope: &Scope<'_>) -> Result<Vec<String>> {
             _ => vec![files],
         };
         for item in list {
-            let (path, required) = env_file(item)?;
+            let (path, required) = env_file(item, scope)?;
             let path = scope.host_path(&item.place, &path);
             if scope.dry {
                 continue;
@@ -266,14 +275,15 @@ fn label_files(fields: &mut Fields<'_>, scope: &Scope<'_>) -> Result<Map<String,
     Ok(labels)
 }
 
-fn env_file(item: &Node) -> Result<(String, bool), Problem> {
+fn env_file(item: &Node, scope: &mut Scope<'_>) -> Result<(String, bool), Problem> {
     let Yaml::Map(_) = item.value else {
         return Ok((item.text()?, true));
     };
     let mut fields = Fields::of(item, &item.path)?;
     let path = fields.text("path")?;
     let required = fields.maybe("required", Node::boolean)?.unwrap_or(true);
-    fields.take("format");
+    // Lines are taken as they are, which is the format that there is.
+    scope.without_effect(&mut fields, &["format"]);
     fields.finish()?;
     Ok((path, required))
 }
@@ -457,7 +467,7 @@ fn networks(
 ) -> Result<Vec<Value>, Problem> {
     let (mode, list) = (fields.take("network_mode"), fields.take("networks"));
     let Some(mode) = mode else {
-        return attachments(list, service, declared, used, addresses);
+        return attachments(list, service, declared, used, addresses, scope);
     };
     match mode.text()?.as_str() {
         "host" | "none" if list.is_some() => {
@@ -467,7 +477,7 @@ fn networks(
         _ => {
             let problem = mode.problem("has no effect in a stack, other than host and none");
             scope.warnings.push(problem.to_string());
-            attachments(list, service, declared, used, addresses)
+            attachments(list, service, declared, used, addresses, scope)
         }
     }
 }
@@ -478,6 +488,7 @@ fn attachments(
     declared: &BTreeMap<String, Network>,
     used: &mut Vec<String>,
     addresses: &mut Vec<String>,
+    scope: &mut Scope<'_>,
 ) -> Result<Vec<Value>, Problem> {
     let mut wanted: Vec<(String, Option<&Node>, Option<&Node>)> = Vec::new();
     match node.map(|node| (&node.value, node)) {
@@ -517,8 +528,7 @@ fn attachments(
                     addresses.push(format!("{}={address}", network.name));
                 }
             }
-            fields.take("priority");
-            fields.take("gw_priority");
+            scope.without_effect(&mut fields, &ATTACHMENT_WITHOUT_EFFECT);
             fields.finish()?;
         }
         // The node's own networks know no aliases.

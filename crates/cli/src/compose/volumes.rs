@@ -57,7 +57,7 @@ pub(super) fn declared(
 pub(super) fn mounts(
     fields: &mut Fields<'_>,
     volumes: &BTreeMap<String, Volume>,
-    scope: &Scope<'_>,
+    scope: &mut Scope<'_>,
 ) -> Result<Vec<Value>, Problem> {
     let (mut out, mut seen) = (Vec::new(), Vec::new());
     let place = |mount: &Value| {
@@ -175,7 +175,7 @@ fn name_volume(
 fn long(
     item: &Node,
     volumes: &BTreeMap<String, Volume>,
-    scope: &Scope<'_>,
+    scope: &mut Scope<'_>,
 ) -> Result<Value, Problem> {
     let mut fields = Fields::of(item, &item.path)?;
     let kind = fields
@@ -191,7 +191,7 @@ fn long(
     if fields.flag("read_only")? {
         mount["ReadOnly"] = true.into();
     }
-    fields.take("consistency");
+    scope.without_effect(&mut fields, &["consistency"]);
     match kind.as_str() {
         "bind" => {
             if source.is_empty() {
@@ -214,7 +214,7 @@ fn long(
         if inner.flag("create_host_path")? {
             mount["BindOptions"]["CreateMountpoint"] = true.into();
         }
-        inner.take("selinux");
+        scope.without_effect(&mut inner, &["recursive", "selinux"]);
         inner.finish()?;
     }
     if let Some(node) = fields.take("volume") {

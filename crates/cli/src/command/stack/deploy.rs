@@ -249,7 +249,8 @@ fn known_ids(stack: &Stack, known: &Known) -> Ids {
 }
 
 impl Shape {
-    /// Puts what only the cluster and the registry know into a service's spec; also returns the service as it is.
+    /// Puts what only the cluster and the registry know into a service's spec; also returns the service as it is. An image
+    /// that its registry does not know is refused.
     async fn finish<'k>(
         &self,
         mut spec: Value,
@@ -261,15 +262,15 @@ impl Shape {
         let found = known.service(text(&spec, "/Name"));
         let Some(found) = found else {
             if self.resolve_image != "never" {
-                pin(&mut spec, client).await;
+                pin(&mut spec, client).await?;
             }
             return Ok((spec, None));
         };
         let image = text(&spec, "/TaskTemplate/ContainerSpec/Image");
         let unchanged_image = found["Spec"]["Labels"][IMAGE] == image;
         match self.resolve_image.as_str() {
-            "always" => pin(&mut spec, client).await,
-            "changed" if !unchanged_image => pin(&mut spec, client).await,
+            "always" => pin(&mut spec, client).await?,
+            "changed" if !unchanged_image => pin(&mut spec, client).await?,
             // What was pinned stays pinned.
             _ if unchanged_image => {
                 let template = &mut spec["TaskTemplate"];
@@ -299,13 +300,13 @@ impl Deploy {
         let timeout = timeout.map(|nanos| Duration::from_nanos(nanos.unsigned_abs()));
         let opened = self.files.open()?;
         let (stack, known) = prepare(name, &opened, client).await?;
-        if self.shape.resolve_image == "always" {
-            for spec in &stack.services {
-                service::pin_image(&mut spec.clone(), client).await?;
-            }
-        }
         let mut ids = known_ids(&stack, &known);
         check::services(&stack.services, &ids, &known, client).await?;
+        let mut finished = Vec::new();
+        for spec in stack.services {
+            let (spec, found) = self.shape.finish(spec, &known, &ids, client).await?;
+            finished.push((spec, found));
+        }
         // What there is and cannot be changed is found before anything is made.
         for (kind, list) in [("secret", &stack.secrets), ("config", &stack.configs)] {
             relabel(kind, list, &known, client).await?;
@@ -329,9 +330,11 @@ impl Deploy {
             }
         }
         let mut services = Vec::new();
-        for spec in stack.services {
+        for (mut spec, found) in finished {
+            // Of what has been made meanwhile.
+            resolve(&mut spec, &ids)?;
             let name = text(&spec, "/Name").to_owned();
-            let id = self.service(spec, &known, &ids, client).await?;
+            let id = self.service(spec, found, client).await?;
             services.push((name, id));
         }
         if self.wait {
@@ -357,21 +360,14 @@ impl Deploy {
         Ok(())
     }
 
-    /// Makes or updates a service and returns its id.
-    async fn service(
-        &self,
-        spec: Value,
-        known: &Known,
-        ids: &Ids,
-        client: &Client,
-    ) -> Result<String> {
+    /// Makes a service, or updates the one that there is, and returns its id.
+    async fn service(&self, spec: Value, found: Option<&Value>, client: &Client) -> Result<String> {
         let name = text(&spec, "/Name").to_owned();
         let image = text(&spec, "/TaskTemplate/ContainerSpec/Image");
         let auth = self
             .with_registry_auth
             .then(|| registry_auth(image))
             .flatten();
-        let (spec, found) = self.shape.finish(spec, known, ids, client).await?;
         let Some(found) = found else {
             output::line(format!("Creating service {name}"));
             let target = Target::new("/services/create", &[]).registry_auth(auth);
@@ -473,8 +469,8 @@ async fn relabel(kind: &str, wanted: &[Data], known: &Known, client: &Client) ->
 }
 
 /// Pins the image if its registry can be asked; in a stack nobody is told otherwise.
-async fn pin(spec: &mut Value, client: &Client) {
-    let _ = service::pin_image(spec, client).await;
+async fn pin(spec: &mut Value, client: &Client) -> Result<()> {
+    service::pin_image(spec, client).await.map(drop)
 }
 
 /// Puts ids in the place of names.

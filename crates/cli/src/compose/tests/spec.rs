@@ -161,6 +161,82 @@ fn every_key_of_a_service_takes_effect_or_is_warned_of() {
     }
 }
 
+/// Keys below those of a service that change nothing, with the path that the warning names.
+const INNER_WITHOUT_EFFECT: &[(&str, &str, &str)] = &[
+    (
+        "ports",
+        "[{target: 90, published: '91', name: x}]",
+        "ports[0].name",
+    ),
+    (
+        "ports",
+        "[{target: 90, published: '91', app_protocol: http}]",
+        "ports[0].app_protocol",
+    ),
+    ("networks", "{n: {priority: 1}}", "networks.n.priority"),
+    (
+        "networks",
+        "{n: {gw_priority: 1}}",
+        "networks.n.gw_priority",
+    ),
+    (
+        "networks",
+        "{n: {interface_name: eth7}}",
+        "networks.n.interface_name",
+    ),
+    (
+        "networks",
+        "{n: {mac_address: '02:00:00:00:00:01'}}",
+        "networks.n.mac_address",
+    ),
+    (
+        "networks",
+        "{n: {link_local_ips: [169.254.1.1]}}",
+        "networks.n.link_local_ips",
+    ),
+    (
+        "volumes",
+        "[{type: bind, source: /e, target: /e, consistency: cached}]",
+        "volumes[0].consistency",
+    ),
+    (
+        "volumes",
+        "[{type: bind, source: /e, target: /e, bind: {selinux: z}}]",
+        "volumes[0].bind.selinux",
+    ),
+    (
+        "volumes",
+        "[{type: bind, source: /e, target: /e, bind: {recursive: enabled}}]",
+        "volumes[0].bind.recursive",
+    ),
+    (
+        "env_file",
+        "[{path: /nothing, required: false, format: raw}]",
+        "env_file[0].format",
+    ),
+    (
+        "depends_on",
+        "{db: {condition: service_started, restart: true}}",
+        "depends_on.db.restart",
+    ),
+];
+
+#[test]
+fn keys_within_keys_that_have_no_effect_are_warned_of() {
+    for (key, value, path) in INNER_WITHOUT_EFFECT {
+        let read = stack(&with(key, value)).unwrap_or_else(|error| panic!("{path}: {error:#}"));
+        let want = format!("demo.yml:4: services.web.{path} has no effect in a stack");
+        assert_eq!(read.warnings, [want]);
+    }
+    let named = |name: &str| {
+        let text = format!("name: {name}\nservices: {{web: {{image: a}}}}\n");
+        stack(&text).unwrap().warnings
+    };
+    assert_eq!(named("demo"), Vec::<String>::new());
+    let want = "demo.yml:1: name has no effect in a stack: this one is called \"demo\"";
+    assert_eq!(named("shop"), [want]);
+}
+
 #[test]
 fn every_key_outside_of_services_is_read() {
     let text = "

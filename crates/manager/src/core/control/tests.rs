@@ -89,6 +89,17 @@ fn a_service_that_makes_no_sense_is_refused_in_swarm_s_words() {
     check("ContainerSpec: duplicate mount point: /data/", &|spec| {
         spec.task.container.mounts = vec![mount("/data"), mount("/data/")];
     });
+    check("ContainerSpec: duplicate mount point: /site", &|spec| {
+        spec.task.container.mounts = vec![mount("/site/")];
+        spec.task.container.configs = vec![ConfigReference {
+            id: "site".parse().unwrap(),
+            name: "site".into(),
+            target: FileTarget {
+                name: "site".into(),
+                ..FileTarget::default()
+            },
+        }];
+    });
     check(
         "invalid mount target, must be an absolute path: data",
         &|spec| {

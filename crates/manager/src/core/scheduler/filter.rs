@@ -426,7 +426,15 @@ const FILTERS: [&dyn Filter; 9] = [
     &Volumes,
 ];
 
+#[cfg(test)]
+thread_local! {
+    /// How often a node was looked at for a task.
+    pub(super) static LOOKS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 fn candidate(ledger: &Ledger, slot: Slot) -> Candidate<'_> {
+    #[cfg(test)]
+    LOOKS.set(LOOKS.get() + 1);
     Candidate {
         info: ledger.info(slot),
         ledger,

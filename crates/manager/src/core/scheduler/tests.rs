@@ -232,6 +232,36 @@ fn more_tasks_than_one_plan_holds_are_placed_evenly_and_no_service_starves() {
 }
 
 #[test]
+fn a_placement_looks_at_as_few_nodes_however_many_there_are() {
+    const TASKS: u64 = 500;
+    let looks = |nodes: usize, spread: &[&str]| {
+        let names: Vec<String> = (0..nodes).map(|n| format!("n{n}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let mut world = World::new(&names);
+        world.unaudited = true;
+        let mut spec = service("web", TASKS);
+        spec.task.placement.constraints = vec!["node.hostname!=n1".into()];
+        spec.task.placement.spread = spread.iter().map(ToString::to_string).collect();
+        spec.task.placement.max_replicas = 100;
+        spec.task.resources.reservations.nano_cpus = 1_000_000;
+        let id = world.create(spec);
+        super::filter::LOOKS.set(0);
+        while world.pass() {}
+        let tasks = world.state.tasks_of_service(&id);
+        assert_eq!(tasks.filter(|task| task.node.is_some()).count(), 500);
+        super::filter::LOOKS.get()
+    };
+    for spread in [&[][..], &["node.labels.zone"]] {
+        // One look to choose a node and one to see whether it can take more; a few to begin with.
+        for nodes in [20, 100, 400] {
+            let seen = looks(nodes, spread);
+            let most = 2 * usize::try_from(TASKS).unwrap() + 100;
+            assert!(seen <= most, "{nodes} nodes: {seen} looks");
+        }
+    }
+}
+
+#[test]
 fn an_explanation_names_everything_that_speaks_against_each_node() {
     let mut world = World::new(&["n1", "n2", "n3"]);
     world.change_node("n2", |spec| spec.availability = Availability::Pause);

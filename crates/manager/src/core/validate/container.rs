@@ -57,10 +57,22 @@ pub(super) fn container(container: &ContainerTaskSpec) -> Result<(), Refusal> {
     }
     let secrets = container.secrets.iter();
     let secrets = secrets.map(|s| (s.name.as_str(), &s.target));
-    targets_differ("secret", "/run/secrets/", secrets)?;
+    let secrets = targets_differ("secret", "/run/secrets/", secrets)?;
     let configs = container.configs.iter();
     let configs = configs.map(|c| (c.name.as_str(), &c.target));
-    targets_differ("config", "/", configs)
+    let configs = targets_differ("config", "/", configs)?;
+    let mounts = container.mounts.iter();
+    let mut taken: BTreeSet<&str> = mounts.map(|m| m.target.trim_end_matches('/')).collect();
+    let twice = secrets
+        .iter()
+        .chain(&configs)
+        .find(|path| !taken.insert(path.as_str()));
+    match twice {
+        Some(path) => Err(Refusal::invalid(format!(
+            "ContainerSpec: duplicate mount point: {path}"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// Checks what names machines: hostname, further hosts, resolvers.
@@ -162,11 +174,12 @@ fn healthcheck(health: &HealthConfig) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Checks that no two files have one place, and tells the places.
 fn targets_differ<'a>(
     kind: &str,
     base: &str,
     references: impl Iterator<Item = (&'a str, &'a FileTarget)>,
-) -> Result<(), Refusal> {
+) -> Result<Vec<String>, Refusal> {
     let mut seen: Vec<(String, &str)> = Vec::new();
     for (name, target) in references {
         if name.is_empty() || target.name.is_empty() {
@@ -191,5 +204,5 @@ fn targets_differ<'a>(
         }
         seen.push((path, name));
     }
-    Ok(())
+    Ok(seen.into_iter().map(|(path, _)| path).collect())
 }

@@ -112,6 +112,53 @@ fn a_slot_whose_attempts_of_a_window_are_used_up_stays_empty() {
 }
 
 #[test]
+fn history_follows_the_clusters_limit_and_the_attempts_that_are_counted() {
+    for (limit, attempts, kept) in [(2, 0, 2), (0, 0, 1), (-1, 0, 12), (5, 7, 8)] {
+        let mut world = World::new(&["n1"]);
+        let cluster = world.state.cluster().unwrap().clone();
+        let mut spec = cluster.spec.clone();
+        spec.task_history_limit = limit;
+        world
+            .user(|state, cx| control::update_cluster(state, cx, cluster.meta.version, spec))
+            .unwrap();
+        let mut spec = service("web", 1);
+        spec.task.restart.max_attempts = attempts;
+        let id = world.create(spec);
+        world.settle();
+        for version in 2..=12 {
+            image(&mut world, &id, &format!("demo:{version}"));
+            world.advance(10 * SECOND);
+        }
+        let tasks = world.state.tasks_of_service(&id).count();
+        assert_eq!(tasks, kept, "limit {limit}, {attempts} attempts");
+    }
+}
+
+#[test]
+fn a_task_that_does_not_end_holds_up_its_slot_for_a_minute_after_its_grace() {
+    let mut world = World::new(&["n1"]);
+    let mut spec = service("web", 1);
+    spec.task.container.stop_grace_period = Some(20 * SECOND);
+    let id = world.create(spec);
+    world.create(service("filler", 2));
+    world.settle();
+    // The node's agent stands still, and its host does not count as lost.
+    world.silent.push(node_id("n1"));
+    world.join("n2");
+    image(&mut world, &id, "demo:2");
+    world.advance(79 * SECOND);
+    assert_eq!(world.running(&id), 0);
+    world.advance(SECOND);
+    check(
+        &world,
+        &id,
+        expect![[r#"
+        1 n2 running/running demo:2
+    "#]],
+    );
+}
+
+#[test]
 fn a_condition_decides_which_ends_are_answered() {
     for (condition, code, replaced) in [
         (RestartCondition::None, 1, false),
