@@ -14,6 +14,7 @@ pub mod object;
 pub mod planted;
 pub mod spec;
 pub mod stack;
+pub mod table;
 pub mod task_state;
 pub mod template;
 pub mod time;

@@ -3,6 +3,8 @@
 //! A manager computes it from the replicated state and streams it with the assignments; the node's `overlay` and `dns`
 //! derive everything in the kernel and every answer from it. It is a value: same state, same view.
 
+mod change;
+
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
@@ -13,7 +15,11 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{NetworkId, NodeId, ServiceId, TaskId, spec::Affinity, tunnel::TunnelKey};
+use crate::{
+    NetworkId, NodeId, ServiceId, TaskId, spec::Affinity, table::Table, tunnel::TunnelKey,
+};
+
+pub use change::{SliceChange, ViewChange, ViewUpdate};
 
 /// Default VXLAN port (RFC 7348 §5).
 pub const VXLAN_PORT: u16 = 4789;
@@ -69,9 +75,9 @@ pub struct NetworkSlice {
     pub subnets: Vec<Subnet>,
     /// Attachments of live tasks, wherever they run. Views share what they have in common, so that a difference is soon
     /// found.
-    pub endpoints: BTreeMap<TaskId, Arc<Endpoint>>,
+    pub endpoints: Table<TaskId, Arc<Endpoint>>,
     /// Services with a virtual address, a name or a published port in this network.
-    pub services: BTreeMap<ServiceId, Arc<ServiceSlice>>,
+    pub services: Table<ServiceId, Arc<ServiceSlice>>,
 }
 
 /// A subnet and the address in it that every node's router answers for.

@@ -9,7 +9,7 @@ use prost::Message;
 use sample::{Generator, Sample};
 use shoal_api::{
     Actor, Timestamp,
-    network::NetworkView,
+    network::{Endpoint, NetworkSlice, NetworkView},
     object::{Batch, Change, Expect, Object, Task, Wishes},
     spec::{ServiceSpec, TaskSpec},
     wire,
@@ -71,6 +71,30 @@ proptest! {
     }
 
     #[test]
+    fn what_differs_between_two_views_leads_from_one_to_the_other(seed: u64) {
+        let mut generator = Generator::new(seed);
+        let before = NetworkView::sample(&mut generator);
+        let mut after = NetworkView::sample(&mut generator);
+        // Some of what was there stays, and some of it is other.
+        for (id, slice) in &before.networks {
+            let mut other = NetworkSlice::sample(&mut generator);
+            other.endpoints.extend(slice.endpoints.iter().skip(1).map(|(id, one)| (id.clone(), one.clone())));
+            other.services.extend(slice.services.iter().skip(1).map(|(id, one)| (id.clone(), one.clone())));
+            after.networks.insert(id.clone(), other);
+        }
+        after.peers.extend(before.peers.clone());
+        let message = wire::AssignmentsMessage {
+            view_change: Some(wire::encode_view_change(&after.change_from(&before))),
+            view_version: after.version,
+            ..wire::AssignmentsMessage::default()
+        };
+        let read = message.read_view().unwrap().unwrap();
+        prop_assert_eq!(read.version(), after.version);
+        prop_assert_eq!(read.clone().onto(None), None, "a change of nothing is nothing");
+        prop_assert_eq!(read.onto(Some(&before)), Some(after));
+    }
+
+    #[test]
     fn no_bytes_make_it_panic(bytes in vec(any::<u8>(), 0..400)) {
         let _ = wire::decode_batch(&bytes);
         let _ = wire::decode_object(&bytes);
@@ -99,6 +123,42 @@ fn batch_of(task: &Task) -> Batch {
         }],
         wish: None,
     }
+}
+
+#[test]
+fn what_a_change_costs_on_the_wire_does_not_grow_with_the_cluster() {
+    let view = |services: u32| {
+        let mut generator = Generator::new(1);
+        let mut slice = NetworkSlice::sample(&mut generator);
+        for number in 0..services * 10 {
+            let id = format!("task{number:021}").parse().unwrap();
+            slice
+                .endpoints
+                .insert(id, Arc::new(Endpoint::sample(&mut generator)));
+        }
+        let mut view = NetworkView::default();
+        view.networks.insert("n1".parse().unwrap(), slice);
+        view
+    };
+    let costs = [10, 1_000].map(|services| {
+        let before = view(services);
+        let mut after = before.clone();
+        let slice = after.networks.get_mut("n1").unwrap();
+        let endpoint = slice
+            .endpoints
+            .get_mut("task000000000000000000007")
+            .unwrap();
+        let endpoint = Arc::make_mut(endpoint);
+        endpoint.serving = !endpoint.serving;
+        let change = wire::encode_view_change(&after.change_from(&before)).len();
+        (change, wire::encode_view(&after).len())
+    });
+    let [(few, _), (many, whole)] = costs;
+    assert_eq!(few, many, "one endpoint is one endpoint");
+    assert!(
+        many < 2_000 && whole > 400 * many,
+        "{many} of {whole} bytes"
+    );
 }
 
 #[test]

@@ -414,9 +414,8 @@ impl Agent {
         self.speak(me, env);
     }
 
-    fn apply(&mut self, mut message: Message, me: Me, body: &mut Body, env: &mut Env) {
-        let view = message.view.take().map(Arc::new);
-        let Ok(touched) = self.assignments.apply(message) else {
+    fn apply(&mut self, message: Message, me: Me, body: &mut Body, env: &mut Env) {
+        let Ok(mut touched) = self.assignments.apply(message) else {
             self.messages.clear();
             return self.end_session(me, env);
         };
@@ -431,7 +430,7 @@ impl Agent {
         for (id, status) in &touched.unreported {
             self.reporter.push(id.clone(), status.clone());
         }
-        let number = match view {
+        let number = match touched.view.take() {
             Some(view) => {
                 body.ledger.view = Some(Arc::clone(&view));
                 self.want(view, me, env)

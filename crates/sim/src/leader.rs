@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_api::{
     NodeId, TaskId,
-    network::NetworkView,
+    network::{NetworkView, ViewUpdate},
     object::{NodeDescription, NodeState, TaskStatus},
 };
 use shoal_manager::{
@@ -472,9 +472,15 @@ impl Reign {
                     complete: is_first,
                     applies_to: version(session.count),
                     results_in: version(session.count + 1),
-                    view: view.map(|version| NetworkView {
-                        version,
-                        ..set.view.as_ref().clone()
+                    view: view.map(|version| {
+                        let view = NetworkView {
+                            version,
+                            ..set.view.as_ref().clone()
+                        };
+                        match is_first {
+                            true => ViewUpdate::Whole(view),
+                            false => ViewUpdate::Change(view.change_from(&session.held.view)),
+                        }
                     }),
                     ..Message::default()
                 };

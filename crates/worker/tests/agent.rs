@@ -8,7 +8,7 @@ use shoal_api::{
     TaskState as S,
     container::LogQuery,
     network::NetworkView,
-    wire::{LogSelector, SubscriptionMessage},
+    wire::{self, LogSelector, SubscriptionMessage},
 };
 use stage::{Authority, Event, Manager, Notes, complete, incremental, remove, secret, task};
 
@@ -46,18 +46,15 @@ async fn a_task_runs_and_stops_and_the_network_goes_first() {
         ["converge 41", "publish 41", "prepare t1"]
     );
 
-    let view = NetworkView {
+    let next = NetworkView {
         version: 42,
-        ..view
+        ..view.clone()
     };
-    session
-        .assign(incremental(
-            "1",
-            "2",
-            Some(&view),
-            &[task("t1", S::Running, S::Shutdown)],
-        ))
-        .await;
+    // What has changed is enough.
+    let mut message = incremental("1", "2", None, &[task("t1", S::Running, S::Shutdown)]);
+    message.view_change = Some(wire::encode_view_change(&next.change_from(&view)));
+    message.view_version = 42;
+    session.assign(message).await;
     manager
         .until(&Event::Status("t1".to_owned(), S::Shutdown))
         .await;

@@ -9,7 +9,12 @@ use prost::{
 };
 
 use super::{AssignmentChange, AssignmentsMessage, DecodeError, batch::parse};
-use crate::{network::NetworkView, object::Task, spec::TaskSpec, wire};
+use crate::{
+    network::{NetworkView, ViewChange, ViewUpdate},
+    object::Task,
+    spec::TaskSpec,
+    wire,
+};
 
 /// Field of `AssignmentChange` that holds a task.
 const CHANGE_TASK: u32 = 2;
@@ -27,6 +32,11 @@ pub fn encode_change(change: &AssignmentChange) -> Bytes {
 /// Writes a network view.
 pub fn encode_view(view: &NetworkView) -> Bytes {
     wire::NetworkView::from(view).encode_to_vec().into()
+}
+
+/// Writes what leads from one network view to another.
+pub fn encode_view_change(change: &ViewChange) -> Bytes {
+    wire::ViewChange::from(change).encode_to_vec().into()
 }
 
 /// Writes what siblings have in common, for [`encode_task_update`].
@@ -64,18 +74,28 @@ impl AssignmentsMessage {
         self.changes.iter().map(read).collect()
     }
 
-    /// Reads the network view, if there is one.
+    /// Reads the network view, or what differs in it, if there is any.
     ///
     /// # Errors
     /// Bytes that are none, or the field that is missing or wrong.
-    pub fn read_view(&self) -> Result<Option<NetworkView>, DecodeError> {
-        let Some(bytes) = &self.view else {
+    pub fn read_view(&self) -> Result<Option<ViewUpdate>, DecodeError> {
+        let version = self.view_version;
+        if let Some(bytes) = &self.view {
+            let view = parse::<wire::NetworkView>(bytes, "NetworkView")?;
+            let view = NetworkView {
+                version,
+                ..view.try_into()?
+            };
+            return Ok(Some(ViewUpdate::Whole(view)));
+        }
+        let Some(bytes) = &self.view_change else {
             return Ok(None);
         };
-        let view = parse::<wire::NetworkView>(bytes, "NetworkView")?;
-        Ok(Some(NetworkView {
-            version: self.view_version,
-            ..view.try_into()?
-        }))
+        let change = parse::<wire::ViewChange>(bytes, "ViewChange")?;
+        let change = ViewChange {
+            version,
+            ..change.try_into()?
+        };
+        Ok(Some(ViewUpdate::Change(change)))
     }
 }

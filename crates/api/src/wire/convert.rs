@@ -6,6 +6,7 @@ use ipnet::IpNet;
 
 use crate::{
     ClusterId, ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId, Timestamp, Words,
+    table::Table,
 };
 
 mod logs;
@@ -279,6 +280,19 @@ impl<K: Field<String> + Ord, V: Field<W>, W> Field<BTreeMap<String, W>> for BTre
                 entry.map_err(|e| e.within(&place))
             })
             .collect()
+    }
+}
+
+impl<K: Field<String> + Ord + Clone, V: Field<W> + Clone, W> Field<BTreeMap<String, W>>
+    for Table<K, V>
+{
+    fn to_wire(&self) -> BTreeMap<String, W> {
+        self.iter()
+            .map(|(key, value)| (key.to_wire(), value.to_wire()))
+            .collect()
+    }
+    fn from_wire(wire: BTreeMap<String, W>) -> Result<Self, DecodeError> {
+        BTreeMap::<K, V>::from_wire(wire).map(Self::from_iter)
     }
 }
 

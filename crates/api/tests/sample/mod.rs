@@ -10,7 +10,7 @@ use std::{
 use ipnet::IpNet;
 use shoal_api::{
     Actor, ClusterId, ConfigId, NetworkId, NodeId, ObjectId, SecretId, ServiceId, TaskId,
-    TaskState, Timestamp, Words, network::*, object::*, spec::*, tunnel::*,
+    TaskState, Timestamp, Words, network::*, object::*, spec::*, table::Table, tunnel::*,
 };
 
 /// SplitMix64.
@@ -298,6 +298,12 @@ impl<K: Sample + Ord, V: Sample> Sample for BTreeMap<K, V> {
         (0..g.below(3))
             .map(|_| (K::sample(g), V::sample(g)))
             .collect()
+    }
+}
+
+impl<K: Sample + Ord + Clone, V: Sample + Clone> Sample for Table<K, V> {
+    fn sample(g: &mut Generator) -> Self {
+        BTreeMap::sample(g).into_iter().collect()
     }
 }
 

@@ -10,7 +10,6 @@ mod claim;
 mod history;
 mod ownership;
 mod references;
-mod table;
 mod wishes;
 
 #[cfg(test)]
@@ -27,12 +26,13 @@ use shoal_api::{
     spec::{Protocol, TaskSpec},
 };
 
+pub use shoal_api::table::{Groups, Table};
+
 pub(crate) use apply::specs_of_service;
 pub use change::{Delta, Event, LogIndex, Rejected};
 pub use claim::{Claim, Kind, overlap};
 pub(crate) use history::supersede;
 pub use references::{User, in_use};
-pub use table::{Groups, Table};
 
 use wishes::Wishes;
 

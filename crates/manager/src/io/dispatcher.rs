@@ -40,6 +40,7 @@ pub(crate) enum Command {
         address: IpAddr,
         /// Version of the assignments that the agent holds, empty for none.
         holds: String,
+        takes_view_changes: bool,
         reply: oneshot::Sender<Result<Opened, Status>>,
     },
     Heartbeat {
@@ -99,6 +100,8 @@ struct Session {
     stream: Option<Stream>,
     /// Version of the assignments that the agent held when it opened the session.
     holds: String,
+    /// Whether the agent can be told what has changed in a view, rather than all of it.
+    takes_view_changes: bool,
     /// Messages of assignments sent in this session.
     sent: u64,
 }
@@ -229,9 +232,14 @@ impl Dispatcher<'_> {
                 description,
                 address,
                 holds,
+                takes_view_changes,
                 reply,
             } => {
-                drop(reply.send(self.open(node, *description, address, holds, now)));
+                let opened = self.open(node.clone(), *description, address, holds, now);
+                if let Some(session) = self.sessions.get_mut(&node).filter(|_| opened.is_ok()) {
+                    session.takes_view_changes = takes_view_changes;
+                }
+                drop(reply.send(opened));
             }
             Command::Heartbeat {
                 node,
@@ -340,6 +348,7 @@ impl Dispatcher<'_> {
                 messages,
                 stream: None,
                 holds,
+                takes_view_changes: false,
                 sent: 0,
             },
         );

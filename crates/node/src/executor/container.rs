@@ -185,7 +185,7 @@ fn networks(
     let mut first = None;
     for attachment in &task.networks {
         let slice = view.networks.get(&attachment.network);
-        let Some(slice) = slice.filter(|slice| slice.endpoints.contains_key(&task.id)) else {
+        let Some(slice) = slice.filter(|slice| slice.endpoints.contains(&task.id)) else {
             return Err(ContainerError::NoNetwork(attachment.network.to_string()));
         };
         let endpoint = EndpointSpec {

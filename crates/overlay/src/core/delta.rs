@@ -13,6 +13,7 @@ use std::{
 use shoal_api::{
     NetworkId, NodeId, ServiceId, TaskId,
     network::{Endpoint, NetworkSlice, NetworkView},
+    table::Difference,
 };
 
 use super::{
@@ -71,7 +72,7 @@ impl Index {
         let mut index = Self::default();
         for (network, slice) in &view.networks {
             let of_network = index.0.entry(network.clone()).or_default();
-            for (task, endpoint) in &slice.endpoints {
+            for (task, endpoint) in slice.endpoints.iter() {
                 of_network.add(task, endpoint);
             }
         }
@@ -142,7 +143,7 @@ pub fn delta(
         if !alike(old, slice) {
             return Delta::Everything;
         }
-        let changed = changed(&old.endpoints, &slice.endpoints);
+        let changed: Vec<Changed<'_>> = old.endpoints.differences(&slice.endpoints).collect();
         if changed.is_empty() {
             continue;
         }
@@ -199,36 +200,8 @@ fn alike(old: &NetworkSlice, new: &NetworkSlice) -> bool {
         && *services == new.services
 }
 
-type Changed<'a> = (
-    &'a TaskId,
-    Option<&'a Arc<Endpoint>>,
-    Option<&'a Arc<Endpoint>>,
-);
-
-/// Endpoints that differ, as they were and as they are.
-fn changed<'a>(
-    old: &'a BTreeMap<TaskId, Arc<Endpoint>>,
-    new: &'a BTreeMap<TaskId, Arc<Endpoint>>,
-) -> Vec<Changed<'a>> {
-    let mut changed = Vec::new();
-    let (mut before, mut after) = (old.iter().peekable(), new.iter().peekable());
-    loop {
-        match (before.peek(), after.peek()) {
-            (Some((was, _)), Some((is, _))) if was == is => {
-                if let (Some((task, was)), Some((_, is))) = (before.next(), after.next())
-                    && was != is
-                {
-                    changed.push((task, Some(was), Some(is)));
-                }
-            }
-            (Some((was, _)), is) if is.is_none_or(|(is, _)| was < is) => {
-                changed.extend(before.next().map(|(task, was)| (task, Some(was), None)));
-            }
-            (_, Some(_)) => changed.extend(after.next().map(|(task, is)| (task, None, Some(is)))),
-            _ => return changed,
-        }
-    }
-}
+/// An endpoint that differs, as it was and as it is.
+type Changed<'a> = Difference<'a, TaskId, Arc<Endpoint>>;
 
 struct Network<'a> {
     id: &'a NetworkId,

@@ -60,7 +60,7 @@ pub fn view() -> NetworkView {
             }],
             ..ServiceSlice::default()
         };
-        BTreeMap::from([(id("web"), Arc::new(service))])
+        [(id("web"), Arc::new(service))].into()
     };
     let network = |n: u8, tasks: &[(&str, usize)]| {
         let endpoint = |(last, (task, host)): (u8, &(&str, usize))| {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use shoal_api::{
     ConfigId, SecretId, TaskId,
-    network::NetworkView,
+    network::{NetworkView, ViewUpdate},
     object::{Config, Secret, Task, TaskStatus},
     planted::{Bug, planted},
 };
@@ -25,7 +25,7 @@ pub struct Message {
     /// What is no longer assigned.
     pub removals: Vec<ItemKey>,
     /// The network view; `None` when unchanged.
-    pub view: Option<NetworkView>,
+    pub view: Option<ViewUpdate>,
 }
 
 /// Something that can be assigned.
@@ -72,6 +72,8 @@ pub struct Gap {
 /// Tasks that a message touched.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Touched {
+    /// The network view, if it is another one now.
+    pub view: Option<Arc<NetworkView>>,
     /// Those to be carried out as they now stand.
     pub updated: Vec<TaskId>,
     /// Those to be stopped and forgotten.
@@ -87,6 +89,8 @@ pub struct Assignments {
     tasks: BTreeMap<TaskId, Task>,
     secrets: BTreeMap<SecretId, Arc<Secret>>,
     configs: BTreeMap<ConfigId, Arc<Config>>,
+    /// The view that was told last, to which changes apply.
+    view: Option<Arc<NetworkView>>,
 }
 
 impl Assignments {
@@ -114,7 +118,11 @@ impl Assignments {
     /// Takes in a message.
     pub fn apply(&mut self, message: Message) -> Result<Touched, Gap> {
         let mut touched = Touched::default();
-        if message.complete {
+        let is_missed = match &message.view {
+            Some(ViewUpdate::Change(_)) => self.view.is_none(),
+            Some(ViewUpdate::Whole(_)) | None => false,
+        };
+        if message.complete && !is_missed {
             let named = |task: &TaskId| {
                 message
                     .updates
@@ -129,7 +137,7 @@ impl Assignments {
                 .collect();
             self.secrets.clear();
             self.configs.clear();
-        } else if message.applies_to != self.version {
+        } else if is_missed || message.applies_to != self.version {
             // Only a complete message can follow.
             return Err(Gap {
                 applies_to: message.applies_to,
@@ -167,6 +175,10 @@ impl Assignments {
                     self.tasks.insert(task.id.clone(), task);
                 }
             }
+        }
+        if let Some(update) = message.view {
+            self.view = update.onto(self.view.as_deref()).map(Arc::new);
+            touched.view.clone_from(&self.view);
         }
         self.version = message.results_in;
         Ok(touched)

@@ -185,12 +185,11 @@ impl Foreman {
         }
     }
 
-    async fn apply(&mut self, mut message: Message) -> Result<(), Gap> {
-        let view = message.view.take().map(Arc::new);
+    async fn apply(&mut self, message: Message) -> Result<(), Gap> {
         let applied = self.assignments.apply(message);
         self.version
             .send_replace(self.assignments.version().to_owned());
-        let touched = applied?;
+        let mut touched = applied?;
         let tasks = touched
             .updated
             .iter()
@@ -213,7 +212,7 @@ impl Foreman {
         for (id, status) in &touched.unreported {
             self.outbox.push(id.clone(), status.clone());
         }
-        let number = match view {
+        let number = match touched.view.take() {
             Some(view) => {
                 self.ledger.post(vec![Row::View(Arc::clone(&view))]).await;
                 self.plane.want(view)

@@ -13,13 +13,15 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Serialize, de::DeserializeOwned};
 use shoal_api::{
     TaskId,
-    network::NetworkView,
+    network::{NetworkView, ViewChange},
     object::{Task, TaskStatus},
 };
 use tokio::sync::{mpsc, oneshot};
 
-/// Rows as JSON: `task/<id>`, `status/<id>`, `view`, `managers`.
+/// Rows as JSON: `task/<id>`, `status/<id>`, `view`, `view-change/<number>`, `managers`.
 const ROWS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("rows");
+const VIEW: &str = "view";
+const VIEW_CHANGE: &str = "view-change";
 /// Requests that may wait for the disk before their senders do.
 const REQUESTS_MAX: usize = 1024;
 /// Requests in one commit.
@@ -127,6 +129,7 @@ impl Ledger {
 }
 
 fn serve(database: &Database, mut requests: mpsc::Receiver<Request>) {
+    let mut view = None;
     while let Some(first) = requests.blocking_recv() {
         let mut batch = vec![first];
         while let Some(next) = (batch.len() < REQUESTS_PER_COMMIT_MAX)
@@ -135,7 +138,12 @@ fn serve(database: &Database, mut requests: mpsc::Receiver<Request>) {
         {
             batch.push(next);
         }
-        let failure = commit(database, batch.iter().flat_map(|request| &request.rows)).err();
+        let rows = batch.iter().flat_map(|request| &request.rows);
+        let failure = commit(database, rows, &mut view).err();
+        if failure.is_some() {
+            // What of it is in the file is not known: the next one is written whole.
+            view = None;
+        }
         for request in batch {
             let reason = failure.as_ref().map(ToString::to_string);
             match (request.done, reason) {
@@ -149,7 +157,42 @@ fn serve(database: &Database, mut requests: mpsc::Receiver<Request>) {
     }
 }
 
-fn commit<'r>(database: &Database, rows: impl Iterator<Item = &'r Row>) -> Result<(), redb::Error> {
+/// The view that is in the file, as a whole one with the changes to it.
+struct WrittenView {
+    is: Arc<NetworkView>,
+    /// Bytes of the whole one.
+    whole: usize,
+    /// Changes that followed, and their bytes.
+    changes: usize,
+    changed: usize,
+}
+
+impl WrittenView {
+    /// The rows that lead to another view; changes as long as they have fewer bytes than the whole.
+    fn advance(written: &mut Option<Self>, view: &Arc<NetworkView>) -> (String, Vec<u8>) {
+        if let Some(held) = written.as_mut().filter(|held| held.changed < held.whole) {
+            let change = json(&view.change_from(&held.is));
+            held.is = Arc::clone(view);
+            held.changes += 1;
+            held.changed += change.len();
+            return (format!("{VIEW_CHANGE}/{:010}", held.changes), change);
+        }
+        let whole = json(view);
+        *written = Some(Self {
+            is: Arc::clone(view),
+            whole: whole.len(),
+            changes: 0,
+            changed: 0,
+        });
+        (VIEW.to_owned(), whole)
+    }
+}
+
+fn commit<'r>(
+    database: &Database,
+    rows: impl Iterator<Item = &'r Row>,
+    view: &mut Option<WrittenView>,
+) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
     {
         let mut table = transaction.open_table(ROWS)?;
@@ -157,7 +200,13 @@ fn commit<'r>(database: &Database, rows: impl Iterator<Item = &'r Row>) -> Resul
             let (key, value) = match row {
                 Row::Task(task) => (task_key(&task.id), json(task)),
                 Row::Status(id, status) => (status_key(id), json(status)),
-                Row::View(view) => ("view".to_owned(), json(view)),
+                Row::View(next) => {
+                    let (key, value) = WrittenView::advance(view, next);
+                    if key == VIEW {
+                        table.retain(|key, _| !key.starts_with(VIEW_CHANGE))?;
+                    }
+                    (key, value)
+                }
                 Row::Managers(managers) => ("managers".to_owned(), json(managers)),
                 Row::Forget(id) => {
                     table.remove(task_key(id).as_str())?;
@@ -166,6 +215,7 @@ fn commit<'r>(database: &Database, rows: impl Iterator<Item = &'r Row>) -> Resul
                 }
                 Row::ForgetAll => {
                     table.retain(|_, _| false)?;
+                    *view = None;
                     continue;
                 }
             };
@@ -205,7 +255,13 @@ fn read(database: &Database) -> Result<Remembered, redb::Error> {
             Some(("status", id)) => {
                 statuses.extend(id.parse().ok().zip(parse(key, value)));
             }
-            _ if key == "view" => remembered.view = parse(key, value),
+            // Their numbers ascend, and all come after the whole one.
+            Some((VIEW_CHANGE, _)) => {
+                let change = parse::<ViewChange>(key, value);
+                let view = remembered.view.take().zip(change);
+                remembered.view = view.map(|(view, change)| view.changed(change));
+            }
+            _ if key == VIEW => remembered.view = parse(key, value),
             _ if key == "managers" => remembered.managers = parse(key, value).unwrap_or_default(),
             _ => {}
         }
@@ -280,6 +336,57 @@ mod tests {
         );
         assert_eq!(remembered.view.map(|view| view.version), Some(7));
         assert_eq!(remembered.managers, ["a:1"]);
+    }
+
+    #[tokio::test]
+    async fn of_a_view_what_has_changed_is_written() {
+        use shoal_api::network::Peer;
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("ledger");
+        let (ledger, _, closed) = Ledger::open(&path).expect("a new ledger");
+        let mut view = NetworkView::default();
+        let peer = |last: u8| Peer {
+            underlay: [192, 0, 2, last].into(),
+            hostname: format!("h{last}"),
+            tunnel_keys: Vec::new(),
+        };
+        for last in 0..100 {
+            view.peers
+                .insert(format!("n{last}").parse().expect("an id"), peer(last));
+        }
+        // More than one round: changes until they are as long as the whole.
+        for version in 1..=200 {
+            view.version = version;
+            let id = format!("n{}", version % 100).parse().expect("an id");
+            view.peers
+                .insert(id, peer(u8::try_from(version % 50).expect("small")));
+            ledger.post(vec![Row::View(Arc::new(view.clone()))]).await;
+        }
+        drop(ledger);
+        closed.await.expect("closed");
+        let (ledger, remembered, closed) = Ledger::open(&path).expect("the ledger");
+        assert_eq!(remembered.view, Some(view));
+        drop(ledger);
+        closed.await.expect("closed");
+        let database = Database::create(&path).expect("the ledger");
+        let table = database
+            .begin_read()
+            .expect("it is read")
+            .open_table(ROWS)
+            .expect("rows");
+        let rows: Vec<(String, usize)> = table
+            .iter()
+            .expect("rows")
+            .map(|row| row.map(|(key, value)| (key.value().to_owned(), value.value().len())))
+            .collect::<Result<_, _>>()
+            .expect("rows");
+        let of = |changes: bool| {
+            let rows = rows
+                .iter()
+                .filter(move |(key, _)| key.starts_with(VIEW_CHANGE) == changes);
+            rows.map(|(_, bytes)| bytes).sum::<usize>()
+        };
+        assert!(rows.len() > 2 && of(true) < of(false) * 2, "{rows:?}");
     }
 
     #[tokio::test]

@@ -106,6 +106,7 @@ pub(super) async fn hold(
         description: Some((&description).into()),
         session_id: String::new(),
         assignments_version: desk.version.borrow().clone(),
+        takes_view_changes: true,
     };
     let mut stream = within("Session", client.session(Request::new(request))).await?;
     let mut on_message = on_message;

@@ -130,5 +130,6 @@ fn message(
         changes: items.into_iter().map(change).collect(),
         view: view.map(wire::encode_view),
         view_version: view.map_or(0, |view| view.version),
+        view_change: None,
     }
 }

@@ -2,7 +2,10 @@
 
 use super::{DecodeError, Field, bridge, messages};
 use crate::{
-    network::{Endpoint, IngressPort, NamedPort, NetworkSlice, NetworkView, Peer, ServiceSlice},
+    network::{
+        Endpoint, IngressPort, NamedPort, NetworkSlice, NetworkView, Peer, ServiceSlice,
+        SliceChange, ViewChange,
+    },
     tunnel::{PublicKey, TunnelKey},
     wire,
 };
@@ -21,6 +24,8 @@ impl Field<Vec<u8>> for PublicKey {
 
 messages! {
     NetworkView { version, data_path_port, peers, networks }
+    ViewChange { version, data_path_port, peers, peers_gone, networks, networks_gone }
+    SliceChange { slice, endpoints_gone, services_gone }
     Peer { underlay, hostname, tunnel_keys }
     TunnelKey { public, port }
     NetworkSlice { name, ingress, internal, encrypted, vni, mtu, subnets, endpoints, services }

@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use expect_test::{Expect, expect};
 use shoal_api::network::{
@@ -57,8 +57,8 @@ fn slice(name: &str, internal: bool, subnets: &[&str]) -> NetworkSlice {
                 gateway: "10.0.1.1".parse().expect("one"),
             })
             .collect(),
-        endpoints: BTreeMap::new(),
-        services: BTreeMap::new(),
+        endpoints: Default::default(),
+        services: Default::default(),
     }
 }
 

@@ -17,7 +17,7 @@ use shoal_api::{
     tunnel::TUNNEL_KEYS_MAX,
 };
 
-use crate::core::state::State;
+use crate::core::state::{State, Table};
 
 /// Option of a network's driver that sets its MTU.
 pub const MTU_OPTION: &str = "com.docker.network.driver.mtu";
@@ -41,6 +41,8 @@ pub struct NetworkSlices {
     views: RefCell<BTreeMap<ViewKey, Arc<NetworkView>>>,
     /// Those of the state before: one that says the same goes on, so that whoever holds it is seen to be up to date.
     before: BTreeMap<ViewKey, Arc<NetworkView>>,
+    /// The networks of those views, with which the next ones share what has not changed.
+    slices_before: BTreeMap<NetworkId, NetworkSlice>,
 }
 
 impl NetworkSlices {
@@ -51,7 +53,12 @@ impl NetworkSlices {
         // Of networks that nobody asks for any more nothing is kept for longer than the next state.
         let is_held = |view: &mut Arc<NetworkView>| Arc::strong_count(view) > 1;
         before.retain(|_, view| is_held(view));
+        let mut by_age: Vec<&Arc<NetworkView>> = before.values().collect();
+        by_age.sort_by_key(|view| view.version);
+        let slices = by_age.iter().flat_map(|view| &view.networks);
+        let slices_before = slices.map(|(id, slice)| (id.clone(), slice.clone()));
         Self {
+            slices_before: slices_before.collect(),
             before,
             ..Self::default()
         }
@@ -68,6 +75,14 @@ impl NetworkSlices {
         for id in &ids {
             if !slices.contains_key(*id) {
                 let slice = state.network(id).and_then(|network| slice(state, network));
+                let slice = slice.map(|slice| match self.slices_before.get(*id) {
+                    Some(before) => NetworkSlice {
+                        endpoints: before.endpoints.moved_to(&slice.endpoints),
+                        services: before.services.moved_to(&slice.services),
+                        ..slice
+                    },
+                    None => slice,
+                });
                 slices.insert((*id).clone(), slice);
             }
         }
@@ -151,7 +166,7 @@ fn is_live(task: &Task) -> bool {
 /// A network as all its nodes see it; `None` before it has its subnets.
 fn slice(state: &State, network: &Network) -> Option<NetworkSlice> {
     let allocated = network.allocated.as_ref()?;
-    let mut endpoints = BTreeMap::new();
+    let mut endpoints = Table::default();
     let mut services: BTreeSet<ServiceId> = BTreeSet::new();
     for holder in state.address_holders(&network.id) {
         match holder {

@@ -1,6 +1,9 @@
 //! What agents are sent: each stream is taken from what its agent holds to what the state wants it to hold.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+};
 
 use shoal_api::{
     NodeId, TaskState,
@@ -148,6 +151,8 @@ impl Dispatcher<'_> {
         self.is_acknowledged_told = false;
         let cursor = self.cursors.entry(node.clone()).or_default();
         let before = cursor.positions.back_mut();
+        let held = before.as_ref().filter(|_| session.takes_view_changes);
+        let held = held.map(|position| Arc::clone(&position.held.view));
         let changes = match &before {
             Some(position) => diff(&position.held, &set),
             None => diff(&AssignmentSet::default(), &set),
@@ -161,6 +166,12 @@ impl Dispatcher<'_> {
             Some(position) => position.version.clone(),
             None => String::new(),
         };
+        // What is new in a view, for agents that understand it; all of it where nothing is known to be held.
+        let (whole, change) = match (view, held) {
+            (None, _) => (None, None),
+            (Some(_), None) => (Some(self.encoded.view(&set.view)), None),
+            (Some(_), Some(held)) => (None, Some(self.encoded.view_change(&held, &set.view))),
+        };
         session.sent += 1;
         let version = format!("{}.{}", session.id, session.sent);
         let is_first = cursor.positions.is_empty();
@@ -173,7 +184,8 @@ impl Dispatcher<'_> {
             applies_to,
             results_in: version.clone(),
             changes: changes.iter().map(|c| self.encoded.change(c)).collect(),
-            view: view.map(|_| self.encoded.view(&set.view)),
+            view: whole,
+            view_change: change,
             view_version: view.unwrap_or_default(),
         };
         cursor.advance(Position {

@@ -14,12 +14,13 @@ const ROUNDS_KEPT: u64 = 16;
 #[derive(Default)]
 pub(super) struct Encoded {
     round: u64,
-    /// By address. The value is kept with its bytes, so that no other one can come to lie there.
-    kept: BTreeMap<usize, Kept>,
+    /// By address, and for what leads from one value to another by the addresses of both. The values are kept with the bytes,
+    /// so that no others can come to lie there.
+    kept: BTreeMap<(usize, usize), Kept>,
 }
 
 struct Kept {
-    _value: Arc<dyn Any + Send + Sync>,
+    _values: [Option<Arc<dyn Any + Send + Sync>>; 2],
     bytes: Bytes,
     used_in: u64,
 }
@@ -34,6 +35,17 @@ impl Encoded {
 
     pub(super) fn view(&mut self, view: &Arc<NetworkView>) -> Bytes {
         self.shared(view, wire::encode_view)
+    }
+
+    /// What leads from one view to another.
+    pub(super) fn view_change(
+        &mut self,
+        before: &Arc<NetworkView>,
+        now: &Arc<NetworkView>,
+    ) -> Bytes {
+        self.keep([Some(before), Some(now)], || {
+            wire::encode_view_change(&now.change_from(before))
+        })
     }
 
     pub(super) fn change(&mut self, change: &AssignmentChange) -> Bytes {
@@ -88,10 +100,19 @@ impl Encoded {
         value: &Arc<T>,
         write: impl FnOnce(&T) -> Bytes,
     ) -> Bytes {
-        let kept = self.kept.entry(Arc::as_ptr(value).addr());
+        self.keep([Some(value), None], || write(value))
+    }
+
+    fn keep<T: Send + Sync + 'static>(
+        &mut self,
+        values: [Option<&Arc<T>>; 2],
+        write: impl FnOnce() -> Bytes,
+    ) -> Bytes {
+        let [first, second] = values.map(|one| one.map_or(0, |one| Arc::as_ptr(one).addr()));
+        let kept = self.kept.entry((first, second));
         let kept = kept.or_insert_with(|| Kept {
-            _value: Arc::clone(value) as _,
-            bytes: write(value),
+            _values: values.map(|one| one.map(|one| Arc::clone(one) as _)),
+            bytes: write(),
             used_in: 0,
         });
         kept.used_in = self.round;
@@ -121,6 +142,13 @@ mod tests {
         // Equal bytes in the same place, not a copy of them.
         assert_eq!(encoded.change(&change).as_ptr(), first.as_ptr());
         assert_eq!(encoded.view(&view).as_ptr(), first_view.as_ptr());
+        let next = Arc::new(NetworkView {
+            data_path_port: 7,
+            ..NetworkView::default()
+        });
+        let change = encoded.view_change(&view, &next);
+        assert_eq!(encoded.view_change(&view, &next).as_ptr(), change.as_ptr());
+        assert_ne!(encoded.view_change(&next, &view), change);
         let other = Arc::new(secret.as_ref().clone());
         let other = encoded.change(&AssignmentChange::PutSecret(other));
         assert!(other == first && other.as_ptr() != first.as_ptr());

@@ -101,7 +101,7 @@ impl Dispatcher for DispatcherService {
         let (address, issuer) = self.origin(&request)?;
         let request = request.into_inner();
         let description = described(request.description, issuer)?;
-        let holds = request.assignments_version;
+        let (holds, takes_view_changes) = (request.assignments_version, request.takes_view_changes);
         let dispatcher = match self.desk.dispatcher().await {
             Ok(dispatcher) => dispatcher,
             Err(refused) => {
@@ -123,6 +123,7 @@ impl Dispatcher for DispatcherService {
                 description,
                 address,
                 holds,
+                takes_view_changes,
                 reply,
             })
             .await?;

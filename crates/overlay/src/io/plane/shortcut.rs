@@ -109,11 +109,7 @@ impl Worker {
         if let Some(index) = &mut self.index {
             index.follow(&steps.moved);
         }
-        let asked = (Arc::clone(view), me.clone(), local.clone());
-        let before = self.asked.replace(asked);
-        // A view of a large cluster takes a while to be given back, which nobody waits for; without a thread for it, here.
-        let aside = std::thread::Builder::new().name("network-view".to_owned());
-        drop(aside.spawn(move || drop(before)));
+        self.asked = Some((Arc::clone(view), me.clone(), local.clone()));
         true
     }
 }

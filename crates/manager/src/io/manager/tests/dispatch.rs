@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use shoal_api::{
     TaskId, TaskState,
+    network::NetworkView,
     object::{NodeState, TaskStatus},
-    spec::ServiceMode,
+    spec::{PortConfig, ServiceMode},
     wire::{
         AssignmentsMessage, AssignmentsRequest, HeartbeatRequest, SessionRequest,
         UpdateTaskStatusRequest,
@@ -49,6 +50,7 @@ impl SlowAgent {
         let request = SessionRequest {
             description: Some((&description).into()),
             assignments_version: holds.to_owned(),
+            takes_view_changes: true,
             ..SessionRequest::default()
         };
         let mut messages = client.session(request).await.unwrap().into_inner();
@@ -209,6 +211,57 @@ async fn an_agent_that_comes_back_is_told_what_has_changed_since() {
             assert_eq!(all.r#type(), Type::Complete);
             assert_eq!(all.read_changes().unwrap().len(), 2);
         }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_its_networks_an_agent_is_told_what_differs_from_what_it_holds() {
+    within(async {
+        let cluster = Cluster::found().await;
+        let manager = cluster.manager(0);
+        let identity = worker(&cluster).await;
+        let node = identity.peer().node_id.clone();
+        let mut agent = SlowAgent::open(&cluster, &identity, "").await;
+        let first = agent.next().await;
+        assert!(first.view.is_some() && first.view_change.is_none());
+        let mut held = first.read_view().unwrap().unwrap().onto(None);
+        let mut version = first.results_in;
+        for (name, port) in [("one", 8081), ("two", 8082)] {
+            let mut spec = fixture::service(name, 0);
+            spec.mode = ServiceMode::Global;
+            spec.endpoint.ports = vec![PortConfig {
+                target: 80,
+                published: port,
+                ..PortConfig::default()
+            }];
+            manager
+                .write(Intent::Create(Spec::Service(Box::new(spec))))
+                .await
+                .unwrap();
+            let placed = |view: &Option<NetworkView>| {
+                let mut networks = view.iter().flat_map(|view| view.networks.values());
+                networks.any(|network| {
+                    let mut services = network.services.values();
+                    let service = services.any(|service| service.name == name);
+                    service && network.endpoints.len() == network.services.len()
+                })
+            };
+            while !placed(&held) {
+                let message = agent.next().await;
+                assert!(message.view.is_none(), "it holds most of that already");
+                if let Some(update) = message.read_view().unwrap() {
+                    held = update.onto(held.as_ref());
+                }
+                version = message.results_in;
+            }
+            // Another session goes on from there.
+            drop(agent);
+            agent = SlowAgent::open(&cluster, &identity, &version).await;
+        }
+        let now = crate::core::dispatch::network_view(&manager.state(), &node);
+        let held = held.unwrap();
+        assert_eq!((&held.networks, &held.peers), (&now.networks, &now.peers));
     })
     .await;
 }

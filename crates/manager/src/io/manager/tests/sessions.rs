@@ -96,7 +96,7 @@ async fn session(
         assert_eq!(message.applies_to, held);
         held.clone_from(&message.results_in);
         if let Some(view) = message.read_view().unwrap() {
-            let version = view.version;
+            let version = view.version();
             client
                 .acknowledge_view(AcknowledgeViewRequest {
                     session_id: session_id.clone(),

@@ -1,6 +1,8 @@
-//! An ordered map whose copies are cheap: the shape in which the replicated state is kept.
+//! An ordered map whose copies are cheap: the shape in which the replicated state and the network views are kept.
 
-use std::{borrow::Borrow, sync::Arc};
+use std::{borrow::Borrow, collections::BTreeMap, fmt, ops::Index, sync::Arc};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Entries per chunk at most; a chunk is what a change after a copy must duplicate.
 const CHUNK_ENTRIES_MAX: usize = 64;
@@ -19,7 +21,7 @@ type Branch<K, V> = Arc<Vec<Chunk<K, V>>>;
 /// Copying costs nothing; the first change after a copy duplicates one chunk and the lists that lead to it, which are short
 /// however long the table is. That is what lets every batch be tried on a copy, every control loop plan on a scratch state,
 /// and every reader hold a snapshot.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Table<K, V> {
     /// Chunks and branches are never empty; keys ascend within and across them.
     branches: Arc<Vec<Branch<K, V>>>,
@@ -82,6 +84,11 @@ impl<K: Ord + Clone, V: Clone> Table<K, V> {
         let (branch, chunk, at) = self.place_of(key)?;
         let branch = Arc::make_mut(&mut Arc::make_mut(&mut self.branches)[branch]);
         Some(&mut own(&mut branch[chunk])[at].1)
+    }
+
+    /// Removes all entries.
+    pub fn clear(&mut self) {
+        *self = Self::default();
     }
 
     /// Whether there is an entry of this key.
@@ -166,6 +173,13 @@ impl<K: Ord + Clone, V: Clone> Table<K, V> {
         self.iter().map(|(_, v)| v)
     }
 
+    /// All values in the order of their keys, to be changed; they become this table's own.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
+        let branches = Arc::make_mut(&mut self.branches).iter_mut();
+        let chunks = branches.flat_map(|branch| Arc::make_mut(branch).iter_mut());
+        chunks.flat_map(|chunk| own(chunk).iter_mut().map(|(_, value)| value))
+    }
+
     /// The entries from the first key that is not `before` on; `before` must hold for a prefix of the keys.
     pub fn iter_from(&self, before: impl Fn(&K) -> bool) -> impl Iterator<Item = (&K, &V)> {
         let is_over = |chunk: &Chunk<K, V>| chunk.last().is_some_and(|(k, _)| before(k));
@@ -210,9 +224,192 @@ impl<K: Ord + Clone, V: Clone> Table<K, V> {
     }
 }
 
-impl<K: Ord + Clone + PartialEq, V: Clone + PartialEq> PartialEq for Table<K, V> {
+impl<K: Ord + Clone, V: Clone + PartialEq> Table<K, V> {
+    /// The entries in which another table differs from this one, in order of their keys: as they are here, and there.
+    ///
+    /// Where one was made from the other by a few changes, this takes time in proportion to those: what both share is
+    /// passed over.
+    pub fn differences<'a>(
+        &'a self,
+        other: &'a Self,
+    ) -> impl Iterator<Item = Difference<'a, K, V>> {
+        let (mut here, mut there) = (Cursor::of(self), Cursor::of(other));
+        std::iter::from_fn(move || {
+            loop {
+                if here.pass_shared(&mut there) {
+                    continue;
+                }
+                let (was, is) = (here.entry(), there.entry());
+                match (was, is) {
+                    (Some((key, was)), Some((same, is))) if key == same => {
+                        here.advance();
+                        there.advance();
+                        if was != is {
+                            return Some((key, Some(was), Some(is)));
+                        }
+                    }
+                    (Some((key, was)), is) if is.is_none_or(|(other, _)| key < other) => {
+                        here.advance();
+                        return Some((key, Some(was), None));
+                    }
+                    (_, Some((key, is))) => {
+                        there.advance();
+                        return Some((key, None, Some(is)));
+                    }
+                    _ => return None,
+                }
+            }
+        })
+    }
+
+    /// The same entries as in `other`, sharing with this table all that both have in common.
+    #[must_use]
+    pub fn moved_to(&self, other: &Self) -> Self {
+        let mut moved = self.clone();
+        for (key, _, is) in self.differences(other) {
+            match is {
+                Some(value) => drop(moved.insert(key.clone(), value.clone())),
+                None => drop(moved.remove(key)),
+            }
+        }
+        moved
+    }
+}
+
+/// An entry that two tables do not have in common, as it is in each.
+pub type Difference<'a, K, V> = (&'a K, Option<&'a V>, Option<&'a V>);
+
+/// A place in a table.
+struct Cursor<'a, K, V> {
+    branches: &'a [Branch<K, V>],
+    /// Chunk in the first of the branches, and entry in that.
+    chunk: usize,
+    entry: usize,
+}
+
+impl<'a, K, V> Cursor<'a, K, V> {
+    fn of(table: &'a Table<K, V>) -> Self {
+        Self {
+            branches: &table.branches,
+            chunk: 0,
+            entry: 0,
+        }
+    }
+
+    fn entry(&self) -> Option<(&'a K, &'a V)> {
+        let (key, value) = &self.branches.first()?[self.chunk][self.entry];
+        Some((key, value))
+    }
+
+    fn advance(&mut self) {
+        self.entry += 1;
+        let branch = self.branches.first();
+        if branch.is_some_and(|branch| self.entry == branch[self.chunk].len()) {
+            self.pass_chunk();
+        }
+    }
+
+    fn pass_chunk(&mut self) {
+        (self.chunk, self.entry) = (self.chunk + 1, 0);
+        let branch = self.branches.first();
+        if branch.is_some_and(|branch| self.chunk == branch.len()) {
+            self.pass_branch();
+        }
+    }
+
+    fn pass_branch(&mut self) {
+        self.branches = self.branches.get(1..).unwrap_or_default();
+        (self.chunk, self.entry) = (0, 0);
+    }
+
+    /// Passes over what begins here and is the same place in memory in both; whether there was any.
+    fn pass_shared(&mut self, other: &mut Self) -> bool {
+        let (Some(here), Some(there)) = (self.branches.first(), other.branches.first()) else {
+            return false;
+        };
+        if self.entry != 0 || other.entry != 0 {
+            return false;
+        }
+        if self.chunk == 0 && other.chunk == 0 && Arc::ptr_eq(here, there) {
+            self.pass_branch();
+            other.pass_branch();
+            return true;
+        }
+        let is_shared = Arc::ptr_eq(&here[self.chunk], &there[other.chunk]);
+        if is_shared {
+            self.pass_chunk();
+            other.pass_chunk();
+        }
+        is_shared
+    }
+}
+
+impl<K: Ord + Clone, V: Clone + PartialEq> PartialEq for Table<K, V> {
     fn eq(&self, other: &Self) -> bool {
-        self.len == other.len && self.iter().eq(other.iter())
+        let is_shared = Arc::ptr_eq(&self.branches, &other.branches);
+        is_shared || (self.len == other.len && self.differences(other).next().is_none())
+    }
+}
+
+impl<K: Ord + Clone, V: Clone + Eq> Eq for Table<K, V> {}
+
+impl<K: fmt::Debug, V: fmt::Debug> fmt::Debug for Table<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let chunks = self.branches.iter().flat_map(|branch| branch.iter());
+        let entries = chunks.flat_map(|chunk| chunk.iter());
+        f.debug_map().entries(entries.map(|(k, v)| (k, v))).finish()
+    }
+}
+
+impl<'a, K: Ord + Clone, V: Clone> IntoIterator for &'a Table<K, V> {
+    type Item = (&'a K, &'a V);
+    type IntoIter = Box<dyn Iterator<Item = Self::Item> + 'a>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        Box::new(self.iter())
+    }
+}
+
+impl<K: Ord + Clone, V: Clone> Extend<(K, V)> for Table<K, V> {
+    fn extend<I: IntoIterator<Item = (K, V)>>(&mut self, entries: I) {
+        for (key, value) in entries {
+            self.insert(key, value);
+        }
+    }
+}
+
+impl<K: Ord + Clone, V: Clone, const N: usize> From<[(K, V); N]> for Table<K, V> {
+    fn from(entries: [(K, V); N]) -> Self {
+        Self::from_iter(entries)
+    }
+}
+
+impl<K: Ord + Clone, V: Clone> FromIterator<(K, V)> for Table<K, V> {
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(entries: I) -> Self {
+        let mut table = Self::default();
+        table.extend(entries);
+        table
+    }
+}
+
+impl<K: Ord + Clone + Borrow<Q>, Q: Ord + ?Sized, V: Clone> Index<&Q> for Table<K, V> {
+    type Output = V;
+    fn index(&self, key: &Q) -> &V {
+        self.get(key).expect("the key is in the table")
+    }
+}
+
+impl<K: Ord + Clone + Serialize, V: Clone + Serialize> Serialize for Table<K, V> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter())
+    }
+}
+
+impl<'de, K: Ord + Clone + Deserialize<'de>, V: Clone + Deserialize<'de>> Deserialize<'de>
+    for Table<K, V>
+{
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        BTreeMap::deserialize(deserializer).map(Self::from_iter)
     }
 }
 
@@ -318,6 +515,32 @@ mod tests {
         }
 
         #[test]
+        fn differences_lead_from_one_table_to_another(
+            keys in prop::collection::btree_map(0u16..9_000, 0u8..3, 0..6_000),
+            steps in prop::collection::vec((0u16..9_000, prop::option::of(0u8..3)), 0..400),
+        ) {
+            let before: Table<u16, u8> = keys.iter().map(|(key, value)| (*key, *value)).collect();
+            let (mut after, mut map) = (before.clone(), keys.clone());
+            for (key, value) in steps {
+                match value {
+                    Some(value) => drop((after.insert(key, value), map.insert(key, value))),
+                    None => drop((after.remove(&key), map.remove(&key))),
+                }
+            }
+            let all: std::collections::BTreeSet<&u16> = keys.keys().chain(map.keys()).collect();
+            let differ = all.into_iter().map(|key| (key, keys.get(key), map.get(key)));
+            let differ: Vec<_> = differ.filter(|(_, was, is)| was != is).collect();
+            prop_assert_eq!(before.differences(&after).collect::<Vec<_>>(), differ.clone());
+            prop_assert_eq!(before == after, differ.is_empty());
+            // Made apart, so that nothing is shared.
+            let apart: Table<u16, u8> = map.clone().into_iter().collect();
+            prop_assert_eq!(before.differences(&apart).collect::<Vec<_>>(), differ);
+            prop_assert!(apart == after);
+            let moved = before.moved_to(&apart);
+            prop_assert!(moved.iter().eq(apart.iter()));
+        }
+
+        #[test]
         fn groups_are_tables_by_name(steps in prop::collection::vec((0u8..5, 0u8..30, prop::option::of(0u8..9)), 0..300)) {
             let (mut groups, mut map) = (Groups::default(), BTreeMap::new());
             for (name, key, value) in steps {
@@ -352,5 +575,30 @@ mod tests {
             prop_assert!(table.is_empty());
             prop_assert!(copy.keys().eq(keys.iter()));
         }
+    }
+
+    #[test]
+    fn what_two_tables_share_is_not_looked_at() {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        static COMPARED: AtomicUsize = AtomicUsize::new(0);
+        #[derive(Clone)]
+        struct Counted(u32);
+        impl PartialEq for Counted {
+            fn eq(&self, other: &Self) -> bool {
+                COMPARED.fetch_add(1, Ordering::Relaxed);
+                self.0 == other.0
+            }
+        }
+        let before: Table<u32, Counted> = (0..100_000).map(|n| (n, Counted(n))).collect();
+        let mut after = before.clone();
+        after.insert(50_000, Counted(0));
+        after.remove(&70_000);
+        after.insert(200_000, Counted(0));
+        assert_eq!(before.differences(&after).count(), 3);
+        let compared = COMPARED.load(Ordering::Relaxed);
+        assert!(
+            compared <= 3 * CHUNK_ENTRIES_MAX,
+            "{compared} values were compared"
+        );
     }
 }
