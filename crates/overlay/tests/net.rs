@@ -10,8 +10,8 @@ mod lab;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use lab::{Lab, Traffic, id, lab, view};
-use shoal_api::network::{IngressPort, NetworkView, Protocol, ServiceSlice};
+use lab::{Lab, Traffic, lab, view};
+use shoal_api::network::{IngressPort, NetworkView, Protocol};
 
 /// Asks as often as there are slots per round, so that every backend must have had its share.
 const ROUND: usize = 12;
@@ -112,49 +112,6 @@ fn each_has_its_share(lab: &Lab, from: &str, to: &str) {
     }
     let even = ["t1", "t2", "t3"].map(|task| (task.to_owned(), ROUND / 3));
     assert_eq!(shares, BTreeMap::from(even), "{from} asked {to}");
-}
-
-#[tokio::test]
-async fn services_that_are_called_in_lock_step_are_each_spread_evenly() {
-    let mut lab = or_skip!(three_tasks().await);
-    let mut view = view();
-    let network = view.networks.get_mut("n1").unwrap();
-    // Two tasks for each of two services, so that one counter for both would send all calls of one to one task.
-    let vips = ["10.0.1.2", "10.0.1.3"];
-    for (service, vip) in ["web", "api"].into_iter().zip(vips) {
-        let slice = ServiceSlice {
-            name: service.into(),
-            vips: vec![vip.parse().unwrap()],
-            ..ServiceSlice::default()
-        };
-        network.services.insert(id(service), Arc::new(slice));
-    }
-    for (task, like, service, address) in [
-        ("t1", "t1", "web", "10.0.1.11/24"),
-        ("t2", "t2", "web", "10.0.1.12/24"),
-        ("t3", "t3", "api", "10.0.1.13/24"),
-        ("t7", "t3", "api", "10.0.1.17/24"),
-    ] {
-        let mut endpoint = shoal_api::network::Endpoint::clone(&network.endpoints[like]);
-        endpoint.service = Some(id(service));
-        endpoint.addresses = vec![address.parse().unwrap()];
-        network.endpoints.insert(id(task), Arc::new(endpoint));
-    }
-    lab.container("t7", 0);
-    lab.converge(&view).await;
-    for task in ["t1", "t2", "t3", "t7"] {
-        lab.serve(task, "0.0.0.0:80");
-    }
-    let mut answers: BTreeMap<String, usize> = BTreeMap::new();
-    for _ in 0..ROUND {
-        for vip in vips {
-            let answer = lab.ask("t2", &format!("{vip}:80")).unwrap();
-            let who = answer.split_once(' ').unwrap().0;
-            *answers.entry(who.to_owned()).or_default() += 1;
-        }
-    }
-    let even = ["t1", "t2", "t3", "t7"].map(|task| (task.to_owned(), ROUND / 2));
-    assert_eq!(answers, BTreeMap::from(even));
 }
 
 #[tokio::test]

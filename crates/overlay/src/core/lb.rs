@@ -1,8 +1,7 @@
 //! Load balancing by flat nftables maps: one element per (virtual address, slot), no chain and no rule per service.
 //!
-//! A first map gives a virtual address its slot class; a rule of the class draws a slot in turn and looks up (address, slot)
-//! in the map of slots. A class has several such rules, each with a counter of its own, and a service's address says which
-//! one is its: two services that are called in lock-step would otherwise each get every other turn of one counter. A small number of backends is a class of its own, so that ten thousand services
+//! A first map gives a virtual address its slot class; the class's one rule draws a slot in turn and looks up
+//! (address, slot) in the map of slots. A small number of backends is a class of its own, so that ten thousand services
 //! cost an element per backend; larger classes are highly composite numbers, which the usual numbers of backends divide.
 
 use std::{
@@ -20,9 +19,6 @@ pub const CLASSES: [u32; 19] = [
 ];
 /// Slots per backend from which on a remainder no longer matters: no backend gets over 1/8 more than another.
 const SLOTS_PER_BACKEND_MIN: u32 = 8;
-
-/// Counters of a class. A prime, so that addresses at even distances do not share one.
-const COUNTERS: u64 = 11;
 
 /// Elements by map name.
 pub type Elements = BTreeMap<String, BTreeMap<Vec<u8>, Element>>;
@@ -91,20 +87,13 @@ pub enum Draw {
 }
 
 impl Draw {
-    /// Name of the class's chain for so many backends of this address or port, and its slots with their backends.
-    fn class<'a>(
-        self,
-        kind: &str,
-        whose: &[u8],
-        backends: &'a [IpAddr],
-    ) -> (String, Vec<&'a IpAddr>) {
+    /// Name of the class's chain for so many backends, and its slots with their backends.
+    fn class<'a>(self, kind: &str, backends: &'a [IpAddr]) -> (String, Vec<&'a IpAddr>) {
         match self {
             Self::Turn => {
                 let slots = class_of(backends.len());
                 let taken = backends.iter().cycle().take(slots as usize);
-                let number = |low, byte: &u8| (low << 8 | u64::from(*byte)) % counters_of(slots);
-                let counter = whose.iter().fold(0, number);
-                (class_name(kind, slots, counter), taken.collect())
+                (class_name(kind, slots), taken.collect())
             }
             Self::Source => (source_class(kind), by_rank(backends)),
         }
@@ -139,14 +128,9 @@ fn mix(number: u64) -> u64 {
     number ^ (number >> 31)
 }
 
-/// How many counters a class has. Where there is one slot, nothing is counted.
-pub fn counters_of(slots: u32) -> u64 {
-    if slots == 1 { 1 } else { COUNTERS }
-}
-
-/// Name of the chain of a class that has this counter.
-pub fn class_name(kind: &str, slots: u32, counter: u64) -> String {
-    format!("{kind}{slots}_{counter}")
+/// Name of a class's chain.
+pub fn class_name(kind: &str, slots: u32) -> String {
+    format!("{kind}{slots}")
 }
 
 /// Adds a virtual address that leads to `backends`; without backends nothing is added, so connections are refused.
@@ -154,7 +138,7 @@ pub fn add_vip(elements: &mut Elements, vip: IpAddr, backends: &[IpAddr], draw: 
     if backends.is_empty() {
         return;
     }
-    let (class, slots) = draw.class(VIP, &octets(vip), backends);
+    let (class, slots) = draw.class(VIP, backends);
     elements
         .entry(VIP.to_owned())
         .or_default()
@@ -180,8 +164,8 @@ pub fn add_port(
     if backends.is_empty() {
         return;
     }
+    let (class, slots) = draw.class(PORT, backends);
     let port = port_key(protocol, published);
-    let (class, slots) = draw.class(PORT, &port, backends);
     elements
         .entry(PORT.to_owned())
         .or_default()
@@ -276,32 +260,9 @@ mod tests {
                 .count();
             assert!((49..=50).contains(&share));
         }
-        let Element::Goto(class) = &elements["vip"][&vec![10, 0, 0, 99]] else {
-            panic!("{elements:?}")
-        };
-        assert!(class.starts_with("vip840_"), "{class}");
-    }
-
-    #[test]
-    fn services_are_spread_over_the_counters_of_their_class() {
-        let backends = [IpAddr::from([10, 0, 1, 1]), IpAddr::from([10, 0, 1, 2])];
-        let mut elements = Elements::new();
-        for last in 0..=255 {
-            add_vip(
-                &mut elements,
-                [10, 0, 0, last].into(),
-                &backends,
-                Draw::Turn,
-            );
-        }
-        let mut shares: BTreeMap<&Element, usize> = BTreeMap::new();
-        for class in elements[VIP].values() {
-            *shares.entry(class).or_default() += 1;
-        }
-        assert_eq!(shares.len(), COUNTERS as usize);
-        assert!(
-            shares.values().all(|share| (16..=48).contains(share)),
-            "{shares:?}"
+        assert_eq!(
+            elements["vip"][&vec![10, 0, 0, 99]],
+            Element::Goto("vip840".into())
         );
     }
 

@@ -9,7 +9,7 @@ use ipnet::{IpNet, Ipv4Net};
 use shoal_api::network::Protocol;
 
 use super::{
-    lb::{self, CLASSES, PORT, VIP, counters_of, key},
+    lb::{self, CLASSES, PORT, VIP, key},
     naming::{self, Mac, UPLINK, VXLAN},
     nft::{Base, Ct, Element, Expr, Hook, HookPoint, Meta, Part, RuleText, SetData, Table},
     state::Family,
@@ -116,7 +116,7 @@ pub fn router(name: &str, router: &Router<'_>) -> Table {
         table.set(VIP, &[address], SetData::Verdict);
         table.set(lb::VIP_SLOTS, &[address, Part::Mark], slot);
         for slots in CLASSES {
-            (0..counters_of(slots)).for_each(|counter| vip_class(&mut table, slots, counter));
+            vip_class(&mut table, slots);
         }
         if router.source_hash {
             vip_by_source(&mut table);
@@ -140,7 +140,7 @@ pub fn router(name: &str, router: &Router<'_>) -> Table {
             table.set(PORT, &proto_port, SetData::Verdict);
             table.set(lb::PORT_SLOTS, &slot, to);
             for slots in CLASSES {
-                (0..counters_of(slots)).for_each(|counter| port_class(&mut table, slots, counter));
+                port_class(&mut table, slots);
             }
             if router.source_hash {
                 port_by_source(&mut table);

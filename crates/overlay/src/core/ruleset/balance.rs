@@ -51,9 +51,9 @@ pub(super) fn port_by_source(table: &mut Table) {
     table.chain(&source_class(PORT), None, rules);
 }
 
-pub(super) fn vip_class(table: &mut Table, slots: u32, counter: u64) {
+pub(super) fn vip_class(table: &mut Table, slots: u32) {
     let (family, width) = (table.family, registers(table.family));
-    let class = class_name(VIP, slots, counter);
+    let class = class_name(VIP, slots);
     let draw = Expr::Turn {
         modulus: slots,
         to: width,
@@ -67,9 +67,9 @@ pub(super) fn vip_class(table: &mut Table, slots: u32, counter: u64) {
     table.chain(&class, None, vec![rule("virtual address to backend", does)]);
 }
 
-pub(super) fn port_class(table: &mut Table, slots: u32, counter: u64) {
+pub(super) fn port_class(table: &mut Table, slots: u32) {
     let width = registers(table.family);
-    let class = class_name(PORT, slots, counter);
+    let class = class_name(PORT, slots);
     let draw = vec![
         Expr::Turn {
             modulus: slots,
