@@ -88,11 +88,6 @@ pub struct Body {
 }
 
 impl Body {
-    /// Tasks of which something is left here.
-    pub fn kept(&self) -> impl Iterator<Item = &TaskId> {
-        self.containers.keys().chain(self.ledger.tasks.keys())
-    }
-
     /// The managers that its agent was told of last.
     pub fn managers(&self) -> &[String] {
         &self.ledger.managers

@@ -50,7 +50,7 @@ use crate::{
 pub const TICK: u64 = 100 * MS;
 const ELECTION_TICKS: usize = 10;
 /// Small segments and few entries between snapshots, so that both happen often.
-pub const SEGMENT_BYTES: u64 = 16 << 10;
+const SEGMENT_BYTES: u64 = 16 << 10;
 /// Rest after a reign that ended, as in the product.
 const REIGN_PAUSE: u64 = 100 * MS;
 
@@ -324,24 +324,6 @@ impl Manager {
         first <= before
     }
 
-    /// Whether the process ends when another manager's snapshot is durable and before the log says so. If it does, what its
-    /// next life appends shows soon whether that was understood.
-    fn dies_before_saying(&mut self, persist: &Persist, me: Me, env: &mut Env) -> bool {
-        if !env.rng.chance(env.faults.points[Point::Installed as usize]) {
-            return false;
-        }
-        let snapshot = Persist {
-            snapshot: persist.snapshot.clone(),
-            record: None,
-        };
-        if self.storage.persist(&snapshot).is_ok() {
-            self.disk.pass();
-        }
-        let delay = env.rng.range(200 * MS, 8_000 * MS);
-        env.after(delay, Event::Trouble(Trouble::Kill(me.host)));
-        true
-    }
-
     /// A snapshot is durable.
     pub fn on_kept(&mut self) {
         if self.is_disk_busy {
@@ -408,7 +390,9 @@ impl Manager {
         match effect {
             Effect::Send(message) => self.send(&message, me, env),
             Effect::Members(members) => {
-                env.oracle.lock().members(&members);
+                for (id, member) in members.iter() {
+                    env.oracle.lock().member(id, &member.node_id);
+                }
                 self.members = members;
                 self.guests.clear();
             }
@@ -440,9 +424,6 @@ impl Manager {
                     .record
                     .as_ref()
                     .is_some_and(|r| r.entries.is_empty());
-                if persist.snapshot.is_some() && self.dies_before_saying(&persist, me, env) {
-                    return Err(Died);
-                }
                 if self.storage.persist(&persist).is_err() {
                     return Err(Died); // what is on disk is unknown: the product ends itself here
                 }

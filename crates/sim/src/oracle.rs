@@ -18,7 +18,7 @@ use shoal_manager::{
     core::{
         audit::audit,
         consensus::{
-            Members, RaftId,
+            RaftId,
             node::{Kept, Node},
         },
         state::{Rejected, State},
@@ -82,10 +82,6 @@ pub struct Oracle {
     leaders: BTreeMap<u64, RaftId>,
     votes: BTreeMap<(u64, RaftId), RaftId>,
     members: BTreeMap<RaftId, NodeId>,
-    /// Nodes that were removed.
-    removed_nodes: BTreeSet<NodeId>,
-    /// Bytes of each entry.
-    sizes: BTreeMap<u64, u64>,
     terms_seen: BTreeMap<HostId, u64>,
     acked: BTreeMap<HostId, (u64, u64)>,
     /// The highest index that any user was told of.
@@ -141,7 +137,6 @@ impl Oracle {
                     ));
                 }
                 self.entries.insert(index, entry);
-                self.sizes.insert(index, data.len() as u64);
                 if result.is_ok() {
                     self.judge(index, data, before, after);
                 }
@@ -215,7 +210,6 @@ impl Oracle {
                 self.judge_task(batch.actor, old.as_deref(), new.as_deref(), after);
             }
         }
-        self.judge_removals(before, after);
         for node in after.nodes() {
             let is_ready = node.status.state == NodeState::Ready;
             let is_open = is_ready && node.spec.availability == Availability::Active;
@@ -234,34 +228,6 @@ impl Oracle {
         let broken = planned.map(|planned| plans::judge(&batch, &planned, after));
         for problem in broken.into_iter().flatten().chain(audit(after)) {
             self.blame(problem);
-        }
-    }
-
-    /// Who is removed stays out.
-    fn judge_removals(&mut self, before: &State, after: &State) {
-        let gone = before.nodes().filter(|node| after.node(&node.id).is_none());
-        for node in gone {
-            self.nodes.remove(&node.id);
-            self.removed_nodes.insert(node.id.clone());
-            let tasks = after.tasks_of_node(&node.id);
-            self.excused.extend(tasks.map(|task| task.id.clone()));
-        }
-        let back = self
-            .removed_nodes
-            .iter()
-            .find(|id| after.node(id).is_some());
-        if let Some(id) = back.cloned() {
-            self.blame(format!("node {id} was removed and is back"));
-        }
-    }
-
-    /// A manager with this state does what a node asks it to.
-    pub fn let_in(&mut self, node: &NodeId, state: &State) {
-        if state.cluster().is_some() && state.node(node).is_none() {
-            let index = state.index();
-            self.blame(format!(
-                "node {node} is let in by a manager that knows at {index} that it was removed"
-            ));
         }
     }
 
@@ -344,18 +310,8 @@ impl Oracle {
         self.looked_up_to.remove(&host);
     }
 
-    /// A manager knows of these members.
-    pub fn members(&mut self, members: &Members) {
-        for (id, member) in members.iter() {
-            self.member(id, &member.node_id);
-            if members.was_removed(id) {
-                self.blame(format!("manager {id} was removed and is back"));
-            }
-        }
-    }
-
     /// Somebody is a member.
-    fn member(&mut self, id: RaftId, node: &NodeId) {
+    pub fn member(&mut self, id: RaftId, node: &NodeId) {
         let known = self.members.entry(id).or_insert_with(|| node.clone());
         if known != node {
             let known = known.clone();
@@ -604,11 +560,6 @@ impl Oracle {
     pub fn ready_since(&self, node: &NodeId) -> Option<Instant> {
         let ((is_ready, _), since) = self.nodes.get(node)?;
         is_ready.then_some(*since)
-    }
-
-    /// Bytes of all entries behind that index.
-    pub fn bytes_after(&self, index: u64) -> u64 {
-        self.sizes.range(index + 1..).map(|(_, bytes)| bytes).sum()
     }
 
     /// The highest index known to be committed.

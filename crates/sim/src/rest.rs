@@ -18,7 +18,7 @@ use shoal_manager::{
 
 use crate::{
     env::{HostId, MS},
-    manager::{Me, SEGMENT_BYTES, node_of},
+    manager::{Me, node_of},
     oracle::describe,
     user::{NOBODY, Op, Want, mend},
     world::{REST, World},
@@ -62,11 +62,6 @@ pub fn all_managers_vote(world: &World) -> bool {
     })
 }
 
-/// Whether a host was removed from the cluster.
-fn is_out(truth: &State, host: HostId) -> bool {
-    truth.node(&node_of(host)).is_none()
-}
-
 /// The host whose manager leads, if one does.
 pub fn leader(world: &World) -> Option<HostId> {
     let leads = |host: &&crate::world::Host| {
@@ -86,8 +81,7 @@ pub fn look(world: &mut World) {
     let missing = missing(world);
     world.is_done = missing.is_none();
     world.missing = missing.unwrap_or_default();
-    let faults = &world.env.faults;
-    let since = world.env.now.saturating_sub(faults.until + faults.encore);
+    let since = world.env.now.saturating_sub(world.env.faults.until);
     if !world.is_done && since > REST {
         let missing = world.missing.clone();
         world.env.blame(format!("no rest: {missing}"));
@@ -131,13 +125,8 @@ fn missing(world: &mut World) -> Option<String> {
         .or_else(|| nodes(world, &truth))
         .or_else(|| services(&truth))
         .or_else(|| processes(world, &truth))
-        .or_else(|| leftovers(world, &truth))
-        .or_else(|| disks(world))
         .or_else(|| names(world, &truth));
     for host in (0..world.hosts.len()).filter(|_| missing.is_none()) {
-        if is_out(&truth, host) {
-            continue;
-        }
         let agent = world.hosts[host].agent.as_ref();
         if let Some(view) = agent.and_then(|agent| agent.view.clone())
             && !crate::plane::check(host, &view, &mut world.env)
@@ -250,7 +239,7 @@ fn nodes(world: &World, truth: &State) -> Option<String> {
         } else {
             NodeState::Ready
         };
-        if !is_out(truth, host.id) && state != Some(want) {
+        if state != Some(want) {
             return Some(format!("node {} is {state:?}", node_of(host.id)));
         }
     }
@@ -313,7 +302,6 @@ fn processes(world: &World, truth: &State) -> Option<String> {
     let oracle = world.env.oracle.lock();
     let live: BTreeSet<(HostId, TaskId)> = oracle
         .running()
-        .filter(|(host, _)| !is_out(truth, *host))
         .map(|(host, task)| (host, task.clone()))
         .collect();
     for (host, id) in &live {
@@ -332,41 +320,6 @@ fn processes(world: &World, truth: &State) -> Option<String> {
     None
 }
 
-/// Nodes keep nothing of tasks that are no longer theirs.
-fn leftovers(world: &World, truth: &State) -> Option<String> {
-    let hosts = world.hosts.iter();
-    let mut hosts = hosts.filter(|host| host.agent.is_some() && !is_out(truth, host.id));
-    hosts.find_map(|host| {
-        let node = Some(node_of(host.id));
-        let mut kept = host.body.kept();
-        let id = kept.find(|id| truth.task(id).is_none_or(|task| task.node != node))?;
-        Some(format!("host {} keeps something of task {id}", host.id))
-    })
-}
-
-/// Snapshots on a disk: the two that are kept, and one whose removal a crash took back, until the next is written.
-const SNAPSHOTS_MAX: usize = 3;
-
-/// Disks hold no more than the snapshots that are kept, and what follows them.
-fn disks(world: &World) -> Option<String> {
-    let managers = world.hosts.iter().filter(|host| host.manager.is_some());
-    let oracle = world.env.oracle.lock();
-    managers.into_iter().find_map(|host| {
-        let usage = host.disk().usage();
-        let from = usage.snapshots.first().copied().unwrap_or(0);
-        let most = segments_max(oracle.bytes_after(from));
-        if usage.segments > most || usage.snapshots.len() > SNAPSHOTS_MAX || usage.temporary > 0 {
-            return Some(format!("the disk of host {} holds {usage:?}", host.id));
-        }
-        None
-    })
-}
-
-/// Segments that entries of so many bytes may take: each is written with what seals it, and now and then once more.
-fn segments_max(bytes: u64) -> usize {
-    4 + (2 * bytes / SEGMENT_BYTES) as usize
-}
-
 fn is_running(task: &Task) -> bool {
     task.status.state == TaskState::Running && task.desired_state <= TaskState::Running
 }
@@ -374,9 +327,7 @@ fn is_running(task: &Task) -> bool {
 /// Names lead to tasks that run, and to all of them.
 fn names(world: &World, truth: &State) -> Option<String> {
     for host in &world.hosts {
-        let Some(agent) = host.agent.as_ref().filter(|_| !is_out(truth, host.id)) else {
-            continue;
-        };
+        let Some(agent) = &host.agent else { continue };
         if !agent.is_connected() {
             return Some(format!("agent {} has no session", host.id));
         }

@@ -39,10 +39,6 @@ pub enum Trouble {
     Clock(HostId, i64),
     /// A leader hands over.
     Transfer(HostId),
-    /// The leader stands still and nobody hears it, for so long: when it goes on it does not know that another one leads.
-    Forsake(u64),
-    /// A worker is removed from the cluster, and comes back with what it had.
-    Expel,
     /// All trouble ends.
     End,
     /// A look at whether the cluster has become what was asked for.
@@ -58,8 +54,6 @@ pub enum Point {
     Overwritten,
     /// A snapshot was written, and the log is cut.
     Kept,
-    /// Another manager's snapshot is durable, and the log does not say so yet.
-    Installed,
     /// A leader has just begun to reign.
     Reign,
     /// A leader has proposed what a control loop wants.
@@ -71,7 +65,7 @@ pub enum Point {
 }
 
 /// How many there are.
-const POINTS: usize = 8;
+const POINTS: usize = 7;
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy)]
@@ -128,10 +122,6 @@ pub struct Faults {
     pub clock: u64,
     /// See [`Trouble::Transfer`].
     pub transfer: u64,
-    /// See [`Trouble::Forsake`].
-    pub forsake: u64,
-    /// See [`Trouble::Expel`].
-    pub expel: u64,
     /// Greatest drift of a clock, in millionths.
     pub drift: u64,
     /// Entries between snapshots.
@@ -140,8 +130,6 @@ pub struct Faults {
     pub thought: u64,
     /// How often a service publishes a port, uses a secret or network that there is, and reserves much memory.
     pub taste: [u64; 3],
-    /// For how long users go on after trouble has ended: what a change of leaders would have mended shows then.
-    pub encore: u64,
     /// Whether users change the roles of nodes.
     pub roles: bool,
     /// Whether one host that is no manager stays dead in the end.
@@ -180,19 +168,14 @@ impl Faults {
             partition: rate(20 * SECOND, 5 * SECOND),
             clock: rate(30 * SECOND, 10 * SECOND),
             transfer: rate(20 * SECOND, 5 * SECOND),
-            forsake: rate(30 * SECOND, 8 * SECOND),
-            expel: rate(0, 12 * SECOND),
             drift: rate(500, 30_000),
             snapshot_entries: 0,
             thought: 0,
             taste: [0; 3],
-            encore: 0,
             roles: false,
             leaves_dead: false,
         };
-        let hot = [
-            3_000, 700_000, 300_000, 500_000, 100_000, 10_000, 10_000, 10_000,
-        ];
+        let hot = [3_000, 700_000, 300_000, 100_000, 10_000, 10_000, 10_000];
         // A few of the points in most of the seeds: where all are, nothing gets far enough to go wrong.
         let points = hot.map(|hot| *rng.pick(&[0, 0, 0, hot / 4, hot]));
         Self {
@@ -208,7 +191,6 @@ impl Faults {
             until: rng.range(15, 40) * SECOND,
             snapshot_entries: *rng.pick(&[20, 60, 400]),
             thought: *rng.pick(&[100 * MS, 800 * MS, 3 * SECOND]),
-            encore: *rng.pick(&[0, 0, 0, 20 * SECOND]),
             roles: rng.chance(300_000),
             leaves_dead: rng.chance(300_000),
             ..faults
@@ -244,13 +226,10 @@ impl Faults {
             partition: 0,
             clock: 0,
             transfer: 0,
-            forsake: 0,
-            expel: 0,
             drift: 0,
             snapshot_entries: 400,
             thought: SECOND,
             taste: [0; 3],
-            encore: 0,
             roles: false,
             leaves_dead: false,
         }
@@ -263,9 +242,6 @@ impl Faults {
             snapshot_entries: self.snapshot_entries,
             leaves_dead: self.leaves_dead,
             until: self.until,
-            thought: self.thought,
-            taste: self.taste,
-            encore: self.encore,
             ..Self::none(self.managers, self.workers)
         }
     }
@@ -302,8 +278,6 @@ impl Faults {
             self.clock,
             self.transfer,
             self.rot,
-            self.forsake,
-            self.expel,
         ];
         let drawn = rates.iter().enumerate().filter(|(_, mean)| **mean > 0);
         let drawn: Vec<(u64, usize)> = drawn
@@ -330,9 +304,7 @@ impl Faults {
                 Trouble::Clock(host, jump)
             }
             7 => Trouble::Transfer(host),
-            8 => Trouble::Rot(host),
-            9 => Trouble::Forsake(*rng.pick(&[3 * SECOND, 6 * SECOND])),
-            _ => Trouble::Expel,
+            _ => Trouble::Rot(host),
         };
         Some((after, trouble))
     }

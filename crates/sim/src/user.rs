@@ -4,9 +4,9 @@ use shoal_api::{
     NetworkId, SecretId,
     object::{Object, ObjectKey},
     spec::{
-        Annotations, Availability, FailureAction, GenericResource, NetworkAttachmentSpec,
-        NetworkSpec, NetworkTarget, NodeRole, PortConfig, PublishMode, Resources, SecretReference,
-        SecretSpec, ServiceMode, ServiceSpec, UpdateConfig, UpdateOrder,
+        Annotations, Availability, FailureAction, NetworkAttachmentSpec, NetworkSpec,
+        NetworkTarget, NodeRole, PortConfig, PublishMode, SecretReference, SecretSpec, ServiceMode,
+        ServiceSpec, UpdateConfig, UpdateOrder,
     },
 };
 use shoal_manager::{Intent, Spec, core::state::State};
@@ -243,7 +243,7 @@ impl User {
         };
         spec.update = Some(config);
         if rng.chance(memory) {
-            reserve(&mut spec.task.resources.reservations, rng);
+            spec.task.resources.reservations.memory_bytes = 400_000_000;
         }
         spec.rollback = Some(UpdateConfig {
             failure_action: FailureAction::Continue,
@@ -324,8 +324,8 @@ impl User {
             4 => self.attach(spec, rng),
             5 => spec.task.force_update += 1,
             6 => {
-                spec.task.resources.reservations = Resources::default();
-                reserve(&mut spec.task.resources.reservations, rng);
+                spec.task.resources.reservations.memory_bytes =
+                    *rng.pick(&[0, 50_000_000, 400_000_000]);
             }
             _ => {
                 spec.task.placement.constraints = rng
@@ -333,24 +333,6 @@ impl User {
                     .clone();
             }
         }
-    }
-}
-
-/// Wants much of something that nodes have little of.
-fn reserve(wanted: &mut Resources, rng: &mut Rng) {
-    match rng.index(4) {
-        0 => drop(
-            wanted
-                .generic
-                .insert("card".to_owned(), GenericResource::Discrete(1)),
-        ),
-        1 => drop(
-            wanted
-                .generic
-                .insert("seat".to_owned(), GenericResource::Discrete(2)),
-        ),
-        2 => wanted.memory_bytes = 400_000_000,
-        _ => wanted.memory_bytes = *rng.pick(&[0, 50_000_000]),
     }
 }
 
@@ -363,7 +345,7 @@ pub fn mend(object: &Object, made: u64) -> Option<Intent> {
             if !spec.task.container.image.starts_with("demo:") {
                 spec.task.container.image = format!("demo:mended{made}");
             }
-            spec.task.resources.reservations = Resources::default();
+            spec.task.resources.reservations.memory_bytes = 0;
             spec.task.placement.constraints.clear();
             spec.endpoint
                 .ports

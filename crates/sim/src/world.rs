@@ -4,11 +4,10 @@ mod asking;
 
 use std::collections::BTreeSet;
 
-use shoal_api::{Timestamp, spec::NodeRole};
-use shoal_ca::{PeerIdentity, Role};
+use shoal_api::spec::NodeRole;
 use shoal_manager::{
     core::{consensus::Member, state::State},
-    io::{grpc::authorize::judge, raft::Start},
+    io::raft::Start,
 };
 
 use crate::{
@@ -47,8 +46,6 @@ pub struct Host {
     has_place: bool,
     /// Whether its log was damaged since it last started.
     is_rotten: bool,
-    /// What its certificate says that it is.
-    certificate: Role,
     /// Number of its last request to be a manager.
     asked: u64,
     /// Its manager.
@@ -60,11 +57,6 @@ pub struct Host {
 }
 
 impl Host {
-    /// Its disk.
-    pub fn disk(&self) -> &SimDisk {
-        &self.disk
-    }
-
     /// Its process.
     pub fn me(&self) -> Me {
         Me {
@@ -132,11 +124,6 @@ impl World {
                 disk: SimDisk::default(),
                 has_place: false,
                 is_rotten: false,
-                certificate: if id < faults.managers {
-                    Role::Manager
-                } else {
-                    Role::Worker
-                },
                 asked: 0,
                 manager: None,
                 agent: None,
@@ -317,9 +304,6 @@ impl World {
             } => self.put(host, Input::Snapshot(peer, arrived)),
             Event::Unreachable { host, peer, .. } => self.put(host, Input::Unreachable(peer)),
             Event::Admit { to, host, ask } => {
-                if !self.lets_in(to, host, "/shoal.v1.RaftMembership/Join") {
-                    return;
-                }
                 let at = &mut self.hosts[to];
                 let me = at.me();
                 if let Some(manager) = &mut at.manager {
@@ -413,17 +397,11 @@ impl World {
     }
 
     fn on_raft(&mut self, from: HostId, to: HostId, raft_id: u64, bytes: &[u8]) {
-        if self.hosts[to].manager.is_none() {
-            return;
-        }
-        let sender = shoal_manager::core::consensus::wire::decode_message(bytes);
-        let sender = sender.map_or(0, |message| message.from);
-        if !self.lets_in(to, from, "/shoal.v1.Raft/StreamMessages") {
-            return;
-        }
         let Some(manager) = &mut self.hosts[to].manager else {
             return;
         };
+        let sender = shoal_manager::core::consensus::wire::decode_message(bytes);
+        let sender = sender.map_or(0, |message| message.from);
         if manager.members.was_removed(sender) {
             // The product answers such a message with that fact.
             let passes = self.env.net.passes(to, from);
@@ -455,29 +433,6 @@ impl World {
         self.env.oracle.lock().forgets(id);
     }
 
-    /// Whether a manager does what a host asks it to do by this call: its certificate and the state decide, as they do in the
-    /// product.
-    fn lets_in(&self, manager: HostId, caller: HostId, call: &str) -> bool {
-        let Some(manager) = &self.hosts[manager].manager else {
-            return true; // nobody is there to refuse
-        };
-        let identity = PeerIdentity {
-            node_id: node_of(caller),
-            role: self.hosts[caller].certificate,
-            cluster_id: "cluster".parse().expect("letters"),
-            serial: String::new(),
-            not_before: Timestamp(0),
-            not_after: Timestamp(i64::MAX),
-        };
-        let state = manager.state();
-        if judge(&state, call, Some(&identity)).is_err() {
-            return false;
-        }
-        let mut oracle = self.env.oracle.lock();
-        oracle.let_in(&identity.node_id, &state);
-        true
-    }
-
     /// A host that shall be a manager and is none asks to become one.
     fn upkeep(&mut self, id: HostId) {
         let truth = self.env.oracle.lock().truth.clone();
@@ -485,8 +440,6 @@ impl World {
             .node(&node_of(id))
             .is_some_and(|node| node.role == NodeRole::Manager);
         let life = self.hosts[id].life;
-        // It renews its certificate when its role has changed.
-        self.hosts[id].certificate = if shall { Role::Manager } else { Role::Worker };
         if !shall && self.hosts[id].has_place {
             self.forget_log(id);
         }
@@ -509,27 +462,17 @@ impl World {
         self.env.after(pause, Event::Upkeep { host: id, life });
     }
 
-    /// The host whose agent speaks over a connection.
-    fn host_on(&self, conn: u64) -> Option<HostId> {
-        let is_on = |host: &&Host| host.agent.as_ref().is_some_and(|a| a.is_on(conn));
-        self.hosts.iter().find(is_on).map(|host| host.id)
-    }
-
     fn refuse(&mut self, manager: HostId, conn: u64) {
-        if let Some(to) = self.host_on(conn) {
+        let agent = self
+            .hosts
+            .iter()
+            .find(|host| host.agent.as_ref().is_some_and(|a| a.is_on(conn)));
+        if let Some(to) = agent.map(|host| host.id) {
             self.env.down(manager, to, conn, Down::Closed);
         }
     }
 
     fn on_up(&mut self, to: HostId, conn: u64, message: Up) {
-        let caller = match &message {
-            Up::Open { host, .. } => Some(*host),
-            Up::Closed => None, // no message, but the end of a connection
-            _ => self.host_on(conn),
-        };
-        if caller.is_some_and(|from| !self.lets_in(to, from, "/shoal.v1.Dispatcher/Session")) {
-            return self.refuse(to, conn);
-        }
         let host = &mut self.hosts[to];
         let me = host.me();
         let Some(manager) = &mut host.manager else {

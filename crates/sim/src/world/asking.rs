@@ -13,14 +13,14 @@ impl World {
             if pending.id != op {
                 return; // an old alarm
             }
-            if !self.users_rest() && self.ask_again(number) {
+            if !self.is_quiet && self.ask_again(number) {
                 return;
             }
             self.users[number].pending = None; // it waited long enough
-        } else if op != 0 && self.users_rest() {
+        } else if op != 0 && self.is_quiet {
             return;
         }
-        if self.users_rest() {
+        if self.is_quiet {
             return;
         }
         let mut user = std::mem::take(&mut self.users[number]);
@@ -36,32 +36,13 @@ impl World {
         user.pending = Some((op.clone(), floor));
         self.users[number] = user;
         let user = number;
-        let to = self.addressee();
+        let to = self.env.rng.index(self.hosts.len());
         self.env.after(PATIENCE, Event::User { user, op: op.id });
         let id = op.id;
         self.env
             .tell(|| format!("user {user} asks host {to}: {op:?}"));
         self.env.note(id);
         self.env.send(USERS, to, Event::Request { to, op });
-    }
-
-    /// Whether users want nothing more.
-    fn users_rest(&self) -> bool {
-        let faults = &self.env.faults;
-        self.is_quiet && self.env.now >= faults.until + faults.encore
-    }
-
-    /// Whom a user asks: anybody, or, where users are eager, whoever believes for longest that it leads.
-    fn addressee(&mut self) -> usize {
-        let anybody = self.env.rng.index(self.hosts.len());
-        if !self.env.faults.eager || self.env.rng.chance(500_000) {
-            return anybody;
-        }
-        let leads = self.hosts.iter().filter_map(|host| {
-            let leadership = host.manager.as_ref()?.leadership;
-            leadership.is_leader.then_some((leadership.term, host.id))
-        });
-        leads.min().map_or(anybody, |(_, host)| host)
     }
 
     /// Asks once more what may have come to pass, as a manager does that has lost the leader.
