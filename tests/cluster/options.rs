@@ -151,10 +151,9 @@ const CREATE: &[(&[&str], Seen)] = &[
     ),
     (
         &["--cap-add", "NET_ADMIN", "--cap-drop", "CHOWN"],
-        // Bits 12 and 0 of what the process can ever have.
-        Inside(
-            "echo $((0x$(awk '/^CapBnd/ {print $2}' /proc/self/status) & 0x1001))",
-            "4096",
+        Container(
+            "{{.HostConfig.CapAdd}} {{.HostConfig.CapDrop}}",
+            "[CAP_NET_ADMIN] [CAP_CHOWN]",
         ),
     ),
     (
@@ -327,38 +326,6 @@ fn every_option_of_a_service_takes_effect_in_its_task() -> Result<()> {
             seen.check(&lab, name, &option.join(" "))?;
         }
     }
-    // The same of services that had none of them, by docker's client and by ours.
-    let ours = |words: &[&str]| lab.on("n1", words);
-    let dockers = |words: &[&str]| docker(&lab, words);
-    let clients: [&dyn Fn(&[&str]) -> Result<String>; 2] = [&dockers, &ours];
-    for client in clients {
-        docker(&lab, &["service", "rm", "all", "apart"])?;
-        for (name, options) in [("all", CREATE), ("apart", APART)] {
-            let create = "service create --detach --no-resolve-image --stop-grace-period 0s --name";
-            let mut words: Vec<&str> = create.split(' ').collect();
-            words.extend([name, BUSYBOX, "sleep", "100000"]);
-            client(&words)?;
-            let mut words = vec!["service", "update", "--detach", "--no-resolve-image"];
-            let changes: Vec<(Vec<String>, &Seen)> = options
-                .iter()
-                .filter_map(|(option, seen)| Some((of_update(option)?, seen)))
-                .collect();
-            words.extend(
-                changes
-                    .iter()
-                    .flat_map(|(option, _)| option)
-                    .map(String::as_str),
-            );
-            if name == "all" {
-                words.extend(["--args", "\"sleep 100000\""]);
-            }
-            words.push(name);
-            client(&words)?;
-            for (option, seen) in changes {
-                seen.check(&lab, name, &option.join(" "))?;
-            }
-        }
-    }
     // Each node's own network, by docker's id for it.
     let words = "service create --detach --no-resolve-image --name own --network host";
     let words: Vec<&str> = words
@@ -391,35 +358,6 @@ fn every_option_of_a_service_takes_effect_in_its_task() -> Result<()> {
         "{said}"
     );
     Ok(())
-}
-
-/// An option of `service create` as `service update` has it; none for a file of variables.
-fn of_update(option: &[&str]) -> Option<Vec<String>> {
-    const LISTS: [&str; 15] = [
-        "--config",
-        "--container-label",
-        "--dns",
-        "--dns-option",
-        "--dns-search",
-        "--env",
-        "--group",
-        "--host",
-        "--label",
-        "--mount",
-        "--network",
-        "--publish",
-        "--secret",
-        "--sysctl",
-        "--ulimit",
-    ];
-    if option[0] == "--env-file" {
-        return None;
-    }
-    let word = |word: &&str| match *word {
-        list if LISTS.contains(&list) => format!("{list}-add"),
-        other => other.to_owned(),
-    };
-    Some(option.iter().map(word).collect())
 }
 
 /// What Swarm has no options for, in the labels that docker's client carries: of a service that is confined, and of one
