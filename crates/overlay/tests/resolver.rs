@@ -28,8 +28,8 @@ fn sockets(path: &Path) -> (UdpSocket, TcpListener) {
     (udp, tcp)
 }
 
-/// Asks 127.0.0.11:53 over both protocols and has the resolver's sockets answer.
-fn ask(path: &Path, (udp, tcp): &(UdpSocket, TcpListener)) {
+/// Asks 127.0.0.11:53 a question over UDP; neither it nor the resolver's socket waits for ever.
+fn questioner(path: &Path, udp: &UdpSocket) -> UdpSocket {
     let client = netns::run_in(path, || {
         let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
         client.connect((RESOLVER, PORT)).expect("an address");
@@ -40,6 +40,12 @@ fn ask(path: &Path, (udp, tcp): &(UdpSocket, TcpListener)) {
     let patience = Some(Duration::from_secs(10));
     client.set_read_timeout(patience).expect("a timeout");
     udp.set_read_timeout(patience).expect("a timeout");
+    client
+}
+
+/// Asks 127.0.0.11:53 over both protocols and has the resolver's sockets answer.
+fn ask(path: &Path, (udp, tcp): &(UdpSocket, TcpListener)) {
+    let client = questioner(path, udp);
     let mut bytes = [0; 16];
     let (length, from) = udp.recv_from(&mut bytes).expect("the question");
     assert_eq!(&bytes[..length], b"question");
@@ -86,16 +92,7 @@ fn answers_in_one_packet_come_apart_behind_the_redirection() {
     let path = folder.path().join("netns");
     netns::create(&path).expect("this test needs root");
     let (udp, _tcp) = sockets(&path);
-    let client = netns::run_in(&path, || {
-        let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-        client.connect((RESOLVER, PORT)).expect("an address");
-        client.send(b"question").expect("sent");
-        client
-    })
-    .expect("the namespace is there");
-    let patience = Some(Duration::from_secs(10));
-    client.set_read_timeout(patience).expect("a timeout");
-    udp.set_read_timeout(patience).expect("a timeout");
+    let client = questioner(&path, &udp);
     let mut bytes = [0; 64];
     let (_, from) = udp.recv_from(&mut bytes).expect("the question");
     let answers = [b"answer1", b"answer2", b"answer3"].map(|answer| IoSlice::new(answer));

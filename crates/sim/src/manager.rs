@@ -169,8 +169,7 @@ impl StateMachine for Watched {
 
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), String> {
         self.replica.restore(snapshot)?;
-        let state = self.replica.state();
-        self.oracle.lock().restored(self.host, &state);
+        (self.oracle.lock()).restored(self.host, &self.replica.state());
         Ok(())
     }
 }

@@ -44,6 +44,7 @@ impl Pulse {
             return;
         }
         let Some(changes) = &mut self.changes else {
+            // This daemon tells of no changes: another one than ours.
             return tokio::time::sleep(RHYTHM).await;
         };
         let over = async {

@@ -64,10 +64,12 @@ pub(super) async fn ask_once(stream: &mut UnixStream, request: &Request) -> io::
     push_message(&mut out, request);
     stream.write_all(&out).await?;
     while let Some((kind, payload)) = read_frame(stream).await? {
+        if kind != KIND_MESSAGE {
+            continue;
+        }
         match serde_json::from_slice(&payload)? {
             Reply::Exited { .. } => {}
-            reply if kind == KIND_MESSAGE => return Ok(reply),
-            _ => {}
+            reply => return Ok(reply),
         }
     }
     Err(io::ErrorKind::UnexpectedEof.into())

@@ -40,6 +40,7 @@ pub(crate) enum Command {
         address: IpAddr,
         /// Version of the assignments that the agent holds, empty for none.
         holds: String,
+        /// Whether it can be told what has changed in a view, rather than all of it.
         takes_view_changes: bool,
         reply: oneshot::Sender<Result<Opened, Status>>,
     },
@@ -235,11 +236,8 @@ impl Dispatcher<'_> {
                 takes_view_changes,
                 reply,
             } => {
-                let opened = self.open(node.clone(), *description, address, holds, now);
-                if let Some(session) = self.sessions.get_mut(&node).filter(|_| opened.is_ok()) {
-                    session.takes_view_changes = takes_view_changes;
-                }
-                drop(reply.send(opened));
+                let holds = (holds, takes_view_changes);
+                drop(reply.send(self.open(node, *description, address, holds, now)));
             }
             Command::Heartbeat {
                 node,
@@ -326,7 +324,7 @@ impl Dispatcher<'_> {
         node: NodeId,
         description: NodeDescription,
         address: IpAddr,
-        holds: String,
+        (holds, takes_view_changes): (String, bool),
         now: Timestamp,
     ) -> Result<Opened, Status> {
         if self.state.node(&node).is_none() {
@@ -348,7 +346,7 @@ impl Dispatcher<'_> {
                 messages,
                 stream: None,
                 holds,
-                takes_view_changes: false,
+                takes_view_changes,
                 sent: 0,
             },
         );

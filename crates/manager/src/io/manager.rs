@@ -570,20 +570,14 @@ impl Desk {
                 if let Some((_, about)) = name.and_then(|name| state.granted(name.id)) {
                     return Err(state.object(about));
                 }
-                let mut cx = Ctx {
-                    now: Timestamp::now(),
-                    ids: &mut RandomIds,
-                };
-                Ok(write.next(state, &mut cx))
+                let (now, ids) = (Timestamp::now(), &mut RandomIds);
+                Ok(write.next(state, &mut Ctx { now, ids }))
             });
-            let turn = match turn {
-                Ok(turn) => turn,
-                Err(granted) => return Ok(granted),
-            };
             let failed = match turn {
-                Turn::Refuse(refusal) => return Err(refusal.into()),
-                Turn::Confirm => self.store.latest().await.err(),
-                Turn::Propose(mut decision) => {
+                Err(granted) => return Ok(granted),
+                Ok(Turn::Refuse(refusal)) => return Err(refusal.into()),
+                Ok(Turn::Confirm) => self.store.latest().await.err(),
+                Ok(Turn::Propose(mut decision)) => {
                     decision.batch.wish = name.map(|name| name.about(&decision.key));
                     match self.store.propose(&decision.batch).await {
                         Ok(_) => return Ok(self.store.object(&decision.key)),

@@ -1,7 +1,7 @@
 //! The network view of a node, and which view each node has carried out.
 
 use std::{
-    cell::RefCell,
+    cell::{OnceCell, RefCell},
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -41,27 +41,38 @@ pub struct NetworkSlices {
     views: RefCell<BTreeMap<ViewKey, Arc<NetworkView>>>,
     /// Those of the state before: one that says the same goes on, so that whoever holds it is seen to be up to date.
     before: BTreeMap<ViewKey, Arc<NetworkView>>,
-    /// The networks of those views, with which the next ones share what has not changed.
-    slices_before: BTreeMap<NetworkId, NetworkSlice>,
+    /// The newest of those views by the networks in them, with which the next ones share what has not changed. Looked for
+    /// when the first network is asked for.
+    newest_before: OnceCell<BTreeMap<NetworkId, Arc<NetworkView>>>,
 }
 
 impl NetworkSlices {
     /// For another state, after this one.
     pub fn next(self) -> Self {
+        // It holds views too; below only others shall count.
+        drop(self.newest_before);
         let mut before = self.before;
         before.extend(self.views.into_inner());
         // Of networks that nobody asks for any more nothing is kept for longer than the next state.
         let is_held = |view: &mut Arc<NetworkView>| Arc::strong_count(view) > 1;
         before.retain(|_, view| is_held(view));
-        let mut by_age: Vec<&Arc<NetworkView>> = before.values().collect();
-        by_age.sort_by_key(|view| view.version);
-        let slices = by_age.iter().flat_map(|view| &view.networks);
-        let slices_before = slices.map(|(id, slice)| (id.clone(), slice.clone()));
         Self {
-            slices_before: slices_before.collect(),
             before,
             ..Self::default()
         }
+    }
+
+    /// A network as it was last told.
+    fn slice_before(&self, id: &NetworkId) -> Option<&NetworkSlice> {
+        let newest = self.newest_before.get_or_init(|| {
+            let mut by_age: Vec<_> = self.before.values().collect();
+            by_age.sort_by_key(|view| view.version);
+            let with_view = |view| move |id: &NetworkId| (id.clone(), Arc::clone(view));
+            let networks = by_age.into_iter();
+            let networks = networks.flat_map(|view| view.networks.keys().map(with_view(view)));
+            networks.collect()
+        });
+        newest.get(id)?.networks.get(id)
     }
 
     /// The view of a node: the networks of its tasks that are not over, and always ingress.
@@ -75,7 +86,7 @@ impl NetworkSlices {
         for id in &ids {
             if !slices.contains_key(*id) {
                 let slice = state.network(id).and_then(|network| slice(state, network));
-                let slice = slice.map(|slice| match self.slices_before.get(*id) {
+                let slice = slice.map(|slice| match self.slice_before(id) {
                     Some(before) => NetworkSlice {
                         endpoints: before.endpoints.moved_to(&slice.endpoints),
                         services: before.services.moved_to(&slice.services),

@@ -187,6 +187,7 @@ async fn shake_hands(
     let lasts = |identity: &Arc<PeerIdentity>| identity.not_after.since(Timestamp::now());
     Ok(Connection {
         stream,
+        // The moment at which the peer's certificate ends, which nothing else tells of.
         expiry: identity
             .as_ref()
             .map(|identity| Box::pin(tokio::time::sleep(lasts(identity)))),

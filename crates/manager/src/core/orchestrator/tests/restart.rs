@@ -2,6 +2,22 @@
 
 use super::*;
 
+/// A service of one task that fails after so long, with two further attempts within the window a second apart.
+fn failing(after: Duration, window: Duration) -> (World, ServiceId) {
+    let mut world = World::new(&["n1"]);
+    let behaviour = Behaviour::Exits(after, 1);
+    world.behaviours.insert("demo:1".into(), behaviour);
+    let mut spec = service("web", 1);
+    spec.task.restart = RestartPolicy {
+        delay: SECOND,
+        max_attempts: 2,
+        window,
+        ..RestartPolicy::default()
+    };
+    let id = world.create(spec);
+    (world, id)
+}
+
 #[test]
 fn a_failed_task_is_replaced_after_the_delay() {
     let mut world = World::new(&["n1"]);
@@ -47,17 +63,7 @@ fn a_task_that_cannot_be_prepared_does_not_loop_without_delay() {
 
 #[test]
 fn attempts_are_limited_and_counted_anew_for_another_spec() {
-    let mut world = World::new(&["n1"]);
-    world
-        .behaviours
-        .insert("demo:1".into(), Behaviour::Exits(SECOND, 1));
-    let mut spec = service("web", 1);
-    spec.task.restart = RestartPolicy {
-        delay: SECOND,
-        max_attempts: 2,
-        ..RestartPolicy::default()
-    };
-    let id = world.create(spec);
+    let (mut world, id) = failing(SECOND, Duration::ZERO);
     world.advance(60 * SECOND);
     assert_eq!(
         world.state.tasks_of_service(&id).count(),
@@ -72,18 +78,7 @@ fn attempts_are_limited_and_counted_anew_for_another_spec() {
 
 #[test]
 fn attempts_within_the_window_count() {
-    let mut world = World::new(&["n1"]);
-    world
-        .behaviours
-        .insert("demo:1".into(), Behaviour::Exits(10 * SECOND, 1));
-    let mut spec = service("web", 1);
-    spec.task.restart = RestartPolicy {
-        delay: SECOND,
-        max_attempts: 2,
-        window: 15 * SECOND,
-        ..RestartPolicy::default()
-    };
-    let id = world.create(spec);
+    let (mut world, id) = failing(10 * SECOND, 15 * SECOND);
     // Every 11 s one attempt: never more than two within 15 s.
     world.advance(300 * SECOND);
     assert!(world.runnable(&id)[0].attempts > 20);
@@ -91,18 +86,7 @@ fn attempts_within_the_window_count() {
 
 #[test]
 fn a_slot_whose_attempts_of_a_window_are_used_up_stays_empty() {
-    let mut world = World::new(&["n1"]);
-    world
-        .behaviours
-        .insert("demo:1".into(), Behaviour::Exits(SECOND, 1));
-    let mut spec = service("web", 1);
-    spec.task.restart = RestartPolicy {
-        delay: SECOND,
-        max_attempts: 2,
-        window: 15 * SECOND,
-        ..RestartPolicy::default()
-    };
-    let id = world.create(spec);
+    let (mut world, id) = failing(SECOND, 15 * SECOND);
     world.advance(60 * SECOND);
     assert_eq!(world.state.tasks_of_service(&id).count(), 3);
     // Whoever looks later sees the same: the window is the time before the end.
