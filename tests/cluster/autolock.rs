@@ -6,7 +6,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use shoal_tests::{
     lab::{TestLab, program, text},
     wait,
@@ -62,6 +62,15 @@ fn is_sealed(lab: &TestLab, host: &str) -> Result<bool> {
     }
 }
 
+/// What names the data key that the first host's log is sealed with, in the header of each of its files.
+fn key_of_the_log(lab: &TestLab) -> Result<String> {
+    let header =
+        "cat /var/lib/shoal/swarm/manager/raft/wal-* | head -c 16 | tail -c 4 | od -An -tx1";
+    let key = text(&lab.output("n1", &["sh", "-c", header])?)?;
+    ensure!(key.split_whitespace().count() == 4, "no header: {key:?}");
+    Ok(key)
+}
+
 fn wait_sealed(lab: &TestLab, host: &str, wanted: bool) -> Result<()> {
     wait("the keys to be sealed as wanted", || {
         let now = is_sealed(lab, host)?;
@@ -102,6 +111,8 @@ fn a_locked_manager_opens_with_its_key_alone_and_its_tasks_run_on() -> Result<()
     let (code, said) = lab.refused("n1", &["swarm", "unlock-key"])?;
     assert!(code == 1 && said.contains("no unlock key is set"), "{said}");
     let plain_key = lab.output("n1", &["cat", DATA_KEY])?.stdout;
+    assert_eq!(plain_key.len(), 10 + 32);
+    let used_before = key_of_the_log(&lab)?;
 
     let said = lab.on("n1", &["swarm", "update", "--autolock"])?;
     assert!(
@@ -137,12 +148,7 @@ fn a_locked_manager_opens_with_its_key_alone_and_its_tasks_run_on() -> Result<()
     assert_eq!(info.trim(), "locked");
     assert_eq!(lab.on("n1", &["ps", "-q", "--no-trunc"])?, container);
     // The key that once was plain on this disk is of no use for what is on it now.
-    let wal = "cat /var/lib/shoal/swarm/manager/raft/wal-* | head -c 16 | tail -c 4 | od -An -tx1";
-    let used = text(&lab.output("n1", &["sh", "-c", wal])?)?;
-    assert!(
-        !used.trim().is_empty() && plain_key.len() == 10 + 32,
-        "{used}"
-    );
+    assert_ne!(key_of_the_log(&lab)?, used_before);
 
     for wrong in [
         format!("{}A", &key[..key.len() - 1]),

@@ -1,12 +1,34 @@
 //! The cluster's root certificate, replaced while everything runs.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use shoal_tests::{
     lab::{TestLab, text},
     wait,
 };
 
 const ROOT: &str = "/var/lib/shoal/swarm/certificates/swarm-root-ca.crt";
+const NODE: &str = "/var/lib/shoal/swarm/certificates/swarm-node.pem";
+
+/// What a token says of the root certificate: the SHA-256 of its DER in base 36, 50 digits (SwarmKit's ca/config.go).
+fn digest_of_root(lab: &TestLab) -> Result<String> {
+    let hash = format!("openssl x509 -in {ROOT} -outform DER | sha256sum");
+    let hash = text(&lab.output("n1", &["sh", "-c", &hash])?)?;
+    let hex = hash.split_whitespace().next().context("no digest")?;
+    let mut number = Vec::new();
+    for place in (0..hex.len()).step_by(2) {
+        number.push(u32::from_str_radix(&hex[place..place + 2], 16)?);
+    }
+    let mut digits = Vec::new();
+    for _ in 0..50 {
+        let mut rest = 0;
+        for byte in &mut number {
+            let value = rest * 256 + *byte;
+            (*byte, rest) = (value / 36, value % 36);
+        }
+        digits.push(char::from_digit(rest, 36).context("a digit")?);
+    }
+    Ok(digits.into_iter().rev().collect())
+}
 
 #[test]
 fn the_root_certificate_is_replaced_while_writes_and_tasks_go_on() -> Result<()> {
@@ -67,6 +89,15 @@ fn the_root_certificate_is_replaced_while_writes_and_tasks_go_on() -> Result<()>
             Ok(if kept == new { Ok(()) } else { Err(kept) })
         })?;
     }
+    for host in ["n1", "n2", "n3"] {
+        wait(
+            &format!("{host}'s own certificate to be of the new root"),
+            || {
+                let verified = lab.output(host, &["openssl", "verify", "-CAfile", ROOT, NODE])?;
+                Ok(text(&verified).map_err(|problem| format!("{problem:#}")))
+            },
+        )?;
+    }
     assert_eq!(lab.wait_running("idle", 3)?, tasks);
     let listed = lab.on("n1", &["node", "ls"])?;
     assert_eq!(listed.matches(" Ready ").count(), 3, "{listed}");
@@ -74,6 +105,8 @@ fn the_root_certificate_is_replaced_while_writes_and_tasks_go_on() -> Result<()>
     // Tokens name the root: the old one is of no use, the new one is.
     let next = lab.on("n1", &["swarm", "join-token", "-q", "worker"])?;
     assert_ne!(next, token);
+    let digest = next.split('-').nth(2).map(str::to_owned);
+    assert_eq!(digest, Some(digest_of_root(&lab)?), "{next}");
     lab.on("n3", &["swarm", "leave"])?;
     let remote = format!("{}:2377", lab.addr("n1"));
     let (_, said) = lab.refused("n3", &["swarm", "join", "--token", token.trim(), &remote])?;

@@ -4,6 +4,7 @@
 mod autolock;
 mod certificates;
 mod crash;
+mod damage;
 mod encrypted;
 mod exec;
 mod failures;

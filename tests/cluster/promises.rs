@@ -172,6 +172,9 @@ fn what_a_cluster_was_told_stays_and_is_told_to_nobody_else() -> Result<()> {
     // A rotated token admits, the one before it does not; both name the root certificate.
     let old = lab.on("n1", &["swarm", "join-token", "-q", "worker"])?;
     lab.on("n3", &["swarm", "leave"])?;
+    assert_eq!(found_on_disk(&lab)?, "");
+    let gone = text(&lab.output("n3", &["cat", "/proc/self/mounts"])?)?;
+    assert!(!gone.contains("/run/secrets"), "{gone}");
     let new = lab.on("n1", &["swarm", "join-token", "-q", "--rotate", "worker"])?;
     let digest = |token: &str| token.split('-').nth(2).map(str::to_owned);
     assert_eq!(digest(&old), digest(&new));

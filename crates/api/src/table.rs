@@ -14,7 +14,8 @@ const CHUNK_GROWTH: usize = 8;
 const BRANCH_CHUNKS_MAX: usize = 64;
 
 type Chunk<K, V> = Arc<Vec<(K, V)>>;
-type Branch<K, V> = Arc<Vec<Chunk<K, V>>>;
+/// Chunks, each with its first key beside it: a search reads one list after the other, and of the chunks but one.
+type Branch<K, V> = Arc<Vec<(K, Chunk<K, V>)>>;
 
 /// A sorted map in chunks that copies share until one of them changes a chunk.
 ///
@@ -23,8 +24,8 @@ type Branch<K, V> = Arc<Vec<Chunk<K, V>>>;
 /// and every reader hold a snapshot.
 #[derive(Clone)]
 pub struct Table<K, V> {
-    /// Chunks and branches are never empty; keys ascend within and across them.
-    branches: Arc<Vec<Branch<K, V>>>,
+    /// Each with its first key. Chunks and branches are never empty; keys ascend within and across them.
+    branches: Arc<Vec<(K, Branch<K, V>)>>,
     len: usize,
 }
 
@@ -52,8 +53,11 @@ fn own<K: Clone, V: Clone>(chunk: &mut Chunk<K, V>) -> &mut Vec<(K, V)> {
     Arc::make_mut(chunk)
 }
 
-fn first_of<K, V>(branch: &Branch<K, V>) -> &K {
-    &branch[0][0].0
+/// Keeps the key beside a list that of its first entry.
+fn set_first<K: Ord + Clone>(beside: &mut K, first: &K) {
+    if beside != first {
+        beside.clone_from(first);
+    }
 }
 
 impl<K: Ord + Clone, V: Clone> Table<K, V> {
@@ -73,7 +77,7 @@ impl<K: Ord + Clone, V: Clone> Table<K, V> {
         K: Borrow<Q>,
     {
         let (branch, chunk, at) = self.place_of(key)?;
-        Some(&self.branches[branch][chunk][at].1)
+        Some(&self.branches[branch].1[chunk].1[at].1)
     }
 
     /// The value of a key, to be changed; it becomes this table's own.
@@ -82,8 +86,8 @@ impl<K: Ord + Clone, V: Clone> Table<K, V> {
         K: Borrow<Q>,
     {
         let (branch, chunk, at) = self.place_of(key)?;
-        let branch = Arc::make_mut(&mut Arc::make_mut(&mut self.branches)[branch]);
-        Some(&mut own(&mut branch[chunk])[at].1)
+        let branch = Arc::make_mut(&mut Arc::make_mut(&mut self.branches)[branch].1);
+        Some(&mut own(&mut branch[chunk].1)[at].1)
     }
 
     /// Removes all entries.
@@ -103,16 +107,19 @@ impl<K: Ord + Clone, V: Clone> Table<K, V> {
     pub fn insert(&mut self, key: K, value: V) -> Option<V> {
         let branches = Arc::make_mut(&mut self.branches);
         if branches.is_empty() {
-            branches.push(Arc::new(vec![Arc::new(vec![(key, value)])]));
+            let chunk = Arc::new(vec![(key.clone(), value)]);
+            branches.push((key.clone(), Arc::new(vec![(key, chunk)])));
             self.len = 1;
             return None;
         }
-        let on = branches.partition_point(|branch| *first_of(branch) <= key);
+        let on = branches.partition_point(|(first, _)| *first <= key);
         let on = on.saturating_sub(1);
-        let branch = Arc::make_mut(&mut branches[on]);
-        let place = branch.partition_point(|chunk| chunk[0].0 <= key);
+        let (branch_first, branch) = &mut branches[on];
+        let branch = Arc::make_mut(branch);
+        let place = branch.partition_point(|(first, _)| *first <= key);
         let place = place.saturating_sub(1);
-        let chunk = own(&mut branch[place]);
+        let (chunk_first, chunk) = &mut branch[place];
+        let chunk = own(chunk);
         match chunk.binary_search_by(|(k, _)| k.cmp(&key)) {
             Ok(at) => Some(std::mem::replace(&mut chunk[at].1, value)),
             Err(at) => {
@@ -122,14 +129,16 @@ impl<K: Ord + Clone, V: Clone> Table<K, V> {
                 }
                 chunk.insert(at, (key, value));
                 self.len += 1;
+                set_first(chunk_first, &chunk[0].0);
                 if chunk.len() > CHUNK_ENTRIES_MAX {
                     let upper = chunk.split_off(chunk.len() / 2);
                     chunk.shrink_to_fit();
-                    branch.insert(place + 1, Arc::new(upper));
+                    branch.insert(place + 1, (upper[0].0.clone(), Arc::new(upper)));
                 }
+                set_first(branch_first, &branch[0].0);
                 if branch.len() > BRANCH_CHUNKS_MAX {
                     let upper = branch.split_off(branch.len() / 2);
-                    branches.insert(on + 1, Arc::new(upper));
+                    branches.insert(on + 1, (upper[0].0.clone(), Arc::new(upper)));
                 }
                 None
             }
@@ -143,14 +152,18 @@ impl<K: Ord + Clone, V: Clone> Table<K, V> {
     {
         let (on, place, at) = self.place_of(key)?;
         let branches = Arc::make_mut(&mut self.branches);
-        let branch = Arc::make_mut(&mut branches[on]);
-        let chunk = Arc::make_mut(&mut branch[place]);
+        let (branch_first, branch) = &mut branches[on];
+        let branch = Arc::make_mut(branch);
+        let (chunk_first, chunk) = &mut branch[place];
+        let chunk = Arc::make_mut(chunk);
         let (_, value) = chunk.remove(at);
-        if chunk.is_empty() {
-            branch.remove(place);
+        match chunk.first() {
+            Some((first, _)) => set_first(chunk_first, first),
+            None => drop(branch.remove(place)),
         }
-        if branch.is_empty() {
-            branches.remove(on);
+        match branch.first() {
+            Some((first, _)) => set_first(branch_first, first),
+            None => drop(branches.remove(on)),
         }
         self.len -= 1;
         Some(value)
@@ -158,8 +171,8 @@ impl<K: Ord + Clone, V: Clone> Table<K, V> {
 
     /// All entries in order of their keys.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&K, &V)> {
-        let chunks = self.branches.iter().flat_map(|branch| branch.iter());
-        let entries = chunks.flat_map(|chunk| chunk.iter());
+        let chunks = self.branches.iter().flat_map(|(_, branch)| branch.iter());
+        let entries = chunks.flat_map(|(_, chunk)| chunk.iter());
         entries.map(|(k, v)| (k, v))
     }
 
@@ -176,34 +189,40 @@ impl<K: Ord + Clone, V: Clone> Table<K, V> {
     /// All values in the order of their keys, to be changed; they become this table's own.
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
         let branches = Arc::make_mut(&mut self.branches).iter_mut();
-        let chunks = branches.flat_map(|branch| Arc::make_mut(branch).iter_mut());
-        chunks.flat_map(|chunk| own(chunk).iter_mut().map(|(_, value)| value))
+        let chunks = branches.flat_map(|(_, branch)| Arc::make_mut(branch).iter_mut());
+        chunks.flat_map(|(_, chunk)| own(chunk).iter_mut().map(|(_, value)| value))
     }
 
     /// The entries from the first key that is not `before` on; `before` must hold for a prefix of the keys.
     pub fn iter_from(&self, before: impl Fn(&K) -> bool) -> impl Iterator<Item = (&K, &V)> {
-        let is_over = |chunk: &Chunk<K, V>| chunk.last().is_some_and(|(k, _)| before(k));
+        // The last list that begins before it may hold what is not, and those after it hold nothing else.
         let branches = self.branches.as_slice();
-        let on = branches.partition_point(|branch| branch.last().is_some_and(is_over));
-        let (chunks, rest) = match branches[on..].split_first() {
-            Some((branch, rest)) => (&branch[branch.partition_point(is_over)..], rest),
+        let on = branches.partition_point(|(first, _)| before(first));
+        let (chunks, rest) = match branches[on.saturating_sub(1)..].split_first() {
+            Some(((_, branch), rest)) => {
+                let place = branch.partition_point(|(first, _)| before(first));
+                (&branch[place.saturating_sub(1)..], rest)
+            }
             None => (&[][..], &[][..]),
         };
         let skip = chunks
             .first()
-            .map_or(0, |chunk| chunk.partition_point(|(k, _)| before(k)));
-        let rest = rest.iter().flat_map(|branch| branch.iter());
-        let entries = chunks.iter().chain(rest).flat_map(|chunk| chunk.iter());
+            .map_or(0, |(_, chunk)| chunk.partition_point(|(k, _)| before(k)));
+        let rest = rest.iter().flat_map(|(_, branch)| branch.iter());
+        let entries = chunks
+            .iter()
+            .chain(rest)
+            .flat_map(|(_, chunk)| chunk.iter());
         entries.skip(skip).map(|(k, v)| (k, v))
     }
 
     /// The greatest entry that is still `before`; `before` must hold for a prefix of the keys.
     pub fn last_before(&self, before: impl Fn(&K) -> bool) -> Option<(&K, &V)> {
         let branches = &self.branches;
-        let on = branches.partition_point(|branch| before(first_of(branch)));
-        let branch = &branches[on.checked_sub(1)?];
-        let place = branch.partition_point(|chunk| before(&chunk[0].0));
-        let chunk = &branch[place.checked_sub(1)?];
+        let on = branches.partition_point(|(first, _)| before(first));
+        let (_, branch) = &branches[on.checked_sub(1)?];
+        let place = branch.partition_point(|(first, _)| before(first));
+        let (_, chunk) = &branch[place.checked_sub(1)?];
         let at = chunk.partition_point(|(k, _)| before(k)).checked_sub(1)?;
         chunk.get(at).map(|(k, v)| (k, v))
     }
@@ -214,12 +233,13 @@ impl<K: Ord + Clone, V: Clone> Table<K, V> {
         K: Borrow<Q>,
     {
         let branches = &self.branches;
-        let on = branches.partition_point(|branch| first_of(branch).borrow() <= key);
+        let on = branches.partition_point(|(first, _)| first.borrow() <= key);
         let on = on.checked_sub(1)?;
-        let branch = &branches[on];
-        let place = branch.partition_point(|chunk| chunk[0].0.borrow() <= key);
+        let (_, branch) = &branches[on];
+        let place = branch.partition_point(|(first, _)| first.borrow() <= key);
         let place = place.checked_sub(1)?;
-        let at = branch[place].binary_search_by(|(k, _)| k.borrow().cmp(key));
+        let (_, chunk) = &branch[place];
+        let at = chunk.binary_search_by(|(k, _)| k.borrow().cmp(key));
         Some((on, place, at.ok()?))
     }
 }
@@ -281,7 +301,7 @@ pub type Difference<'a, K, V> = (&'a K, Option<&'a V>, Option<&'a V>);
 
 /// A place in a table.
 struct Cursor<'a, K, V> {
-    branches: &'a [Branch<K, V>],
+    branches: &'a [(K, Branch<K, V>)],
     /// Chunk in the first of the branches, and entry in that.
     chunk: usize,
     entry: usize,
@@ -297,14 +317,15 @@ impl<'a, K, V> Cursor<'a, K, V> {
     }
 
     fn entry(&self) -> Option<(&'a K, &'a V)> {
-        let (key, value) = &self.branches.first()?[self.chunk][self.entry];
+        let (_, branch) = self.branches.first()?;
+        let (key, value) = &branch[self.chunk].1[self.entry];
         Some((key, value))
     }
 
     fn advance(&mut self) {
         self.entry += 1;
         let branch = self.branches.first();
-        if branch.is_some_and(|branch| self.entry == branch[self.chunk].len()) {
+        if branch.is_some_and(|(_, branch)| self.entry == branch[self.chunk].1.len()) {
             self.pass_chunk();
         }
     }
@@ -312,7 +333,7 @@ impl<'a, K, V> Cursor<'a, K, V> {
     fn pass_chunk(&mut self) {
         (self.chunk, self.entry) = (self.chunk + 1, 0);
         let branch = self.branches.first();
-        if branch.is_some_and(|branch| self.chunk == branch.len()) {
+        if branch.is_some_and(|(_, branch)| self.chunk == branch.len()) {
             self.pass_branch();
         }
     }
@@ -324,7 +345,8 @@ impl<'a, K, V> Cursor<'a, K, V> {
 
     /// Passes over what begins here and is the same place in memory in both; whether there was any.
     fn pass_shared(&mut self, other: &mut Self) -> bool {
-        let (Some(here), Some(there)) = (self.branches.first(), other.branches.first()) else {
+        let (Some((_, here)), Some((_, there))) = (self.branches.first(), other.branches.first())
+        else {
             return false;
         };
         if self.entry != 0 || other.entry != 0 {
@@ -335,7 +357,7 @@ impl<'a, K, V> Cursor<'a, K, V> {
             other.pass_branch();
             return true;
         }
-        let is_shared = Arc::ptr_eq(&here[self.chunk], &there[other.chunk]);
+        let is_shared = Arc::ptr_eq(&here[self.chunk].1, &there[other.chunk].1);
         if is_shared {
             self.pass_chunk();
             other.pass_chunk();
@@ -355,8 +377,8 @@ impl<K: Ord + Clone, V: Clone + Eq> Eq for Table<K, V> {}
 
 impl<K: fmt::Debug, V: fmt::Debug> fmt::Debug for Table<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let chunks = self.branches.iter().flat_map(|branch| branch.iter());
-        let entries = chunks.flat_map(|chunk| chunk.iter());
+        let chunks = self.branches.iter().flat_map(|(_, branch)| branch.iter());
+        let entries = chunks.flat_map(|(_, chunk)| chunk.iter());
         f.debug_map().entries(entries.map(|(k, v)| (k, v))).finish()
     }
 }

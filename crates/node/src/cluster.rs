@@ -420,7 +420,13 @@ impl ClusterNode {
         let mut managers = membership.managers.clone();
         let role = identity.peer().role;
         let advertise = membership.advertise.to_string();
-        let seat = Arc::new(Seat::new(files.clone(), identity, membership, lock)?);
+        let seat = Arc::new(Seat::new(
+            files.clone(),
+            identity,
+            membership,
+            lock,
+            self.config.raft.clone(),
+        )?);
         match (role, begin) {
             (Role::Manager, Some(begin)) => seat.start_manager(begin).await?,
             (Role::Manager, None) => {

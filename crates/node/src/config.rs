@@ -97,6 +97,8 @@ pub struct DaemonConfig {
     pub interface_prefix: String,
     /// What distributes the connections of a service over its tasks.
     pub lb_driver: shoal_overlay::LbDriver,
+    /// How the managers on this host agree: how often a leader is heard of, and after which silence another is chosen.
+    pub raft: shoal_manager::RaftConfig,
     /// What networks of this host get that do not say otherwise.
     pub networks: NetworkDefaults,
     /// Where specifications of devices are (CDI).

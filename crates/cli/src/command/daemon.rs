@@ -172,6 +172,12 @@ pub(crate) struct Args {
     /// What distributes the connections of a service over its tasks: auto, nft or ipvs
     #[arg(long, value_name = "string")]
     lb_driver: Option<String>,
+    /// Ticks of 50 ms without a leader after which managers choose another
+    #[arg(long, value_name = "uint")]
+    swarm_raft_election_tick: Option<u32>,
+    /// Ticks of 50 ms between two signs of life of the leader
+    #[arg(long, value_name = "uint")]
+    swarm_raft_heartbeat_tick: Option<u32>,
 }
 
 impl Args {
@@ -242,6 +248,8 @@ impl Args {
             ("max-concurrent-downloads", self.max_concurrent_downloads),
             ("max-concurrent-uploads", self.max_concurrent_uploads),
             ("mtu", self.mtu),
+            ("swarm-raft-election-tick", self.swarm_raft_election_tick),
+            ("swarm-raft-heartbeat-tick", self.swarm_raft_heartbeat_tick),
         ];
         for (key, number) in numbers {
             keys.extend(number.map(|number| (key.to_owned(), number.into())));

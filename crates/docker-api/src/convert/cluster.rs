@@ -109,6 +109,14 @@ pub(crate) fn read_update(
     Ok((spec, signing_ca))
 }
 
+/// How managers agree where their daemons say nothing else, as `GET /swarm` tells it: entries that are kept behind a
+/// snapshot, and ticks of 50 ms.
+const TIMING: [(&str, u64); 3] = [
+    ("LogEntriesForSlowFollowers", 500),
+    ("ElectionTick", 8),
+    ("HeartbeatTick", 1),
+];
+
 fn read_spec(mut f: Fields) -> ApiResult<(ClusterSpec, Option<SigningCa>)> {
     let default = ClusterSpec::default();
     let annotations = read_annotations(&mut f)?;
@@ -139,12 +147,8 @@ fn read_spec(mut f: Fields) -> ApiResult<(ClusterSpec, Option<SigningCa>)> {
             "minimum certificate expiry time is 1h0m0s",
         ));
     }
-    // Timing of elections is not the user's here, and these are what every client sends back.
-    raft.ignore(&[
-        "LogEntriesForSlowFollowers",
-        "ElectionTick",
-        "HeartbeatTick",
-    ]);
+    // Every client sends these back. They are each daemon's to say, by its `--swarm-raft-…-tick`.
+    raft.ignore(&TIMING.map(|(key, _)| key));
     let (cert, key): (String, String) = (ca.get("SigningCACert")?, ca.get("SigningCAKey")?);
     let signing_ca = match (cert.is_empty(), key.is_empty()) {
         (true, true) => None,
@@ -189,9 +193,9 @@ pub(crate) fn cluster_info(cluster: &Cluster, tls: &TlsInfo) -> Value {
         "Raft": {
             "SnapshotInterval": spec.snapshot_interval,
             "KeepOldSnapshots": 0,
-            "LogEntriesForSlowFollowers": 500,
-            "ElectionTick": 10,
-            "HeartbeatTick": 1,
+            TIMING[0].0: TIMING[0].1,
+            TIMING[1].0: TIMING[1].1,
+            TIMING[2].0: TIMING[2].1,
         },
         "Dispatcher": {"HeartbeatPeriod": nanos(spec.heartbeat_period)},
         "CAConfig": {

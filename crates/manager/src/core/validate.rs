@@ -129,7 +129,7 @@ impl From<Rejected> for Refusal {
             Rejected::Taken {
                 claim: Claim::Name(kind, name),
                 ..
-            } => Self::name_taken(kind, &name),
+            } => Self::name_taken(kind, &name.to_string()),
             Rejected::Taken { .. } => Self::new(RefusalKind::AlreadyExists, rejected.to_string()),
             // Nobody knows what became of it.
             Rejected::Granted { .. } | Rejected::Forgotten => {

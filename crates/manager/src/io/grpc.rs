@@ -6,6 +6,7 @@ pub mod client;
 pub(crate) mod control;
 mod dispatcher;
 mod exec;
+mod gathered;
 mod logs;
 mod raft;
 pub mod server;

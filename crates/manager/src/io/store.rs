@@ -270,6 +270,10 @@ impl StateMachine for Replica {
         Box::new(move || encode_state(&state))
     }
 
+    fn snapshot_entries(&self) -> Option<u64> {
+        self.look(|state| Some(state.cluster()?.spec.snapshot_interval))
+    }
+
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), String> {
         let state = decode_state(snapshot)?;
         self.shared.replace(state);

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use shoal_ca::{ClientConfig, NodeIdentity, Role, RootCertificate, UnlockKey, client_config};
-use shoal_manager::{Begin, Manager, ManagerConfig, NodeLock, renew_identity};
+use shoal_manager::{Begin, Manager, ManagerConfig, NodeLock, RaftConfig, renew_identity};
 use tokio::sync::watch;
 
 use super::{
@@ -16,6 +16,8 @@ pub(super) struct Seat {
     files: MembershipFiles,
     /// Feeds the agent with TLS settings.
     tls: watch::Sender<Arc<ClientConfig>>,
+    /// How its managers agree.
+    raft: RaftConfig,
     held: Mutex<Held>,
 }
 
@@ -44,11 +46,13 @@ impl Seat {
         identity: NodeIdentity,
         membership: Membership,
         lock: Option<Lock>,
+        raft: RaftConfig,
     ) -> Result<Self, ClusterError> {
         let tls = client_config(identity.root(), Some(&identity))?;
         Ok(Self {
             files,
             tls: watch::Sender::new(tls),
+            raft,
             held: Mutex::new(Held {
                 membership,
                 identity: Arc::new(identity),
@@ -176,7 +180,7 @@ impl Seat {
             listen: membership.listen,
             advertise: membership.advertise.to_string(),
             lock: self.held().lock.clone().map(|lock| lock.lock),
-            raft: Default::default(),
+            raft: self.raft.clone(),
         };
         std::fs::create_dir_all(&config.directory).map_err(at(&config.directory))?;
         let begin = if matches!(begin, Begin::Join { .. }) && self.has_log()? {

@@ -205,6 +205,8 @@ pub(super) const KEYS: &[(&str, Effect)] = &[
         "swarm-default-advertise-addr",
         Effect::None("swarm init --advertise-addr says it"),
     ),
+    ("swarm-raft-election-tick", Effect::Works),
+    ("swarm-raft-heartbeat-tick", Effect::Works),
     ("tls", Effect::Works),
     ("tlscacert", Effect::Works),
     ("tlscert", Effect::Works),

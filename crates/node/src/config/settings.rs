@@ -10,6 +10,7 @@ use std::{
 use serde_json::Value;
 use shoal_api::container::Ulimit;
 use shoal_engine::core::logging::Driver as LogDriver;
+use shoal_manager::RaftConfig;
 
 use super::{
     ConfigError, ContainerDefaults, DaemonConfig, Reloadable, Source,
@@ -298,6 +299,7 @@ pub(super) fn read(keys: Keys, source: Source) -> Result<DaemonConfig, ConfigErr
             .text("interface-prefix")?
             .unwrap_or_else(|| "shoal".to_owned()),
         lb_driver: r.lb_driver()?,
+        raft: raft(&mut r)?,
         networks: network::read(&mut r)?,
         cdi_spec_dirs: cdi_spec_dirs(&mut r)?,
         warnings,
@@ -313,6 +315,33 @@ pub(super) fn read(keys: Keys, source: Source) -> Result<DaemonConfig, ConfigErr
     };
     debug_assert_eq!(r.keys.keys().find(left), None, "a key that works is read");
     Ok(config)
+}
+
+/// Docker's two keys of the timing of managers, in ticks: [`RaftConfig::tick`] is one, as long as the leader is heard of
+/// with each.
+fn raft(r: &mut Reader) -> Result<RaftConfig, ConfigError> {
+    const HEARTBEAT: &str = "swarm-raft-heartbeat-tick";
+    const ELECTION: &str = "swarm-raft-election-tick";
+    let usual = RaftConfig::default();
+    let heartbeat = r.number(HEARTBEAT)?.unwrap_or(1);
+    let election = match r.number(ELECTION)? {
+        Some(ticks) => usize::try_from(ticks).unwrap_or(usize::MAX) / heartbeat as usize,
+        None => usual.election_ticks,
+    };
+    if election < 2 {
+        let tick = usual.tick.as_millis();
+        return Err(invalid(
+            ELECTION,
+            format!(
+                "it must be at least twice {HEARTBEAT}, which is {heartbeat} (ticks of {tick} ms)"
+            ),
+        ));
+    }
+    Ok(RaftConfig {
+        tick: usual.tick * heartbeat,
+        election_ticks: election,
+        ..usual
+    })
 }
 
 /// One of a few words.

@@ -24,6 +24,24 @@ fn load(text: &str, flags: Value) -> Result<DaemonConfig, String> {
 }
 
 #[test]
+fn managers_are_as_patient_as_their_daemon_says() {
+    let raft = |text: &str| load(text, json!({})).map(|config| config.raft);
+    let usual = raft("{}").unwrap();
+    let slower =
+        raft(r#"{"swarm-raft-heartbeat-tick": 2, "swarm-raft-election-tick": 40}"#).unwrap();
+    assert_eq!(slower.tick, usual.tick * 2);
+    assert_eq!((usual.election_ticks, slower.election_ticks), (8, 20));
+    let refused = raft(r#"{"swarm-raft-heartbeat-tick": 5, "swarm-raft-election-tick": 9}"#);
+    let said = refused.unwrap_err();
+    assert!(
+        said.contains(
+            "swarm-raft-election-tick: it must be at least twice swarm-raft-heartbeat-tick"
+        ),
+        "{said}"
+    );
+}
+
+#[test]
 fn the_file_of_docker_is_understood() {
     let config = load(
         r#"{

@@ -607,7 +607,9 @@ impl Node {
         let last = self.raw.store().snapshot();
         let grown = last.data.len() as u64 * self.limits.snapshot_growth_percent / 100;
         let entries = self.applied.saturating_sub(last.get_metadata().index);
-        let due = (entries >= self.limits.snapshot_entries && self.applied_bytes >= grown)
+        let many = self.state.snapshot_entries();
+        let many = many.unwrap_or(self.limits.snapshot_entries);
+        let due = (entries >= many && self.applied_bytes >= grown)
             || self.applied_bytes >= self.limits.snapshot_bytes.max(grown);
         if self.is_snapshot_wished || due {
             self.is_keeping = true;

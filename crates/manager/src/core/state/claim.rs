@@ -1,6 +1,12 @@
 //! What only one object may hold: names, addresses, ports, numbers.
 
-use std::{collections::BTreeSet, fmt, net::IpAddr, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    hash::{DefaultHasher, Hash, Hasher},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 use shoal_api::{
@@ -36,11 +42,36 @@ impl Kind {
     }
 }
 
+/// A name among those that only one object may have, ordered by its hash first: of tens of thousands of names a search then
+/// reads the numbers that lie side by side, and of the texts only the one it looks for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct UniqueName {
+    hash: u64,
+    text: Arc<str>,
+}
+
+impl From<&str> for UniqueName {
+    fn from(text: &str) -> Self {
+        let mut hasher = DefaultHasher::new(); // without a random key: all managers and all runs keep one order
+        text.hash(&mut hasher);
+        Self {
+            hash: hasher.finish(),
+            text: text.into(),
+        }
+    }
+}
+
+impl fmt::Display for UniqueName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
 /// Something that at most one object holds at a time.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Claim {
     /// The name of an object of a kind.
-    Name(Kind, Arc<str>),
+    Name(Kind, UniqueName),
     /// A VXLAN network identifier.
     Vni(u32),
     /// A member of the Raft group.

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use shoal_api::{
@@ -78,6 +78,7 @@ impl NodeCa for CaService {
         let cluster = state
             .cluster()
             .ok_or_else(|| Status::failed_precondition("there is no cluster yet"))?;
+        check_clock(cluster.meta.created_at, Timestamp::now())?;
         let (node_id, role) = if request.token.is_empty() {
             let caller = caller.ok_or_else(|| {
                 Status::unauthenticated("a join token or a certificate is needed")
@@ -160,6 +161,39 @@ fn authority(cluster: &Cluster) -> Result<RootCa, CaError> {
         Some(rotation) => Ok(RootCa::from_pem(&rotation.ca_cert, &rotation.ca_key)?
             .with_intermediate(&rotation.cross_signed)),
         None => RootCa::from_pem(&cluster.root_ca_cert, &cluster.root_ca_key),
+    }
+}
+
+/// How far the clocks of two managers may lie apart without a word; as far back as certificates are dated.
+const CLOCKS_APART_MAX: Duration = Duration::from_secs(3_600);
+
+/// Refuses to issue by a clock that cannot be right, since the cluster was `made` after it: nobody else would take such a
+/// certificate for valid.
+fn check_clock(made: Timestamp, now: Timestamp) -> Result<(), Status> {
+    if now + CLOCKS_APART_MAX >= made {
+        return Ok(());
+    }
+    Err(Status::failed_precondition(format!(
+        "the clock of the leading manager says {now}, and the cluster was made at {made}: set that clock right"
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manager_whose_clock_is_before_the_cluster_issues_nothing() {
+        let made = Timestamp::now();
+        check_clock(made, made).unwrap();
+        check_clock(made, made + Duration::from_secs(1 << 30)).unwrap();
+        let year_ago = Timestamp(made.0 - 365 * 86_400 * 1_000_000_000);
+        let refused = check_clock(made, year_ago).unwrap_err();
+        let said = refused.message();
+        assert!(
+            said.contains(&made.to_string()) && said.ends_with("set that clock right"),
+            "{said}"
+        );
     }
 }
 

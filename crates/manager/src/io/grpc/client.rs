@@ -21,6 +21,7 @@ use tonic::{
 };
 use tower::service_fn;
 
+use super::gathered::Gathered;
 use crate::core::consensus::RaftId;
 
 /// How long a manager may take to accept a connection.
@@ -75,7 +76,7 @@ impl Connector {
         }
     }
 
-    async fn connect(self) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
+    async fn connect(self) -> io::Result<TokioIo<Gathered<TlsStream<TcpStream>>>> {
         // With the handshake: a manager that stands still takes connections all the same.
         let connected = async {
             let stream = TcpStream::connect(&self.address).await?;
@@ -84,7 +85,7 @@ impl Connector {
             connected.map_err(name_clock)
         };
         let stream = tokio::time::timeout(CONNECT_TIMEOUT, connected).await??;
-        Ok(TokioIo::new(stream))
+        Ok(TokioIo::new(Gathered::new(stream)))
     }
 }
 

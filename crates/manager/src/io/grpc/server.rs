@@ -25,6 +25,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
+use super::gathered::Gathered;
+
 /// How long a peer may take for its handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Handshakes under way at once; further connections wait in the kernel.
@@ -108,7 +110,7 @@ impl Drop for Pass {
 /// A connection whose handshake is done.
 #[derive(Debug)]
 pub struct Connection {
-    stream: TlsStream<TcpStream>,
+    stream: Gathered<TlsStream<TcpStream>>,
     caller: Caller,
     /// Streams may be open for days; a manager that stops, or shuts a node out, closes them under their users.
     stopped: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -186,7 +188,7 @@ async fn shake_hands(
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
     let lasts = |identity: &Arc<PeerIdentity>| identity.not_after.since(Timestamp::now());
     Ok(Connection {
-        stream,
+        stream: Gathered::new(stream),
         // The moment at which the peer's certificate ends, which nothing else tells of.
         expiry: identity
             .as_ref()

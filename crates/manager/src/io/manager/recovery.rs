@@ -8,14 +8,14 @@ use std::{
 };
 
 use sha2::{Digest, Sha256};
-use shoal_api::{ClusterId, NodeId};
+use shoal_api::{ClusterId, IdSource, NodeId, RandomIds};
 use shoal_ca::{NodeIdentity, NodeKey, Role, RootCa, Subject, UnlockKey};
 
 use super::{Manager, ManagerError, WriteError, locking};
 use crate::{
     core::{
         consensus::{
-            LogIndex, Member, MemberChange, Members,
+            LogIndex, Member, MemberChange, Members, RaftId,
             wire::{Malformed, Reader, Writer},
         },
         state::State,
@@ -48,7 +48,14 @@ pub struct Anew {
     members: Members,
     index: LogIndex,
     term: u64,
+    /// How many ids may have been given out of which `members` do not know.
+    ids_since: RaftId,
 }
+
+/// Elections that may have been held, and members that may have come, since a backup was made: more than anybody lives to
+/// see, and far from the end of the numbers.
+const TERMS_SINCE: u64 = 1 << 32;
+const IDS_SINCE: RaftId = 1 << 32;
 
 impl From<Salvaged> for Anew {
     fn from(found: Salvaged) -> Self {
@@ -63,6 +70,7 @@ impl From<Salvaged> for Anew {
             members,
             index,
             term,
+            ids_since: 0,
         }
     }
 }
@@ -71,7 +79,7 @@ impl Anew {
     /// The log's beginning, with this node alone, under an id that nobody had.
     pub(super) fn start(self, node_id: NodeId, address: String) -> Start {
         let mut members = self.members;
-        let raft_id = members.next_id();
+        let raft_id = members.next_id() + self.ids_since;
         let gone: Vec<_> = members.iter().map(|(id, _)| id).collect();
         for id in gone {
             members.apply(&MemberChange::Remove(id));
@@ -268,12 +276,52 @@ fn decode(plain: &[u8]) -> Result<(Subject, Anew), Malformed> {
         role: Role::Manager,
         cluster_id,
     };
-    // Beyond whatever the old log may have gone on to, should one of its managers turn up.
+    // Beyond whatever the old log may have gone on to since the backup, should one of its managers turn up.
     let anew = Anew {
         state,
         members,
         index,
-        term: term + 1,
+        term: term + TERMS_SINCE,
+        // From one backup more than one cluster may be begun.
+        ids_since: IDS_SINCE + (RandomIds.next_bits() >> 96) as RaftId,
     };
     Ok((subject, anew))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_given_out_after_a_backup_is_not_given_out_again() {
+        let member = |name: &str| Member {
+            node_id: name.parse().unwrap(),
+            address: format!("{name}:2377"),
+        };
+        let members = Members::genesis(1, member("one"));
+        let mut out = Writer::default();
+        for id in ["cluster1", "one"] {
+            out.bytes(id.as_bytes());
+        }
+        out.number(9);
+        out.number(3);
+        members.encode(&mut out);
+        out.bytes(b"the state");
+        let (_, anew) = decode(&out.finish()).unwrap();
+        // The cluster went on: a member came, there were elections.
+        let mut later = members;
+        later.apply(&MemberChange::AddLearner(later.next_id(), member("two")));
+        let Start::Anew {
+            raft_id,
+            members,
+            term,
+            ..
+        } = anew.start("one".parse().unwrap(), "one:2377".to_owned())
+        else {
+            panic!("it begins anew")
+        };
+        assert!(raft_id > later.next_id(), "{raft_id}");
+        assert!(members.next_id() > raft_id && members.was_removed(1));
+        assert!(term > 3 + 1_000, "{term}");
+    }
 }

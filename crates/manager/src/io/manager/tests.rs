@@ -16,6 +16,7 @@ use tempfile::TempDir;
 mod dispatch;
 mod forward;
 mod hostile;
+mod renewal;
 mod sessions;
 
 use super::*;
@@ -106,6 +107,10 @@ impl Cluster {
     async fn join_manager(&mut self) -> usize {
         let (_, token) = self.manager(0).join_tokens().unwrap();
         let identity = self.admit(&token).await.unwrap();
+        self.join_manager_as(identity).await
+    }
+
+    async fn join_manager_as(&mut self, identity: NodeIdentity) -> usize {
         let place = self.managers.len();
         let config = config(&self.directory.path().join(place.to_string())).await;
         let begin = Begin::Join {
@@ -378,6 +383,74 @@ async fn a_demoted_manager_leaves_the_group() {
             .await
             .unwrap();
         assert_eq!(renewed.peer().role, Role::Worker);
+    })
+    .await;
+}
+
+/// Changes the cluster's own settings.
+async fn set_cluster(manager: &Manager, change: impl Fn(&mut ClusterSpec)) {
+    let state = manager.latest().await.unwrap();
+    let cluster = state.cluster().unwrap();
+    let mut spec = cluster.spec.clone();
+    change(&mut spec);
+    let update = Intent::Update {
+        key: ObjectKey::Cluster,
+        version: cluster.meta.version,
+        spec: Spec::Cluster(spec),
+    };
+    manager.write(update).await.unwrap();
+}
+
+/// Snapshots that a manager has.
+fn snapshots(config: &ManagerConfig) -> Vec<String> {
+    let names = fs::read_dir(config.directory.join("raft")).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.starts_with("snap-")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn snapshots_are_as_frequent_as_the_cluster_says_and_travel_in_pieces() {
+    within(async {
+        let mut cluster = Cluster::found().await;
+        let config = cluster.managers[0].as_ref().unwrap().2.clone();
+        let first = snapshots(&config);
+        // Several times as much as goes into one chunk.
+        for number in 0..4 {
+            let Intent::Create(Spec::Config(mut spec)) = config_object(&format!("large{number}"))
+            else {
+                panic!("a config is made")
+            };
+            spec.data = vec![b'x'; 900 << 10];
+            let large = Intent::Create(Spec::Config(spec));
+            cluster.manager(0).write(large).await.unwrap();
+        }
+        for number in 0..20 {
+            let name = format!("c{number}");
+            cluster
+                .manager(0)
+                .write(config_object(&name))
+                .await
+                .unwrap();
+        }
+        assert_eq!(snapshots(&config), first);
+        set_cluster(cluster.manager(0), |spec| spec.snapshot_interval = 10).await;
+        // Written down beside the writes, each about as large as what was written since the one before.
+        let mut number = 20;
+        while snapshots(&config) == first {
+            let name = format!("c{number}");
+            cluster
+                .manager(0)
+                .write(config_object(&name))
+                .await
+                .unwrap();
+            number += 1;
+        }
+        // A manager that comes later begins with one.
+        let place = cluster.join_manager().await;
+        let state = cluster.manager(place).latest().await.unwrap();
+        assert_eq!(state.configs().count(), 4 + number);
+        let joined = cluster.managers[place].as_ref().unwrap().2.clone();
+        assert!(!snapshots(&joined).is_empty());
     })
     .await;
 }

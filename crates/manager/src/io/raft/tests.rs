@@ -16,6 +16,7 @@ use crate::core::{
 };
 
 mod keeping;
+mod promises;
 
 /// The applied entries in order; "no" is refused.
 #[derive(Debug, Clone, Default)]

@@ -129,11 +129,22 @@ struct Line {
     tls: watch::Receiver<Arc<ClientConfig>>,
 }
 
+/// Why a stream of messages ended.
+enum End {
+    /// There is nothing more to send.
+    Over,
+    /// We are somebody with another certificate now, and the peer will not listen to the old one for long.
+    Renewed,
+    /// It broke.
+    Broken(Status),
+}
+
 impl Line {
-    /// Opens a stream when there is something to send, and again after it broke. What was on its way is lost.
-    async fn run(self, mut messages: mpsc::Receiver<Letter>) {
+    /// Opens a stream when there is something to send, and again after it broke. What was on its way is lost then; with a
+    /// new certificate a new stream follows the old one, which the peer reads to its end.
+    async fn run(mut self, mut messages: mpsc::Receiver<Letter>) {
         while let Some(first) = messages.recv().await {
-            let tls = Arc::clone(&self.tls.borrow());
+            let tls = Arc::clone(&self.tls.borrow_and_update());
             let channel = dial(&self.address, tls);
             let (stream, receiver) = mpsc::channel(QUEUE_MESSAGES_MAX);
             let call = {
@@ -141,10 +152,12 @@ impl Line {
                 let stream = ReceiverStream::new(receiver);
                 tokio::spawn(async move { client.stream_messages(Request::new(stream)).await })
             };
-            let broken = self
-                .feed(first, &mut messages, &stream, &channel, call)
-                .await;
-            let Some(status) = broken else { return };
+            let end = self.feed(first, &mut messages, &stream, &channel, call);
+            let status = match end.await {
+                End::Over => return,
+                End::Renewed => continue,
+                End::Broken(status) => status,
+            };
             tracing::debug!(raft.to = self.peer, peer = self.address, error = %status, "a stream of messages broke");
             if is_removed(&status) {
                 self.mailbox.report_removed();
@@ -160,9 +173,9 @@ impl Line {
         }
     }
 
-    /// Hands messages to the stream until it breaks; `None` when there is nothing more to send.
+    /// Hands messages to the stream until it ends.
     async fn feed(
-        &self,
+        &mut self,
         first: Letter,
         messages: &mut mpsc::Receiver<Letter>,
         stream: &mpsc::Sender<RaftMessage>,
@@ -170,7 +183,8 @@ impl Line {
         mut call: tokio::task::JoinHandle<
             Result<tonic::Response<shoal_api::wire::StreamMessagesResponse>, Status>,
         >,
-    ) -> Option<Status> {
+    ) -> End {
+        let closed = || Status::unavailable("closed");
         let mut next = Some(first);
         loop {
             if let Some(Letter { message, sender }) = next.take() {
@@ -186,25 +200,22 @@ impl Line {
                         addr,
                     };
                     if stream.send(envelope).await.is_err() {
-                        return Some(
-                            call.await
-                                .ok()?
-                                .err()
-                                .unwrap_or_else(|| Status::unavailable("closed")),
-                        );
+                        let status = call.await.ok().and_then(Result::err);
+                        return End::Broken(status.unwrap_or_else(closed));
                     }
                 }
             }
             tokio::select! {
                 ended = &mut call => {
-                    let status = ended.map(|answer| answer.err().unwrap_or_else(|| Status::unavailable("closed")));
-                    return Some(status.unwrap_or_else(|error| Status::internal(error.to_string())));
+                    let status = ended.map(|answer| answer.err().unwrap_or_else(closed));
+                    return End::Broken(status.unwrap_or_else(|error| Status::internal(error.to_string())));
                 }
+                Ok(()) = self.tls.changed() => return End::Renewed,
                 message = messages.recv() => match message {
                     Some(message) => next = Some(message),
                     None => {
                         call.abort();
-                        return None;
+                        return End::Over;
                     }
                 },
             }

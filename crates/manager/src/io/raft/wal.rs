@@ -31,6 +31,10 @@ pub const SEGMENT_BYTES: u64 = 4 << 20;
 /// How far ahead a sequence number may be to be looked at when judging damage.
 const SEQUENCE_WINDOW: u64 = 1 << 20;
 
+/// What is left to do with a log that is of no use.
+const WAY_OUT: &str = "remove this manager from the cluster and join it again, or, if it is the only one, leave and restore a backup with \
+                       `shoal cluster restore`";
+
 /// Why the log cannot be opened or written.
 #[derive(Debug, thiserror::Error)]
 pub enum WalError {
@@ -45,9 +49,7 @@ pub enum WalError {
         source: io::Error,
     },
     /// Something that was acknowledged is no longer readable. Wipe the directory and join again.
-    #[error(
-        "{name} is damaged at byte {offset}: {reason}; remove this manager from the cluster and join it again"
-    )]
+    #[error("{name} is damaged at byte {offset}: {reason}; {WAY_OUT}")]
     Damaged {
         /// The file.
         name: String,
@@ -57,7 +59,7 @@ pub enum WalError {
         reason: &'static str,
     },
     /// The files are not ours, or the key is another.
-    #[error("{name} cannot be used: {reason}")]
+    #[error("{name} cannot be used: {reason}; {WAY_OUT}")]
     Foreign {
         /// The file.
         name: String,

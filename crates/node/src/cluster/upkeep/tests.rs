@@ -178,7 +178,14 @@ async fn found(directory: &TempDir) -> Seat {
     let Founding {
         identity, state, ..
     } = founding.found().expect("a cluster");
-    let seat = Seat::new(files(directory, "founder"), identity, membership, None).expect("a seat");
+    let seat = Seat::new(
+        files(directory, "founder"),
+        identity,
+        membership,
+        None,
+        Default::default(),
+    )
+    .expect("a seat");
     let begun = seat.start_manager(Begin::Found { state }).await;
     begun.expect("the first manager");
     seat
@@ -262,7 +269,14 @@ async fn a_worker_is_renewed_promoted_and_demoted() {
         let serial = aged.peer().serial.clone();
 
         let files = files(&directory, "worker");
-        let seat = Seat::new(files.clone(), aged, membership(&[remote]), None).expect("a seat");
+        let seat = Seat::new(
+            files.clone(),
+            aged,
+            membership(&[remote]),
+            None,
+            Default::default(),
+        )
+        .expect("a seat");
         files.save(&seat.membership()).expect("saved");
         let seat = Arc::new(seat);
         let session = watch::Sender::new(SessionState::default());

@@ -40,9 +40,17 @@ fn follows(before: &Message, message: &Message) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use raft::eraftpb::Entry;
+    use bytes::Bytes;
+    use raft::eraftpb::{Entry, Snapshot};
 
     use super::*;
+    use crate::core::{
+        consensus::{
+            Member, MemberChange, Members,
+            node::{Effect, FrozenState, Kept, Limits, Node, StateMachine, snapshot_data},
+        },
+        state::Rejected,
+    };
 
     fn append(to: u64, after: u64, entries: &[u64], commit: u64) -> Message {
         let mut message = Message::default();
@@ -101,5 +109,119 @@ mod tests {
             ],
             &[(2, 7, &[8], 7), (2, 9, &[10], 7), (2, 9, &[10], 7)],
         );
+    }
+
+    /// What is applied does not matter.
+    struct Nothing;
+
+    impl StateMachine for Nothing {
+        fn apply(&mut self, _: u64, _: &[u8]) -> Result<(), Rejected> {
+            Ok(())
+        }
+        fn freeze(&self) -> FrozenState {
+            Box::new(Vec::new)
+        }
+        fn restore(&mut self, _: &[u8]) -> Result<(), String> {
+            Ok(())
+        }
+    }
+
+    /// The first of three, which begins with a snapshot that all have, and leads.
+    fn leader_of_three() -> Node {
+        let member = |id: u64| Member {
+            node_id: format!("node{id}").parse().unwrap(),
+            address: format!("10.0.0.{id}:2377"),
+        };
+        let mut members = Members::genesis(1, member(1));
+        for id in [2, 3] {
+            members.apply(&MemberChange::SetVoter(id, member(id)));
+        }
+        let mut snapshot = Snapshot {
+            data: snapshot_data(&members, b""),
+            ..Snapshot::default()
+        };
+        let metadata = snapshot.mut_metadata();
+        (metadata.index, metadata.term) = (1, 1);
+        metadata.mut_conf_state().voters = vec![1, 2, 3];
+        let limits = Limits {
+            election_ticks: 10,
+            snapshot_entries: 100,
+            snapshot_bytes: 1 << 20,
+            snapshot_growth_percent: 0,
+            kept_entries: 10,
+        };
+        let kept = Kept {
+            raft_id: 1,
+            members,
+            snapshot,
+            records: Vec::new(),
+        };
+        let mut node = Node::new(limits, kept, Box::new(Nothing), 1).unwrap();
+        while !node.leadership().is_leader {
+            node.tick();
+            loop {
+                let effects = node.poll();
+                if effects.is_empty() {
+                    break;
+                }
+                for effect in effects {
+                    match effect {
+                        Effect::Send(message) => agree(&mut node, &message),
+                        Effect::Persist(_) => node.on_persisted(),
+                        _ => {}
+                    }
+                }
+            }
+        }
+        node
+    }
+
+    /// Lets the second manager agree with what it is asked.
+    fn agree(node: &mut Node, asked: &Message) {
+        let answer = match asked.get_msg_type() {
+            MessageType::MsgRequestPreVote => MessageType::MsgRequestPreVoteResponse,
+            MessageType::MsgRequestVote => MessageType::MsgRequestVoteResponse,
+            MessageType::MsgAppend => MessageType::MsgAppendResponse,
+            _ => return,
+        };
+        if asked.to != 2 {
+            return;
+        }
+        let mut message = Message::default();
+        message.set_msg_type(answer);
+        (message.from, message.to, message.term) = (2, 1, asked.term);
+        message.index = asked.entries.last().map_or(asked.index, |last| last.index);
+        node.step(message, None);
+    }
+
+    /// Which entries go to the second manager, and when the own disk is asked for them.
+    fn order(effects: &[Effect]) -> Vec<String> {
+        let tell = |effect: &Effect| match effect {
+            Effect::Send(message)
+                if message.to == 2 && message.get_msg_type() == MessageType::MsgAppend =>
+            {
+                Some(format!("append{}", message.entries.len()))
+            }
+            Effect::Persist(_) => Some("persist".to_owned()),
+            _ => None,
+        };
+        effects.iter().filter_map(tell).collect()
+    }
+
+    #[test]
+    fn appends_travel_while_the_disk_works_and_before_earlier_ones_are_acknowledged() {
+        let mut node = leader_of_three();
+        // One round is not one round trip: what is proposed next goes after the first, which nobody has acknowledged.
+        for (round, caller) in [1, 2, 3].into_iter().enumerate() {
+            node.propose(&Bytes::from(format!("line {round}")), caller);
+            assert_eq!(order(&node.poll()), ["append1", "persist"], "round {round}");
+            node.on_persisted();
+        }
+        // What is proposed together is one entry or one message of several.
+        node.propose(&Bytes::from_static(b"a"), 4);
+        node.propose(&Bytes::from_static(b"b"), 5);
+        let told = order(&node.poll());
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert_eq!(told[1], "persist");
     }
 }

@@ -33,6 +33,12 @@ pub trait StateMachine: Send + 'static {
         self.freeze()()
     }
 
+    /// After how many applied entries the users want a snapshot, if they have a say: instead of
+    /// [`Limits::snapshot_entries`].
+    fn snapshot_entries(&self) -> Option<u64> {
+        None
+    }
+
     /// Replaces the whole state.
     ///
     /// # Errors

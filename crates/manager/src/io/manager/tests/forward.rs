@@ -90,3 +90,31 @@ async fn writes_of_many_outlive_their_leader() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_with_a_long_history_of_large_specs_is_changed_through_any_manager() {
+    within(async {
+        let mut cluster = Cluster::found().await;
+        let place = cluster.join_manager().await;
+        let follower = cluster.manager(place);
+        let large = |number: usize| {
+            let mut spec = crate::core::fixture::service("large", 0);
+            let value = "x".repeat(250 << 10);
+            spec.task.container.env = vec![format!("N{number}={value}")];
+            Spec::Service(Box::new(spec))
+        };
+        let mut written = follower.write(Intent::Create(large(0))).await.unwrap();
+        for number in 1..=12 {
+            let Some(Object::Service(service)) = written else {
+                panic!("a service was written")
+            };
+            let update = Intent::Update {
+                key: ObjectKey::Service(service.id.clone()),
+                version: service.meta.version,
+                spec: large(number),
+            };
+            written = follower.write(update).await.unwrap();
+        }
+    })
+    .await;
+}

@@ -5,17 +5,18 @@ use shoal_api::{
     object::TaskStatus,
     spec::SecretSpec,
     wire::{
-        AssignmentsRequest, IssueNodeCertificateRequest, SessionMessage, SessionRequest,
-        StreamMessagesResponse, SubscribeLogsRequest, UpdateTaskStatusRequest, WriteRequest,
-        assignment_change::Item, dispatcher_client::DispatcherClient, logs_client::LogsClient,
-        node_ca_client::NodeCaClient, raft_client::RaftClient, update_task_status_request::Update,
+        AssignmentsRequest, IssueNodeCertificateRequest, RaftMessage, SessionMessage,
+        SessionRequest, SnapshotChunk, StreamMessagesResponse, SubscribeLogsRequest,
+        UpdateTaskStatusRequest, WriteRequest, assignment_change::Item,
+        dispatcher_client::DispatcherClient, logs_client::LogsClient, node_ca_client::NodeCaClient,
+        raft_client::RaftClient, update_task_status_request::Update,
     },
 };
 use shoal_ca::{NodeKey, Subject};
 use tonic::{Code, Response, transport::Channel};
 
 use super::*;
-use crate::core::fixture;
+use crate::core::{consensus::wire::encode_message, fixture};
 
 fn channel(cluster: &Cluster, identity: Option<&NodeIdentity>) -> Channel {
     let root = cluster.managers[0].as_ref().unwrap().1.root().clone();
@@ -366,6 +367,51 @@ async fn a_demoted_manager_is_a_worker_whatever_its_certificate_says() {
             .await
             .unwrap_err();
         assert_eq!(refused.code(), Code::PermissionDenied);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hostile_manager_speaks_for_itself_alone() {
+    within(async {
+        let mut cluster = Cluster::found().await;
+        let place = cluster.join_manager().await;
+        let identity = cluster.managers[place].as_ref().unwrap().1.clone();
+        let (manager, hostile) = (cluster.manager(0), cluster.manager(place));
+        let term = manager.leadership().borrow().term;
+        let ids = [manager, hostile].map(|manager| manager.desk.store.raft().raft_id());
+        // In the name of the leader, and of nobody, from a term that would unseat everyone.
+        for (from, addr, code) in [
+            (ids[0], "127.0.0.1:1", Code::PermissionDenied),
+            (99, "", Code::FailedPrecondition),
+        ] {
+            let mut message = raft::eraftpb::Message::default();
+            message.set_msg_type(raft::eraftpb::MessageType::MsgHeartbeat);
+            (message.from, message.to, message.term) = (from, ids[0], u64::MAX);
+            let envelope = RaftMessage {
+                message: encode_message(&message),
+                addr: addr.to_owned(),
+                ..RaftMessage::default()
+            };
+            let mut client = RaftClient::new(channel(&cluster, Some(&identity)));
+            let sent = client.stream_messages(tokio_stream::iter([envelope]));
+            assert_eq!(sent.await.unwrap_err().code(), code, "from {from}");
+        }
+        // Half a snapshot is taken over by nobody.
+        let mut message = raft::eraftpb::Message::default();
+        message.set_msg_type(raft::eraftpb::MessageType::MsgSnapshot);
+        (message.from, message.to, message.term) = (ids[1], ids[0], term);
+        let chunk = SnapshotChunk {
+            message: encode_message(&message),
+            data: b"half of it".to_vec(),
+            digest: vec![7; 32],
+            ..SnapshotChunk::default()
+        };
+        let mut client = RaftClient::new(channel(&cluster, Some(&identity)));
+        let sent = client.stream_snapshot(tokio_stream::iter([chunk])).await;
+        assert_eq!(sent.unwrap_err().code(), Code::DataLoss);
+        manager.write(config_object("after")).await.unwrap();
+        assert_eq!(manager.leadership().borrow().term, term);
     })
     .await;
 }
