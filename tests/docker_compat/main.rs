@@ -2,6 +2,7 @@
 
 mod build;
 mod cli;
+mod clusters;
 mod containers;
 mod exposure;
 mod faults;

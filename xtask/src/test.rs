@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Write},
     process::{Command, Stdio},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -16,6 +16,8 @@ use crate::{packages, shell, sim, tidy};
 const RUNGS: [&str; 7] = ["tidy", "unit", "sim", "net", "kernel", "cluster", "compat"];
 /// Simulated clusters in the rung of that name.
 const SEEDS: &str = "500";
+/// How long they may take, so that everybody goes on running them.
+const SEEDS_TIME_MAX: Duration = Duration::from_secs(300);
 /// And the planted bugs that as many seeds as there is time for must find; `cargo xtask sim --gate` has more of both.
 const GATE: [&str; 5] = ["--gate", "--seeds", "60", "--least", "85"];
 
@@ -46,7 +48,7 @@ pub(crate) fn run(rungs: &[&str]) -> Result<()> {
         let done = match rung {
             "tidy" => tidy::run(),
             "unit" => cargo_test(&["--workspace", "--lib", "--bins"], &mut tally),
-            "sim" => sim::run(&["--seeds", SEEDS]).and_then(|()| sim::run(&GATE)),
+            "sim" => simulated(),
             "net" => namespaces(&mut tally),
             // Tests of the same programs in another kernel, where `SHOAL_LAB_KERNEL` names one.
             "kernel" => with_shoal(&["--workspace", "--test", "kernel"], &mut tally),
@@ -59,6 +61,18 @@ pub(crate) fn run(rungs: &[&str]) -> Result<()> {
         println!("== {rung}: {:.0} s", began.elapsed().as_secs_f32());
     }
     tally.tell()
+}
+
+/// Simulated clusters in the time that they may take, and the planted bugs.
+fn simulated() -> Result<()> {
+    sim::build()?;
+    let began = Instant::now();
+    sim::run(&["--seeds", SEEDS])?;
+    let took = began.elapsed();
+    if took > SEEDS_TIME_MAX {
+        bail!("{SEEDS} seeds took {took:.0?}, at most {SEEDS_TIME_MAX:?} expected");
+    }
+    sim::run(&GATE)
 }
 
 /// The tests of each crate that need namespaces of their own. By name, since to leave out the package of the other rungs

@@ -97,6 +97,7 @@ async fn obey(manager: &Manager, order: &str) -> String {
             let voters = members.iter().filter(|(id, _)| members.is_voter(*id));
             voters.count().to_string()
         }
+        ["configs"] => manager.state().configs().count().to_string(),
         ["index"] => manager.state().index().to_string(),
         ["log"] => manager.log_bytes().to_string(),
         ["put", name] => match manager.write(put(name, 256)).await {

@@ -56,6 +56,7 @@ pub(crate) async fn run(rounds: &[usize]) -> Result<()> {
     println!("writes of {BYTES} bytes by {CLIENTS} clients on three managers, {rounds} rounds:");
     let middle = tell("over TLS", &mut to_secured);
     tell("in the clear", &mut to_clear);
+    tell_restart(&mut managers)?;
     ensure!(middle >= GOAL, "less than {GOAL} times etcd's rate");
     Ok(())
 }
@@ -69,6 +70,26 @@ fn tell(talk: &str, ratios: &mut [f64]) -> f64 {
         ratios[0]
     );
     middle
+}
+
+/// How soon a manager with all that behind it is back: killed, started, and a write acknowledged through it.
+fn tell_restart(managers: &mut [manager::Process]) -> Result<()> {
+    let follower = (manager::leader(managers)? + 1) % managers.len();
+    let configs = managers[follower].ask("configs")?;
+    managers[follower].program.kill();
+    let began = Instant::now();
+    managers[follower].restart()?;
+    let ready = began.elapsed();
+    let mut attempt = 0;
+    while managers[follower].ask(&format!("put back-{attempt}"))? != "ok" {
+        attempt += 1;
+    }
+    println!(
+        "  a manager with {configs} objects, killed and started: ready after {:.0} ms, a write through it after {:.0} ms",
+        ready.as_secs_f64() * 1e3,
+        began.elapsed().as_secs_f64() * 1e3
+    );
+    Ok(())
 }
 
 async fn write_ours(managers: &mut [manager::Process], round: usize) -> Result<f64> {
