@@ -145,6 +145,13 @@ fn read_spec(mut f: Fields) -> ApiResult<(ClusterSpec, Option<SigningCa>)> {
         "ElectionTick",
         "HeartbeatTick",
     ]);
+    let external: Vec<Value> = ca.get("ExternalCAs")?;
+    if !external.is_empty() {
+        return Err(ApiError::invalid(
+            "invalid Spec.CAConfig.ExternalCAs: managers sign certificates themselves; bring your own root with `swarm ca \
+             --rotate --ca-cert --ca-key`",
+        ));
+    }
     let (cert, key): (String, String) = (ca.get("SigningCACert")?, ca.get("SigningCAKey")?);
     let signing_ca = match (cert.is_empty(), key.is_empty()) {
         (true, true) => None,
