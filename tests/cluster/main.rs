@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod autolock;
+mod beyond;
 mod certificates;
 mod crash;
 mod encrypted;
@@ -14,6 +15,7 @@ mod membership;
 mod names;
 mod options;
 mod overlay;
+mod plans;
 mod planted;
 mod possessions;
 mod promises;
