@@ -2,8 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::Result;
-use shoal_tests::{lab::TestLab, wait};
+use anyhow::{Context, Result};
+use shoal_tests::{
+    lab::{TestLab, text},
+    wait,
+};
 
 use crate::stack::{answers, demo_file};
 
@@ -133,5 +136,42 @@ fn a_killed_container_is_replaced_in_its_slot() -> Result<()> {
     assert_eq!(after.iter().filter(|task| before.contains(task)).count(), 1);
     let history = lab.on("n1", &["service", "ps", "idle"])?;
     assert!(history.contains("non-zero exit (137)"), "{history}");
+    Ok(())
+}
+
+#[test]
+fn an_ended_task_is_replaced_in_its_slot_after_the_delay_that_nobody_named() -> Result<()> {
+    let lab = TestLab::up(1, 1)?;
+    let words = ["service", "create", "--detach", "--name", "idle"];
+    let rest = ["--replicas", "2", "shoal-demo:latest", "idle"];
+    lab.on("n1", &[&words[..], &rest].concat())?;
+    lab.wait_running("idle", 2)?;
+    let id = lab.on("n1", &["ps", "-lq", "--no-trunc"])?;
+    let inspect = |id: &str, format: &str| -> Result<String> {
+        let said = lab.on("n1", &["inspect", "--format", format, id])?;
+        Ok(said.trim().to_owned())
+    };
+    let name = "{{index .Config.Labels \"com.docker.swarm.task.name\"}}";
+    let old = inspect(id.trim(), name)?;
+    let slot = old.rsplit_once('.').map(|(slot, _)| slot.to_owned());
+    let slot = slot.context("service.slot.id")?;
+    lab.on("n1", &["kill", id.trim()])?;
+    // Only one of the slot's tasks runs again.
+    let filter = format!("name={slot}.");
+    let new = wait("the replacement", || {
+        let ids = lab.on("n1", &["ps", "-q", "--no-trunc", "--filter", &filter])?;
+        let other = ids.lines().find(|found| *found != id.trim());
+        Ok(other.map(str::to_owned).ok_or(ids.clone()))
+    })?;
+    lab.wait_running("idle", 2)?;
+    let seconds = |time: &str| -> Result<f64> {
+        let said = lab.output("n1", &["date", "-d", time, "+%s.%N"])?;
+        Ok(text(&said)?.trim().parse()?)
+    };
+    let ended = seconds(&inspect(id.trim(), "{{.State.FinishedAt}}")?)?;
+    let began = seconds(&inspect(&new, "{{.State.StartedAt}}")?)?;
+    // Swarm's delay; no more than a busy machine adds.
+    let waited = began - ended;
+    assert!((5.0..10.0).contains(&waited), "{waited} s");
     Ok(())
 }

@@ -129,5 +129,36 @@ fn logs_of_three_hosts_come_as_one_in_the_order_of_time() -> Result<()> {
     );
     let (_, said) = lab.refused("n1", &["service", "logs", "nobody"])?;
     assert!(said.contains("no such task or service: nobody"), "{said}");
-    Ok(())
+
+    // What nobody keeps nobody can read.
+    let none = "service create -q --detach --log-driver none --name quiet shoal-demo:latest idle";
+    lab.on("n1", &none.split(' ').collect::<Vec<_>>())?;
+    lab.wait_running("quiet", 1)?;
+    let (_, said) = lab.refused("n1", &["service", "logs", "quiet"])?;
+    assert!(
+        said.contains("configured logging driver does not support reading"),
+        "{said}"
+    );
+
+    // A node that is away takes its lines along: the others' are shown, and that some are missing.
+    let id = lab.on("n1", &["node", "inspect", "--format", "{{.ID}}", "n3"])?;
+    lab.lab("kill", &["n3"])?;
+    let warning = format!(
+        "warning: incomplete log stream. some logs could not be retrieved for the following reasons: node {} is not \
+         available",
+        id.trim()
+    );
+    wait("a warning of what is missing", || {
+        let words = ["shoal", "service", "logs", "--raw", "--tail", "1", "talk"];
+        let output = lab.output("n1", &words)?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+        let others = ["@n1 says", "@n2 says"];
+        let all = said.contains(&warning) && others.iter().all(|other| shown.contains(other));
+        Ok(if all {
+            Ok(())
+        } else {
+            Err(format!("{shown}\n{said}"))
+        })
+    })
 }

@@ -6,5 +6,5 @@ use shoal_tests::{lab::TestLab, lossless};
 #[test]
 fn updates_a_drain_and_scaling_down_lose_no_request() -> Result<()> {
     let lab = TestLab::up(3, 1)?;
-    lossless::story(&lab, 2)?.check()
+    lossless::story(&lab, 2, 3)?.check()
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod autolock;
+mod beyond;
 mod certificates;
 mod crash;
 mod damage;
@@ -15,6 +16,7 @@ mod membership;
 mod names;
 mod options;
 mod overlay;
+mod plans;
 mod planted;
 mod possessions;
 mod promises;

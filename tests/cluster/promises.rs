@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    os::unix::net::UnixStream,
+    os::unix::{fs::PermissionsExt, net::UnixStream},
     process::{Child, Command, Stdio},
     thread,
 };
@@ -17,6 +17,11 @@ use crate::stack::{answers, demo_file};
 
 /// What no disk and no wire may show.
 const NEEDLE: &str = "needle-5f1c9a7be3";
+/// Credentials for a registry as clients send them: the base64 of `{"username":"somebody","password":"key-80d2e6b1c479"}`.
+const CREDENTIALS: &str =
+    "eyJ1c2VybmFtZSI6InNvbWVib2R5IiwicGFzc3dvcmQiOiJrZXktODBkMmU2YjFjNDc5In0=";
+/// Their password, and the middle of its base64 there.
+const PASSWORD: [&str; 2] = ["key-80d2e6b1c479", "tODBkMmU2YjFjNDc5"];
 
 /// A listener on a host. Ended when dropped, at the latest with the lab.
 struct Wiretap {
@@ -69,12 +74,12 @@ fn contains(bytes: &[u8], text: &str) -> bool {
         .any(|window| window == text.as_bytes())
 }
 
-/// The answer of a host's API to `POST path` with this JSON.
-fn post(lab: &TestLab, host: &str, path: &str, body: &str) -> Result<String> {
+/// The answer of a host's API to `POST path` with this JSON, and further headers, each with the end of its line.
+fn post(lab: &TestLab, host: &str, path: &str, headers: &str, body: &str) -> Result<String> {
     let mut stream = UnixStream::connect(lab.docker_host(host).replace("unix://", ""))?;
     write!(
         stream,
-        "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n\
+        "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n{headers}\
          Content-Length: {}\r\n\r\n{body}",
         body.len()
     )?;
@@ -83,12 +88,13 @@ fn post(lab: &TestLab, host: &str, path: &str, body: &str) -> Result<String> {
     Ok(answer)
 }
 
-/// Files of the lab's hosts in which the needle lies open.
+/// Files of the lab's hosts in which the needle lies open, or the password of the credentials.
 fn found_on_disk(lab: &TestLab) -> Result<String> {
     let mut found = String::new();
     for host in ["n1", "n2", "n3"] {
         let grep = Command::new("grep")
-            .args(["-r", "-l", "-s", "--devices=skip", NEEDLE])
+            .args(["-r", "-l", "-s", "--devices=skip", "-e", NEEDLE])
+            .args(["-e", PASSWORD[0], "-e", PASSWORD[1]])
             .arg(lab.folder(host))
             .output()?;
         found.push_str(&String::from_utf8_lossy(&grep.stdout));
@@ -125,7 +131,27 @@ fn what_a_cluster_was_told_stays_and_is_told_to_nobody_else() -> Result<()> {
     let inside = format!("/proc/{}/root/run/secrets/top", pid.trim());
     let told = text(&lab.output("n3", &["cat", &inside])?)?;
     assert_eq!(told, NEEDLE, "the task has it");
+    // Nor are the credentials of a service whose image is of a registry.
+    let spec = r#"{"Name": "paid", "TaskTemplate": {
+        "ContainerSpec": {"Image": "shoal-demo:latest", "Args": ["idle"]},
+        "Placement": {"Constraints": ["node.hostname==n3"]}}}"#;
+    let header = format!("X-Registry-Auth: {CREDENTIALS}\r\n");
+    let said = post(&lab, "n1", "/services/create", &header, spec)?;
+    assert!(said.starts_with("HTTP/1.1 201"), "{said}");
+    lab.wait_running("paid", 1)?;
     assert_eq!(found_on_disk(&lab)?, "");
+    for host in ["n1", "n2", "n3"] {
+        let swarm = lab.folder(host).join("lib/swarm");
+        let mode = std::fs::metadata(&swarm)?.permissions().mode();
+        assert_eq!(mode & 0o777, 0o700, "{}", swarm.display());
+    }
+
+    // Two managers are worse than one, which both say.
+    for host in ["n1", "n2"] {
+        let warnings = lab.on(host, &["info", "--format", "{{.Warnings}}"])?;
+        let warning = "Running Swarm in a two-manager configuration";
+        assert!(warnings.contains(warning), "{host}: {warnings}");
+    }
 
     // Of two changes of what was read once, one is refused.
     let inspect = ["service", "inspect", "--format"];
@@ -142,7 +168,7 @@ fn what_a_cluster_was_told_stays_and_is_told_to_nobody_else() -> Result<()> {
     let both = thread::scope(|scope| {
         let both = ["n1", "n2"].map(|host| {
             let (lab, path, spec) = (&lab, &path, &spec);
-            scope.spawn(move || post(lab, host, path, spec.trim()))
+            scope.spawn(move || post(lab, host, path, "", spec.trim()))
         });
         both.map(|one| one.join().expect("it does not panic"))
     });
@@ -192,7 +218,7 @@ fn what_a_cluster_was_told_stays_and_is_told_to_nobody_else() -> Result<()> {
     if heard.len() < 10_000 {
         bail!("only {} bytes were heard", heard.len());
     }
-    for open in [NEEDLE, "/shoal.v1.", "keeper"] {
+    for open in [NEEDLE, PASSWORD[0], PASSWORD[1], "/shoal.v1.", "keeper"] {
         assert!(!contains(&heard, open), "{open:?} was heard on the wire");
     }
     Ok(())

@@ -54,6 +54,14 @@ fn bad_input_is_refused_by_name_and_leaves_nothing() -> Result<()> {
     );
     lab.on("n2", &["swarm", "join", "--token", token, &manager])?;
 
+    // An authority of somebody else's: understood, and refused with what there is instead.
+    let authority = "protocol=cfssl,url=https://ca.example";
+    let (_, said) = lab.refused("n1", &["swarm", "update", "--external-ca", authority])?;
+    assert!(
+        said.contains("managers sign certificates themselves"),
+        "{said}"
+    );
+
     // A worker does not answer for the cluster.
     let (_, said) = lab.refused("n2", &["service", "ls"])?;
     assert!(
@@ -205,6 +213,14 @@ const SERVICES: &[(&[&str], &str)] = &[
     (&["--secret", "nothing", IMAGE], "secret not found: nothing"),
     (&["--config", "nothing", IMAGE], "config not found: nothing"),
     (
+        &["--config", "colour", IMAGE],
+        "expanding config colour failed: template: can't evaluate field Colour",
+    ),
+    (
+        &["--secret", "colour", IMAGE],
+        "expanding secret colour failed: template: can't evaluate field Colour",
+    ),
+    (
         &["--network", "nothing", IMAGE],
         "network nothing not found",
     ),
@@ -349,6 +365,21 @@ const FILES: &[(&str, &str)] = &[
         "services: {good: {image: x}, web: {image: x, hostname: '{{.Node.Colour}}'}}\n",
         "can't evaluate field Colour",
     ),
+    (
+        "services: {good: {image: x}, web: {image: x, configs: [c]}}\n\
+         configs: {c: {template_driver: golang, content: 'a {{.Task.Colour}}'}}\n",
+        "service bad_web is refused: expanding config bad_c failed: template: can't evaluate field Colour",
+    ),
+    (
+        "services: {web: {image: x, configs: [c]}}\n\
+         configs: {c: {template_driver: golang, content: '{{secret \"key\"}}'}}\n",
+        "secret target key not found",
+    ),
+    (
+        "services: {web: {image: x, configs: [c]}}\n\
+         configs: {c: {template_driver: golang, content: '{{.Task'}}\n",
+        "template parsing error: unclosed action",
+    ),
 ];
 
 #[test]
@@ -361,6 +392,28 @@ fn what_cannot_be_is_refused_before_anything_changes() -> Result<()> {
         for kind in ["secret", "config"] {
             lab.on("n1", &[kind, "create", name, &path.to_string_lossy()])?;
         }
+    }
+    // Templates that name what no task has; one that is none is refused at once.
+    let templated = |kind: &'static str, text: &str| -> Result<[String; 6]> {
+        fs::write(&path, text)?;
+        let path = path.to_string_lossy();
+        let words = [
+            kind,
+            "create",
+            "--template-driver",
+            "golang",
+            "colour",
+            &*path,
+        ];
+        Ok(words.map(str::to_owned))
+    };
+    for kind in ["secret", "config"] {
+        let words = templated(kind, "{{.Task.Slot")?;
+        let (_, said) = lab.refused("n1", &words.each_ref().map(String::as_str))?;
+        let problem = format!("expanding {kind} colour failed: template parsing error: unclosed");
+        assert!(said.contains(&problem), "{said}");
+        let words = templated(kind, "{{.Task.Colour}}")?;
+        lab.on("n1", &words.each_ref().map(String::as_str))?;
     }
     // One that runs, to be updated: what is refused at its creation is refused then as well, and leaves it alone.
     let create = [
@@ -395,6 +448,10 @@ fn what_cannot_be_is_refused_before_anything_changes() -> Result<()> {
         (
             ["--env-add", "A={{.Nothing}}"],
             "can't evaluate field Nothing",
+        ),
+        (
+            ["--config-add", "colour"],
+            "expanding config colour failed: template: can't evaluate field Colour",
         ),
         (["--image", "not/A/Name:x"], "is not a valid repository/tag"),
         (["--limit-memory", "1m"], "Must be at least 4MiB"),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use shoal_tests::{
     busybox::{self, BUSYBOX},
     lab::TestLab,
@@ -214,7 +214,7 @@ fn ends_updates_and_jobs_follow_their_policies() -> Result<()> {
 
     // A job completes as often as asked, and once more by force.
     let job = "--mode replicated-job --replicas 3 --max-concurrent 2 IMAGE";
-    create("job", job, "true")?;
+    create("job", job, "sleep 1")?;
     let done = |times: usize| {
         wait(&format!("{times} completed tasks"), || {
             let seen = tasks(&lab, "job", "{{.ID}} {{.CurrentState}}")?;
@@ -235,6 +235,13 @@ fn ends_updates_and_jobs_follow_their_policies() -> Result<()> {
         })
     };
     let first = done(3)?;
+    // At most two at a time: of three spans of time, each meets another one at most.
+    let spans = spans(&lab, "job")?;
+    for (began, _) in &spans {
+        let running = |(other, ended): &&(String, String)| other <= began && began < ended;
+        let together = spans.iter().filter(running).count();
+        ensure!((1..=2).contains(&together), "{spans:?}");
+    }
     shoal(&lab, "service update --detach -q --force job", &[])?;
     wait("the job to run again", || {
         let again = done(3)?;
@@ -294,5 +301,61 @@ fn ends_updates_and_jobs_follow_their_policies() -> Result<()> {
     assert_eq!(env, "[V=1]\n");
     state("back", "rollback_completed")?;
     lab.wait_running("back", 1)?;
+    Ok(())
+}
+
+/// From when to when each container of a service ran on the first host, in times that compare as texts.
+fn spans(lab: &TestLab, service: &str) -> Result<Vec<(String, String)>> {
+    let filter = format!("label=com.docker.swarm.service.name={service}");
+    let ids = lab.on("n1", &["ps", "-aq", "--filter", &filter])?;
+    let format = "{{.State.StartedAt}} {{.State.FinishedAt}}";
+    let mut spans = Vec::new();
+    for id in ids.lines() {
+        let times = lab.on("n1", &["inspect", "--format", format, id])?;
+        let (began, ended) = times.trim().split_once(' ').context("two times")?;
+        spans.push((moment(began), moment(ended)));
+    }
+    Ok(spans)
+}
+
+/// A time of the API such that later ones are greater: digits of its fraction may be cut.
+pub(crate) fn moment(text: &str) -> String {
+    let text = text.trim().trim_end_matches('Z');
+    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
+    format!("{seconds}.{fraction:0<9}")
+}
+
+#[test]
+fn a_global_job_runs_once_on_every_node_that_there_is_and_comes() -> Result<()> {
+    let lab = TestLab::up(3, 1)?;
+    busybox::load(&lab, &["n1", "n2", "n3"])?;
+    shoal(&lab, "node update --availability pause n3", &[])?;
+    let job = format!("{HEAD} everywhere --mode global-job IMAGE true");
+    shoal(&lab, &job, &[])?;
+    let state = "{{.Node}} {{.DesiredState}}";
+    wait_tasks(&lab, "everywhere", state, &["n1 Complete", "n2 Complete"])?;
+    let counts = ["n1 Complete", "n2 Complete", "n3 Complete"];
+    let all_done = |count: usize| {
+        wait("all of them to be complete", || {
+            let seen = tasks(&lab, "everywhere", "{{.Node}} {{.CurrentState}}")?;
+            let done = seen.iter().filter(|line| line.contains(" Complete "));
+            Ok(if done.count() == count && seen.len() == count {
+                Ok(())
+            } else {
+                Err(format!("{seen:?}"))
+            })
+        })
+    };
+    all_done(2)?;
+    // A node that takes tasks again has its own run; the others have theirs behind them.
+    shoal(&lab, "node update --availability active n3", &[])?;
+    wait_tasks(&lab, "everywhere", state, &counts)?;
+    all_done(3)?;
+    let listed = shoal(
+        &lab,
+        "service ls --format",
+        &["{{.Name}} {{.Mode}} {{.Replicas}}"],
+    )?;
+    assert_eq!(listed, "everywhere global job 0/3 (3/3 completed)\n");
     Ok(())
 }

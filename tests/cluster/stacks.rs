@@ -8,8 +8,10 @@ use shoal_tests::{
     lab::TestLab,
 };
 
+use crate::services::moment;
+
 /// Writes a compose file and returns its path.
-fn write(folder: &Path, name: &str, text: &str) -> Result<String> {
+pub(crate) fn write(folder: &Path, name: &str, text: &str) -> Result<String> {
     let path = folder.join(name);
     fs::write(&path, text.replace("BUSYBOX", BUSYBOX))?;
     Ok(path.to_string_lossy().into_owned())
@@ -28,6 +30,7 @@ services:
     secrets: [{source: key, target: key, uid: '1000', gid: '2000', mode: 0440}]
     configs: [{source: site, target: /etc/site.conf}]
     shm_size: 32m
+    tmpfs: '/work:uid=1000,gid=2000,mode=0700,size=1m'
     labels: {a: b}
     deploy: {replicas: 2, labels: {tier: front}}
     depends_on: {db: {condition: service_healthy}, migrate: {condition: service_completed_successfully}}
@@ -64,6 +67,21 @@ fn running(lab: &TestLab) -> Result<BTreeSet<String>> {
     Ok(lab.on("n1", &words)?.lines().map(str::to_owned).collect())
 }
 
+/// When the containers of a service were started, and when they ended, on both hosts.
+fn spans(lab: &TestLab, service: &str) -> Result<Vec<(String, String)>> {
+    let filter = format!("label=com.docker.swarm.service.name={service}");
+    let format = "{{.State.StartedAt}} {{.State.FinishedAt}}";
+    let mut spans = Vec::new();
+    for host in ["n1", "n2"] {
+        for id in lab.on(host, &["ps", "-aq", "--filter", &filter])?.lines() {
+            let times = lab.on(host, &["inspect", "--format", format, id])?;
+            let (started, ended) = times.split_once(' ').expect("two times");
+            spans.push((moment(started), moment(ended)));
+        }
+    }
+    Ok(spans)
+}
+
 #[test]
 fn a_stack_is_planned_deployed_and_changed_without_needless_restarts() -> Result<()> {
     let lab = TestLab::up(2, 1)?;
@@ -97,6 +115,25 @@ fn a_stack_is_planned_deployed_and_changed_without_needless_restarts() -> Result
         ],
     )?;
     let web = lab.wait_running("shop_web", 2)?;
+    // Each began when that on which it depends was as far as it asks for: started, healthy, or done.
+    let [db, migrate, served] =
+        ["shop_db", "shop_migrate", "shop_web"].map(|service| spans(&lab, service));
+    let (db, migrate, served) = (db?, migrate?, served?);
+    assert_eq!((db.len(), migrate.len(), served.len()), (1, 1, 2));
+    assert!(db[0].0 <= migrate[0].0, "{db:?} {migrate:?}");
+    let healthy = lab.wait_running("shop_db", 1)?;
+    let words = [
+        "inspect",
+        "--format",
+        "{{.Status.Timestamp}}",
+        &healthy[0].0,
+    ];
+    let healthy = moment(&lab.on("n1", &words)?);
+    assert!(db[0].0 < healthy, "{db:?} {healthy}");
+    for (started, _) in &served {
+        assert!(*started >= healthy, "{started} {healthy}");
+        assert!(*started >= migrate[0].1, "{started} {migrate:?}");
+    }
     let inside = |command: &str| {
         lab.on(
             "n1",
@@ -118,6 +155,7 @@ fn a_stack_is_planned_deployed_and_changed_without_needless_restarts() -> Result
         inside("cat /etc/site.conf")?,
         "key=hunter2 level=info slot=2 tier=front"
     );
+    assert_eq!(inside("stat -c '%u %g %a' /work")?, "1000 2000 700\n");
     assert_eq!(
         inside("df -k /dev/shm | tail -1 | awk '{print $2}'")?,
         "32768\n"

@@ -1,6 +1,12 @@
 //! Services and stacks.
 
-use anyhow::Result;
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use anyhow::{Context, Result};
 use shoal_tests::{lab::TestLab, wait};
 
 use crate::{Docker, IMAGE, there_is_a_client};
@@ -106,5 +112,84 @@ fn services_and_stacks() -> Result<()> {
     docker.run(&["stack", "rm", "demo"])?;
     assert_eq!(docker.run(&["service", "ls", "-q"])?, "");
     docker.run(&["swarm", "leave", "--force"])?;
+    Ok(())
+}
+
+/// A child that is ended when dropped.
+struct Listener(Child);
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = self.0.kill(); // it may have ended
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn events_of_tasks_on_all_nodes_reach_dockers_client() -> Result<()> {
+    if !there_is_a_client() {
+        return Ok(());
+    }
+    let lab = TestLab::up(2, 1)?;
+    let docker = Docker { lab: &lab };
+    let mut child = Command::new("docker")
+        .env("DOCKER_HOST", lab.docker_host("n1"))
+        .args(["events", "--filter", "type=task", "--filter", "type=network", "--format"])
+        .arg("{{.Type}} {{.Action}} {{.Actor.Attributes.name}} {{index .Actor.Attributes \"node.id\"}}")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let stdout = child.stdout.take().context("it is piped")?;
+    let _listener = Listener(child);
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let lines = Arc::clone(&heard);
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            lines
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(line);
+        }
+    });
+    let hears = |what: &str, is_it: &dyn Fn(&str) -> bool| {
+        wait(what, || {
+            let heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+            let found = heard.iter().any(|line| is_it(line));
+            Ok(if found { Ok(()) } else { Err(heard.join("\n")) })
+        })
+    };
+    // It listens when it hears of something that is made again and again.
+    wait("the client to listen", || {
+        docker.run(&["network", "create", "-d", "overlay", "probe"])?;
+        docker.run(&["network", "rm", "probe"])?;
+        let heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(if heard.is_empty() {
+            Err("nothing")
+        } else {
+            Ok(())
+        }
+        .map_err(str::to_owned))
+    })?;
+    docker.run(&[
+        "service", "create", "-q", "--detach", "--name", "web", "--mode", "global", IMAGE, "idle",
+    ])?;
+    lab.wait_running("web", 2)?;
+    for host in ["n1", "n2"] {
+        let id = docker.run(&["node", "inspect", "--format", "{{.ID}}", host])?;
+        let id = id.trim();
+        for state in ["assigned", "running"] {
+            let begins = format!("task {state} web.");
+            hears(&format!("{state} on {host}"), &|line| {
+                line.starts_with(&begins) && line.ends_with(id)
+            })?;
+        }
+    }
+    docker.run(&["service", "rm", "web"])?;
+    for host in ["n1", "n2"] {
+        let id = docker.run(&["node", "inspect", "--format", "{{.ID}}", host])?;
+        hears(&format!("shutdown on {host}"), &|line| {
+            line.starts_with("task shutdown web.") && line.ends_with(id.trim())
+        })?;
+    }
     Ok(())
 }

@@ -24,7 +24,7 @@ pub fn archive(folder: &Path) -> Result<PathBuf> {
         .find(|path| Path::new(path).exists())
         .context("busybox-static is not installed")?;
     let root = folder.join("root");
-    for name in ["bin", "etc", "tmp", "run", "proc", "sys", "dev"] {
+    for name in ["bin", "etc", "tmp", "run", "proc", "sys", "dev", "share"] {
         fs::create_dir_all(root.join(name))?;
     }
     fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777))?;
@@ -42,6 +42,8 @@ pub fn archive(folder: &Path) -> Result<PathBuf> {
         root.join("etc/group"),
         "root:x:0:\nuser:x:1000:\nextra:x:2000:\n",
     )?;
+    // Something that a new volume begins with.
+    fs::write(root.join("share/greeting"), "hello\n")?;
     let layer = Layer::pack(&root, &folder.join("layer.tar"))?;
     let image = Image {
         name: BUSYBOX.to_owned(),

@@ -1,8 +1,11 @@
 //! The story of a service that is updated, drained and scaled while it is asked all the time, inside and outside.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::{lab::TestLab, load::Load, wait, wait_within};
 
@@ -28,12 +31,16 @@ const PORT: u16 = 8080;
 const UPDATE_MAX: Duration = Duration::from_secs(300);
 /// Tasks of the service.
 const REPLICAS: usize = 6;
+/// Share of the requests that were due which must have been made, for the rest to say anything.
+const ASKED_MIN: f64 = 0.9;
 
 /// What became of the requests of one way.
 #[derive(Debug)]
 pub struct Asked {
     /// All requests.
     pub requests: u64,
+    /// How long they were made.
+    pub lasted: Duration,
     /// Those that failed, with number, time and reason.
     pub failed: Vec<String>,
 }
@@ -66,33 +73,41 @@ impl Told {
                     some.join("\n")
                 );
             }
-            if asked.requests < RATE {
-                bail!("{way}: only {} requests", asked.requests);
+            let due = RATE as f64 * asked.lasted.as_secs_f64();
+            if (asked.requests as f64) < ASKED_MIN * due {
+                bail!(
+                    "{way}: only {} requests in {:.1} s, {due:.0} were due",
+                    asked.requests,
+                    asked.lasted.as_secs_f64()
+                );
             }
         }
         Ok(())
     }
 }
 
-/// Forces `rounds` rolling updates, in turn stop-first and start-first, drains a host and scales down, on a lab of three
-/// hosts, while the service is asked.
+/// Forces `rounds` rolling updates, in turn stop-first and start-first, drains a host with `drained` tasks, stop-first, and
+/// scales down, on a lab of three hosts, while the service is asked.
 ///
 /// # Errors
 /// If a step does not come to its end; lost requests are in the answer.
-pub fn story(lab: &TestLab, rounds: usize) -> Result<Told> {
+pub fn story(lab: &TestLab, rounds: usize, drained: usize) -> Result<Told> {
     let file = tempfile::Builder::new().suffix(".yml").tempfile()?;
     std::fs::write(file.path(), STACK)?;
     let file = file.path().to_string_lossy();
     lab.on("n1", &["stack", "deploy", "-c", &file, "s"])?;
     lab.wait_running("s_web", REPLICAS)?;
     lab.wait_running("s_client", 1)?;
+    let asked_inside = Instant::now();
     let hosts: Vec<SocketAddr> = ["n1", "n2", "n3"]
         .iter()
         .map(|host| Ok(SocketAddr::new(lab.addr(host).parse()?, PORT)))
         .collect::<Result<_>>()?;
     let outside = Load::begin(&hosts, RATE);
+    let asked_outside = Instant::now();
 
-    let told = trouble(lab, rounds);
+    let told = trouble(lab, rounds, drained);
+    let lasted = asked_outside.elapsed();
     let (requests, failed) = outside.end();
     told.with_context(|| {
         let first = failed.iter().take(5).cloned().collect::<Vec<_>>();
@@ -102,13 +117,18 @@ pub fn story(lab: &TestLab, rounds: usize) -> Result<Told> {
     let filter = "label=com.docker.swarm.service.name=s_client";
     let client = lab.on("n3", &["ps", "-q", "-f", filter])?;
     lab.on("n3", &["kill", "-s", "TERM", client.trim()])?;
+    let inside = said_inside(lab, asked_inside.elapsed())?;
     Ok(Told {
-        inside: said_inside(lab)?,
-        outside: Asked { requests, failed },
+        inside,
+        outside: Asked {
+            requests,
+            lasted,
+            failed,
+        },
     })
 }
 
-fn trouble(lab: &TestLab, rounds: usize) -> Result<()> {
+fn trouble(lab: &TestLab, rounds: usize, drained: usize) -> Result<()> {
     for round in 0..rounds {
         let order = if round.is_multiple_of(2) {
             "stop-first"
@@ -127,10 +147,19 @@ fn trouble(lab: &TestLab, rounds: usize) -> Result<()> {
             Ok(if done { Ok(()) } else { Err(seen) })
         })?;
     }
+    // An order of its own, not that of the last update; this restarts nothing.
+    let order = ["service", "update", "--detach", "-q", "--update-order"];
+    lab.on("n1", &[&order[..], &["stop-first", "s_web"]].concat())?;
+    let all = 3 * drained;
+    let scale = format!("s_web={all}");
+    lab.on("n1", &["service", "scale", "--detach", &scale])?;
+    let placed = lab.wait_running("s_web", all)?;
+    let there = placed.iter().filter(|(_, node)| node == "n2").count();
+    ensure!(there == drained, "{there} tasks on n2: {placed:?}");
     let availability = |what: &str| lab.on("n1", &["node", "update", "--availability", what, "n2"]);
     availability("drain")?;
     wait("no task on the drained host", || {
-        let running = lab.wait_running("s_web", REPLICAS)?;
+        let running = lab.wait_running("s_web", all)?;
         let moved = running.iter().all(|(_, node)| node != "n2");
         Ok(if moved {
             Ok(())
@@ -156,7 +185,7 @@ fn trouble(lab: &TestLab, rounds: usize) -> Result<()> {
 }
 
 /// What the task that asked says at its end.
-fn said_inside(lab: &TestLab) -> Result<Asked> {
+fn said_inside(lab: &TestLab, lasted: Duration) -> Result<Asked> {
     let said = wait("the client's last word", || {
         let logs = lab.on("n1", &["service", "logs", "--raw", "s_client"])?;
         let done = logs.lines().any(|line| line.starts_with("requests="));
@@ -168,6 +197,7 @@ fn said_inside(lab: &TestLab) -> Result<Asked> {
         .and_then(|(requests, _)| requests.parse().ok());
     Ok(Asked {
         requests: requests.context("a number of requests")?,
+        lasted,
         failed: said
             .lines()
             .filter(|line| line.starts_with("request ") && line.contains(" failed: "))

@@ -105,8 +105,9 @@ fn until(what: &str, mut there: impl FnMut() -> Result<bool>) -> Result<()> {
     Ok(())
 }
 
-/// Prints both medians (ours, the peer's) and the ratio of each round as median, least and greatest.
-fn tell(name: &str, peer: &str, times: &[(Duration, Duration)]) {
+/// Prints both medians (ours, the peer's) and the ratio of each round as median, least and greatest. Returns the median
+/// ratio, for those who hold it against a promise.
+fn tell(name: &str, peer: &str, times: &[(Duration, Duration)]) -> f64 {
     let sorted = |of: &dyn Fn(&(Duration, Duration)) -> f64| {
         let mut values: Vec<f64> = times.iter().map(of).collect();
         values.sort_by(f64::total_cmp);
@@ -125,4 +126,5 @@ fn tell(name: &str, peer: &str, times: &[(Duration, Duration)]) {
         ratio[0],
         ratio[ratio.len() - 1],
     );
+    median(&ratio)
 }

@@ -192,6 +192,8 @@ pub struct Mount {
     pub propagation: String,
     /// `bind`: make the host path if it is missing.
     pub create_source: bool,
+    /// `bind`: without the mounts below the host path.
+    pub non_recursive: bool,
     /// `volume`: do not copy the image's content into a new volume.
     pub no_copy: bool,
     /// `volume`: mount this path inside the volume.
@@ -204,6 +206,8 @@ pub struct Mount {
     pub tmpfs_size_bytes: u64,
     /// `tmpfs`: permission bits, 0 is 01777.
     pub tmpfs_mode: u32,
+    /// `tmpfs`: further options, `uid=1000` or `exec`.
+    pub tmpfs_options: Vec<String>,
 }
 
 /// Kind of a mount.

@@ -2,7 +2,7 @@
 //! pretends.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -151,7 +151,8 @@ impl Agent {
         } else {
             ledger.managers.clone()
         };
-        let assignments = Assignments::adopted(ledger.tasks.values().cloned().collect());
+        let assignments =
+            Assignments::adopted(ledger.tasks.values().cloned().collect(), BTreeSet::new());
         let touched = Touched {
             updated: assignments.tasks().keys().cloned().collect(),
             ..Touched::default()

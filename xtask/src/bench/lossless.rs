@@ -14,11 +14,13 @@ pub(super) const PAIRS: &[Pair] = &[Pair {
 
 /// Forced updates, half of them stop-first and half start-first.
 const ROUNDS: usize = 20;
+/// Tasks on the host that is drained.
+const DRAINED: usize = 10;
 
 fn lost(bench: &Bench) -> Result<()> {
     let place = ("bench3", "198.18.3");
     let lab = TestLab::up_of(bench.shoal.clone(), place, (3, 1), &[])?;
-    let told = lossless::story(&lab, ROUNDS)?;
+    let told = lossless::story(&lab, ROUNDS, DRAINED)?;
     println!(
         "lost requests in {ROUNDS} updates, a drain and a scale-down: {} of {} through the virtual address, {} of {} \
          through the published port",

@@ -68,14 +68,19 @@ impl Values {
 
     /// Values of a task that is not there, for a check.
     pub fn example(service: &str, labels: &Labels) -> Self {
+        Self::made_up(service, labels, ["id", "hostname", "x86_64", "1"])
+    }
+
+    fn made_up(service: &str, labels: &Labels, parts: [&str; 4]) -> Self {
+        let [id, hostname, architecture, slot] = parts;
         Self(json!({
-            "Service": {"ID": "serviceid", "Name": service, "Labels": labels},
+            "Service": {"ID": format!("service{id}"), "Name": service, "Labels": labels},
             "Node": {
-                "ID": "nodeid",
-                "Hostname": "hostname",
-                "Platform": {"OS": "linux", "Architecture": "x86_64"},
+                "ID": format!("node{id}"),
+                "Hostname": hostname,
+                "Platform": {"OS": "linux", "Architecture": architecture},
             },
-            "Task": {"ID": "taskid", "Name": "taskname", "Slot": "1"},
+            "Task": {"ID": format!("task{id}"), "Name": "taskname", "Slot": slot},
         }))
     }
 
@@ -100,8 +105,7 @@ impl Values {
         data: &[u8],
         payload: &Payload<'_>,
     ) -> Result<Vec<u8>, TemplateError> {
-        let text = std::str::from_utf8(data)
-            .map_err(|_| TemplateError::Syntax("the data is no text".to_owned()))?;
+        let text = std::str::from_utf8(data).map_err(|_| no_text())?;
         let template = Template::parse_with(text, &PAYLOAD_FUNCTIONS)?;
         let functions = |name: &str, args: &[Value]| {
             PAYLOAD_FUNCTIONS
@@ -111,6 +115,10 @@ impl Values {
         let filled = template.render_with(&self.0, Missing::Error, &functions)?;
         Ok(filled.into_bytes())
     }
+}
+
+fn no_text() -> TemplateError {
+    TemplateError::Syntax("the data is no text".to_owned())
 }
 
 impl Payload<'_> {
@@ -149,6 +157,91 @@ pub fn names_labels(spec: &ContainerTaskSpec) -> bool {
     !spec.secrets.is_empty()
         || !spec.configs.is_empty()
         || texts.any(|text| text.contains("{{") && text.contains(".Service"))
+}
+
+/// A secret or config as a task would have it.
+#[derive(Debug, Clone, Copy)]
+pub struct File<'a> {
+    /// Whether it is one of the secrets.
+    pub is_secret: bool,
+    /// Its name.
+    pub name: &'a str,
+    /// Under which templates find it.
+    pub target: &'a str,
+    /// What is in it; `None` where that is not known.
+    pub data: Option<&'a [u8]>,
+    /// Whether it is a template.
+    pub is_template: bool,
+}
+
+impl File<'_> {
+    fn refused(&self, source: TemplateError) -> ExpandError {
+        let kind = if self.is_secret { "secret" } else { "config" };
+        ExpandError {
+            what: format!("{kind} {}", self.name),
+            source,
+        }
+    }
+}
+
+/// Checks that a secret or config is a template at all.
+///
+/// # Errors
+/// It is none.
+pub fn check_template(file: &File<'_>) -> Result<(), ExpandError> {
+    let Some(data) = file.data.filter(|_| file.is_template) else {
+        return Ok(());
+    };
+    let parsed = match std::str::from_utf8(data) {
+        Ok(text) => Template::parse_with(text, &PAYLOAD_FUNCTIONS).map(drop),
+        Err(_) => Err(no_text()),
+    };
+    parsed.map_err(|source| file.refused(source))
+}
+
+/// Checks that those files of a service that are templates can be filled in: with values made up, two of each kind. A
+/// complaint that both give rise to is one about the template; what depends on the values may do well on a node.
+///
+/// # Errors
+/// The first of them that cannot be filled in.
+pub fn check_files(
+    files: &[File<'_>],
+    env: &[String],
+    service: &str,
+    labels: &Labels,
+) -> Result<(), ExpandError> {
+    // What splits one of them does not split the other.
+    const MADE_UP: [([&str; 4], &[u8]); 2] = [
+        (["id", "hostname", "x86_64", "1"], b""),
+        (
+            ["0-a", "a-2.b-3.example.org", "aarch64", "23"],
+            b"a:b=c, d;e\nf",
+        ),
+    ];
+    for file in files.iter().filter(|file| file.is_template) {
+        let Some(data) = file.data else { continue };
+        let [first, second] = MADE_UP.map(|(parts, unknown)| {
+            let values = Values::made_up(service, labels, parts);
+            let line = |line: &String| values.expand(line).unwrap_or_else(|_| line.clone());
+            let env: Vec<String> = env.iter().map(line).collect();
+            let of = |secrets: bool| {
+                let those = files.iter().filter(move |file| file.is_secret == secrets);
+                those
+                    .map(|file| (file.target, file.data.unwrap_or(unknown)))
+                    .collect()
+            };
+            let payload = Payload {
+                secrets: of(true),
+                configs: of(false),
+                env: &env,
+            };
+            values.expand_payload(data, &payload).err()
+        });
+        if let Some(source) = first.filter(|first| Some(first) == second.as_ref()) {
+            return Err(file.refused(source));
+        }
+    }
+    Ok(())
 }
 
 /// Fills in everything of a container's spec that may be a template.
@@ -311,5 +404,57 @@ mod tests {
             said("{{secret}}"),
             "template: secret takes one name, not 0 values"
         );
+    }
+    #[test]
+    fn files_are_refused_for_what_no_task_could_fill_in() {
+        let check = |text: &str| {
+            let secret = File {
+                is_secret: true,
+                name: "key",
+                target: "pw",
+                data: None,
+                is_template: false,
+            };
+            let config = File {
+                is_secret: false,
+                name: "site",
+                target: "/etc/site",
+                data: Some(text.as_bytes()),
+                is_template: true,
+            };
+            let labels = Labels::from([("tier".to_owned(), "front".to_owned())]);
+            let env = ["NODE={{.Node.Hostname}}".to_owned()];
+            let checked = check_files(&[secret, config], &env, "web", &labels);
+            checked.map_or_else(|error| error.to_string(), |()| "fine".to_owned())
+        };
+        for text in [
+            "{{.Service.Labels.tier}} {{secret \"pw\"}} {{env \"NODE\"}} {{config \"/etc/site\"}}",
+            // These depend on the task's values, or on a secret's.
+            "{{index (split .Node.Hostname \"-\") 1}}",
+            "{{index (split (secret \"pw\") \":\") 1}}",
+            "{{config .Node.Hostname}}",
+        ] {
+            assert_eq!(check(text), "fine", "{text}");
+        }
+        for (text, problem) in [
+            (
+                "{{.Task.Colour}}",
+                "expanding config site failed: template: can't evaluate field Colour: there are ID, Name, Slot",
+            ),
+            (
+                "{{secret \"other\"}}",
+                "expanding config site failed: template: secret target other not found",
+            ),
+            (
+                "{{.Service.Labels.zone}}",
+                "expanding config site failed: template: can't evaluate field zone: there are tier",
+            ),
+            (
+                "{{if}}",
+                "expanding config site failed: template parsing error: missing value for if",
+            ),
+        ] {
+            assert!(check(text).starts_with(problem), "{text}: {}", check(text));
+        }
     }
 }

@@ -150,7 +150,7 @@ structs! {
     Dependency { service, condition, required }
     Mount {
         kind, source, target, read_only, propagation, create_source, no_copy, subpath, labels, driver,
-        tmpfs_size_bytes, tmpfs_mode,
+        tmpfs_size_bytes, tmpfs_mode, non_recursive, tmpfs_options,
     }
     Driver { name, options }
     HealthConfig { test, interval, timeout, retries, start_period, start_interval }

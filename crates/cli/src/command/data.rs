@@ -5,7 +5,7 @@ use std::io::Read as _;
 use anyhow::{Context as _, Result, bail};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use clap::{Args, Subcommand};
-use serde_json::json;
+use serde_json::{Value, json};
 use shoal_api::Timestamp;
 
 use super::ListArgs;
@@ -13,7 +13,7 @@ use crate::{
     client::{Client, Target},
     flags,
     human::{ago, time},
-    json::{labels, text},
+    json::{labels, pairs, text},
     output::{self, column, hidden, row},
 };
 
@@ -67,6 +67,9 @@ pub(crate) struct Inspect {
     /// Format output using a custom template
     #[arg(short, long, value_name = "string")]
     format: Option<String>,
+    /// Print the information in a human friendly format
+    #[arg(long, conflicts_with = "format")]
+    pretty: bool,
 }
 
 /// Remove one or more
@@ -128,10 +131,46 @@ async fn create(room: &str, args: Create, client: &Client) -> Result<()> {
 
 async fn inspect(room: &str, args: Inspect, client: &Client) -> Result<()> {
     let path = format!("{room}/{{}}");
+    if args.pretty {
+        return output::each(&args.names, async |name: String| {
+            let found = client.get(Target::new(&path, &[&name])).await?;
+            Ok(Some(pretty(room, &found)?))
+        })
+        .await;
+    }
     output::inspect_each(args.format.as_deref(), &args.names, async |name: String| {
         client.get(Target::new(&path, &[&name])).await
     })
     .await
+}
+
+fn pretty(room: &str, found: &Value) -> Result<String> {
+    let mut lines = vec![
+        format!("ID:\t\t\t{}", text(found, "/ID")),
+        format!("Name:\t\t\t{}", text(found, "/Spec/Name")),
+    ];
+    let labels: Vec<_> = pairs(found, "/Spec/Labels").collect();
+    if !labels.is_empty() {
+        lines.push("Labels:".to_owned());
+    }
+    for (key, value) in labels {
+        match value.as_str().filter(|value| !value.is_empty()) {
+            Some(value) => lines.push(format!(" - {key}={value}")),
+            None => lines.push(format!(" - {key}")),
+        }
+    }
+    if room == "/secrets" {
+        lines.push(format!("Driver:\t\t\t{}", text(found, "/Spec/Driver/Name")));
+    }
+    lines.push(format!("Created at:\t\t{}", text(found, "/CreatedAt")));
+    lines.push(format!("Updated at:\t\t{}", text(found, "/UpdatedAt")));
+    if room == "/configs" {
+        let data = STANDARD.decode(text(found, "/Spec/Data"));
+        let data = data.context("the data of the config is not readable")?;
+        lines.push("Data:".to_owned());
+        lines.push(String::from_utf8_lossy(&data).into_owned());
+    }
+    Ok(lines.join("\n"))
 }
 
 async fn remove(room: &str, args: Remove, client: &Client) -> Result<()> {
@@ -177,4 +216,28 @@ async fn list(room: &str, args: ListArgs, client: &Client) -> Result<()> {
         hidden("Labels", "LABELS"),
     ];
     args.format.print(&columns, "ID", rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn people_read_a_config_with_its_data_and_a_secret_without() {
+        let mut found = json!({
+            "ID": "c1", "CreatedAt": "then", "UpdatedAt": "now",
+            "Spec": {"Name": "site", "Labels": {"a": "b", "c": ""}, "Data": "aGVsbG8="},
+        });
+        let shown = pretty("/configs", &found).expect("readable");
+        assert_eq!(
+            shown,
+            "ID:\t\t\tc1\nName:\t\t\tsite\nLabels:\n - a=b\n - c\nCreated at:\t\tthen\nUpdated at:\t\tnow\nData:\nhello"
+        );
+        found["Spec"]["Labels"].take();
+        let shown = pretty("/secrets", &found).expect("readable");
+        assert_eq!(
+            shown,
+            "ID:\t\t\tc1\nName:\t\t\tsite\nDriver:\t\t\t\nCreated at:\t\tthen\nUpdated at:\t\tnow"
+        );
+    }
 }

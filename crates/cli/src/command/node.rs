@@ -208,18 +208,16 @@ async fn inspect(args: Inspect, client: &Client) -> Result<()> {
 fn pretty(node: &Value) -> String {
     let mut out = String::new();
     let mut say = |indent: &str, name: &str, value: String| {
-        out.push_str(format!("{indent}{name}:\t{value}").trim_end());
+        let colon = if name.is_empty() { "" } else { ":\t" };
+        out.push_str(format!("{indent}{name}{colon}{value}").trim_end());
         out.push('\n');
     };
     say("", "ID", text(node, "/ID").to_owned());
     if pairs(node, "/Spec/Labels").next().is_some() {
         say("", "Labels", String::new());
         for (key, value) in pairs(node, "/Spec/Labels") {
-            say(
-                " - ",
-                &format!("{key}={}", value.as_str().unwrap_or_default()),
-                String::new(),
-            );
+            let value = value.as_str().unwrap_or_default();
+            say(" - ", "", format!("{key}={value}"));
         }
     }
     say(

@@ -77,6 +77,9 @@ struct Settings {
     /// Dispatcher heartbeat period (ns|us|ms|s|m|h)
     #[arg(long, value_name = "duration", value_parser = quantity::duration)]
     dispatcher_heartbeat: Option<i64>,
+    /// Specifications of one or more certificate signing endpoints
+    #[arg(long, value_name = "external-ca", value_parser = ca::external)]
+    external_ca: Vec<Value>,
     /// Number of additional Raft snapshots to retain
     #[arg(long, value_name = "uint")]
     max_snapshots: Option<u64>,
@@ -105,6 +108,8 @@ impl Settings {
             "NodeCertExpiry",
             self.cert_expiry.map(Value::from),
         );
+        let external = (!self.external_ca.is_empty()).then(|| self.external_ca.clone().into());
+        set("CAConfig", "ExternalCAs", external);
         set(
             "Dispatcher",
             "HeartbeatPeriod",

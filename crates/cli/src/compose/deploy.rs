@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Problem, read::Fields, yaml::Node};
+use super::{Problem, Scope, read::Fields, yaml::Node};
 
 /// The old `restart`.
 pub(super) fn restart_policy(node: &Node) -> Result<Value, Problem> {
@@ -30,6 +30,7 @@ pub(super) fn deploy(
     task: &mut Value,
     endpoint: &mut Value,
     labels: &mut Map<String, Value>,
+    scope: &mut Scope<'_>,
 ) -> Result<(), Problem> {
     let mut fields = Fields::of(node, &node.path)?;
     if let Some(given) = fields.maybe("labels", Node::labels)? {
@@ -98,7 +99,9 @@ pub(super) fn deploy(
     if let Some(node) = fields.take("resources") {
         let mut inner = Fields::of(node, &node.path)?;
         let limits = inner.maybe("limits", |node| resources(node, None))?;
-        let reservations = inner.maybe("reservations", |node| resources(node, Some(&mut cdi)))?;
+        let reservations = inner.maybe("reservations", |node| {
+            resources(node, Some((&mut cdi, &mut *scope)))
+        })?;
         inner.finish()?;
         task["Resources"] = json!({"Limits": limits, "Reservations": reservations});
     }
@@ -127,15 +130,18 @@ fn rolling(node: &Node, actions: &[&str]) -> Result<Value, Problem> {
 }
 
 /// Reads limits, or with a place for devices reservations.
-fn resources(node: &Node, devices: Option<&mut Vec<String>>) -> Result<Value, Problem> {
+fn resources(
+    node: &Node,
+    devices: Option<(&mut Vec<String>, &mut Scope<'_>)>,
+) -> Result<Value, Problem> {
     let mut fields = Fields::of(node, &node.path)?;
     let mut out = json!({});
     out["NanoCPUs"] = fields.maybe("cpus", Node::cpus)?.into();
     out["MemoryBytes"] = fields.maybe("memory", Node::bytes)?.into();
-    if let Some(devices) = devices {
+    if let Some((devices, scope)) = devices {
         if let Some(list) = fields.take("devices") {
             for item in list.items()? {
-                devices.extend(super::extended::reserved(item)?);
+                devices.extend(super::extended::reserved(item, scope)?);
             }
         }
         if let Some(list) = fields.take("generic_resources") {

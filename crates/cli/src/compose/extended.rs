@@ -94,7 +94,7 @@ pub(super) fn labels(
             }
         }
     }
-    let mut cdi = gpus(fields.take("gpus"))?;
+    let mut cdi = gpus(fields.take("gpus"), scope)?;
     let mut devices = Vec::new();
     if let Some(list) = fields.take("devices") {
         for item in list.items()? {
@@ -158,7 +158,7 @@ fn is_cdi(text: &str) -> bool {
 }
 
 /// CDI names of the devices that `gpus` asks for.
-fn gpus(node: Option<&Node>) -> Result<Vec<String>, Problem> {
+fn gpus(node: Option<&Node>, scope: &mut Scope<'_>) -> Result<Vec<String>, Problem> {
     let Some(node) = node else {
         return Ok(Vec::new());
     };
@@ -166,7 +166,7 @@ fn gpus(node: Option<&Node>) -> Result<Vec<String>, Problem> {
         Yaml::List(items) => {
             let mut out = Vec::new();
             for item in items {
-                out.extend(reserved(item)?);
+                out.extend(reserved(item, scope)?);
             }
             Ok(out)
         }
@@ -176,13 +176,19 @@ fn gpus(node: Option<&Node>) -> Result<Vec<String>, Problem> {
 }
 
 /// CDI names of the devices that one entry of `deploy.resources.reservations.devices` asks for.
-pub(super) fn reserved(item: &Node) -> Result<Vec<String>, Problem> {
+pub(super) fn reserved(item: &Node, scope: &mut Scope<'_>) -> Result<Vec<String>, Problem> {
     let mut fields = Fields::of(item, &item.path)?;
     let driver = fields.maybe("driver", Node::text)?;
     let ids = fields.all("device_ids", Node::texts)?;
     let count = fields.maybe("count", Node::text)?;
-    fields.take("capabilities");
-    fields.take("options");
+    // The specification asks for some; a device by name has all of its own.
+    if let Some(node) = fields.take("capabilities")
+        && let Some(other) = node.texts()?.iter().find(|text| *text != "gpu")
+    {
+        let problem = node.problem(format!("has no effect in a stack for {other:?}"));
+        scope.warnings.push(problem.to_string());
+    }
+    scope.without_effect(&mut fields, &["options"]);
     fields.finish()?;
     let driver = driver.as_deref().unwrap_or("nvidia");
     if driver == "cdi" {

@@ -25,6 +25,13 @@ pub(super) fn convert(
             Yaml::Map(_) => vec![long(item, scope)?],
             _ => short(item)?,
         };
+        if let Some((_, host_ip)) = read.iter().find(|(_, host_ip)| !host_ip.is_empty()) {
+            // Docker's client says that it drops the address; here it counts, which a file may not expect.
+            let problem = item.problem(format!(
+                "listens at {host_ip} alone, where Swarm would listen at every address"
+            ));
+            scope.warnings.push(problem.to_string());
+        }
         for (port, host_ip) in read {
             let protocol = crate::json::text(&port, "/Protocol");
             let label = port::label(protocol, number(&port, "/TargetPort"), "host-ip");

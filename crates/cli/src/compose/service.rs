@@ -136,6 +136,7 @@ pub(super) fn convert(
             &mut task,
             &mut endpoint,
             &mut service_labels,
+            scope,
         )?;
     }
     if let (Some(restart), true) = (restart, task["RestartPolicy"].is_null()) {

@@ -5,6 +5,7 @@ use super::*;
 mod beyond;
 mod files;
 mod spec;
+mod whole;
 
 fn settings() -> Settings<'static> {
     Settings {

@@ -78,6 +78,7 @@ pub(super) fn mounts(
         for text in tmpfs.texts()? {
             let (target, options) = text.split_once(':').unwrap_or((&text, ""));
             let mut mount = json!({"Type": "tmpfs", "Target": target});
+            let mut further = Vec::new();
             for option in options.split(',').filter(|option| !option.is_empty()) {
                 match option.split_once('=') {
                     Some(("size", size)) => {
@@ -90,8 +91,19 @@ pub(super) fn mounts(
                             .map_err(|_| tmpfs.problem(format!("has no file mode {mode:?}")))?;
                         mount["TmpfsOptions"]["Mode"] = mode.into();
                     }
+                    _ if option == "ro" => mount["ReadOnly"] = true.into(),
+                    _ if option == "rw" => {}
+                    Some((key @ ("uid" | "gid" | "nr_inodes"), value))
+                        if value.parse::<u32>().is_ok() =>
+                    {
+                        further.push(json!([key, value]));
+                    }
+                    None if TMPFS_FLAGS.contains(&option) => further.push(json!([option])),
                     _ => return Err(tmpfs.problem(format!("has an unknown option {option:?}"))),
                 }
+            }
+            if !further.is_empty() {
+                mount["TmpfsOptions"]["Options"] = further.into();
             }
             unique(&mut seen, place(&mount), tmpfs)?;
             out.push(mount);
@@ -99,6 +111,18 @@ pub(super) fn mounts(
     }
     Ok(out)
 }
+
+/// Options of a tmpfs that are a word alone.
+const TMPFS_FLAGS: [&str; 7] = [
+    "exec", "noexec", "suid", "nosuid", "dev", "nodev", "noatime",
+];
+
+/// Kinds of mounts that services do not have, and why.
+const NOT_IN_SERVICES: [(&str, &str); 3] = [
+    ("image", "images are mounted in single containers alone"),
+    ("cluster", "there are no volumes of the cluster"),
+    ("npipe", "named pipes are of Windows"),
+];
 
 fn is_path(source: &str) -> bool {
     source.starts_with(['.', '/', '~'])
@@ -178,10 +202,14 @@ fn long(
     scope: &mut Scope<'_>,
 ) -> Result<Value, Problem> {
     let mut fields = Fields::of(item, &item.path)?;
-    let kind = fields
+    let node = fields
         .take("type")
-        .ok_or_else(|| item.problem("needs a type"))?
-        .one_of(&["volume", "bind", "tmpfs", "image", "cluster"])?;
+        .ok_or_else(|| item.problem("needs a type"))?;
+    let said = node.text()?;
+    if let Some((kind, why)) = NOT_IN_SERVICES.iter().find(|(kind, _)| *kind == said) {
+        return Err(node.problem(format!("cannot be {kind} in a stack: {why}")));
+    }
+    let kind = node.one_of(&["volume", "bind", "tmpfs"])?;
     let source = fields.text("source")?;
     let target = fields.text("target")?;
     if !target.starts_with('/') {
@@ -203,7 +231,6 @@ fn long(
         "tmpfs" if !source.is_empty() => {
             return Err(item.problem("is a tmpfs and can have no source"));
         }
-        _ if !source.is_empty() => mount["Source"] = source.into(),
         _ => {}
     }
     if let Some(node) = fields.take("bind") {
@@ -214,7 +241,20 @@ fn long(
         if inner.flag("create_host_path")? {
             mount["BindOptions"]["CreateMountpoint"] = true.into();
         }
-        scope.without_effect(&mut inner, &["recursive", "selinux"]);
+        if let Some(node) = inner.take("recursive") {
+            match node
+                .one_of(&["enabled", "disabled", "writable", "readonly"])?
+                .as_str()
+            {
+                "enabled" => {}
+                "disabled" => mount["BindOptions"]["NonRecursive"] = true.into(),
+                other => {
+                    let problem = node.problem(format!("has no effect in a stack as {other}"));
+                    scope.warnings.push(problem.to_string());
+                }
+            }
+        }
+        scope.without_effect(&mut inner, &["selinux"]);
         inner.finish()?;
     }
     if let Some(node) = fields.take("volume") {

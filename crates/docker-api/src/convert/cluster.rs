@@ -149,6 +149,13 @@ fn read_spec(mut f: Fields) -> ApiResult<(ClusterSpec, Option<SigningCa>)> {
     }
     // Every client sends these back. They are each daemon's to say, by its `--swarm-raft-…-tick`.
     raft.ignore(&TIMING.map(|(key, _)| key));
+    let external: Vec<Value> = ca.get("ExternalCAs")?;
+    if !external.is_empty() {
+        return Err(ApiError::invalid(
+            "invalid Spec.CAConfig.ExternalCAs: managers sign certificates themselves; bring your own root with `swarm ca \
+             --rotate --ca-cert --ca-key`",
+        ));
+    }
     let (cert, key): (String, String) = (ca.get("SigningCACert")?, ca.get("SigningCAKey")?);
     let signing_ca = match (cert.is_empty(), key.is_empty()) {
         (true, true) => None,

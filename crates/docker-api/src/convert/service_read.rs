@@ -476,6 +476,18 @@ fn read_health(mut f: Fields) -> ApiResult<HealthConfig> {
     Ok(health)
 }
 
+/// Options of a tmpfs as words, from lists of one or two: a flag, or a key and its value.
+fn tmpfs_options(lists: &[Vec<String>]) -> ApiResult<Vec<String>> {
+    let words = lists.iter().map(|words| match words.as_slice() {
+        [flag] => Ok(flag.clone()),
+        [key, value] => Ok(format!("{key}={value}")),
+        _ => Err(ApiError::invalid(format!(
+            "invalid TmpfsOptions.Options: {words:?} is neither a flag nor a key with a value"
+        ))),
+    });
+    words.collect()
+}
+
 fn read_mount(mut f: Fields) -> ApiResult<Mount> {
     let kind = f.word(
         "Type",
@@ -495,6 +507,7 @@ fn read_mount(mut f: Fields) -> ApiResult<Mount> {
         read_only: f.get("ReadOnly")?,
         propagation: bind.get("Propagation")?,
         create_source: bind.get("CreateMountpoint")?,
+        non_recursive: bind.get("NonRecursive")?,
         no_copy: volume.get("NoCopy")?,
         subpath: volume.get("Subpath")?,
         labels: volume.get("Labels")?,
@@ -504,6 +517,7 @@ fn read_mount(mut f: Fields) -> ApiResult<Mount> {
             .transpose()?,
         tmpfs_size_bytes: tmpfs.amount("SizeBytes")?.unwrap_or(0),
         tmpfs_mode: tmpfs.get("Mode")?,
+        tmpfs_options: tmpfs_options(&tmpfs.get::<Vec<Vec<String>>>("Options")?)?,
     };
     // A hint of Docker Desktop.
     f.ignore(&["Consistency"]);

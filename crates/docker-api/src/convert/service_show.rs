@@ -473,6 +473,9 @@ fn mount(mount: &Mount) -> Value {
     if mount.create_source {
         bind.insert("CreateMountpoint".to_owned(), json!(true));
     }
+    if mount.non_recursive {
+        bind.insert("NonRecursive".to_owned(), json!(true));
+    }
     let mut volume = Map::new();
     if mount.no_copy {
         volume.insert("NoCopy".to_owned(), json!(true));
@@ -492,6 +495,11 @@ fn mount(mount: &Mount) -> Value {
     }
     if mount.tmpfs_mode != 0 {
         tmpfs.insert("Mode".to_owned(), json!(mount.tmpfs_mode));
+    }
+    if !mount.tmpfs_options.is_empty() {
+        let words = mount.tmpfs_options.iter();
+        let words = words.map(|option| option.splitn(2, '=').collect::<Vec<_>>());
+        tmpfs.insert("Options".to_owned(), json!(words.collect::<Vec<_>>()));
     }
     for (name, options) in [
         ("BindOptions", bind),

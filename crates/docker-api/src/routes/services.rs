@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use shoal_api::{
     ServiceId, TaskState,
     object::{NodeState, Service, Task},
-    spec::PullAuth,
+    spec::{Driver, PullAuth, TaskSpec},
 };
 
 use super::unknown;
@@ -51,8 +51,8 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
         ("POST", [name, "update"]) => update(api, call, name).await,
         ("GET", [name, "logs"]) => {
             let service = find(api, name).await?;
-            let tty = service.spec.task.container.tty;
-            logs(api, &call, LogSelection::Service(service.id), tty).await
+            let spec = &service.spec.task;
+            logs(api, &call, LogSelection::Service(service.id), spec).await
         }
         _ => Err(unknown()),
     }
@@ -193,12 +193,22 @@ pub(super) async fn logs(
     api: &Api,
     call: &Call,
     selection: LogSelection,
-    tty: bool,
+    spec: &TaskSpec,
 ) -> ApiResult<Reply> {
+    // Nodes would have nothing to send, and nobody would know why.
+    let keeps_nothing = |log: &Driver| {
+        let is_cached = log.options.get("cache-disabled").map(String::as_str) != Some("true");
+        log.name == "none" || (["syslog", "journald"].contains(&log.name.as_str()) && !is_cached)
+    };
+    if spec.log_driver.as_ref().is_some_and(keeps_nothing) {
+        return Err(ApiError::invalid(
+            "configured logging driver does not support reading",
+        ));
+    }
     let wanted = streams::log_query(&call.query)?;
     let lines = api.cluster.task_logs(selection, wanted).await?;
     let lines = lines.take_until(api.stop.clone().cancelled_owned());
-    let format = LogFormat::new(&call.query, tty);
+    let format = LogFormat::new(&call.query, spec.container.tty);
     Ok(streams::logs(
         lines,
         format,

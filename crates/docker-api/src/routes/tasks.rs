@@ -29,8 +29,8 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
         }
         ("GET", [id, "logs"]) => {
             let task = find(api, id).await?;
-            let tty = task.spec.container.tty;
-            services::logs(api, &call, LogSelection::Task(task.id), tty).await
+            let spec = &task.spec;
+            services::logs(api, &call, LogSelection::Task(task.id), spec).await
         }
         _ => Err(unknown()),
     }

@@ -1,9 +1,10 @@
 //! What a node remembers of its membership, on disk: where it lives, its certificate, and its manager's directory.
 
 use std::{
-    fs::{self, File},
+    fs::{self, DirBuilder, OpenOptions, Permissions},
     io::{self, Write},
     net::{IpAddr, SocketAddr},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -97,6 +98,7 @@ impl MembershipFiles {
 
     /// What an earlier daemon left.
     pub(super) fn load(&self, lock: Option<&NodeLock>) -> Result<Stored, ClusterError> {
+        self.shut_out_others().map_err(at(&self.directory))?;
         let identity = match self.identity().load(seal(lock))? {
             StoredIdentity::Nothing => return Ok(Stored::Nothing),
             StoredIdentity::Sealed => return Ok(Stored::Locked),
@@ -121,14 +123,28 @@ impl MembershipFiles {
         let path = self.directory.join("membership.json");
         let temporary = path.with_extension("tmp");
         let write = || {
-            fs::create_dir_all(&self.directory)?;
-            let mut file = File::create(&temporary)?;
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&self.directory)?;
+            self.shut_out_others()?;
+            let mut options = OpenOptions::new();
+            options.write(true).create(true).truncate(true).mode(0o600);
+            let mut file = options.open(&temporary)?;
             file.write_all(&serde_json::to_vec_pretty(membership)?)?;
             file.sync_all()?;
             fs::rename(&temporary, &path)?;
-            File::open(&self.directory)?.sync_all()
+            fs::File::open(&self.directory)?.sync_all()
         };
         write().map_err(at(&path))
+    }
+
+    /// What is in the directory is its owner's alone, also where an earlier version made it.
+    fn shut_out_others(&self) -> io::Result<()> {
+        match fs::set_permissions(&self.directory, Permissions::from_mode(0o700)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done,
+        }
     }
 
     /// Writes the certificate. A node that has one counts itself in: [`Self::save`] comes first.
@@ -209,7 +225,17 @@ mod tests {
         let is_nothing = || matches!(files.load(None), Ok(Stored::Nothing));
         assert!(is_nothing());
         files.save(&membership()).expect("saved");
+        let mode = |path: &Path| {
+            let found = fs::metadata(path).expect("it is there").permissions();
+            found.mode() & 0o777
+        };
+        let swarm = directory.path().join("swarm");
+        assert_eq!(mode(&swarm), 0o700);
+        assert_eq!(mode(&swarm.join("membership.json")), 0o600);
+        // One that an earlier version made is closed when it is read.
+        fs::set_permissions(&swarm, Permissions::from_mode(0o755)).expect("it is ours");
         assert!(is_nothing());
+        assert_eq!(mode(&swarm), 0o700);
         files.forget_manager().expect("there is none");
         files.forget().expect("forgotten");
         files.forget().expect("forgotten again");

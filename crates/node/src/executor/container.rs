@@ -37,8 +37,11 @@ pub(super) fn container_spec(
     files: &[(String, String)],
 ) -> Result<ContainerSpec, ContainerError> {
     let mut mounts = Vec::new();
+    // What a tmpfs has options for goes another way, see `tmpfs`.
     for mount in &wanted.mounts {
-        mounts.push(mount_spec(mount)?);
+        if mount.tmpfs_options.is_empty() {
+            mounts.push(mount_spec(mount)?);
+        }
     }
     mounts.extend(files.iter().map(|(source, target)| MountSpec {
         target: target.clone(),
@@ -127,7 +130,7 @@ fn mount_spec(mount: &spec::Mount) -> Result<MountSpec, ContainerError> {
         spec::MountKind::Bind => MountKind::Bind {
             source,
             propagation: propagation(&mount.propagation)?,
-            non_recursive: false,
+            non_recursive: mount.non_recursive,
             create_source: mount.create_source,
         },
         spec::MountKind::Volume => MountKind::Volume {
@@ -152,6 +155,27 @@ fn mount_spec(mount: &spec::Mount) -> Result<MountSpec, ContainerError> {
         read_only: mount.read_only,
         kind,
     })
+}
+
+/// Mounts of memory with options of their own, as `docker run --tmpfs` has them: all in one text, by target.
+fn tmpfs(mounts: &[spec::Mount]) -> BTreeMap<String, String> {
+    let with_options = mounts
+        .iter()
+        .filter(|mount| !mount.tmpfs_options.is_empty());
+    let options = |mount: &spec::Mount| {
+        let mut all = mount.tmpfs_options.clone();
+        if mount.tmpfs_size_bytes > 0 {
+            all.push(format!("size={}", mount.tmpfs_size_bytes));
+        }
+        if mount.tmpfs_mode > 0 {
+            all.push(format!("mode={:o}", mount.tmpfs_mode));
+        }
+        if mount.read_only {
+            all.push("ro".to_owned());
+        }
+        (mount.target.clone(), all.join(","))
+    };
+    with_options.map(options).collect()
 }
 
 fn propagation(text: &str) -> Result<Propagation, ContainerError> {
@@ -306,6 +330,7 @@ fn host_spec(
             ..Resources::default()
         },
         init: wanted.init,
+        tmpfs: tmpfs(&wanted.mounts),
         log: LogConfig {
             driver: log.map(|log| log.name.clone()),
             options: log.map(|log| log.options.clone()).unwrap_or_default(),

@@ -1,6 +1,9 @@
 //! What is assigned to this node, and how a message changes it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use shoal_api::{
     ConfigId, SecretId, TaskId,
@@ -89,14 +92,18 @@ pub struct Assignments {
     tasks: BTreeMap<TaskId, Task>,
     secrets: BTreeMap<SecretId, Arc<Secret>>,
     configs: BTreeMap<ConfigId, Arc<Config>>,
+    /// Tasks of an earlier agent whose credentials only a manager knows.
+    withheld: BTreeSet<TaskId>,
     /// The view that was told last, to which changes apply.
     view: Option<Arc<NetworkView>>,
 }
 
 impl Assignments {
-    /// The assignments that an earlier agent wrote down. Without secrets, and with no version to continue from.
-    pub fn adopted(tasks: Vec<Task>) -> Self {
+    /// The assignments that an earlier agent wrote down. Without secrets, without the credentials of those that had some,
+    /// and with no version to continue from.
+    pub fn adopted(tasks: Vec<Task>, withheld: BTreeSet<TaskId>) -> Self {
         Self {
+            withheld,
             tasks: tasks
                 .into_iter()
                 .map(|task| (task.id.clone(), task))
@@ -154,6 +161,7 @@ impl Assignments {
         }
         for id in &touched.removed {
             self.tasks.remove(id);
+            self.withheld.remove(id);
         }
         for item in message.updates {
             match item {
@@ -164,6 +172,7 @@ impl Assignments {
                     drop(self.configs.insert(config.id.clone(), Arc::new(config)))
                 }
                 Item::Task(told) => {
+                    self.withheld.remove(&told.id);
                     let known = told.status.state;
                     let task = merged(self.tasks.get(&told.id), *told);
                     if task.status.state > known {
@@ -194,8 +203,11 @@ impl Assignments {
         Some(task)
     }
 
-    /// The secrets and configs of a task; `None` if one of them is not here.
+    /// The secrets and configs of a task; `None` if one of them is not here, or the credentials for its image are not.
     pub fn files(&self, task: &Task) -> Option<TaskFiles> {
+        if self.withheld.contains(&task.id) {
+            return None;
+        }
         let container = &task.spec.container;
         let secret = |id: &SecretId| Some((id.clone(), Arc::clone(self.secrets.get(id)?)));
         let config = |id: &ConfigId| Some((id.clone(), Arc::clone(self.configs.get(id)?)));
@@ -255,7 +267,7 @@ mod tests {
     #[test]
     fn a_complete_message_replaces_and_an_incremental_one_adds() {
         let [one, two, three] = ["t1", "t2", "t3"].map(|id| task(id, S::Assigned, S::Running));
-        let mut held = Assignments::adopted(vec![one.clone(), two.clone()]);
+        let mut held = Assignments::adopted(vec![one.clone(), two.clone()], BTreeSet::new());
         let touched = held
             .apply(message(true, "", "1", &[two, three.clone()], &[]))
             .expect("complete");
@@ -287,7 +299,8 @@ mod tests {
 
     #[test]
     fn what_a_manager_does_not_know_is_reported_again() {
-        let mut held = Assignments::adopted(vec![task("t1", S::Running, S::Running)]);
+        let mut held =
+            Assignments::adopted(vec![task("t1", S::Running, S::Running)], BTreeSet::new());
         let told = task("t1", S::Preparing, S::Running);
         let touched = held
             .apply(message(true, "", "1", &[told], &[]))
@@ -334,5 +347,15 @@ mod tests {
                 .secrets
                 .contains_key(&id)
         );
+    }
+    #[test]
+    fn a_task_waits_for_the_credentials_that_were_not_written_down() {
+        let adopted = task("t1", S::Preparing, S::Running);
+        let withheld = BTreeSet::from([adopted.id.clone()]);
+        let mut held = Assignments::adopted(vec![adopted.clone()], withheld);
+        assert_eq!(held.files(&adopted), None);
+        held.apply(message(true, "", "1", &[adopted.clone()], &[]))
+            .expect("complete");
+        assert_eq!(held.files(&adopted), Some(TaskFiles::default()));
     }
 }

@@ -125,7 +125,7 @@ impl Agent {
 
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
         let outbox = Arc::new(Outbox::default());
-        let assignments = Assignments::adopted(remembered.tasks);
+        let assignments = Assignments::adopted(remembered.tasks, remembered.withheld);
         let (version_holder, version) = watch::channel(assignments.version().to_owned());
         let (readable_holder, readable) = watch::channel(BTreeMap::new());
         let (plane, plane_work) = Plane::new(network, names);

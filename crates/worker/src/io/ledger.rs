@@ -1,24 +1,30 @@
 //! What the agent must remember to take up its tasks again: their assignments, last statuses, the last view, the
-//! managers. Never the content of a secret.
+//! managers. Never the content of a secret, nor a registry's credentials: a task that had some is remembered as one that
+//! waits for them.
 //!
 //! A thread owns the file and commits what has gathered while the last commit was on its way to the disk.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    fs::{File, OpenOptions, Permissions},
+    io,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, backends::FileBackend};
 use serde::{Serialize, de::DeserializeOwned};
 use shoal_api::{
     TaskId,
     network::{NetworkView, ViewChange},
     object::{Task, TaskStatus},
+    spec::PullAuth,
 };
 use tokio::sync::{mpsc, oneshot};
 
-/// Rows as JSON: `task/<id>`, `status/<id>`, `view`, `view-change/<number>`, `managers`.
+/// Rows as JSON: `task/<id>`, `status/<id>`, `view`, `view-change/<number>`, `managers`; and `withheld/<id>`, empty, of a
+/// task whose credentials were left out.
 const ROWS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("rows");
 const VIEW: &str = "view";
 const VIEW_CHANGE: &str = "view-change";
@@ -61,6 +67,8 @@ pub(super) enum Row {
 #[derive(Debug, Default)]
 pub(super) struct Remembered {
     pub(super) tasks: Vec<Task>,
+    /// Those of them that had credentials for their registry.
+    pub(super) withheld: BTreeSet<TaskId>,
     pub(super) view: Option<NetworkView>,
     pub(super) managers: Vec<String>,
 }
@@ -84,7 +92,10 @@ impl Ledger {
             path: path.to_owned(),
             source: Box::new(source),
         };
-        let database = Database::create(path).map_err(|error| failed(error.into()))?;
+        let file = private(path).map_err(|error| failed(redb::Error::Io(error)))?;
+        let backend = FileBackend::new(file).map_err(|error| failed(error.into()))?;
+        let database = Database::builder().create_with_backend(backend);
+        let database = database.map_err(|error| failed(error.into()))?;
         let remembered = read(&database).map_err(failed)?;
         let (requests, received) = mpsc::channel(REQUESTS_MAX);
         let (closes, closed) = oneshot::channel();
@@ -198,7 +209,16 @@ fn commit<'r>(
         let mut table = transaction.open_table(ROWS)?;
         for row in rows {
             let (key, value) = match row {
-                Row::Task(task) => (task_key(&task.id), json(task)),
+                Row::Task(task) if task.spec.container.pull_auth == PullAuth::default() => {
+                    table.remove(withheld_key(&task.id).as_str())?;
+                    (task_key(&task.id), json(task))
+                }
+                Row::Task(task) => {
+                    let mut task = task.clone();
+                    Arc::make_mut(&mut task.spec).container.pull_auth = PullAuth::default();
+                    table.insert(withheld_key(&task.id).as_str(), &[][..])?;
+                    (task_key(&task.id), json(&task))
+                }
                 Row::Status(id, status) => (status_key(id), json(status)),
                 Row::View(next) => {
                     let (key, value) = WrittenView::advance(view, next);
@@ -211,6 +231,7 @@ fn commit<'r>(
                 Row::Forget(id) => {
                     table.remove(task_key(id).as_str())?;
                     table.remove(status_key(id).as_str())?;
+                    table.remove(withheld_key(id).as_str())?;
                     continue;
                 }
                 Row::ForgetAll => {
@@ -234,6 +255,19 @@ fn status_key(id: &TaskId) -> String {
     format!("status/{id}")
 }
 
+fn withheld_key(id: &TaskId) -> String {
+    format!("withheld/{id}")
+}
+
+/// The file, for its owner alone; one that is there becomes so.
+fn private(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    let file = options.mode(0o600).open(path)?;
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    Ok(file)
+}
+
 fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("these values have string keys and no serializer of their own")
 }
@@ -255,6 +289,7 @@ fn read(database: &Database) -> Result<Remembered, redb::Error> {
             Some(("status", id)) => {
                 statuses.extend(id.parse().ok().zip(parse(key, value)));
             }
+            Some(("withheld", id)) => remembered.withheld.extend(id.parse::<TaskId>()),
             // Their numbers ascend, and all come after the whole one.
             Some((VIEW_CHANGE, _)) => {
                 let change = parse::<ViewChange>(key, value);
@@ -336,6 +371,36 @@ mod tests {
         );
         assert_eq!(remembered.view.map(|view| view.version), Some(7));
         assert_eq!(remembered.managers, ["a:1"]);
+    }
+
+    #[tokio::test]
+    async fn credentials_are_left_out_and_it_is_known_whose() {
+        const NEEDLE: &str = "needle-in-a-ledger";
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("ledger");
+        let (ledger, _, closed) = Ledger::open(&path).expect("a new ledger");
+        let [mut one, two, mut three] =
+            ["t1", "t2", "t3"].map(|id| task(id, S::Assigned, S::Running));
+        for with in [&mut one, &mut three] {
+            Arc::make_mut(&mut with.spec).container.pull_auth = PullAuth(NEEDLE.to_owned());
+        }
+        let rows = [&one, &two, &three].map(|task| Row::Task(Box::new(task.clone())));
+        ledger.write(rows.into()).await.expect("written");
+        ledger
+            .write(vec![Row::Forget(three.id)])
+            .await
+            .expect("written");
+        drop(ledger);
+        closed.await.expect("closed");
+
+        let bytes = std::fs::read(&path).expect("the file");
+        let needle = NEEDLE.as_bytes();
+        assert!(!bytes.windows(needle.len()).any(|found| found == needle));
+        let mode = std::fs::metadata(&path).expect("the file").permissions();
+        assert_eq!(mode.mode() & 0o777, 0o600);
+        let remembered = Ledger::open(&path).expect("the ledger").1;
+        assert_eq!(remembered.tasks.len(), 2);
+        assert_eq!(remembered.withheld, BTreeSet::from([one.id]));
     }
 
     #[tokio::test]

@@ -29,7 +29,7 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 pub(super) struct Order {
     /// The task as assigned.
     pub(super) task: Task,
-    /// Its secrets and configs; `None` as long as one of them is not here.
+    /// Its secrets and configs; `None` as long as one of them, or what its image's registry asks for, is not here.
     pub(super) files: Option<TaskFiles>,
     /// Whether it is no longer assigned: stop it, remove what is left, and be done.
     pub(super) removed: bool,
@@ -67,7 +67,7 @@ pub(super) async fn run(
         let moved = match step {
             Step::Idle => None,
             Step::Report(status) => Some(status),
-            // Its secrets are on their way, perhaps with the next session.
+            // They are on their way, perhaps with the next session.
             Step::Run(Op::Prepare) if order.files.is_none() => None,
             Step::Run(op) => {
                 let performed = tokio::select! {

@@ -51,7 +51,7 @@ messages! {
     Dependency { service, condition, required }
     Mount {
         kind, source, target, read_only, propagation, create_source, no_copy, subpath, labels, driver,
-        tmpfs_size_bytes, tmpfs_mode,
+        tmpfs_size_bytes, tmpfs_mode, non_recursive, tmpfs_options,
     }
     Driver { name, options }
     HealthConfig { test, interval, timeout, retries, start_period, start_interval }

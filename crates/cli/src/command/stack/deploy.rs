@@ -54,7 +54,7 @@ impl Known {
         }
     }
 
-    fn network(&self, name: &str) -> Option<&Value> {
+    pub(super) fn network(&self, name: &str) -> Option<&Value> {
         let mut all = self.networks.iter();
         all.find(|network| text(network, "/Name") == name)
     }
@@ -65,7 +65,7 @@ impl Known {
     }
 }
 
-fn named<'a>(list: &'a [Value], name: &str) -> Option<&'a Value> {
+pub(super) fn named<'a>(list: &'a [Value], name: &str) -> Option<&'a Value> {
     list.iter().find(|item| text(item, "/Spec/Name") == name)
 }
 
@@ -95,6 +95,11 @@ async fn prepare(stack: &str, opened: &Opened, client: &Client) -> Result<(Stack
     }
     let known = Known::read(stack, client).await?;
     check(&read, &known)?;
+    check::templates(&read, &known)?;
+    check::secrets(&read.secrets, &known, client).await?;
+    for warning in check::networks(&read.networks, &known) {
+        output::note(warning);
+    }
     Ok((read, known))
 }
 
@@ -122,14 +127,11 @@ fn check(stack: &Stack, known: &Known) -> Result<()> {
         for wanted in list {
             match (named(known.data(kind), &wanted.name), &wanted.create) {
                 (None, None) => bail!("{kind} not found: {}", wanted.name),
-                // A secret's data only the daemon knows.
+                // A secret's data only the managers know.
                 (Some(found), Some(spec))
                     if kind == "config" && found["Spec"]["Data"] != spec["Data"] =>
                 {
-                    bail!(
-                        "failed to update config {}: only updates to Labels are allowed; give changed data another name, for instance by `name:`",
-                        wanted.name
-                    )
+                    return Err(check::changed_data(kind, &wanted.name));
                 }
                 _ => {}
             }
@@ -447,15 +449,14 @@ async fn create(kind: &str, name: &str, body: &Value, client: &Client) -> Result
     Ok(text(&made, id).to_owned())
 }
 
-/// Writes labels of secrets or configs that there are; the daemon refuses other data.
+/// Writes labels of secrets or configs that there are and have others.
 async fn relabel(kind: &str, wanted: &[Data], known: &Known, client: &Client) -> Result<()> {
     for wanted in wanted {
         let found = named(known.data(kind), &wanted.name);
         let (Some(found), Some(spec)) = (found, &wanted.create) else {
             continue;
         };
-        // A config shows its data; a secret's is compared by the daemon.
-        if kind == "config" && relabelled(found, spec).is_none() {
+        if relabelled(found, spec).is_none() {
             continue;
         }
         let target = Target::new(&format!("/{kind}s/{{}}/update"), &[text(found, "/ID")]);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     client::{Client, Target},
-    flags::quantity,
+    flags::{self, quantity},
     json::{is, items, number, text},
     output,
     progress::{Lines, pulse::Pulse},
@@ -32,12 +32,45 @@ pub(crate) struct Ca {
     /// Validity period for node certificates (ns|us|ms|s|m|h)
     #[arg(long, value_name = "duration", value_parser = quantity::duration, requires = "rotate")]
     cert_expiry: Option<i64>,
+    /// Specifications of one or more certificate signing endpoints
+    #[arg(long, value_name = "external-ca", value_parser = external, requires = "rotate")]
+    external_ca: Vec<Value>,
     /// Exit immediately instead of waiting for the root rotation to converge
     #[arg(short, long, requires = "rotate")]
     detach: bool,
     /// Suppress progress output
     #[arg(short, long)]
     quiet: bool,
+}
+
+/// Reads `protocol=cfssl,url=https://…[,cacert=FILE][,OPTION=VALUE]`. Whether there may be such an authority says the
+/// daemon.
+pub(super) fn external(flag: &str) -> Result<Value> {
+    let mut authority = json!({"Options": {}});
+    for (key, value) in flags::fields(flag)? {
+        let Some(value) = value else {
+            bail!("invalid field '{key}' must be a key=value pair");
+        };
+        match key.as_str() {
+            "protocol" if value.eq_ignore_ascii_case("cfssl") => {
+                authority["Protocol"] = json!("cfssl");
+            }
+            "protocol" => bail!("unrecognized external CA protocol {value}"),
+            "url" => authority["URL"] = json!(value),
+            "cacert" => {
+                let pem = std::fs::read_to_string(&value);
+                let pem = pem.context("unable to read CA cert for external CA")?;
+                authority["CACert"] = json!(pem);
+            }
+            _ => authority["Options"][key] = json!(value),
+        }
+    }
+    for (field, name) in [("Protocol", "protocol"), ("URL", "url")] {
+        if authority[field].is_null() {
+            bail!("the external-ca option needs a {name}= parameter");
+        }
+    }
+    Ok(authority)
 }
 
 impl Ca {
@@ -63,6 +96,9 @@ impl Ca {
         }
         if let Some(expiry) = self.cert_expiry {
             spec["CAConfig"]["NodeCertExpiry"] = json!(expiry);
+        }
+        if !self.external_ca.is_empty() {
+            spec["CAConfig"]["ExternalCAs"] = self.external_ca.into();
         }
         spec["CAConfig"]["ForceRotate"] = json!(number(&spec, "/CAConfig/ForceRotate") + 1);
         let target =
@@ -115,6 +151,31 @@ async fn converge(client: &Client, mut pulse: Pulse, mut lines: Option<Lines>) -
         }
         if is_done {
             return Ok(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_external_authority_is_named_by_protocol_and_url() {
+        let read = external("protocol=CFSSL,url=https://ca.example,label=a").expect("well formed");
+        let want =
+            json!({"Protocol": "cfssl", "URL": "https://ca.example", "Options": {"label": "a"}});
+        assert_eq!(read, want);
+        for (flag, problem) in [
+            ("url=x", "needs a protocol= parameter"),
+            ("protocol=cfssl", "needs a url= parameter"),
+            (
+                "protocol=acme,url=x",
+                "unrecognized external CA protocol acme",
+            ),
+            ("cfssl", "must be a key=value pair"),
+        ] {
+            let said = external(flag).unwrap_err().to_string();
+            assert!(said.contains(problem), "{said}");
         }
     }
 }

@@ -8,7 +8,7 @@ use shoal_api::{
     ServiceId,
     object::ObjectKey,
     spec::{
-        Annotations, Availability, ConfigReference, ConfigSpec, Dependency, EndpointMode,
+        Annotations, Availability, ConfigReference, ConfigSpec, Dependency, Driver, EndpointMode,
         FileTarget, HealthConfig, IpamConfig, Mount, MountKind, NetworkAttachmentSpec, NetworkSpec,
         NetworkTarget, NodeRole, PortConfig, PublishMode, SecretReference, SecretSpec, ServiceMode,
         ServiceSpec, UpdateConfig, UpdateOrder,

@@ -139,7 +139,23 @@ fn mounts(mounts: &[Mount]) -> Result<(), Refusal> {
                     "invalid tmpfs source, source must be empty",
                 ));
             }
+            MountKind::Bind | MountKind::Volume if !mount.tmpfs_options.is_empty() => {
+                return Err(Refusal::invalid(format!(
+                    "invalid mount {target}: only a tmpfs has tmpfs options"
+                )));
+            }
+            MountKind::Volume | MountKind::Tmpfs if mount.non_recursive => {
+                return Err(Refusal::invalid(format!(
+                    "invalid mount {target}: only a bind mount is recursive or not"
+                )));
+            }
             _ => {}
+        }
+        if let Some(wrong) = mount.tmpfs_options.iter().find(|it| !is_tmpfs_option(it)) {
+            return Err(Refusal::invalid(format!(
+                "invalid tmpfs option {wrong:?}: expected uid=N, gid=N, nr_inodes=N, or one of {}",
+                TMPFS_FLAGS.join(", ")
+            )));
         }
         if !targets.insert(target.trim_end_matches('/')) {
             return Err(Refusal::invalid(format!(
@@ -148,6 +164,26 @@ fn mounts(mounts: &[Mount]) -> Result<(), Refusal> {
         }
     }
     Ok(())
+}
+
+/// Options of a tmpfs that are a word alone.
+const TMPFS_FLAGS: [&str; 8] = [
+    "exec",
+    "noexec",
+    "suid",
+    "nosuid",
+    "dev",
+    "nodev",
+    "noatime",
+    "nodiratime",
+];
+
+fn is_tmpfs_option(option: &str) -> bool {
+    match option.split_once('=') {
+        None => TMPFS_FLAGS.contains(&option),
+        Some(("uid" | "gid" | "nr_inodes", value)) => value.parse::<u32>().is_ok(),
+        Some(_) => false,
+    }
 }
 
 fn healthcheck(health: &HealthConfig) -> Result<(), Refusal> {

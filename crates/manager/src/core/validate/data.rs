@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use shoal_api::{
-    spec::{Annotations, ClusterSpec, ConfigSpec, Driver, NodeSpec, SecretSpec, labels},
+    spec::{
+        Annotations, ClusterSpec, ConfigSpec, Driver, NodeSpec, SecretSpec, ServiceSpec, labels,
+    },
     template::task,
 };
 
 use super::{Refusal, network::pools};
+use crate::core::state::State;
 
 /// Bytes of a secret, exclusive bound (SwarmKit's `api/validation/secrets.go`).
 const SECRET_BYTES_BOUND: usize = 512_000;
@@ -18,17 +21,68 @@ const CONFIG_BYTES_BOUND: usize = 1_024_000;
 pub fn secret(spec: &SecretSpec) -> Result<(), Refusal> {
     data_name(&spec.annotations)?;
     templating(spec.templating.as_ref())?;
-    size("secret", spec.data.len(), SECRET_BYTES_BOUND)
+    size("secret", spec.data.len(), SECRET_BYTES_BOUND)?;
+    let template = spec.templating.as_ref();
+    template_parses(file(true, &spec.annotations.name, "", &spec.data, template))
 }
 
 /// Checks a config's spec.
 pub fn config(spec: &ConfigSpec) -> Result<(), Refusal> {
     data_name(&spec.annotations)?;
     templating(spec.templating.as_ref())?;
-    size("config", spec.data.len(), CONFIG_BYTES_BOUND)
+    size("config", spec.data.len(), CONFIG_BYTES_BOUND)?;
+    let template = spec.templating.as_ref();
+    template_parses(file(
+        false,
+        &spec.annotations.name,
+        "",
+        &spec.data,
+        template,
+    ))
 }
 
-/// Checks the template driver; the template itself may be for what only a task has.
+/// Checks that what a service's secrets and configs name as templates there is, once it is known which service has them.
+pub(super) fn files(state: &State, spec: &ServiceSpec) -> Result<(), Refusal> {
+    let container = &spec.task.container;
+    let mut files = Vec::new();
+    for used in &container.secrets {
+        if let Some(secret) = state.secret(&used.id) {
+            let (data, template) = (&secret.spec.data, secret.spec.templating.as_ref());
+            files.push(file(true, &used.name, &used.target.name, data, template));
+        }
+    }
+    for used in &container.configs {
+        if let Some(config) = state.config(&used.id) {
+            let (data, template) = (&config.spec.data, config.spec.templating.as_ref());
+            files.push(file(false, &used.name, &used.target.name, data, template));
+        }
+    }
+    let Annotations { name, labels, .. } = &spec.annotations;
+    task::check_files(&files, &container.env, name, labels)
+        .map_err(|error| Refusal::invalid(error.to_string()))
+}
+
+fn file<'a>(
+    is_secret: bool,
+    name: &'a str,
+    target: &'a str,
+    data: &'a [u8],
+    template: Option<&Driver>,
+) -> task::File<'a> {
+    task::File {
+        is_secret,
+        name,
+        target,
+        data: Some(data),
+        is_template: template.is_some_and(|driver| driver.name == task::DRIVER),
+    }
+}
+
+fn template_parses(file: task::File<'_>) -> Result<(), Refusal> {
+    task::check_template(&file).map_err(|error| Refusal::invalid(error.to_string()))
+}
+
+/// Checks the template driver.
 fn templating(driver: Option<&Driver>) -> Result<(), Refusal> {
     match driver.map(|driver| driver.name.as_str()) {
         None | Some("" | task::DRIVER) => Ok(()),

@@ -13,7 +13,7 @@ use shoal_api::{
     wire,
 };
 
-use super::{Refusal, RefusalKind, container::container, depends::dependencies, reach};
+use super::{Refusal, RefusalKind, container::container, data, depends::dependencies, reach};
 use crate::core::{
     scheduler::constraint::{NodeAttribute, node_fits, parse_all},
     state::State,
@@ -46,6 +46,7 @@ pub fn service(state: &State, id: Option<&ServiceId>, spec: &ServiceSpec) -> Res
     size(spec)?;
     host_ports_can_be_replaced(state, spec)?;
     references(state, &spec.task)?;
+    data::files(state, spec)?;
     reach::addresses(state, id, spec)?;
     dependencies(state, spec)?;
     privileges(state, spec)?;

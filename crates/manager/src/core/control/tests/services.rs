@@ -35,6 +35,67 @@ fn what_a_service_names_must_exist() {
 }
 
 #[test]
+fn templates_of_files_are_refused_before_anything_changes() {
+    let mut world = World::new(&["n1"]);
+    let spec = |name: &str, text: &str| ConfigSpec {
+        annotations: Annotations {
+            name: name.into(),
+            ..Annotations::default()
+        },
+        data: text.into(),
+        templating: Some(Driver {
+            name: "golang".into(),
+            ..Driver::default()
+        }),
+    };
+    let refusal = world
+        .user(|state, cx| create_config(state, cx, spec("broken", "{{.Task.Slot")))
+        .unwrap_err();
+    assert_eq!(
+        refusal.text,
+        "expanding config broken failed: template parsing error: unclosed action"
+    );
+    // What else is wrong shows with the service that uses it.
+    let mut make = |name: &str, text: &str| {
+        let made = world.user(|state, cx| create_config(state, cx, spec(name, text)));
+        let Ok(ObjectKey::Config(id)) = made else {
+            panic!("{made:?}");
+        };
+        ConfigReference {
+            id,
+            name: name.into(),
+            target: FileTarget {
+                name: format!("/{name}"),
+                ..FileTarget::default()
+            },
+        }
+    };
+    let colour = make("colour", "{{.Task.Colour}}");
+    let absent = make("absent", "{{secret \"key\"}}");
+    let fine = make("fine", "{{.Service.Name}} {{.Task.Slot}} {{env \"A\"}}");
+    for (config, problem) in [
+        (
+            colour,
+            "expanding config colour failed: template: can't evaluate field Colour",
+        ),
+        (
+            absent,
+            "expanding config absent failed: template: secret target key not found",
+        ),
+    ] {
+        let said = refused(&mut world, |spec| {
+            spec.task.container.configs = vec![fine.clone(), config];
+        });
+        assert!(said.contains(problem), "{said}");
+    }
+    let mut good = service("good", 1);
+    good.task.container.configs = vec![fine];
+    world
+        .user(|state, cx| create_service(state, cx, good))
+        .expect("it can be filled in");
+}
+
+#[test]
 fn start_first_with_a_host_port_needs_a_free_node() {
     let mut world = World::new(&["n1", "n2", "n3"]);
     let start_first = |replicas: Option<u64>, constraint: &str| {
