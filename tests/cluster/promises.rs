@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use shoal_tests::{
-    lab::{MACHINE, TestLab, get, program, text},
+    lab::{TestLab, get, program, text},
     wait,
 };
 
@@ -243,7 +243,10 @@ fn services_go_on_without_managers_and_without_a_host() -> Result<()> {
     for host in ["n2", "n3"] {
         answers(&lab, host, 3)?;
         let body = get(&lab.addr(host), 8080, "/")?;
-        assert!(body.contains(&format!(" client={} ", *MACHINE)), "{body}");
+        assert!(
+            body.contains(&format!(" client={} ", lab.machine())),
+            "{body}"
+        );
     }
     lab.lab("start", &["n1"])?;
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 use anyhow::{Context, Result};
 use shoal_tests::{
     images::{Image, Layer, Registry, debian, save},
-    lab::{MACHINE, TestLab, get, program, text},
+    lab::{Place, TestLab, get, program, text},
     wait,
 };
 
@@ -86,10 +86,12 @@ fn make_images(registry: &str, folder: &Path) -> Result<std::path::PathBuf> {
 
 #[test]
 fn a_stack_of_debian_images_is_pulled_by_digest_and_answers() -> Result<()> {
-    let registry_addr = format!("{}:5000", *MACHINE);
-    let lab = TestLab::up_with(
-        3,
-        1,
+    let place = Place::take();
+    let registry_addr = format!("{}:5000", place.machine());
+    let lab = TestLab::up_in(
+        place,
+        program(),
+        (3, 1),
         &[
             "--daemon-arg",
             &format!("--insecure-registry={registry_addr}"),
@@ -185,7 +187,7 @@ fn a_stack_of_debian_images_is_pulled_by_digest_and_answers() -> Result<()> {
         let mut seen = BTreeSet::new();
         wait(&format!("every app to answer through {host}"), || {
             let body = get(&lab.addr(host), 8080, "/")?;
-            if !body.contains(&format!("client={}", *MACHINE)) {
+            if !body.contains(&format!("client={}", lab.machine())) {
                 return Ok(Err(body));
             }
             seen.extend(body.split_whitespace().nth(1).map(str::to_owned));

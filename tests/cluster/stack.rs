@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::Path};
 
 use anyhow::Result;
 use shoal_tests::{
-    lab::{MACHINE, TestLab, get},
+    lab::{TestLab, get},
     wait,
 };
 
@@ -23,7 +23,7 @@ pub(crate) fn answers(lab: &TestLab, host: &str, tasks: usize) -> Result<BTreeSe
     let mut seen = BTreeSet::new();
     wait(&format!("{tasks} tasks to answer on {host}"), || {
         let body = get(&lab.addr(host), 8080, "/")?;
-        if !body.contains(&format!(" client={} ", *MACHINE))
+        if !body.contains(&format!(" client={} ", lab.machine()))
             || !body.contains("backend=[task=backend.1")
         {
             return Ok(Err(body));

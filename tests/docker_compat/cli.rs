@@ -9,19 +9,24 @@ use std::{
 use anyhow::{Context, Result, bail};
 use shoal_tests::{
     images,
-    lab::{MACHINE, TestLab, program},
+    lab::{Place, TestLab, program},
 };
 
 use super::{sdk::scripts, there_is_a_client};
 
 /// A host that has `busybox:test`, its daemon with these flags.
 pub(super) fn host(daemon: &[&str]) -> Result<TestLab> {
+    host_in(Place::take(), daemon)
+}
+
+/// The same, where the machine's address had to be known before.
+pub(super) fn host_in(place: Place, daemon: &[&str]) -> Result<TestLab> {
     let words: Vec<String> = daemon
         .iter()
         .map(|word| format!("--daemon-arg={word}"))
         .collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let lab = TestLab::up_with(1, 0, &words)?;
+    let lab = TestLab::up_in(place, program(), (1, 0), &words)?;
     let folder = tempfile::tempdir()?;
     let archive = images::busybox(folder.path())?;
     let archive = archive.to_str().context("a path that is not UTF-8")?;
@@ -74,8 +79,9 @@ fn people_at_terminals_are_served_as_by_docker() -> Result<()> {
 
 #[test]
 fn credentials_and_contexts_are_dockers() -> Result<()> {
-    let addr = format!("{}:5001", *MACHINE);
-    let lab = host(&[&format!("--insecure-registry={addr}")])?;
+    let place = Place::take();
+    let addr = format!("{}:5001", place.machine());
+    let lab = host_in(place, &[&format!("--insecure-registry={addr}")])?;
     let registry = images::Registry::start(&addr)?;
     let folder = tempfile::tempdir()?;
     let socket = lab.docker_host("n1");

@@ -3,7 +3,7 @@
 use std::{fs, net::UdpSocket, os::unix::fs::MetadataExt, process::Command};
 
 use anyhow::{Context, Result};
-use shoal_tests::lab::{MACHINE, TestLab, text};
+use shoal_tests::lab::{TestLab, text};
 
 use super::cli::host;
 
@@ -75,11 +75,12 @@ fn an_internal_network_asks_nobody_outside() -> Result<()> {
     let lab = host(&[])?;
     let server = lab.docker_host("n1");
     // Who hears every question that leaves a container.
-    let upstream = UdpSocket::bind(format!("{}:53", *MACHINE))
+    let upstream = UdpSocket::bind(format!("{}:53", lab.machine()))
         .context("the machine's port 53 on the test's network")?;
     upstream.set_nonblocking(true)?;
     lab.shoal(&["-H", &server, "network", "create", "--internal", "inside"])?;
     lab.shoal(&["-H", &server, "network", "create", "outside"])?;
+    let machine = lab.machine();
     let ask = |network: &str, name: &str| -> Result<()> {
         let mut words = vec![
             "-H",
@@ -89,7 +90,7 @@ fn an_internal_network_asks_nobody_outside() -> Result<()> {
             "--network",
             network,
             "--dns",
-            MACHINE.as_str(),
+            machine.as_str(),
         ];
         words.extend(["busybox:test", "nslookup", name]);
         // Nobody answers, so it fails on either network.

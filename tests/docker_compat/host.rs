@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result};
 use serde_json::json;
 use shoal_tests::{
-    lab::{MACHINE, TestLab, text},
+    lab::{TestLab, text},
     skipped, wait,
 };
 
@@ -549,7 +549,7 @@ fn repositories_are_built() -> Result<()> {
     let lab = host(&[])?;
     let shoal = Shoal(&lab);
     let (listen, base) = (
-        format!("--listen={}", *MACHINE),
+        format!("--listen={}", lab.machine()),
         format!("--base-path={}", folder.path().display()),
     );
     // Itself, and not the git that would start it and leave it behind.
@@ -558,7 +558,7 @@ fn repositories_are_built() -> Result<()> {
     server.args(["--export-all", "--reuseaddr", "--port=9419", &listen, &base]);
     let server = server.stdout(Stdio::null()).stderr(Stdio::null());
     let _server = Ends(server.spawn()?);
-    let url = format!("git://{}:9419/app", *MACHINE);
+    let url = format!("git://{}:9419/app", lab.machine());
     wait("the repository", || {
         Ok(git(&["ls-remote", &url])
             .map(drop)

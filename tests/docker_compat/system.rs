@@ -9,11 +9,15 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use shoal_tests::{
-    lab::{MACHINE, TestLab, program, text},
+    lab::{Place, TestLab, program, text},
     wait,
 };
 
-use super::{cli::host, sdk::scripts, there_is_a_client};
+use super::{
+    cli::{host, host_in},
+    sdk::scripts,
+    there_is_a_client,
+};
 
 /// Makes a root with a server's and a client's certificate, as docker's documentation tells.
 fn certificates(folder: &Path, address: &str) -> Result<()> {
@@ -43,9 +47,8 @@ fn the_daemon_takes_dockers_configuration_and_serves_tls() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("daemon.json");
     let at = |name: &str| folder.path().join(name).display().to_string();
-    // Hosts have the addresses behind the machine's: n1 is .11.
-    let address = MACHINE.strip_suffix(".1").map(|net| format!("{net}.11"));
-    let address = address.context("the machine is .1")?;
+    let place = Place::take();
+    let address = place.addr("n1");
     certificates(folder.path(), &address)?;
     let mut config = json!({
         "hosts": ["unix:///run/shoal/shoal.sock", "tcp://0.0.0.0:2376"],
@@ -55,7 +58,7 @@ fn the_daemon_takes_dockers_configuration_and_serves_tls() -> Result<()> {
         "iptables": false, "live-restore": true
     });
     fs::write(&file, config.to_string())?;
-    let lab = host(&[&format!("--config-file={}", file.display())])?;
+    let lab = host_in(place, &[&format!("--config-file={}", file.display())])?;
     let socket = lab.docker_host("n1");
     let shoal = |words: &[&str]| lab.shoal(&[&["-H", &socket], words].concat());
 

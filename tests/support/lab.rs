@@ -6,7 +6,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     path::PathBuf,
     process::{Command, Output, Stdio},
-    sync::{LazyLock, Mutex, MutexGuard, PoisonError},
+    sync::{Condvar, Mutex, Once, PoisonError},
     time::Duration,
 };
 
@@ -14,28 +14,79 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use crate::wait;
 
-/// Two cores carry one lab at a time; more would only make each other slow.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+/// Labs that are up at a time. A test mostly waits for something to happen, so that two cores carry two; more would only
+/// make each other slow.
+const AT_ONCE: u8 = 2;
 
-/// Name of the tests' lab. `SHOAL_TEST_LAB` and `SHOAL_TEST_NET` let several runs share a machine.
-static NAME: LazyLock<String> =
-    LazyLock::new(|| env::var("SHOAL_TEST_LAB").unwrap_or_else(|_| "test".to_owned()));
+/// The places that nobody has.
+static FREE: (Mutex<Vec<u8>>, Condvar) = (Mutex::new(Vec::new()), Condvar::new());
+static FILL: Once = Once::new();
 
-/// The first three numbers of the underlay of the tests' labs, of a range for benchmarks (RFC 2544), other than those
-/// that labs take by themselves.
-static NET: LazyLock<String> =
-    LazyLock::new(|| env::var("SHOAL_TEST_NET").unwrap_or_else(|_| "198.18.1".to_owned()));
+/// Where a lab may be: its name and its underlay, for one test at a time.
+pub struct Place {
+    number: u8,
+    name: String,
+    /// The first three numbers of the underlay.
+    net: String,
+}
 
-/// The machine's own address on the underlay.
-pub static MACHINE: LazyLock<String> = LazyLock::new(|| format!("{}.1", *NET));
+impl Place {
+    /// Waits until there is one.
+    pub fn take() -> Self {
+        let (free, is_free) = &FREE;
+        FILL.call_once(|| {
+            free.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .extend(0..AT_ONCE)
+        });
+        let mut places = free.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = loop {
+            match places.pop() {
+                Some(number) => break number,
+                None => {
+                    places = is_free.wait(places).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        };
+        // `SHOAL_TEST_LAB` and `SHOAL_TEST_NET` let several runs share a machine.
+        let name = env::var("SHOAL_TEST_LAB").unwrap_or_else(|_| "test".to_owned());
+        // Of a range for benchmarks (RFC 2544), other than those that labs take by themselves.
+        let net = env::var("SHOAL_TEST_NET").unwrap_or_else(|_| "198.18.1".to_owned());
+        let (range, third) = net.rsplit_once('.').expect("three numbers");
+        let third: u8 = third.parse().expect("a number");
+        Self {
+            number,
+            name: format!("{name}{number}"),
+            net: format!("{range}.{}", third + 100 * number),
+        }
+    }
+
+    /// The machine's own address on the underlay.
+    pub fn machine(&self) -> String {
+        format!("{}.1", self.net)
+    }
+
+    /// Address of a host: n1 is .11.
+    pub fn addr(&self, host: &str) -> String {
+        let number: u8 = host[1..].parse().expect("hosts are n1, n2, …");
+        format!("{}.{}", self.net, 10 + number)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let (free, is_free) = &FREE;
+        free.lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(self.number);
+        is_free.notify_one();
+    }
+}
 
 /// A lab that is up.
 pub struct TestLab {
-    name: String,
-    /// The first three numbers of its underlay.
-    net: String,
     program: PathBuf,
-    _turn: MutexGuard<'static, ()>,
+    place: Place,
 }
 
 /// The program under test, from `SHOAL_BIN`, which `cargo xtask test` sets.
@@ -62,34 +113,28 @@ impl TestLab {
 
     /// The same with further words for `lab up`.
     pub fn up_with(nodes: usize, managers: usize, more: &[&str]) -> Result<Self> {
-        Self::up_of(program(), (&NAME, &NET), (nodes, managers), more)
+        Self::up_in(Place::take(), program(), (nodes, managers), more)
     }
 
-    /// A lab of this program, with this name and underlay, of so many hosts and managers.
-    pub fn up_of(
+    /// A lab of this program, in this place, of so many hosts and managers.
+    pub fn up_in(
+        place: Place,
         program: PathBuf,
-        (name, net): (&str, &str),
         (nodes, managers): (usize, usize),
         more: &[&str],
     ) -> Result<Self> {
-        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-        let lab = Self {
-            name: name.to_owned(),
-            net: net.to_owned(),
-            program,
-            _turn: turn,
-        };
+        let lab = Self { program, place };
         // An earlier run may have been ended by force.
         if lab
             .shoal(&["lab", "ls", "-q"])?
             .lines()
-            .any(|name| name == lab.name)
+            .any(|name| name == lab.name())
         {
-            lab.shoal(&["lab", "down", "--name", &lab.name])?;
+            lab.shoal(&["lab", "down", "--name", lab.name()])?;
         }
         let (nodes, managers) = (nodes.to_string(), managers.to_string());
-        let subnet = format!("{}.0/24", lab.net);
-        let mut words = vec!["lab", "up", "--name", &lab.name, "--subnet", &subnet];
+        let subnet = format!("{}.0/24", lab.place.net);
+        let mut words = vec!["lab", "up", "--name", lab.name(), "--subnet", &subnet];
         words.extend(["--nodes", nodes.as_str(), "--managers", managers.as_str()]);
         words.extend(more);
         lab.shoal(&words)?;
@@ -98,7 +143,12 @@ impl TestLab {
 
     /// Its name.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.place.name
+    }
+
+    /// The machine's own address on its underlay.
+    pub fn machine(&self) -> String {
+        self.place.machine()
     }
 
     /// Runs `shoal` on the machine.
@@ -112,7 +162,7 @@ impl TestLab {
 
     /// A verb of `shoal lab` for this lab.
     pub fn lab(&self, verb: &str, words: &[&str]) -> Result<String> {
-        let mut all = vec!["lab", verb, "--name", self.name.as_str()];
+        let mut all = vec!["lab", verb, "--name", self.name()];
         all.extend(words);
         self.shoal(&all)
     }
@@ -121,7 +171,7 @@ impl TestLab {
     pub fn output(&self, host: &str, words: &[&str]) -> Result<Output> {
         let mut command = Command::new(&self.program);
         command
-            .args(["lab", "exec", "--name", &self.name, host, "--"])
+            .args(["lab", "exec", "--name", self.name(), host, "--"])
             .args(words);
         Ok(command.stdin(Stdio::null()).output()?)
     }
@@ -150,19 +200,18 @@ impl TestLab {
     pub fn docker_host(&self, host: &str) -> String {
         format!(
             "unix:///var/lib/shoal-lab/{}/{host}/run/shoal.sock",
-            self.name
+            self.name()
         )
     }
 
     /// Folder of a host's files on the machine: `run` is /run/shoal there, `lib` is /var/lib/shoal.
     pub fn folder(&self, host: &str) -> PathBuf {
-        PathBuf::from(format!("/var/lib/shoal-lab/{}/{host}", self.name))
+        PathBuf::from(format!("/var/lib/shoal-lab/{}/{host}", self.name()))
     }
 
     /// Address of a host: n1 is .11.
     pub fn addr(&self, host: &str) -> String {
-        let number: u8 = host[1..].parse().expect("hosts are n1, n2, …");
-        format!("{}.{}", self.net, 10 + number)
+        self.place.addr(host)
     }
 
     /// Waits until a service has so many tasks that run, and returns their ids with their hosts.
@@ -205,7 +254,7 @@ impl Drop for TestLab {
     fn drop(&mut self) {
         if std::thread::panicking() || env::var_os("SHOAL_TEST_LOGS").is_some() {
             for host in 1..=5 {
-                let log = format!("/var/lib/shoal-lab/{}/n{host}/daemon.log", self.name);
+                let log = format!("/var/lib/shoal-lab/{}/n{host}/daemon.log", self.name());
                 if let Ok(text) = fs::read_to_string(&log) {
                     let lines: Vec<_> = text.lines().collect();
                     let tail = lines[lines.len().saturating_sub(40)..].join("\n");

@@ -15,12 +15,12 @@ use std::{
 use anyhow::{Context, Result, bail};
 use shoal_tests::{
     images,
-    lab::{MACHINE, TestLab},
+    lab::{Place, TestLab},
     skipped, wait,
 };
 
 use super::Bench;
-use crate::cli::host;
+use crate::cli::host_in;
 
 /// Calls after which the world is another one.
 const CHANGES: &str = "mkdir,mkdirat,rmdir,unlink,unlinkat,rename,renameat,renameat2,link,linkat,symlink,symlinkat,\
@@ -253,8 +253,9 @@ fn a_daemon_killed_at_any_point_leaves_nothing_half_done() -> Result<()> {
         .and_then(|text| text.parse().ok())
         .unwrap_or(2);
     let only = std::env::var("SHOAL_CRASH_ACT").ok();
-    let addr = format!("{}:5002", *MACHINE);
-    let lab = host(&[&format!("--insecure-registry={addr}")])?;
+    let place = Place::take();
+    let addr = format!("{}:5002", place.machine());
+    let lab = host_in(place, &[&format!("--insecure-registry={addr}")])?;
     let registry = images::Registry::start(&addr)?;
     let folder = tempfile::tempdir()?;
     prepare(&lab, &registry, folder.path())?;

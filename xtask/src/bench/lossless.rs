@@ -1,7 +1,10 @@
 //! Requests lost while a service is updated, drained and scaled: none.
 
 use anyhow::Result;
-use shoal_tests::{lab::TestLab, lossless};
+use shoal_tests::{
+    lab::{Place, TestLab},
+    lossless,
+};
 
 use super::{Bench, Pair};
 
@@ -18,8 +21,7 @@ const ROUNDS: usize = 20;
 const DRAINED: usize = 10;
 
 fn lost(bench: &Bench) -> Result<()> {
-    let place = ("bench3", "198.18.3");
-    let lab = TestLab::up_of(bench.shoal.clone(), place, (3, 1), &[])?;
+    let lab = TestLab::up_in(Place::take(), bench.shoal.clone(), (3, 1), &[])?;
     let told = lossless::story(&lab, ROUNDS, DRAINED)?;
     println!(
         "lost requests in {ROUNDS} updates, a drain and a scale-down: {} of {} through the virtual address, {} of {} \
