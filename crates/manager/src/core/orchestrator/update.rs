@@ -91,10 +91,15 @@ pub(super) fn reconcile(fleet: &mut Fleet<'_, '_>, slots: &[SlotKey]) {
         _ if planted(Bug::UpdateAllAtOnce) => usize::MAX,
         n => usize::try_from(n).unwrap_or(usize::MAX),
     };
+    let busy = if planted(Bug::UpdateForgetsBusy) {
+        0
+    } else {
+        survey.busy
+    };
     for key in survey
         .waiting
         .into_iter()
-        .take(workers.saturating_sub(survey.busy))
+        .take(workers.saturating_sub(busy))
     {
         if !fleet.has_room() {
             fleet.wake(fleet.now);
