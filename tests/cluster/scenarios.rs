@@ -1,6 +1,6 @@
 //! The stories of `tests/scenarios`, acted out by real daemons. `crates/sim` acts out the same ones on virtual time.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{cmp::Reverse, collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context, Result, anyhow, bail};
 use shoal_sim::script::{Step, Who, parse};
@@ -215,6 +215,15 @@ impl Stage {
         }
     }
 
+    /// Leaves so many of the managers managers, the first ones.
+    fn reduce(&mut self, managers: usize) -> Result<()> {
+        for host in managers..self.managers {
+            self.act(&Step::Demote(Who::Host(host)))?;
+        }
+        self.managers = managers;
+        self.act(&Step::Managers(managers))
+    }
+
     /// Makes the stage as it was before the first story.
     fn clear(&mut self) -> Result<()> {
         self.act(&Step::Heal)?;
@@ -236,10 +245,13 @@ impl Stage {
     }
 }
 
+/// Stories with their titles.
+type Stories = Vec<(String, Vec<Step>)>;
+
 #[test]
 fn the_stories_of_the_simulator_come_to_pass_on_real_hosts() -> Result<()> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
-    let mut stories: BTreeMap<(usize, usize), Vec<(String, Vec<Step>)>> = BTreeMap::new();
+    let mut stories: BTreeMap<usize, BTreeMap<Reverse<usize>, Stories>> = BTreeMap::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         let title = path.display().to_string();
@@ -248,15 +260,26 @@ fn the_stories_of_the_simulator_come_to_pass_on_real_hosts() -> Result<()> {
         let Some(Step::Hosts(hosts, managers)) = steps.first() else {
             bail!("{title} begins with `hosts`");
         };
-        let of_this_shape = stories.entry((*hosts, *managers)).or_default();
+        let of_this_size = stories.entry(*hosts).or_default();
+        let of_this_shape = of_this_size.entry(Reverse(*managers)).or_default();
         of_this_shape.push((title, steps[1..].to_vec()));
     }
-    assert!(stories.values().flatten().count() >= 10);
-    // A lab takes longer to make than most stories to tell: those of one shape share it.
-    for ((hosts, managers), mut stories) in stories {
-        let mut stage = Stage::up(hosts, managers)?;
-        stories.sort_by(|a, b| a.0.cmp(&b.0));
-        for (title, steps) in stories {
+    let told = stories.values().flat_map(BTreeMap::values).flatten();
+    assert!(told.count() >= 10);
+    // A lab takes longer to make than most stories to tell: those of one size share it, with ever fewer managers.
+    for (hosts, shapes) in stories {
+        let most = shapes.keys().next().map_or(hosts, |Reverse(most)| *most);
+        let mut stage = Stage::up(hosts, most)?;
+        let shapes = shapes
+            .into_iter()
+            .flat_map(|(Reverse(managers), mut stories)| {
+                stories.sort_by(|a, b| a.0.cmp(&b.0));
+                stories.into_iter().map(move |story| (managers, story))
+            });
+        for (managers, (title, steps)) in shapes {
+            stage
+                .reduce(managers)
+                .with_context(|| format!("before {title}"))?;
             for (number, step) in steps.iter().enumerate() {
                 let place = || format!("{title}, step {}: {step:?}", number + 1);
                 stage.act(step).with_context(place)?;

@@ -137,7 +137,7 @@ fn check_layers(file: &str, text: &str, problems: &mut Vec<String>) {
             ],
         ),
         ("cli", &["api", "ca", "docker-api", "engine", "node"]),
-        ("sim", &["api", "dns", "manager", "overlay", "worker"]),
+        ("sim", &["api", "ca", "dns", "manager", "overlay", "worker"]),
     ];
     let name = Path::new(file)
         .parent()

@@ -39,6 +39,7 @@ bugs! {
     LogKeepsInstalled: "log", "entries from before an installed snapshot survive it";
     SnapshotNoSync: "log", "a snapshot is not synced";
     SnapshotCutFirst: "log", "the log is cut before the snapshot is durable";
+    WalNeverCut: "log", "segments stay that no snapshot needs";
     SnapshotUnsaid: "log", "after a crash the log does not say that a snapshot has replaced it";
     LogKeepsConflict: "log", "entries of an older term survive those that replace them";
     SendBeforePersist: "consensus", "promises are sent before they are durable";
@@ -46,6 +47,7 @@ bugs! {
     ReadWithoutBarrier: "consensus", "a read is answered without asking the quorum";
     ReadAheadOfApply: "consensus", "a read is answered before it is applied";
     RefusesOnSight: "control", "a write is refused by a leader that may be deposed";
+    RemovedMayCall: "control", "a node that was removed may call as before";
     LossIsSuccess: "consensus", "a write whose leader was deposed is acknowledged";
     RaftIdReused: "consensus", "the id of a removed member is given out again";
     RejoinKeepsId: "consensus", "a manager without its log gets its old id back";
@@ -57,12 +59,15 @@ bugs! {
     ScaleDownForgets: "orchestrator", "scaling down leaves one task";
     RefilledTooSoon: "orchestrator", "a slot that is filled again does not wait for the task that leaves it";
     UpdateAllAtOnce: "orchestrator", "an update replaces all tasks at once";
-    PortForgotten: "allocator", "who waits for a port is not told that it is free";
+    UpdateForgetsBusy: "orchestrator", "an update does not count the tasks that do not run yet";
+    StartFirstHasty: "orchestrator", "a predecessor is stopped before its replacement runs";
+    WaitersForgotten: "allocator", "who waits for a port or an address is not told that it is free";
     StopFirstOverlaps: "orchestrator", "a replacement starts before its predecessor has stopped";
     RestartNever: "orchestrator", "a failed task is not replaced";
     ReaperSleeps: "orchestrator", "tasks of removed services stay";
     SchedulerDrained: "scheduler", "a drained node gets tasks";
     SchedulerOvercommits: "scheduler", "reservations of memory are not counted";
+    ThingsShared: "scheduler", "a thing of which a node has one is given to two tasks";
     LeaderImpatient: "dispatcher", "a new leader gives up nodes that have had no time to find it";
     LivenessBlind: "dispatcher", "a silent node is never given up";
     SecretsToAll: "dispatcher", "every node gets every secret";

@@ -88,6 +88,11 @@ pub struct Body {
 }
 
 impl Body {
+    /// Tasks of which something is left here.
+    pub fn kept(&self) -> impl Iterator<Item = &TaskId> {
+        self.containers.keys().chain(self.ledger.tasks.keys())
+    }
+
     /// The managers that its agent was told of last.
     pub fn managers(&self) -> &[String] {
         &self.ledger.managers
@@ -548,7 +553,7 @@ impl Agent {
                         Op::Shutdown if runs => {
                             let task = &runner.held;
                             env.oracle.clone().lock().stopping(me.host, task, env.now);
-                            env.rng.range(10 * MS, 800 * MS)
+                            env.rng.range(10 * MS, env.faults.grace)
                         }
                         Op::Wait | Op::Shutdown | Op::Remove => MS,
                     };

@@ -125,6 +125,17 @@ impl State {
     }
 }
 
+/// Files of a log.
+#[derive(Debug, Clone, Default)]
+pub struct Usage {
+    /// Segments of the log.
+    pub segments: usize,
+    /// Up to which index each of the snapshots goes.
+    pub snapshots: Vec<u64>,
+    /// Files that were not finished.
+    pub temporary: usize,
+}
+
 /// A disk; clones are the same one.
 #[derive(Debug, Clone, Default)]
 pub struct SimDisk(Arc<Mutex<State>>);
@@ -232,6 +243,23 @@ impl SimDisk {
             }
         }
         true
+    }
+
+    /// What is on it.
+    pub fn usage(&self) -> Usage {
+        let state = self.state();
+        let mut usage = Usage::default();
+        for name in state.seen.names.keys() {
+            if name.ends_with(".tmp") {
+                usage.temporary += 1;
+            } else if let Some(index) = name.strip_prefix("snap-") {
+                usage.snapshots.extend(u64::from_str_radix(index, 16));
+            } else if name.starts_with("wal-") {
+                usage.segments += 1;
+            }
+        }
+        usage.snapshots.sort_unstable();
+        usage
     }
 
     /// How often it was synced.

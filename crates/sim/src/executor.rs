@@ -4,7 +4,10 @@
 
 use std::sync::Arc;
 
-use shoal_api::object::{ContainerStatus, NodeDescription, Task};
+use shoal_api::{
+    object::{ContainerStatus, NodeDescription, Task},
+    spec::GenericResource,
+};
 use shoal_worker::{
     ExecError, Exit, Started,
     core::task_machine::{Op, OpOutput},
@@ -104,7 +107,15 @@ pub fn describe(host: HostId) -> NodeDescription {
         resources: shoal_api::spec::Resources {
             nano_cpus: 4_000_000_000,
             memory_bytes: 1_000_000_000,
-            ..Default::default()
+            pids: 0,
+            generic: [
+                (
+                    "card".to_owned(),
+                    GenericResource::Named(["a", "b"].map(str::to_owned).into()),
+                ),
+                ("seat".to_owned(), GenericResource::Discrete(3)),
+            ]
+            .into(),
         },
         plugins: vec!["Network/overlay".to_owned(), "Volume/local".to_owned()],
         ..NodeDescription::default()

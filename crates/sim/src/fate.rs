@@ -1,8 +1,11 @@
 //! Lets trouble happen.
 
+use shoal_api::object::ObjectKey;
+use shoal_manager::Intent;
+
 use crate::{
     env::{Event, MS, SECOND},
-    manager::Input,
+    manager::{Input, node_of},
     rest,
     trouble::Trouble,
     world::World,
@@ -88,12 +91,36 @@ pub fn strike(world: &mut World, trouble: Trouble) {
         }
         Trouble::Heal => world.env.net.heal(),
         Trouble::Clock(host, by) => world.set_clock(host, by),
+        Trouble::Forsake(time) => {
+            if let Some(leader) = rest::leader(world) {
+                for other in (0..hosts).filter(|other| *other != leader) {
+                    world.env.net.cut(other, leader);
+                    world.env.net.cut(leader, other);
+                }
+                world.pause(leader);
+                let goes_on = Event::Trouble(Trouble::Resume(leader));
+                world.env.after(time, goes_on);
+                world
+                    .env
+                    .after(time + SECOND, Event::Trouble(Trouble::Heal));
+            }
+        }
+        Trouble::Expel => expel(world),
         Trouble::Transfer(host) => {
             if let Some(manager) = &mut world.hosts[host].manager {
                 manager.put(Input::Transfer(0));
                 world.work(host);
             }
         }
+    }
+}
+
+/// Asks for the removal of the last host, if it is a worker.
+fn expel(world: &mut World) {
+    let last = world.hosts.len() - 1;
+    if rest::may_die(world, last) {
+        let key = ObjectKey::Node(node_of(last));
+        rest::ask(world, Intent::Remove { key, force: true });
     }
 }
 
@@ -117,5 +144,8 @@ fn end(world: &mut World) {
         world.fail_disk(host, u64::MAX);
         world.start(host);
     }
-    world.env.after(LOOK, Event::Trouble(Trouble::Look));
+    let encore = world.env.faults.encore;
+    world
+        .env
+        .after(encore + LOOK, Event::Trouble(Trouble::Look));
 }

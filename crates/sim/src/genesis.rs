@@ -28,6 +28,9 @@ pub fn genesis(rng: &mut Rng, faults: &Faults) -> Vec<u8> {
     let cluster: ClusterId = "cluster".parse().expect("letters");
     let mut spec = ClusterSpec::default();
     spec.task_history_limit = 2;
+    if faults.narrow {
+        spec.subnet_size = 27;
+    }
     let mut cx = Ctx { now, ids: rng };
     let batch = bootstrap(
         &mut cx,

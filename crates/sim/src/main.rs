@@ -1,5 +1,5 @@
-//! `shoal-sim [--seeds N] [--seed S] [--trace] [--gate [--least PERCENT]]`: many seeds, or one, or a search for planted
-//! bugs.
+//! `shoal-sim [--seeds N] [--seed S] [--trace] [--bug NAME] [--gate [--least PERCENT]]`: many seeds, or one, with a planted
+//! bug or without, or a search for all of them.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // A tool for people at a terminal.
 
 use std::{
@@ -8,9 +8,13 @@ use std::{
     time::Instant,
 };
 
+use shoal_api::planted::Bug;
 use shoal_sim::run::{Run, run};
 
-const USAGE: &str = "usage: shoal-sim [--seeds N] [--seed S] [--trace] [--gate [--least PERCENT]]";
+const USAGE: &str =
+    "usage: shoal-sim [--seeds N] [--seed S] [--trace] [--bug NAME] [--gate [--least PERCENT]]";
+
+const WITHOUT_BUGS: &str = "this build has no planted bugs; use cargo xtask sim";
 
 /// Planted bugs in a hundred that must be found.
 const GATE_PERCENT: usize = 95;
@@ -19,6 +23,7 @@ struct Words {
     seeds: u64,
     seed: u64,
     trace: bool,
+    bug: Option<Bug>,
     gate: bool,
     least: usize,
 }
@@ -28,6 +33,7 @@ fn words() -> Option<Words> {
         seeds: 1,
         seed: 1,
         trace: false,
+        bug: None,
         gate: false,
         least: GATE_PERCENT,
     };
@@ -37,6 +43,11 @@ fn words() -> Option<Words> {
             "--seeds" => words.seeds = given.next()?.parse().ok()?,
             "--seed" => words.seed = given.next()?.parse().ok()?,
             "--trace" => words.trace = true,
+            "--bug" => {
+                let name = given.next()?;
+                let mut all = Bug::ALL.iter();
+                words.bug = Some(*all.find(|bug| format!("{bug:?}") == name)?);
+            }
             "--gate" => words.gate = true,
             "--least" => words.least = given.next()?.parse().ok()?,
             _ => return None,
@@ -54,11 +65,15 @@ fn main() -> ExitCode {
     if !words.trace {
         std::panic::set_hook(Box::new(|_| {}));
     }
+    if words.bug.is_some() && !cfg!(feature = "planted-bugs") {
+        eprintln!("{WITHOUT_BUGS}");
+        return ExitCode::from(2);
+    }
     if words.gate {
         return gate(words.seed, words.seeds, words.least);
     }
     let began = Instant::now();
-    let runs = many(words.seed, words.seeds, words.trace);
+    let runs = many(&words);
     let failed: Vec<&Run> = runs.iter().filter(|run| run.failed()).collect();
     for run in &failed {
         let problem = run.problem.as_deref().unwrap_or_default();
@@ -87,7 +102,14 @@ fn main() -> ExitCode {
 }
 
 /// Runs seeds on all processors; the results are in the order of the seeds.
-fn many(first: u64, count: u64, trace: bool) -> Vec<Run> {
+fn many(words: &Words) -> Vec<Run> {
+    let Words {
+        seed: first,
+        seeds: count,
+        trace,
+        bug,
+        ..
+    } = *words;
     let threads = std::thread::available_parallelism()
         .map_or(1, |n| n.get() as u64)
         .min(count);
@@ -96,6 +118,7 @@ fn many(first: u64, count: u64, trace: bool) -> Vec<Run> {
         let workers: Vec<_> = (0..threads)
             .map(|_| {
                 scope.spawn(|| {
+                    live_with(bug);
                     let mut runs = Vec::new();
                     loop {
                         let seed = next.fetch_add(1, Ordering::Relaxed);
@@ -115,6 +138,14 @@ fn many(first: u64, count: u64, trace: bool) -> Vec<Run> {
     runs.sort_by_key(|run| run.seed);
     runs
 }
+
+#[cfg(feature = "planted-bugs")]
+fn live_with(bug: Option<Bug>) {
+    shoal_api::planted::plant(bug);
+}
+
+#[cfg(not(feature = "planted-bugs"))]
+fn live_with(_: Option<Bug>) {}
 
 /// Looks for every planted bug and says which were found, and how soon. With `least` so many in a hundred must be, and
 /// all in the log and in consensus.
@@ -150,7 +181,7 @@ fn gate(first: u64, most: u64, least: usize) -> ExitCode {
         began.elapsed().as_secs_f32()
     );
     // A bug in the log or in consensus loses data: every one of them must be found, where there are seeds enough.
-    let is_vital = |bug: shoal_api::planted::Bug| ["log", "consensus"].contains(&bug.area());
+    let is_vital = |bug: Bug| ["log", "consensus"].contains(&bug.area());
     let vital = missed.iter().filter(|hunt| is_vital(hunt.bug)).count();
     if found * 100 >= all * least && (vital == 0 || least < GATE_PERCENT) {
         ExitCode::SUCCESS
@@ -161,6 +192,6 @@ fn gate(first: u64, most: u64, least: usize) -> ExitCode {
 
 #[cfg(not(feature = "planted-bugs"))]
 fn gate(_: u64, _: u64, _: usize) -> ExitCode {
-    eprintln!("this build has no planted bugs; use cargo xtask sim --gate");
+    eprintln!("{WITHOUT_BUGS}");
     ExitCode::from(2)
 }

@@ -1,31 +1,22 @@
 //! A manager's process: the real consensus machine with its log on a simulated disk, and while it leads everything else.
 
+mod requests;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
 };
 
 use raft::eraftpb::{Message, MessageType, Snapshot};
-use shoal_api::{
-    ClusterId, NodeId, TaskId,
-    object::{Batch, ObjectKey, TaskStatus, Wish},
-    wire::encode_batch_lean,
-};
+use shoal_api::{ClusterId, NodeId, object::Batch, wire::encode_batch_lean};
 use shoal_manager::{
-    Intent,
     core::{
         consensus::{
             LogIndex, Member, Members, RaftId,
-            node::{
-                Answer, Caller, Effect, FrozenState, Leadership, Limits, Node, Persist,
-                ProposeError, StateMachine,
-            },
+            node::{Caller, Effect, FrozenState, Leadership, Limits, Node, Persist, StateMachine},
             wire::{decode_message, encode_message},
         },
-        control::{Turn, Write},
-        reconcile::Ctx,
         state::{Rejected, State},
-        validate::Refusal,
     },
     io::{
         raft::{
@@ -37,20 +28,20 @@ use shoal_manager::{
     },
 };
 
+pub use self::requests::{Observed, Owed};
 use crate::{
     disk::SimDisk,
     env::{Clock, Env, Event, HostId, MS},
     leader::Reign,
     oracle::SharedOracle,
     trouble::{Point, Trouble},
-    user::{Op, Reply, Want},
 };
 
 /// Length of a tick; an election takes ten to twenty of them.
 pub const TICK: u64 = 100 * MS;
 const ELECTION_TICKS: usize = 10;
 /// Small segments and few entries between snapshots, so that both happen often.
-const SEGMENT_BYTES: u64 = 16 << 10;
+pub const SEGMENT_BYTES: u64 = 16 << 10;
 /// Rest after a reign that ended, as in the product.
 const REIGN_PAUSE: u64 = 100 * MS;
 
@@ -110,36 +101,6 @@ pub enum Input {
     Snapshot(RaftId, bool),
     /// A snapshot of our own is durable.
     Kept,
-}
-
-/// Whom an answer is owed to.
-#[derive(Debug)]
-pub enum Owed {
-    /// A control loop of this reign.
-    Loop(u64, &'static str),
-    /// The dispatcher of this reign.
-    Observed(u64, Observed),
-    /// The keeper of roles of this reign.
-    Roles(u64),
-    /// A user's write: what it is about, and what to do if it is refused.
-    Write(Box<Op>, ObjectKey, Box<Write>),
-    /// A user's write that is about to be refused.
-    Confirm(Box<Op>, Box<Write>),
-    /// A user's read.
-    Read(Box<Op>),
-    /// A host that wants to take part, and the number of its request.
-    Admit((HostId, u64)),
-}
-
-/// What the dispatcher wants to write down.
-#[derive(Debug, Clone)]
-pub enum Observed {
-    /// A node opened a session.
-    Seen(NodeId),
-    /// A node is silent.
-    Condemned(NodeId),
-    /// Reports of a node: connection, and what it said.
-    Reports(NodeId, Vec<(u64, Vec<(TaskId, TaskStatus)>)>),
 }
 
 /// The replica, with somebody who looks over its shoulder.
@@ -283,13 +244,6 @@ impl Manager {
         }
     }
 
-    /// Remembers whom an answer is owed to.
-    pub fn owe(&mut self, owed: Owed) -> Caller {
-        self.next_caller += 1;
-        self.owed.insert(self.next_caller, owed);
-        self.next_caller
-    }
-
     /// Proposes a batch.
     pub fn propose(&mut self, batch: &Batch, owed: Owed, env: &Env) -> Caller {
         let state = self.replica.state();
@@ -321,6 +275,24 @@ impl Manager {
         let before = self.last_index;
         self.last_index = indexes.last().unwrap_or(first);
         first <= before
+    }
+
+    /// Whether the process ends when another manager's snapshot is durable and before the log says so. If it does, what its
+    /// next life appends shows soon whether that was understood.
+    fn dies_before_saying(&mut self, persist: &Persist, me: Me, env: &mut Env) -> bool {
+        if !env.rng.chance(env.faults.points[Point::Installed as usize]) {
+            return false;
+        }
+        let snapshot = Persist {
+            snapshot: persist.snapshot.clone(),
+            record: None,
+        };
+        if self.storage.persist(&snapshot).is_ok() {
+            self.disk.pass();
+        }
+        let delay = env.rng.range(200 * MS, 8_000 * MS);
+        env.after(delay, Event::Trouble(Trouble::Kill(me.host)));
+        true
     }
 
     /// A snapshot is durable.
@@ -389,9 +361,7 @@ impl Manager {
         match effect {
             Effect::Send(message) => self.send(&message, me, env),
             Effect::Members(members) => {
-                for (id, member) in members.iter() {
-                    env.oracle.lock().member(id, &member.node_id);
-                }
+                env.oracle.lock().members(&members);
                 self.members = members;
                 self.guests.clear();
             }
@@ -423,6 +393,9 @@ impl Manager {
                     .record
                     .as_ref()
                     .is_some_and(|r| r.entries.is_empty());
+                if persist.snapshot.is_some() && self.dies_before_saying(&persist, me, env) {
+                    return Err(Died);
+                }
                 if self.storage.persist(&persist).is_err() {
                     return Err(Died); // what is on disk is unknown: the product ends itself here
                 }
@@ -520,163 +493,6 @@ impl Manager {
             reign.end(me, env);
             self.reigns_after = env.now + REIGN_PAUSE;
         }
-    }
-
-    fn answered(&mut self, caller: Caller, owed: Owed, answer: Answer, me: Me, env: &mut Env) {
-        match owed {
-            Owed::Loop(term, name) => {
-                if let Some(reign) = self.reign.as_mut().filter(|reign| reign.term == term)
-                    && !reign.planned(caller, name, &answer)
-                {
-                    self.end_reign(me, env);
-                }
-            }
-            Owed::Observed(term, observed) => {
-                if let Some(mut reign) = self.reign.take() {
-                    let goes_on =
-                        reign.term != term || reign.written(caller, observed, &answer, me, env);
-                    self.reign = Some(reign);
-                    if !goes_on {
-                        self.end_reign(me, env);
-                    }
-                }
-            }
-            Owed::Roles(term) => {
-                if let Some(reign) = self.reign.as_mut().filter(|reign| reign.term == term)
-                    && !reign.roles_done(caller, &answer, env.now)
-                {
-                    self.end_reign(me, env);
-                }
-            }
-            Owed::Write(op, key, write) => self.written(*op, key, *write, answer, me, env),
-            Owed::Confirm(op, write) => match answer {
-                Answer::At(_) => self.decide(*op, *write, me, env),
-                _ => op.reply(Reply::NoLeader, me.host, env),
-            },
-            Owed::Read(op) => {
-                let reply = match answer {
-                    Answer::At(_) => Reply::Read(self.replica.state()),
-                    _ => Reply::NoLeader,
-                };
-                op.reply(reply, me.host, env);
-            }
-            Owed::Admit((host, ask)) => {
-                let answer = match answer {
-                    Answer::Admitted(id) => Some((id, self.members.as_ref().clone())),
-                    _ => None,
-                };
-                env.send(me.host, host, Event::Admitted { host, ask, answer });
-            }
-        }
-    }
-
-    /// A host wants to take part.
-    pub fn on_admit(&mut self, (host, ask): (HostId, u64), me: Me, env: &mut Env) {
-        if !self.leadership.is_leader {
-            let answer = None;
-            return env.send(me.host, host, Event::Admitted { host, ask, answer });
-        }
-        let member = Member {
-            node_id: node_of(host),
-            address: address_of(host),
-        };
-        let caller = self.owe(Owed::Admit((host, ask)));
-        self.put(Input::Admit(member, caller));
-    }
-
-    /// A user's request; a follower hands it on.
-    pub fn on_request(&mut self, mut op: Op, me: Me, env: &mut Env) {
-        env.tell(|| format!("host {} hears {op:?}", me.host));
-        match &op.want {
-            Want::Read(_) => {
-                let caller = self.owe(Owed::Read(Box::new(op)));
-                self.put(Input::Read(caller));
-            }
-            Want::Write(intent) if self.leadership.is_leader => {
-                if env.rng.chance(env.faults.strand) {
-                    let alone = Trouble::Isolate(me.host, true, true);
-                    env.after(0, Event::Trouble(alone));
-                }
-                let write = Write::new(Intent::clone(intent));
-                self.decide(op, write, me, env);
-            }
-            Want::Write(_) => {
-                let leader = self
-                    .leadership
-                    .leader
-                    .filter(|id| *id != self.node.raft_id());
-                let leader = leader.and_then(|id| host_of(&self.members.get(id)?.address));
-                match leader {
-                    Some(to) if !op.is_forwarded => {
-                        op.is_forwarded = true;
-                        env.send(me.host, to, Event::Request { to, op });
-                    }
-                    _ => op.reply(Reply::NoLeader, me.host, env),
-                }
-            }
-        }
-    }
-
-    fn decide(&mut self, op: Op, mut write: Write, me: Me, env: &mut Env) {
-        if !self.leadership.is_leader {
-            return op.reply(Reply::NoLeader, me.host, env);
-        }
-        let state = self.replica.state();
-        if let Some(reply) = op.granted(&state) {
-            return op.reply(reply, me.host, env);
-        }
-        let mut ids = env.rng.fork();
-        let mut cx = Ctx {
-            now: me.clock.read(env.now),
-            ids: &mut ids,
-        };
-        match write.next(&state, &mut cx) {
-            Turn::Propose(mut decision) => {
-                let key = decision.key.clone();
-                decision.batch.wish = op.wish().map(|id| Wish {
-                    id,
-                    about: key.clone(),
-                    since: op.since,
-                });
-                let owed = Owed::Write(Box::new(op), key, Box::new(write));
-                self.propose(&decision.batch, owed, env);
-            }
-            Turn::Confirm => {
-                let caller = self.owe(Owed::Confirm(Box::new(op), Box::new(write)));
-                self.put(Input::Read(caller));
-            }
-            Turn::Refuse(refusal) => self.refuse(op, &refusal, me, env),
-        }
-    }
-
-    fn refuse(&self, op: Op, refusal: &Refusal, me: Me, env: &mut Env) {
-        let (text, index) = (refusal.to_string(), self.replica.state().index());
-        op.reply(Reply::Refused { text, index }, me.host, env);
-    }
-
-    fn written(
-        &mut self,
-        op: Op,
-        key: ObjectKey,
-        mut write: Write,
-        answer: Answer,
-        me: Me,
-        env: &mut Env,
-    ) {
-        let reply = match answer {
-            Answer::At(index) => Reply::Written { index, key },
-            Answer::Failed(ProposeError::Rejected(Rejected::Granted { .. })) => {
-                op.granted(&self.replica.state()).unwrap_or(Reply::Unknown)
-            }
-            Answer::Failed(ProposeError::Rejected(Rejected::Forgotten)) => Reply::Unknown,
-            Answer::Failed(ProposeError::Rejected(rejected)) => match write.rejected(rejected) {
-                None => return self.decide(op, write, me, env),
-                Some(refusal) => return self.refuse(op, &refusal, me, env),
-            },
-            Answer::Failed(ProposeError::NotLeader { .. }) => Reply::NoLeader,
-            _ => Reply::Unknown,
-        };
-        op.reply(reply, me.host, env);
     }
 
     /// The state as this manager has it.

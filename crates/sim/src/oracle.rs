@@ -16,9 +16,9 @@ use shoal_api::{
 use shoal_manager::{
     Intent,
     core::{
-        audit::audit,
+        audit::{audit, audit_objects},
         consensus::{
-            RaftId,
+            Members, RaftId,
             node::{Kept, Node},
         },
         state::{Rejected, State},
@@ -33,7 +33,7 @@ use crate::{
     user::{Op, Reply, Want},
 };
 
-/// Every so many entries the whole state of a manager is compared with the truth.
+/// Every so many entries the whole state of a manager is compared with the truth, and the truth with its own snapshot.
 const COMPARE_EVERY: u64 = 8;
 
 /// A plan takes no longer than this from its making to its being applied.
@@ -82,6 +82,12 @@ pub struct Oracle {
     leaders: BTreeMap<u64, RaftId>,
     votes: BTreeMap<(u64, RaftId), RaftId>,
     members: BTreeMap<RaftId, NodeId>,
+    /// Raft ids with which somebody has begun.
+    begun: BTreeSet<RaftId>,
+    /// Nodes that were removed.
+    removed_nodes: BTreeSet<NodeId>,
+    /// Bytes of each entry.
+    sizes: BTreeMap<u64, u64>,
     terms_seen: BTreeMap<HostId, u64>,
     acked: BTreeMap<HostId, (u64, u64)>,
     /// The highest index that any user was told of.
@@ -137,6 +143,7 @@ impl Oracle {
                     ));
                 }
                 self.entries.insert(index, entry);
+                self.sizes.insert(index, data.len() as u64);
                 if result.is_ok() {
                     self.judge(index, data, before, after);
                 }
@@ -210,6 +217,7 @@ impl Oracle {
                 self.judge_task(batch.actor, old.as_deref(), new.as_deref(), after);
             }
         }
+        self.judge_removals(before, after);
         for node in after.nodes() {
             let is_ready = node.status.state == NodeState::Ready;
             let is_open = is_ready && node.spec.availability == Availability::Active;
@@ -226,8 +234,41 @@ impl Oracle {
         let plan = self.plans.remove(&hash(data));
         let planned = plan.and_then(|index| self.states.get(&index)).cloned();
         let broken = planned.map(|planned| plans::judge(&batch, &planned, after));
-        for problem in broken.into_iter().flatten().chain(audit(after)) {
+        let audited = if index % COMPARE_EVERY == 0 {
+            audit(after)
+        } else {
+            audit_objects(after)
+        };
+        for problem in broken.into_iter().flatten().chain(audited) {
             self.blame(problem);
+        }
+    }
+
+    /// Who is removed stays out.
+    fn judge_removals(&mut self, before: &State, after: &State) {
+        let gone = before.nodes().filter(|node| after.node(&node.id).is_none());
+        for node in gone {
+            self.nodes.remove(&node.id);
+            self.removed_nodes.insert(node.id.clone());
+            let tasks = after.tasks_of_node(&node.id);
+            self.excused.extend(tasks.map(|task| task.id.clone()));
+        }
+        let back = self
+            .removed_nodes
+            .iter()
+            .find(|id| after.node(id).is_some());
+        if let Some(id) = back.cloned() {
+            self.blame(format!("node {id} was removed and is back"));
+        }
+    }
+
+    /// A manager with this state does what a node asks it to.
+    pub fn let_in(&mut self, node: &NodeId, state: &State) {
+        if state.cluster().is_some() && state.node(node).is_none() {
+            let index = state.index();
+            self.blame(format!(
+                "node {node} is let in by a manager that knows at {index} that it was removed"
+            ));
         }
     }
 
@@ -288,6 +329,14 @@ impl Oracle {
         if let Some(seen) = self.terms_seen.get(&host).filter(|seen| **seen > term) {
             self.blame(format!("host {host} forgot term {seen}, it knows {term}"));
         }
+        let state = kept.records.last().map(|record| &record.hard_state);
+        let vote = state.and_then(|state| self.votes.get(&(state.term, kept.raft_id)).copied());
+        if let Some((state, vote)) = state.zip(vote).filter(|(state, vote)| state.vote != *vote) {
+            let (found, term) = (state.vote, state.term);
+            self.blame(format!(
+                "host {host} forgot that it voted for {vote} in term {term}, it knows of {found}"
+            ));
+        }
         let snapshot = kept.snapshot.get_metadata().index;
         let entries = kept.records.iter().flat_map(|record| &record.entries);
         let last = entries
@@ -303,6 +352,16 @@ impl Oracle {
         }
     }
 
+    /// A manager begins without a log under that Raft id: under one that was used before it could break promises of which it
+    /// knows nothing.
+    pub fn begins(&mut self, raft_id: RaftId) {
+        if !self.begun.insert(raft_id) {
+            self.blame(format!(
+                "Raft id {raft_id} is given to a log that begins anew"
+            ));
+        }
+    }
+
     /// A host forgot its log, as it was told to.
     pub fn forgets(&mut self, host: HostId) {
         self.terms_seen.remove(&host);
@@ -310,8 +369,18 @@ impl Oracle {
         self.looked_up_to.remove(&host);
     }
 
+    /// A manager knows of these members.
+    pub fn members(&mut self, members: &Members) {
+        for (id, member) in members.iter() {
+            self.member(id, &member.node_id);
+            if members.was_removed(id) {
+                self.blame(format!("manager {id} was removed and is back"));
+            }
+        }
+    }
+
     /// Somebody is a member.
-    pub fn member(&mut self, id: RaftId, node: &NodeId) {
+    fn member(&mut self, id: RaftId, node: &NodeId) {
         let known = self.members.entry(id).or_insert_with(|| node.clone());
         if known != node {
             let known = known.clone();
@@ -560,6 +629,11 @@ impl Oracle {
     pub fn ready_since(&self, node: &NodeId) -> Option<Instant> {
         let ((is_ready, _), since) = self.nodes.get(node)?;
         is_ready.then_some(*since)
+    }
+
+    /// Bytes of all entries behind that index.
+    pub fn bytes_after(&self, index: u64) -> u64 {
+        self.sizes.range(index + 1..).map(|(_, bytes)| bytes).sum()
     }
 
     /// The highest index known to be committed.

@@ -4,21 +4,22 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use shoal_api::{
     NetworkId, TaskId, TaskState,
-    object::{NodeState, Object, ObjectKey, Task},
-    spec::{Availability, NodeRole, PortConfig, ServiceMode},
+    object::{NodeState, Object, Task},
+    spec::{Availability, NodeRole, ServiceMode},
 };
 use shoal_dns::core::{
     answer::{Answer, Asker, answer},
     wire::Query,
 };
 use shoal_manager::{
-    Intent, Spec,
+    Intent,
     core::{orchestrator::is_dirty, state::State},
+    io::raft::snapshot::KEPT as SNAPSHOTS_KEPT,
 };
 
 use crate::{
     env::{HostId, MS},
-    manager::{Me, node_of},
+    manager::{Me, SEGMENT_BYTES, node_of},
     oracle::describe,
     user::{NOBODY, Op, Want, mend},
     world::{REST, World},
@@ -62,6 +63,11 @@ pub fn all_managers_vote(world: &World) -> bool {
     })
 }
 
+/// Whether a host was removed from the cluster.
+fn is_out(truth: &State, host: HostId) -> bool {
+    truth.node(&node_of(host)).is_none()
+}
+
 /// The host whose manager leads, if one does.
 pub fn leader(world: &World) -> Option<HostId> {
     let leads = |host: &&crate::world::Host| {
@@ -81,7 +87,8 @@ pub fn look(world: &mut World) {
     let missing = missing(world);
     world.is_done = missing.is_none();
     world.missing = missing.unwrap_or_default();
-    let since = world.env.now.saturating_sub(world.env.faults.until);
+    let faults = &world.env.faults;
+    let since = world.env.now.saturating_sub(faults.until + faults.encore);
     if !world.is_done && since > REST {
         let missing = world.missing.clone();
         world.env.blame(format!("no rest: {missing}"));
@@ -125,8 +132,13 @@ fn missing(world: &mut World) -> Option<String> {
         .or_else(|| nodes(world, &truth))
         .or_else(|| services(&truth))
         .or_else(|| processes(world, &truth))
+        .or_else(|| leftovers(world, &truth))
+        .or_else(|| disks(world))
         .or_else(|| names(world, &truth));
     for host in (0..world.hosts.len()).filter(|_| missing.is_none()) {
+        if is_out(&truth, host) {
+            continue;
+        }
         let agent = world.hosts[host].agent.as_ref();
         if let Some(view) = agent.and_then(|agent| agent.view.clone())
             && !crate::plane::check(host, &view, &mut world.env)
@@ -143,38 +155,16 @@ fn wishes(world: &mut World, leader: HostId, truth: &State) -> bool {
         .services()
         .map(|o| Object::Service(o.as_ref().clone()));
     let nodes = truth.nodes().map(|o| Object::Node(o.as_ref().clone()));
-    let made = world.steps;
+    let (made, is_narrow) = (world.steps, world.env.faults.narrow);
     let wishes = services
         .chain(nodes)
-        .filter_map(|object| mend(&object, made));
+        .filter_map(|object| mend(&object, made, is_narrow));
     let wishes: Vec<_> = wishes.collect();
     let is_any = !wishes.is_empty();
-    for mut intent in wishes {
-        leave_ports(&mut intent, truth);
+    for intent in wishes {
         ask_host(world, leader, intent);
     }
     is_any
-}
-
-/// Takes from a service the ports that another one has as well, as after a rollback to what it had before: with them it
-/// would be refused, and wait for ever.
-fn leave_ports(intent: &mut Intent, truth: &State) {
-    let Intent::Update {
-        key: ObjectKey::Service(id),
-        spec: Spec::Service(spec),
-        ..
-    } = intent
-    else {
-        return;
-    };
-    let others = truth.services().filter(|other| other.id != *id);
-    let taken: BTreeSet<_> = others
-        .flat_map(|other| other.spec.endpoint.ports.clone())
-        .filter(|port| port.published != 0)
-        .map(|port| (port.protocol, port.published))
-        .collect();
-    let is_free = |port: &PortConfig| !taken.contains(&(port.protocol, port.published));
-    spec.endpoint.ports.retain(is_free);
 }
 
 /// Asks whoever leads, and does not wait for an answer.
@@ -239,7 +229,7 @@ fn nodes(world: &World, truth: &State) -> Option<String> {
         } else {
             NodeState::Ready
         };
-        if state != Some(want) {
+        if !is_out(truth, host.id) && state != Some(want) {
             return Some(format!("node {} is {state:?}", node_of(host.id)));
         }
     }
@@ -302,6 +292,7 @@ fn processes(world: &World, truth: &State) -> Option<String> {
     let oracle = world.env.oracle.lock();
     let live: BTreeSet<(HostId, TaskId)> = oracle
         .running()
+        .filter(|(host, _)| !is_out(truth, *host))
         .map(|(host, task)| (host, task.clone()))
         .collect();
     for (host, id) in &live {
@@ -320,6 +311,38 @@ fn processes(world: &World, truth: &State) -> Option<String> {
     None
 }
 
+/// Nodes keep nothing of tasks that are no longer theirs.
+fn leftovers(world: &World, truth: &State) -> Option<String> {
+    let hosts = world.hosts.iter();
+    let mut hosts = hosts.filter(|host| host.agent.is_some() && !is_out(truth, host.id));
+    hosts.find_map(|host| {
+        let node = Some(node_of(host.id));
+        let mut kept = host.body.kept();
+        let id = kept.find(|id| truth.task(id).is_none_or(|task| task.node != node))?;
+        Some(format!("host {} keeps something of task {id}", host.id))
+    })
+}
+
+/// Disks hold no more than the snapshots that are kept, and what follows them.
+fn disks(world: &World) -> Option<String> {
+    let managers = world.hosts.iter().filter(|host| host.manager.is_some());
+    let oracle = world.env.oracle.lock();
+    managers.into_iter().find_map(|host| {
+        let usage = host.disk().usage();
+        let from = usage.snapshots.first().copied().unwrap_or(0);
+        let most = segments_max(oracle.bytes_after(from));
+        if usage.segments > most || usage.snapshots.len() > SNAPSHOTS_KEPT || usage.temporary > 0 {
+            return Some(format!("the disk of host {} holds {usage:?}", host.id));
+        }
+        None
+    })
+}
+
+/// Segments that entries of so many bytes may take: each is written with what seals it, and now and then once more.
+fn segments_max(bytes: u64) -> usize {
+    4 + (2 * bytes / SEGMENT_BYTES) as usize
+}
+
 fn is_running(task: &Task) -> bool {
     task.status.state == TaskState::Running && task.desired_state <= TaskState::Running
 }
@@ -327,7 +350,9 @@ fn is_running(task: &Task) -> bool {
 /// Names lead to tasks that run, and to all of them.
 fn names(world: &World, truth: &State) -> Option<String> {
     for host in &world.hosts {
-        let Some(agent) = &host.agent else { continue };
+        let Some(agent) = host.agent.as_ref().filter(|_| !is_out(truth, host.id)) else {
+            continue;
+        };
         if !agent.is_connected() {
             return Some(format!("agent {} has no session", host.id));
         }

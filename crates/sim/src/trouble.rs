@@ -39,6 +39,10 @@ pub enum Trouble {
     Clock(HostId, i64),
     /// A leader hands over.
     Transfer(HostId),
+    /// The leader stands still and nobody hears it, for so long: when it goes on it does not know that another one leads.
+    Forsake(u64),
+    /// A worker is removed from the cluster, and comes back with what it had.
+    Expel,
     /// All trouble ends.
     End,
     /// A look at whether the cluster has become what was asked for.
@@ -54,6 +58,8 @@ pub enum Point {
     Overwritten,
     /// A snapshot was written, and the log is cut.
     Kept,
+    /// Another manager's snapshot is durable, and the log does not say so yet.
+    Installed,
     /// A leader has just begun to reign.
     Reign,
     /// A leader has proposed what a control loop wants.
@@ -65,7 +71,7 @@ pub enum Point {
 }
 
 /// How many there are.
-const POINTS: usize = 7;
+const POINTS: usize = 8;
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy)]
@@ -122,6 +128,10 @@ pub struct Faults {
     pub clock: u64,
     /// See [`Trouble::Transfer`].
     pub transfer: u64,
+    /// See [`Trouble::Forsake`].
+    pub forsake: u64,
+    /// See [`Trouble::Expel`].
+    pub expel: u64,
     /// Greatest drift of a clock, in millionths.
     pub drift: u64,
     /// Entries between snapshots.
@@ -130,6 +140,14 @@ pub struct Faults {
     pub thought: u64,
     /// How often a service publishes a port, uses a secret or network that there is, and reserves much memory.
     pub taste: [u64; 3],
+    /// How often a user who has scaled a service scales it again.
+    pub fickle: u64,
+    /// Whether networks have fewer addresses than users may want.
+    pub narrow: bool,
+    /// How long processes may take to stop.
+    pub grace: u64,
+    /// For how long users go on after trouble has ended: what a change of leaders would have mended shows then.
+    pub encore: u64,
     /// Whether users change the roles of nodes.
     pub roles: bool,
     /// Whether one host that is no manager stays dead in the end.
@@ -163,19 +181,27 @@ impl Faults {
             power: rate(30 * SECOND, 8 * SECOND),
             pause: rate(20 * SECOND, 5 * SECOND),
             disk: rate(60 * SECOND, 15 * SECOND),
-            wipe: rate(60 * SECOND, 20 * SECOND),
-            rot: rate(60 * SECOND, 20 * SECOND),
+            wipe: rate(30 * SECOND, 8 * SECOND),
+            rot: rate(30 * SECOND, 8 * SECOND),
             partition: rate(20 * SECOND, 5 * SECOND),
             clock: rate(30 * SECOND, 10 * SECOND),
             transfer: rate(20 * SECOND, 5 * SECOND),
+            forsake: rate(30 * SECOND, 8 * SECOND),
+            expel: rate(0, 12 * SECOND),
             drift: rate(500, 30_000),
             snapshot_entries: 0,
             thought: 0,
             taste: [0; 3],
+            fickle: 0,
+            narrow: false,
+            grace: 800 * MS,
+            encore: 0,
             roles: false,
             leaves_dead: false,
         };
-        let hot = [3_000, 700_000, 300_000, 100_000, 10_000, 10_000, 10_000];
+        let hot = [
+            3_000, 700_000, 300_000, 500_000, 100_000, 10_000, 10_000, 10_000,
+        ];
         // A few of the points in most of the seeds: where all are, nothing gets far enough to go wrong.
         let points = hot.map(|hot| *rng.pick(&[0, 0, 0, hot / 4, hot]));
         Self {
@@ -191,6 +217,10 @@ impl Faults {
             until: rng.range(15, 40) * SECOND,
             snapshot_entries: *rng.pick(&[20, 60, 400]),
             thought: *rng.pick(&[100 * MS, 800 * MS, 3 * SECOND]),
+            fickle: *rng.pick(&[0, 0, 600_000]),
+            narrow: rng.chance(300_000),
+            grace: *rng.pick(&[800 * MS, 800 * MS, 6 * SECOND]),
+            encore: *rng.pick(&[0, 0, 0, 20 * SECOND]),
             roles: rng.chance(300_000),
             leaves_dead: rng.chance(300_000),
             ..faults
@@ -226,10 +256,16 @@ impl Faults {
             partition: 0,
             clock: 0,
             transfer: 0,
+            forsake: 0,
+            expel: 0,
             drift: 0,
             snapshot_entries: 400,
             thought: SECOND,
             taste: [0; 3],
+            fickle: 0,
+            narrow: false,
+            grace: 800 * MS,
+            encore: 0,
             roles: false,
             leaves_dead: false,
         }
@@ -242,6 +278,12 @@ impl Faults {
             snapshot_entries: self.snapshot_entries,
             leaves_dead: self.leaves_dead,
             until: self.until,
+            thought: self.thought,
+            taste: self.taste,
+            fickle: self.fickle,
+            narrow: self.narrow,
+            grace: self.grace,
+            encore: self.encore,
             ..Self::none(self.managers, self.workers)
         }
     }
@@ -278,6 +320,8 @@ impl Faults {
             self.clock,
             self.transfer,
             self.rot,
+            self.forsake,
+            self.expel,
         ];
         let drawn = rates.iter().enumerate().filter(|(_, mean)| **mean > 0);
         let drawn: Vec<(u64, usize)> = drawn
@@ -304,7 +348,9 @@ impl Faults {
                 Trouble::Clock(host, jump)
             }
             7 => Trouble::Transfer(host),
-            _ => Trouble::Rot(host),
+            8 => Trouble::Rot(host),
+            9 => Trouble::Forsake(*rng.pick(&[3 * SECOND, 6 * SECOND])),
+            _ => Trouble::Expel,
         };
         Some((after, trouble))
     }

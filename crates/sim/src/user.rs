@@ -1,12 +1,12 @@
 //! Users: each wants one thing after the other, of any manager, and remembers what it was told.
 
 use shoal_api::{
-    NetworkId, SecretId,
-    object::{Object, ObjectKey},
+    NetworkId, SecretId, ServiceId,
+    object::{Object, ObjectKey, Service},
     spec::{
-        Annotations, Availability, FailureAction, NetworkAttachmentSpec, NetworkSpec,
-        NetworkTarget, NodeRole, PortConfig, PublishMode, SecretReference, SecretSpec, ServiceMode,
-        ServiceSpec, UpdateConfig, UpdateOrder,
+        Annotations, Availability, FailureAction, GenericResource, NetworkAttachmentSpec,
+        NetworkSpec, NetworkTarget, NodeRole, PortConfig, PublishMode, Resources, SecretReference,
+        SecretSpec, ServiceMode, ServiceSpec, UpdateConfig, UpdateOrder,
     },
 };
 use shoal_manager::{Intent, Spec, core::state::State};
@@ -98,10 +98,14 @@ pub struct User {
     pub seen: State,
     /// Its request, and up to which index everything was known to be done before it was made.
     pub pending: Option<(Op, u64)>,
+    /// Whom it asked.
+    pub asked: HostId,
     /// How many things it has made.
     pub made: u64,
     /// Whether it wants to see what it has just done.
     pub is_curious: bool,
+    /// The service that it has scaled last.
+    scaled: Option<ServiceId>,
     /// See [`crate::trouble::Faults::taste`].
     pub taste: [u64; 3],
 }
@@ -116,6 +120,12 @@ impl User {
         let has_roles = env.faults.roles;
         self.taste = env.faults.taste;
         let write = |intent| Want::Write(Box::new(intent));
+        let scaled = self.scaled.take().filter(|_| rng.chance(env.faults.fickle));
+        if let Some(service) = scaled.and_then(|id| self.seen.service(&id).cloned()) {
+            let mut spec = service.spec.as_ref().clone();
+            self.scale(&service.id, &mut spec, &mut rng);
+            return write(update(&service, spec));
+        }
         for _ in 0..8 {
             let services: Vec<_> = self.seen.services().cloned().collect();
             let want = match rng.index(100) {
@@ -128,12 +138,8 @@ impl User {
                 35..65 if !services.is_empty() => {
                     let service = rng.pick(&services);
                     let mut spec = service.spec.as_ref().clone();
-                    self.change(&mut spec, &mut rng);
-                    Intent::Update {
-                        key: ObjectKey::Service(service.id.clone()),
-                        version: service.meta.version,
-                        spec: Spec::Service(Box::new(spec)),
-                    }
+                    self.change(&service.id, &mut spec, &mut rng);
+                    update(service, spec)
                 }
                 65..70 if !services.is_empty() => {
                     let service = rng.pick(&services);
@@ -243,7 +249,7 @@ impl User {
         };
         spec.update = Some(config);
         if rng.chance(memory) {
-            spec.task.resources.reservations.memory_bytes = 400_000_000;
+            reserve(&mut spec.task.resources.reservations, rng);
         }
         spec.rollback = Some(UpdateConfig {
             failure_action: FailureAction::Continue,
@@ -297,7 +303,7 @@ impl User {
             let is_global = spec.mode == ServiceMode::Global;
             spec.endpoint.ports.push(PortConfig {
                 target: 80,
-                published: *rng.pick(&[0, 8080, 8081]),
+                published: *rng.pick(&[0, 8080, 8081, 30_000]),
                 mode: if is_global {
                     PublishMode::Host
                 } else {
@@ -308,15 +314,18 @@ impl User {
         }
     }
 
-    fn change(&mut self, spec: &mut ServiceSpec, rng: &mut Rng) {
+    fn scale(&mut self, id: &ServiceId, spec: &mut ServiceSpec, rng: &mut Rng) {
+        if let ServiceMode::Replicated { replicas } = &mut spec.mode {
+            *replicas = rng.range(0, 7);
+            self.scaled = Some(id.clone());
+        }
+    }
+
+    fn change(&mut self, id: &ServiceId, spec: &mut ServiceSpec, rng: &mut Rng) {
         self.made += 1;
         let number = self.made;
         match rng.index(8) {
-            0..3 => {
-                if let ServiceMode::Replicated { replicas } = &mut spec.mode {
-                    *replicas = rng.range(0, 7);
-                }
-            }
+            0..3 => self.scale(id, spec, rng),
             3 => {
                 let kind = *rng.pick(&["demo", "demo", "bad", "exits"]);
                 spec.task.container.image = format!("{kind}:{number}");
@@ -324,8 +333,8 @@ impl User {
             4 => self.attach(spec, rng),
             5 => spec.task.force_update += 1,
             6 => {
-                spec.task.resources.reservations.memory_bytes =
-                    *rng.pick(&[0, 50_000_000, 400_000_000]);
+                spec.task.resources.reservations = Resources::default();
+                reserve(&mut spec.task.resources.reservations, rng);
             }
             _ => {
                 spec.task.placement.constraints = rng
@@ -336,28 +345,53 @@ impl User {
     }
 }
 
+fn update(service: &Service, spec: ServiceSpec) -> Intent {
+    Intent::Update {
+        key: ObjectKey::Service(service.id.clone()),
+        version: service.meta.version,
+        spec: Spec::Service(Box::new(spec)),
+    }
+}
+
+/// Wants much of something that nodes have little of.
+fn reserve(wanted: &mut Resources, rng: &mut Rng) {
+    match rng.index(4) {
+        0 => drop(
+            wanted
+                .generic
+                .insert("card".to_owned(), GenericResource::Discrete(1)),
+        ),
+        1 => drop(
+            wanted
+                .generic
+                .insert("seat".to_owned(), GenericResource::Discrete(2)),
+        ),
+        2 => wanted.memory_bytes = 400_000_000,
+        _ => wanted.memory_bytes = *rng.pick(&[0, 50_000_000]),
+    }
+}
+
 /// The wish that makes a service one that can run: after trouble everything must be as asked for, so that it can be asked
-/// whether it is. `None` if it is one already.
-pub fn mend(object: &Object, made: u64) -> Option<Intent> {
+/// whether it is. `None` if it is one already. Where networks are narrow services become small, so that there is room for
+/// all of them.
+pub fn mend(object: &Object, made: u64, is_narrow: bool) -> Option<Intent> {
     match object {
         Object::Service(service) => {
             let mut spec = service.spec.as_ref().clone();
             if !spec.task.container.image.starts_with("demo:") {
                 spec.task.container.image = format!("demo:mended{made}");
             }
-            spec.task.resources.reservations.memory_bytes = 0;
+            spec.task.resources.reservations = Resources::default();
             spec.task.placement.constraints.clear();
             spec.endpoint
                 .ports
                 .retain(|port| port.mode == PublishMode::Ingress);
-            if spec == *service.spec {
-                return None;
+            match &mut spec.mode {
+                ServiceMode::Replicated { replicas } if is_narrow => *replicas = (*replicas).min(2),
+                ServiceMode::Global if is_narrow => spec.task.networks.clear(),
+                _ => {}
             }
-            Some(Intent::Update {
-                key: ObjectKey::Service(service.id.clone()),
-                version: service.meta.version,
-                spec: Spec::Service(Box::new(spec)),
-            })
+            (spec != *service.spec).then(|| update(service, spec))
         }
         Object::Node(node) => {
             let mut spec = node.spec.clone();

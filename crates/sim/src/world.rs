@@ -2,12 +2,16 @@
 
 mod asking;
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    hash::{DefaultHasher, Hash, Hasher},
+};
 
-use shoal_api::spec::NodeRole;
+use shoal_api::{Timestamp, spec::NodeRole};
+use shoal_ca::{PeerIdentity, Role};
 use shoal_manager::{
     core::{consensus::Member, state::State},
-    io::raft::Start,
+    io::{grpc::authorize::judge, raft::Start},
 };
 
 use crate::{
@@ -17,7 +21,7 @@ use crate::{
     genesis::genesis,
     leader::addresses,
     manager::{Died, Input, Manager, Me, TICK, address_of, host_of, node_of},
-    oracle::{SharedOracle, hash},
+    oracle::SharedOracle,
     rpc::{Down, Up},
     trouble::{Faults, Trouble},
     user::{Reply, User},
@@ -46,6 +50,8 @@ pub struct Host {
     has_place: bool,
     /// Whether its log was damaged since it last started.
     is_rotten: bool,
+    /// Its certificate.
+    certificate: PeerIdentity,
     /// Number of its last request to be a manager.
     asked: u64,
     /// Its manager.
@@ -56,7 +62,27 @@ pub struct Host {
     pub body: Body,
 }
 
+fn certificate_of(host: HostId, is_manager: bool) -> PeerIdentity {
+    PeerIdentity {
+        node_id: node_of(host),
+        role: if is_manager {
+            Role::Manager
+        } else {
+            Role::Worker
+        },
+        cluster_id: "cluster".parse().expect("letters"),
+        serial: String::new(),
+        not_before: Timestamp(0),
+        not_after: Timestamp(i64::MAX),
+    }
+}
+
 impl Host {
+    /// Its disk.
+    pub fn disk(&self) -> &SimDisk {
+        &self.disk
+    }
+
     /// Its process.
     pub fn me(&self) -> Me {
         Me {
@@ -124,6 +150,7 @@ impl World {
                 disk: SimDisk::default(),
                 has_place: false,
                 is_rotten: false,
+                certificate: certificate_of(id, id < faults.managers),
                 asked: 0,
                 manager: None,
                 agent: None,
@@ -168,11 +195,17 @@ impl World {
     fn start_manager(&mut self, id: HostId, start: Start) {
         let host = &mut self.hosts[id];
         let me = host.me();
+        if let Start::Join { raft_id, .. } = &start {
+            self.env.oracle.lock().begins(*raft_id);
+        }
         match Manager::start(me, &host.disk, start, &mut self.env) {
+            Ok(_) if host.is_rotten => {
+                let blind = format!("host {id} takes damage in its log for the end of it");
+                self.env.blame(blind);
+            }
             Ok(manager) => {
                 host.manager = Some(manager);
                 host.has_place = true;
-                host.is_rotten = false;
                 self.work(id);
             }
             Err(_) if host.disk.has_failed() => self.kill(id),
@@ -209,8 +242,9 @@ impl World {
             let busy = format!("more than {STEPS_PER_SECOND_MAX} events in a second");
             self.env.blame(busy);
         }
-        let kind = std::mem::discriminant(&event);
-        self.env.note(at ^ hash(format!("{kind:?}").as_bytes()));
+        let mut kind = DefaultHasher::new(); // one that has no key
+        std::mem::discriminant(&event).hash(&mut kind);
+        self.env.note(at ^ kind.finish());
         self.happen(event);
         self.check_stops();
         if self.env.trace {
@@ -304,6 +338,9 @@ impl World {
             } => self.put(host, Input::Snapshot(peer, arrived)),
             Event::Unreachable { host, peer, .. } => self.put(host, Input::Unreachable(peer)),
             Event::Admit { to, host, ask } => {
+                if !self.lets_in(to, host, "/shoal.v1.RaftMembership/Join") {
+                    return;
+                }
                 let at = &mut self.hosts[to];
                 let me = at.me();
                 if let Some(manager) = &mut at.manager {
@@ -397,11 +434,17 @@ impl World {
     }
 
     fn on_raft(&mut self, from: HostId, to: HostId, raft_id: u64, bytes: &[u8]) {
+        if self.hosts[to].manager.is_none() {
+            return;
+        }
+        let sender = shoal_manager::core::consensus::wire::decode_message(bytes);
+        let sender = sender.map_or(0, |message| message.from);
+        if !self.lets_in(to, from, "/shoal.v1.Raft/StreamMessages") {
+            return;
+        }
         let Some(manager) = &mut self.hosts[to].manager else {
             return;
         };
-        let sender = shoal_manager::core::consensus::wire::decode_message(bytes);
-        let sender = sender.map_or(0, |message| message.from);
         if manager.members.was_removed(sender) {
             // The product answers such a message with that fact.
             let passes = self.env.net.passes(to, from);
@@ -433,6 +476,23 @@ impl World {
         self.env.oracle.lock().forgets(id);
     }
 
+    /// Whether a manager does what a host asks it to do by this call: its certificate and the state decide, as they do in the
+    /// product.
+    fn lets_in(&self, manager: HostId, caller: HostId, call: &str) -> bool {
+        let Some(manager) = &self.hosts[manager].manager else {
+            return true; // nobody is there to refuse
+        };
+        let identity = &self.hosts[caller].certificate;
+        manager.replica.look(|state| {
+            let lets = judge(state, call, Some(identity)).is_ok();
+            if lets {
+                let mut oracle = self.env.oracle.lock();
+                oracle.let_in(&identity.node_id, state);
+            }
+            lets
+        })
+    }
+
     /// A host that shall be a manager and is none asks to become one.
     fn upkeep(&mut self, id: HostId) {
         let truth = self.env.oracle.lock().truth.clone();
@@ -440,6 +500,8 @@ impl World {
             .node(&node_of(id))
             .is_some_and(|node| node.role == NodeRole::Manager);
         let life = self.hosts[id].life;
+        // It renews its certificate when its role has changed.
+        self.hosts[id].certificate = certificate_of(id, shall);
         if !shall && self.hosts[id].has_place {
             self.forget_log(id);
         }
@@ -462,17 +524,27 @@ impl World {
         self.env.after(pause, Event::Upkeep { host: id, life });
     }
 
+    /// The host whose agent speaks over a connection.
+    fn host_on(&self, conn: u64) -> Option<HostId> {
+        let is_on = |host: &&Host| host.agent.as_ref().is_some_and(|a| a.is_on(conn));
+        self.hosts.iter().find(is_on).map(|host| host.id)
+    }
+
     fn refuse(&mut self, manager: HostId, conn: u64) {
-        let agent = self
-            .hosts
-            .iter()
-            .find(|host| host.agent.as_ref().is_some_and(|a| a.is_on(conn)));
-        if let Some(to) = agent.map(|host| host.id) {
+        if let Some(to) = self.host_on(conn) {
             self.env.down(manager, to, conn, Down::Closed);
         }
     }
 
     fn on_up(&mut self, to: HostId, conn: u64, message: Up) {
+        let caller = match &message {
+            Up::Open { host, .. } => Some(*host),
+            Up::Closed => None, // no message, but the end of a connection
+            _ => self.host_on(conn),
+        };
+        if caller.is_some_and(|from| !self.lets_in(to, from, "/shoal.v1.Dispatcher/Session")) {
+            return self.refuse(to, conn);
+        }
         let host = &mut self.hosts[to];
         let me = host.me();
         let Some(manager) = &mut host.manager else {
@@ -592,8 +664,10 @@ impl World {
     /// A host that does not run forgets its log.
     pub fn wipe(&mut self, id: HostId) {
         self.kill(id);
-        self.hosts[id].disk.wipe();
-        self.hosts[id].has_place = false;
+        let host = &mut self.hosts[id];
+        host.disk.wipe();
+        host.has_place = false;
+        host.is_rotten = false;
         self.env.oracle.lock().forgets(id);
     }
 

@@ -71,7 +71,7 @@ impl Reconciler for Allocator {
                 let is_new = !delta.is_deleted() && delta.changed(|service| service.spec.clone());
                 let own = is_new.then(|| delta.any().id.clone());
                 let mut services: BTreeSet<_> = own.into_iter().collect();
-                if gives_back(delta) && !planted(Bug::PortForgotten) {
+                if gives_back(delta) && !planted(Bug::WaitersForgotten) {
                     services.extend(waiting_services(state));
                     services.extend(services_behind(state));
                 }
@@ -83,7 +83,9 @@ impl Reconciler for Allocator {
                 }
                 Some(task) if !task.status.state.is_terminal() => Vec::new(),
                 // It may have given back an address that others wait for.
-                _ if delta.any().networks.is_empty() => Vec::new(),
+                _ if delta.any().networks.is_empty() || planted(Bug::WaitersForgotten) => {
+                    Vec::new()
+                }
                 _ => waiting_services(state)
                     .into_iter()
                     .map(Key::Service)

@@ -7,14 +7,21 @@ use std::{
 
 use shoal_api::{
     TaskState,
-    object::Task,
+    object::{Service, Task},
     spec::{GenericResource, PublishMode, UpdateConfig, UpdateOrder},
 };
 
-use super::state::{State, overlap};
+use super::state::{State, overlap, ports_of};
 
 /// Lists the invariants that a state breaks, each with the objects concerned.
 pub fn audit(state: &State) -> Vec<String> {
+    let mut broken = audit_objects(state);
+    indexes(state, &mut broken);
+    broken
+}
+
+/// As [`audit`], without what takes another copy of everything to see.
+pub fn audit_objects(state: &State) -> Vec<String> {
     let mut broken = Vec::new();
     tasks(state, &mut broken);
     slots(state, &mut broken);
@@ -22,7 +29,6 @@ pub fn audit(state: &State) -> Vec<String> {
     ports(state, &mut broken);
     nodes(state, &mut broken);
     names(state, &mut broken);
-    indexes(state, &mut broken);
     broken
 }
 
@@ -172,19 +178,23 @@ fn networks(state: &State, broken: &mut Vec<String>) {
     }
 }
 
-/// No port published twice on all nodes.
+/// No port of all nodes is another service's as well, given or asked for.
 fn ports(state: &State, broken: &mut Vec<String>) {
-    let mut used = BTreeMap::new();
+    let mut used: BTreeMap<_, Vec<(&Service, PublishMode)>> = BTreeMap::new();
     for service in state.services() {
-        let ports = service.endpoint.iter().flat_map(|endpoint| &endpoint.ports);
-        for port in ports.filter(|port| port.mode == PublishMode::Ingress) {
-            let name = service.spec.annotations.name.as_str();
-            if let Some(other) = used.insert((port.protocol, port.published), name) {
+        for port in ports_of(service).filter(|port| port.published != 0) {
+            let users = used.entry((port.protocol, port.published)).or_default();
+            let excludes = |mode| [mode, port.mode].contains(&PublishMode::Ingress);
+            let mut others = users.iter().filter(|(other, _)| other.id != service.id);
+            if let Some((other, _)) = others.find(|(_, mode)| excludes(*mode)) {
+                let names = [*other, service.as_ref()].map(|one| &one.spec.annotations.name);
+                let [other, name] = names;
                 broken.push(format!(
                     "port {}/{} belongs to {other} and to {name}",
                     port.published, port.protocol
                 ));
             }
+            users.push((service.as_ref(), port.mode));
         }
     }
 }

@@ -9,6 +9,7 @@ mod change;
 mod claim;
 mod history;
 mod ownership;
+mod ports;
 mod references;
 mod wishes;
 
@@ -32,6 +33,8 @@ pub(crate) use apply::specs_of_service;
 pub use change::{Delta, Event, LogIndex, Rejected};
 pub use claim::{Claim, Kind, overlap};
 pub(crate) use history::supersede;
+pub use ports::PortClash;
+pub(crate) use ports::ports_of;
 pub use references::{User, in_use};
 
 use wishes::Wishes;

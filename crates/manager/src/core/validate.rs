@@ -16,7 +16,7 @@ use super::state::{Claim, Kind, Rejected};
 
 pub use data::{cluster, config, data_name, node, secret};
 pub use network::{network, pools};
-pub use service::{service, service_ports};
+pub use service::service;
 
 /// A request that is not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

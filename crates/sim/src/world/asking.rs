@@ -2,9 +2,12 @@
 
 use super::World;
 use crate::{
-    env::{Event, MS},
+    env::{Event, MS, SECOND},
     user::{Op, PATIENCE, Reply, USERS, Want, thought},
 };
+
+/// After the end of trouble, how long managers may take to find each other.
+const CALM: u64 = 10 * SECOND;
 
 impl World {
     pub(super) fn on_user(&mut self, number: usize, op: u64) {
@@ -13,14 +16,15 @@ impl World {
             if pending.id != op {
                 return; // an old alarm
             }
-            if !self.is_quiet && self.ask_again(number) {
+            self.check_answered(number);
+            if !self.users_rest() && self.ask_again(number) {
                 return;
             }
             self.users[number].pending = None; // it waited long enough
-        } else if op != 0 && self.is_quiet {
+        } else if op != 0 && self.users_rest() {
             return;
         }
-        if self.is_quiet {
+        if self.users_rest() {
             return;
         }
         let mut user = std::mem::take(&mut self.users[number]);
@@ -36,13 +40,46 @@ impl World {
         user.pending = Some((op.clone(), floor));
         self.users[number] = user;
         let user = number;
-        let to = self.env.rng.index(self.hosts.len());
+        let to = self.addressee();
+        self.users[user].asked = to;
         self.env.after(PATIENCE, Event::User { user, op: op.id });
         let id = op.id;
         self.env
             .tell(|| format!("user {user} asks host {to}: {op:?}"));
         self.env.note(id);
         self.env.send(USERS, to, Event::Request { to, op });
+    }
+
+    /// Whoever is asked when trouble has long ended answers, if only that it does not know.
+    fn check_answered(&mut self, number: usize) {
+        let user = &self.users[number];
+        let is_calm = self.env.now - PATIENCE > self.env.faults.until + CALM;
+        if let Some((op, _)) = user.pending.as_ref().filter(|_| is_calm)
+            && self.is_quiet
+            && !self.dead.contains(&user.asked)
+        {
+            let silent = format!("host {} does not answer {op:?}", user.asked);
+            self.env.blame(silent);
+        }
+    }
+
+    /// Whether users want nothing more.
+    fn users_rest(&self) -> bool {
+        let faults = &self.env.faults;
+        self.is_quiet && self.env.now >= faults.until + faults.encore
+    }
+
+    /// Whom a user asks: anybody, or, where users are eager, whoever believes for longest that it leads.
+    fn addressee(&mut self) -> usize {
+        let anybody = self.env.rng.index(self.hosts.len());
+        if !self.env.faults.eager || self.env.rng.chance(500_000) {
+            return anybody;
+        }
+        let leads = self.hosts.iter().filter_map(|host| {
+            let leadership = host.manager.as_ref()?.leadership;
+            leadership.is_leader.then_some((leadership.term, host.id))
+        });
+        leads.min().map_or(anybody, |(_, host)| host)
     }
 
     /// Asks once more what may have come to pass, as a manager does that has lost the leader.
@@ -56,6 +93,7 @@ impl World {
         op.since = Some(*floor);
         let (user, op) = (number, op.clone());
         let to = self.env.rng.index(self.hosts.len());
+        self.users[user].asked = to;
         self.env.after(PATIENCE, Event::User { user, op: op.id });
         self.env
             .tell(|| format!("user {user} asks host {to} again: {op:?}"));

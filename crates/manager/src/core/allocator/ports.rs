@@ -1,5 +1,7 @@
 //! Ports published on all nodes.
 
+use std::{cell::LazyCell, collections::BTreeSet};
+
 use shoal_api::{
     object::Service,
     spec::{PortConfig, PublishMode},
@@ -35,6 +37,12 @@ pub(super) fn allocate(state: &State, service: &Service) -> Result<Vec<PortConfi
                 .iter()
                 .any(|w| w.protocol == port.protocol && w.published == port.published)
     };
+    // What others ask for is as good as theirs, although they may not have it yet.
+    let asked: LazyCell<BTreeSet<_>, _> = LazyCell::new(|| {
+        let others = state.services().filter(|other| other.id != service.id);
+        let ports = others.flat_map(|other| &other.spec.endpoint.ports);
+        ports.map(|port| (port.protocol, port.published)).collect()
+    });
     for port in wanted {
         let mut port = port.clone();
         if port.mode == PublishMode::Ingress && port.published == 0 {
@@ -59,13 +67,11 @@ pub(super) fn allocate(state: &State, service: &Service) -> Result<Vec<PortConfi
             let mut range = DYNAMIC_PORT_MIN..=DYNAMIC_PORT_MAX;
             let free = kept.or_else(|| {
                 range.find(|number| {
-                    is_free(
-                        &PortConfig {
-                            published: *number,
-                            ..port.clone()
-                        },
-                        &given,
-                    )
+                    let numbered = PortConfig {
+                        published: *number,
+                        ..port.clone()
+                    };
+                    is_free(&numbered, &given) && !asked.contains(&(port.protocol, *number))
                 })
             });
             port.published =

@@ -218,40 +218,23 @@ fn addresses_and_ports_are_kept_across_updates_and_freed_when_nobody_wants_them(
 }
 
 #[test]
-fn who_waits_for_a_port_gets_it_as_soon_as_it_is_given_back() {
+fn a_number_that_somebody_asks_for_is_given_to_nobody_else() {
     let mut world = World::new(&["n1"]);
-    let ports = |world: &World, id: &shoal_api::ServiceId| {
-        let endpoint = world.service(id).endpoint.clone();
-        let ports = endpoint.into_iter().flat_map(|endpoint| endpoint.ports);
-        ports.map(|port| port.published).collect::<Vec<_>>()
+    let published = |name: &str, port: u16| {
+        let mut spec = service(name, 1);
+        spec.endpoint.ports = vec![publish(port)];
+        spec
     };
-    let ids = ["a", "b", "c"].map(|name| world.create(service(name, 1)));
+    // Both are there before either is looked at.
+    let any = world.create(published("any", 0));
+    let this = world.create(published("this", 30_000));
     world.settle();
-    // Each is decided before any of the others is applied, so that nothing is in the way of any of them.
-    let before = world.state.clone();
-    for id in &ids {
-        let service = before.service(id).unwrap();
-        let mut spec = service.spec.as_ref().clone();
-        spec.endpoint.ports = vec![publish(8080)];
-        world
-            .user(|_, cx| control::update_service(&before, cx, id, service.meta.version, spec))
-            .unwrap();
-    }
-    let [first, second, third] = &ids;
-    world.settle();
-    let all = |world: &World| ids.each_ref().map(|id| ports(world, id));
-    assert_eq!(all(&world), [vec![8080], vec![], vec![]]);
-    world.update(first, |spec| spec.endpoint.ports.clear());
-    world.settle();
-    assert_eq!(all(&world), [vec![], vec![8080], vec![]]);
-    world
-        .user(|state, cx| control::remove_service(state, cx, second))
-        .unwrap();
-    world.settle();
-    assert_eq!(
-        (ports(&world, third), world.running(third)),
-        (vec![8080], 1)
-    );
+    let port = |id| {
+        let endpoint = world.service(id).endpoint.clone();
+        endpoint.map(|endpoint| endpoint.ports[0].published)
+    };
+    assert_eq!((port(&any), port(&this)), (Some(30_001), Some(30_000)));
+    assert_eq!((world.running(&any), world.running(&this)), (1, 1));
 }
 
 #[test]

@@ -55,7 +55,9 @@ impl Write {
     /// The proposal was refused. Gives what to tell the user, or nothing if it is to be decided again.
     pub fn rejected(&mut self, rejected: Rejected) -> Option<Refusal> {
         self.is_confirmed = true; // it leads, or nothing would have become of the proposal
-        let is_over = !rejected.is_stale() || self.decisions >= DECISIONS_MAX;
+        // Who came first has by now what was taken, and the next decision says so in words that name it.
+        let is_moved = rejected.is_stale() || matches!(rejected, Rejected::Taken { .. });
+        let is_over = !is_moved || self.decisions >= DECISIONS_MAX;
         is_over.then(|| rejected.into())
     }
 }

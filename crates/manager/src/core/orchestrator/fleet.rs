@@ -250,9 +250,10 @@ impl<'a, 'c> Fleet<'a, 'c> {
     }
 
     fn settle_slot(&mut self, slot: &mut [Entry]) {
+        let is_hasty = shoal_api::planted::planted(shoal_api::planted::Bug::StartFirstHasty);
         if let Some(heir) = slot
             .iter()
-            .position(|entry| !entry.is_stale() && entry.runs())
+            .position(|entry| !entry.is_stale() && (entry.runs() || is_hasty))
         {
             for (_, entry) in slot
                 .iter_mut()

@@ -91,10 +91,15 @@ pub(super) fn reconcile(fleet: &mut Fleet<'_, '_>, slots: &[SlotKey]) {
         _ if planted(Bug::UpdateAllAtOnce) => usize::MAX,
         n => usize::try_from(n).unwrap_or(usize::MAX),
     };
+    let busy = if planted(Bug::UpdateForgetsBusy) {
+        0
+    } else {
+        survey.busy
+    };
     for key in survey
         .waiting
         .into_iter()
-        .take(workers.saturating_sub(survey.busy))
+        .take(workers.saturating_sub(busy))
     {
         if !fleet.has_room() {
             fleet.wake(fleet.now);
@@ -291,12 +296,15 @@ fn fail(
     }
     let mut previous = fleet.service.previous_spec.clone();
     previous = previous.filter(|_| action == FailureAction::Rollback);
-    // A secret that only the earlier spec names may have been removed meanwhile.
-    let missing = previous
-        .as_ref()
-        .and_then(|spec| fleet.state.missing_reference(&spec.task));
-    if let Some(missing) = missing {
-        because += &format!("; it cannot be rolled back: {missing}");
+    // A secret that only the earlier spec names may have been removed meanwhile, and a port may be another's.
+    let obstacle = previous.as_ref().and_then(|spec| {
+        let missing = fleet.state.missing_reference(&spec.task);
+        let state = fleet.state;
+        let clash = || state.port_clash(Some(&fleet.service.id), &spec.endpoint.ports);
+        missing.or_else(|| clash().map(|clash| clash.to_string()))
+    });
+    if let Some(obstacle) = obstacle {
+        because += &format!("; it cannot be rolled back: {obstacle}");
         previous = None;
     }
     match previous {

@@ -9,7 +9,7 @@ use shoal_api::{
     spec::TaskSpec,
 };
 
-use super::{Delta, Event, LogIndex, Rejected, State, claim, ownership, references};
+use super::{Delta, Event, LogIndex, Rejected, State, claim, ownership, ports, references};
 
 impl State {
     /// Applies the batch at `index` of the log and tells what changed.
@@ -88,6 +88,7 @@ impl State {
         ownership::check(actor, &key, old.as_ref(), new)?;
         self.check_rules(&key, old.as_ref(), new)?;
         self.check_specs(new)?;
+        ports::check(self, old.as_ref(), new)?;
         self.exchange_claims(&key, old.as_ref(), new)?;
         let new = new.map(|object| {
             let mut object = object.clone();

@@ -13,7 +13,7 @@ use shoal_api::{
     wire,
 };
 
-use super::{Refusal, RefusalKind, container::container, data, depends::dependencies, reach};
+use super::{Refusal, container::container, data, depends::dependencies, reach};
 use crate::core::{
     scheduler::constraint::{NodeAttribute, node_fits, parse_all},
     state::State,
@@ -320,36 +320,13 @@ fn references(state: &State, task: &TaskSpec) -> Result<(), Refusal> {
 }
 
 /// Checks that no other service has the ports that this one asks for (SwarmKit's `checkPortConflicts`).
-///
-/// A port of all nodes is in the way of everybody; a port of some nodes only of ports of all nodes.
-pub fn service_ports(
+fn service_ports(
     state: &State,
     id: Option<&ServiceId>,
     endpoint: &EndpointSpec,
 ) -> Result<(), Refusal> {
-    for wanted in endpoint.ports.iter().filter(|port| port.published != 0) {
-        for other in state.services().filter(|other| Some(&other.id) != id) {
-            // What others ask for counts as well, since it may not be allocated yet.
-            let given = other.endpoint.iter().flat_map(|endpoint| &endpoint.ports);
-            let taken = other.spec.endpoint.ports.iter().chain(given).find(|port| {
-                port.published == wanted.published
-                    && port.protocol == wanted.protocol
-                    && (port.mode == PublishMode::Ingress || wanted.mode == PublishMode::Ingress)
-            });
-            if let Some(taken) = taken {
-                let how = match taken.mode {
-                    PublishMode::Ingress => "an ingress port",
-                    PublishMode::Host => "a host-published port",
-                };
-                return Err(Refusal::new(
-                    RefusalKind::InvalidArgument,
-                    format!(
-                        "port '{}' is already in use by service '{}' ({}) as {how}",
-                        wanted.published, other.spec.annotations.name, other.id
-                    ),
-                ));
-            }
-        }
+    match state.port_clash(id, &endpoint.ports) {
+        None => Ok(()),
+        Some(clash) => Err(Refusal::invalid(clash.to_string())),
     }
-    Ok(())
 }

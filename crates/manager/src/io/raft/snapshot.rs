@@ -21,7 +21,7 @@ const VERSION: u32 = 1;
 /// Magic, version, key id, owner.
 const HEADER: usize = 8 + 4 + 4 + 32;
 /// How many are kept: the newest, and one to fall back to when it turns out unreadable.
-const KEPT: usize = 2;
+pub const KEPT: usize = 2;
 
 /// The snapshots of one manager.
 #[derive(Debug)]
@@ -91,16 +91,30 @@ impl Snapshots {
         self.prune(KEPT)
     }
 
+    /// Removes what [`Self::save`] would have removed had a crash not come between: with every crash there would be one more
+    /// for ever. None is removed that is not older than the one that is used, since newer ones may be unreadable.
+    pub fn drop_spare(&self, used: LogIndex) -> Result<(), WalError> {
+        let mut indexes = self.indexes()?;
+        indexes.truncate(indexes.len().saturating_sub(KEPT));
+        indexes.retain(|index| *index < used);
+        self.remove(&indexes)
+    }
+
     fn prune(&self, keep: usize) -> Result<LogIndex, WalError> {
         let mut indexes = self.indexes()?;
         let kept = indexes.split_off(indexes.len().saturating_sub(keep));
+        self.remove(&indexes)?;
+        Ok(kept.first().copied().unwrap_or(0))
+    }
+
+    fn remove(&self, indexes: &[LogIndex]) -> Result<(), WalError> {
         for index in indexes {
-            let name = snapshot_name(index);
+            let name = snapshot_name(*index);
             self.disk
                 .remove(&name)
                 .map_err(disk_error("remove", &name))?;
         }
-        Ok(kept.first().copied().unwrap_or(0))
+        Ok(())
     }
 
     fn read(&self, index: LogIndex) -> Result<Snapshot, WalError> {
@@ -187,4 +201,44 @@ impl Snapshots {
 
 fn snapshot_name(index: LogIndex) -> String {
     format!("snap-{index:016x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::raft::disk::OsDisk;
+
+    #[test]
+    fn what_a_crash_has_left_goes_at_the_next_start_unless_it_is_all_that_can_be_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = Arc::new(OsDisk::open(directory.path()).unwrap());
+        let owner = Owner::new(&"cluster".parse().unwrap(), &"node1".parse().unwrap());
+        let snapshots = Snapshots::new(disk, DataKey::new([7; 32]).into(), owner);
+        let path = |index| directory.path().join(snapshot_name(index));
+        let save = |index| {
+            let mut snapshot = Snapshot::default();
+            snapshot.mut_metadata().index = index;
+            snapshots.save(&snapshot).unwrap();
+            std::fs::read(path(index)).unwrap()
+        };
+        // As many crashes took back what was removed.
+        let files: Vec<_> = (1..=5).map(|index| (index, save(index))).collect();
+        let restore = || {
+            for (index, content) in &files {
+                std::fs::write(path(*index), content).unwrap();
+            }
+        };
+        let load = || {
+            let newest = snapshots.load().unwrap().unwrap().get_metadata().index;
+            snapshots.drop_spare(newest).unwrap();
+            (newest, snapshots.indexes().unwrap())
+        };
+        restore();
+        assert_eq!(load(), (5, vec![4, 5]));
+        restore();
+        for index in [3, 4, 5] {
+            std::fs::write(path(index), b"nothing that could be read").unwrap();
+        }
+        assert_eq!(load(), (2, vec![2, 3, 4, 5]));
+    }
 }

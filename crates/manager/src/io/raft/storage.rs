@@ -45,6 +45,7 @@ impl Storage {
             segment_bytes,
         )?;
         let snapshot = snapshots.load()?.unwrap_or_default();
+        snapshots.drop_spare(snapshot.get_metadata().index)?;
         let kept = Kept {
             raft_id,
             members,

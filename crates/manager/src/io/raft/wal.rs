@@ -215,6 +215,7 @@ impl Wal {
         let mut removed = false;
         while self.segments.len() > usize::from(!planted(Bug::WalReleasesAll))
             && (self.segments[0].highest_index <= index || planted(Bug::WalReleasesAll))
+            && !planted(Bug::WalNeverCut)
         {
             self.remove_oldest()?;
             removed = true;

@@ -256,6 +256,67 @@ fn a_service_goes_back_to_any_of_ten_earlier_specs() {
 }
 
 #[test]
+fn of_two_that_ask_for_one_port_at_once_the_second_is_refused_in_swarm_s_words() {
+    let mut world = World::new(&["n1"]);
+    let published = |name: &str, port: u16, mode| {
+        let mut spec = service(name, 1);
+        spec.endpoint.ports = vec![publish(port, mode)];
+        spec
+    };
+    let other = world.create(service("other", 1));
+    world.settle();
+    // All are decided on one state, before any of them is applied.
+    let version = world.service(&other).meta.version;
+    let create = |name, mode| Intent::Create(Spec::Service(Box::new(published(name, 80, mode))));
+    let mut writes = [
+        create("first", PublishMode::Ingress),
+        create("second", PublishMode::Ingress),
+        create("third", PublishMode::Host),
+        Intent::Update {
+            key: ObjectKey::Service(other.clone()),
+            version,
+            spec: Spec::Service(Box::new(published("other", 80, PublishMode::Ingress))),
+        },
+    ]
+    .map(Write::new);
+    let before = world.state.clone();
+    let decided = writes
+        .each_mut()
+        .map(|write| match write.next(&before, &mut world.cx()) {
+            Turn::Propose(decision) => decision,
+            turn => panic!("nothing is in the way yet: {turn:?}"),
+        });
+    let [first, others @ ..] = decided;
+    world.apply(first.batch).unwrap();
+    let ObjectKey::Service(first) = first.key else {
+        panic!("it is a service");
+    };
+    let [_, writes @ ..] = &mut writes;
+    for (write, decision) in writes.iter_mut().zip(others) {
+        let rejected = world.apply(decision.batch).unwrap_err();
+        assert_eq!(write.rejected(rejected), None);
+        let state = world.state.clone();
+        let Turn::Refuse(refusal) = write.next(&state, &mut world.cx()) else {
+            panic!("the port is taken");
+        };
+        let words =
+            format!("port '80' is already in use by service 'first' ({first}) as an ingress port");
+        assert_eq!(
+            (refusal.kind, refusal.text),
+            (RefusalKind::InvalidArgument, words)
+        );
+    }
+    world.settle();
+    assert_eq!((world.running(&first), world.running(&other)), (1, 1));
+    // Nobody is in the way of the first one's next spec.
+    world.update(&first, |spec| {
+        "demo:2".clone_into(&mut spec.task.container.image)
+    });
+    world.settle();
+    assert_eq!(world.running(&first), 1);
+}
+
+#[test]
 fn services_are_checked_together_and_nothing_is_made() {
     let mut world = World::new(&["n1"]);
     let published = |name: &str, port: u16| {

@@ -488,6 +488,42 @@ fn an_update_whose_earlier_secret_is_gone_pauses_and_says_so() {
 }
 
 #[test]
+fn an_update_is_not_rolled_back_to_a_port_of_another() {
+    let mut world = World::new(&["n1"]);
+    let port = |published| PortConfig {
+        target: 80,
+        published,
+        ..PortConfig::default()
+    };
+    let mut spec = service("web", 1);
+    spec.update = Some(UpdateConfig {
+        failure_action: FailureAction::Rollback,
+        ..UpdateConfig::default()
+    });
+    spec.endpoint.ports = vec![port(80)];
+    let id = world.create(spec);
+    world.settle();
+    world.behaviours.insert("bad:1".into(), Behaviour::Hangs);
+    world.update(&id, |spec| {
+        spec.endpoint.ports = vec![port(81)];
+        "bad:1".clone_into(&mut spec.task.container.image);
+    });
+    world.settle();
+    let mut other = service("other", 1);
+    other.endpoint.ports = vec![port(80)];
+    let other = world.create(other);
+    world.behaviours.insert("bad:1".into(), Behaviour::Rejected);
+    world.advance(600 * SECOND);
+    let (state, message) = update_status(&world, &id).unwrap();
+    assert_eq!(state, UpdateState::Paused);
+    let why = format!(
+        "; it cannot be rolled back: port '80' is already in use by service 'other' ({other}) as an ingress port"
+    );
+    assert!(message.ends_with(&why), "{message}");
+    assert_eq!(world.running(&other), 1);
+}
+
+#[test]
 fn a_failed_rollback_pauses() {
     let config = UpdateConfig {
         failure_action: FailureAction::Rollback,
