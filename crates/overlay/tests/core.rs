@@ -57,6 +57,10 @@ fn network(n: u8) -> NetworkSlice {
             range: format!("10.0.{n}.0/24").parse().unwrap(),
             gateway: [10, 0, n, 1].into(),
         }],
+        attachable: false,
+        labels: Default::default(),
+        options: Default::default(),
+        ip_ranges: Vec::new(),
         endpoints: endpoints
             .map(|(task, endpoint)| (task.parse().unwrap(), Arc::new(endpoint)))
             .into(),

@@ -71,6 +71,10 @@ fn network(n: u8, spots: &[Spot]) -> NetworkSlice {
                 gateway: format!("fd00:{n}::1").parse().unwrap(),
             },
         ],
+        attachable: false,
+        labels: Default::default(),
+        options: Default::default(),
+        ip_ranges: Vec::new(),
         endpoints: (11..).zip(spots).filter_map(endpoint).collect(),
         services: (0..2).map(service).collect(),
     }

@@ -191,6 +191,10 @@ fn alike(old: &NetworkSlice, new: &NetworkSlice) -> bool {
         vni,
         mtu,
         subnets,
+        attachable: _,
+        labels: _,
+        options: _,
+        ip_ranges: _,
         endpoints: _,
         services,
     } = old;
