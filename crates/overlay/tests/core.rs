@@ -118,7 +118,7 @@ fn wanted_with(
         gwbridge: "gwbr".into(),
         gwbridge_subnet: "172.18.0.0/16".parse().unwrap(),
         gwbridge_subnet6: Some("fd53::/64".parse().unwrap()),
-        ipvs: false,
+        ipvs: None,
         source_hash: true,
     };
     desired(view, &"h1".parse().unwrap(), &facts, &params)

@@ -106,7 +106,7 @@ fn params(ipvs: bool) -> Params {
         gwbridge: "gwbr".into(),
         gwbridge_subnet: "172.18.0.0/16".parse().unwrap(),
         gwbridge_subnet6: Some("fd01::/64".parse().unwrap()),
-        ipvs,
+        ipvs: ipvs.then_some("mh"),
         source_hash: true,
     }
 }
