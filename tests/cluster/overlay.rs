@@ -163,3 +163,53 @@ fn plain_containers_join_attachable_networks_on_managers_and_workers() -> Result
     })?;
     Ok(())
 }
+
+#[test]
+fn what_a_network_was_made_with_is_in_force_and_shown_on_every_node() -> Result<()> {
+    let lab = TestLab::up(2, 1)?;
+    let create = "shoal network create -d overlay --attachable --subnet 10.76.0.0/16 --ip-range 10.76.7.0/24 --gateway \
+                  10.76.0.9 --label team=blue -o com.docker.network.driver.mtu=1350 -o speed=high ranged 2>&1";
+    let made = lab.output("n1", &["sh", "-c", create])?;
+    let made = String::from_utf8_lossy(&made.stdout).into_owned();
+    ensure!(
+        made.contains("WARNING: the option speed of network ranged has no effect"),
+        "what does nothing is named: {made}"
+    );
+    for (host, name) in [("n1", "one"), ("n2", "two")] {
+        run(&lab, host, name, &["--network", "ranged"])?;
+        let given = address(&lab, host, name, "ranged")?;
+        ensure!(given.starts_with("10.76.7."), "{given}");
+        let pid = lab.on(host, &["inspect", "-f", "{{.State.Pid}}", name])?;
+        let inside = |words: &[&str]| -> Result<String> {
+            let enter = ["nsenter", "-t", pid.trim(), "-n", "ip"];
+            let output = lab.output(host, &[&enter[..], words].concat())?;
+            shoal_tests::lab::text(&output)
+        };
+        let route = inside(&["route", "show", "default"])?;
+        ensure!(route.contains("via 10.76.0.9 "), "{route}");
+        let link = inside(&["-o", "link", "show", "eth0"])?;
+        ensure!(link.contains("mtu 1350 "), "{link}");
+        // A worker knows it by what it carries.
+        let shown = lab.on(host, &["network", "inspect", "ranged"])?;
+        let shown: serde_json::Value = serde_json::from_str(&shown)?;
+        let shown = &shown[0];
+        ensure!(
+            shown["Labels"] == serde_json::json!({"team": "blue"}),
+            "{host}: {shown}"
+        );
+        ensure!(
+            shown["Attachable"] == true && shown["Scope"] == "swarm",
+            "{host}: {shown}"
+        );
+        let expected = serde_json::json!([
+            {"Subnet": "10.76.0.0/16", "IPRange": "10.76.7.0/24", "Gateway": "10.76.0.9"}
+        ]);
+        ensure!(shown["IPAM"]["Config"] == expected, "{host}: {shown}");
+        ensure!(
+            shown["Options"]["com.docker.network.driver.mtu"] == "1350",
+            "{host}: {shown}"
+        );
+    }
+    reaches(&lab, "n1", "one", "two")?;
+    Ok(())
+}

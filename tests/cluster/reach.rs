@@ -80,6 +80,31 @@ fn services_have_the_addresses_and_ports_that_they_ask_for() -> Result<()> {
             "label 'shoal.publish.81.local' is of a port that the service does not publish: expected one of 80/tcp",
         ),
         (
+            "shoal.publish.80.host-ip=0.0.0.0",
+            "label 'shoal.publish.80.host-ip': 0.0.0.0 stands for all addresses: expected an address of a node",
+        ),
+        (
+            "shoal.publish.80.host-ip=fe80::1",
+            "label 'shoal.publish.80.host-ip': fe80::1 holds on one link only: expected an address of a node",
+        ),
+        (
+            "shoal.publish.80.proxy-protocol=2",
+            "label 'shoal.publish.80.proxy-protocol' has the invalid value '2': expected true|false",
+        ),
+        ("shoal.publish.80.loud=true", "shoal.publish.80.loud"),
+        (
+            "shoal.ip=back=10.77.0.51",
+            "label 'shoal.ip': the service is not in a network \"back\": expected one of front",
+        ),
+        (
+            "shoal.ip=front=10.77.0.1",
+            "address 10.77.0.1 of network front is already in use by the network's gateway",
+        ),
+        (
+            "shoal.ip=front=10.77.0.255",
+            "address 10.77.0.255 of network front is not one of a host",
+        ),
+        (
             "shoal.affinity=cookie",
             "label 'shoal.affinity' has the invalid value 'cookie': expected none|source",
         ),
@@ -90,5 +115,40 @@ fn services_have_the_addresses_and_ports_that_they_ask_for() -> Result<()> {
         let (_, said) = lab.refused("n1", &words(&create))?;
         ensure!(said.contains(expected), "{said}");
     }
+    // What excludes each other, and ports that are taken or make no sense.
+    for (options, expected) in [
+        (
+            "-p 5300:80/udp --label shoal.publish.80/udp.proxy-protocol=true",
+            "only a tcp port has connections that can begin with a header",
+        ),
+        (
+            "-p published=8100,target=80,mode=host --label shoal.publish.80.proxy-protocol=true",
+            "a port published in host mode tells the client's address by itself: expected mode ingress",
+        ),
+        (
+            "-p published=8100,target=80,mode=host --label shoal.publish.80.local=true",
+            "a port published in host mode is answered by the task's node alone: expected mode ingress",
+        ),
+        (
+            "-p 8100:80 --label shoal.publish.80.proxy-protocol=true --label shoal.affinity=source",
+            "cannot be used with the label 'shoal.affinity=source': connections to tasks are the node's own",
+        ),
+        (
+            "-p 8100:80 --endpoint-mode dnsrr",
+            "port published with ingress mode can't be used with dnsrr mode",
+        ),
+        (
+            "-p 8080:80",
+            "port '8080' is already in use by service 'web'",
+        ),
+        ("-p 8100:80 -p 8100:81", "8100"),
+        ("-p 70000:80", "70000"),
+    ] {
+        let create = format!("service create --detach --name bad {options} {image}");
+        let (_, said) = lab.refused("n1", &words(&create))?;
+        ensure!(said.contains(expected), "{options}: {said}");
+    }
+    let left = lab.on("n1", &words("service ls --format {{.Name}}"))?;
+    ensure!(!left.contains("bad"), "nothing of them is left: {left}");
     Ok(())
 }

@@ -130,5 +130,24 @@ fn daemons_tell_one_another_their_keys_and_carry_an_encrypted_network() -> Resul
 
 #[test]
 fn ipvs_is_chosen_by_itself_and_passes_the_tests_of_the_data_plane() -> Result<()> {
-    pass(&["features", "net", "ipv6"], &[], &[])
+    pass(&["features", "net", "ipv6", "ports"], &[], &[])
+}
+
+/// What a test of `isolation` needs is a kernel without WireGuard.
+const UNSEALED: [&str; 2] = ["--skip", "that_must_be_encrypted_is_not_carried"];
+
+#[test]
+fn with_ipvs_networks_are_apart_and_leave_nothing() -> Result<()> {
+    pass(&["isolation"], &UNSEALED, &[])
+}
+
+#[test]
+fn with_ipvs_damage_is_repaired_though_the_kernel_does_not_tell_of_it() -> Result<()> {
+    pass(&["heal"], &[], &[])
+}
+
+#[test]
+fn nftables_distributes_where_it_is_told_to_although_there_is_ipvs() -> Result<()> {
+    let told = [("SHOAL_LB_DRIVER", "nft")];
+    pass(&["features", "net"], &[], &told)
 }

@@ -90,6 +90,11 @@ pub(crate) fn run(names: &[&str]) -> Result<()> {
     for pair in pairs().filter(|pair| names.is_empty() || names.contains(&pair.name)) {
         (pair.run)(&bench)?;
     }
+    // All of them are measured before any is blamed.
+    let missed = network::missed();
+    if !missed.is_empty() {
+        bail!("goals that were not met:\n  {}", missed.join("\n  "));
+    }
     Ok(())
 }
 

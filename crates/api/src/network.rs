@@ -16,7 +16,10 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    NetworkId, NodeId, ServiceId, TaskId, spec::Affinity, table::Table, tunnel::TunnelKey,
+    NetworkId, NodeId, ServiceId, TaskId,
+    spec::{Affinity, Labels},
+    table::Table,
+    tunnel::TunnelKey,
 };
 
 pub use change::{SliceChange, ViewChange, ViewUpdate};
@@ -73,6 +76,14 @@ pub struct NetworkSlice {
     pub mtu: Option<u32>,
     /// Subnets with their gateways, IPv4 first.
     pub subnets: Vec<Subnet>,
+    /// Whether plain containers may join; this and what follows is only shown, on nodes that are no managers.
+    pub attachable: bool,
+    /// Labels.
+    pub labels: Labels,
+    /// Options of the driver, as they were said.
+    pub options: BTreeMap<String, String>,
+    /// Parts of the subnets from which addresses are given out, where that was asked for.
+    pub ip_ranges: Vec<IpNet>,
     /// Attachments of live tasks, wherever they run. Views share what they have in common, so that a difference is soon
     /// found.
     pub endpoints: Table<TaskId, Arc<Endpoint>>,

@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::{Read, Write},
-    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsRawFd,
     path::PathBuf,
     process::Command,
@@ -150,16 +150,27 @@ fn scope(upstreams: &[SocketAddr]) -> ClientScope {
 /// A server on the host's loopback that gives one address over UDP, cut off for names that begin with `big`, and all
 /// `count` of them over TCP. Names that begin with `never` get no reply.
 async fn upstream(count: u8) -> SocketAddr {
-    let (udp, tcp) = loop {
-        let udp = tokio::net::UdpSocket::bind("127.0.0.1:0")
-            .await
-            .expect("a port");
+    upstream_of(both("127.0.0.1:0"), count)
+}
+
+/// Sockets of both kinds at the same port.
+fn both(at: &str) -> (UdpSocket, TcpListener) {
+    loop {
+        let udp = UdpSocket::bind(at).expect("a port");
         // The same port may be in use for TCP.
-        if let Ok(tcp) = tokio::net::TcpListener::bind(udp.local_addr().expect("bound")).await {
-            break (udp, tcp);
+        if let Ok(tcp) = TcpListener::bind(udp.local_addr().expect("bound")) {
+            udp.set_nonblocking(true).expect("a socket");
+            tcp.set_nonblocking(true).expect("a socket");
+            return (udp, tcp);
         }
-    };
+    }
+}
+
+/// The same server at these sockets.
+fn upstream_of((udp, tcp): (UdpSocket, TcpListener), count: u8) -> SocketAddr {
     let address = udp.local_addr().expect("bound");
+    let udp = tokio::net::UdpSocket::from_std(udp).expect("a socket");
+    let tcp = tokio::net::TcpListener::from_std(tcp).expect("a socket");
     let reply = move |packet: &[u8], tcp: bool| {
         let mut message = Message::from_vec(packet).expect("a query");
         let name = message.queries[0].name().clone();
@@ -275,6 +286,54 @@ async fn long_answers_are_cut_over_udp_and_whole_over_tcp() {
     let reply = namespace.ask_udp(large).await;
     assert!(!reply.metadata.truncation && addresses(&reply).len() == 100);
     assert!(reply.edns.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_in_the_clients_own_network_is_asked_from_there() {
+    let namespace = Namespace::new();
+    let dns = Dns::start(&DnsConfig {
+        query_timeout: Duration::from_millis(300),
+        ..DnsConfig::default()
+    });
+    let sockets = namespace.run(|| {
+        for words in [
+            "link add near up type veth peer name far",
+            "link set far up",
+            "addr add 10.200.7.1/24 dev near",
+        ] {
+            let status = Command::new("ip").args(words.split(' ')).status();
+            assert!(status.expect("iproute2 is installed").success(), "{words}");
+        }
+        both("10.200.7.1:0")
+    });
+    let server = upstream_of(sockets.await, 50);
+    for asks_inside in [true, false] {
+        let scope = ClientScope {
+            asks_inside,
+            ..scope(&[server])
+        };
+        dns.serve("c1", &namespace.path(), RESOLVER.1, scope)
+            .await
+            .expect("served");
+        let reply = namespace.ask_udp(query("example.com.", RecordType::A));
+        let reply = reply.await;
+        if asks_inside {
+            assert_eq!(addresses(&reply), ["192.0.2.0"]);
+            let whole = namespace.ask_tcp(query("big.example.com.", RecordType::A));
+            assert_eq!(addresses(&whole.await).len(), 50);
+        } else {
+            assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
+        }
+    }
+    // One elsewhere is asked from the host, whoever asks.
+    let server = upstream(1).await;
+    let elsewhere = ClientScope {
+        asks_inside: true,
+        ..scope(&[server])
+    };
+    assert!(dns.rescope("c1", elsewhere));
+    let reply = namespace.ask_udp(query("example.com.", RecordType::A));
+    assert_eq!(addresses(&reply.await), ["192.0.2.0"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,6 +4,7 @@
 //! answered. Compiled on its own by `build.rs` and carried in the daemon's binary; std only, no dynamic loader.
 
 use std::{
+    convert::Infallible,
     env,
     io::{self, BufRead, BufReader, Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
@@ -13,11 +14,13 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 /// How long a request may take; longer than any stall of a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Pause between two questions for a name that is watched.
+const WATCH_PAUSE: Duration = Duration::from_millis(10);
 /// Requests under way at once, so that a slow one does not hold up the others.
 const LOADERS: usize = 32;
 
@@ -75,6 +78,11 @@ fn main() {
             Some(Err(problem)) => fail(&problem.to_string()),
             None => fail("usage: demo resolve NAME"),
         },
+        Some("watch") => match env::args().nth(2).as_deref().map(watch) {
+            Some(Ok(never)) => match never {},
+            Some(Err(problem)) => fail(&problem.to_string()),
+            None => fail("usage: demo watch NAME"),
+        },
         Some("load") => match env::args().skip(2).collect::<Vec<_>>().as_slice() {
             [target, rate, seconds] => match (rate.parse(), seconds.parse()) {
                 (Ok(rate @ 1..), Ok(seconds)) => {
@@ -83,10 +91,12 @@ fn main() {
                 }
                 _ => fail("load: the rate and the seconds are whole numbers"),
             },
-            _ => fail("usage: demo load NAME[:PORT] REQUESTS-PER-SECOND SECONDS (0: until it is stopped)"),
+            _ => fail(
+                "usage: demo load NAME[:PORT] REQUESTS-PER-SECOND SECONDS (0: until it is stopped)",
+            ),
         },
         Some(other) => fail(&format!(
-            "unknown word {other:?}: expected nothing, idle, get NAME[:PORT], resolve NAME or load NAME[:PORT] RATE SECONDS"
+            "unknown word {other:?}: expected nothing, idle, get NAME[:PORT], resolve NAME, watch NAME or load NAME[:PORT] RATE SECONDS"
         )),
     }
 }
@@ -185,7 +195,10 @@ fn serve() {
         .ok()
         .and_then(|port| port.parse().ok())
         .unwrap_or(80u16);
-    let listener = match TcpListener::bind(("0.0.0.0", port)) {
+    // At all addresses of both families, where the kernel has both.
+    let listener =
+        TcpListener::bind(("::", port)).or_else(|_| TcpListener::bind(("0.0.0.0", port)));
+    let listener = match listener {
         Ok(listener) => listener,
         Err(problem) => fail(&format!("cannot listen on port {port}: {problem}")),
     };
@@ -231,7 +244,7 @@ impl Drop for UnderWay {
 fn answer(mut connection: TcpStream, request: UnderWay) -> io::Result<()> {
     connection.set_nonblocking(false)?;
     connection.set_read_timeout(Some(PATIENCE))?;
-    let client = connection.peer_addr()?.ip();
+    let client = connection.peer_addr()?.ip().to_canonical();
     let mut lines = BufReader::new(connection.try_clone()?);
     let mut request = Some(request);
     loop {
@@ -309,6 +322,29 @@ fn connect(target: &str) -> io::Result<TcpStream> {
         TcpStream::connect_timeout(&SocketAddr::new(IpAddr::V4(address), port), PATIENCE)?;
     connection.set_read_timeout(Some(PATIENCE))?;
     Ok(connection)
+}
+
+/// Says what a name resolves to, now and whenever that changes: the time in milliseconds of the era, then the addresses.
+/// Ends when nobody reads it any more.
+fn watch(name: &str) -> io::Result<Infallible> {
+    let mut told = None;
+    loop {
+        // A name that nobody has leads nowhere; so does one while the resolver is restarted.
+        let mut found = addresses(name).unwrap_or_default();
+        found.sort_unstable();
+        if told.as_ref() != Some(&found) {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+            let mut line = now.map_err(io::Error::other)?.as_millis().to_string();
+            for address in &found {
+                line.push_str(&format!(" {address}"));
+            }
+            let mut out = io::stdout().lock();
+            writeln!(out, "{line}")?;
+            out.flush()?;
+            told = Some(found);
+        }
+        thread::sleep(WATCH_PAUSE);
+    }
 }
 
 /// The first address of a name.

@@ -146,6 +146,8 @@ impl NodeNetworks {
             search: told.search.clone(),
             ndots: told.ndots(),
             upstreams: file.upstreams,
+            // The servers of the host are the host's to reach.
+            asks_inside: !user.nameservers.is_empty(),
         };
         self.open_resolver(container, netns, &scope).await?;
         self.known().scopes.insert(container.clone(), scope);

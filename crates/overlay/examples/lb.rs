@@ -11,7 +11,10 @@ mod lab;
 use std::{
     io::Read,
     net::{Ipv4Addr, SocketAddr, TcpStream},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -111,10 +114,26 @@ async fn main() {
     for lab in &labs {
         lab.teardown().await;
     }
+    drop(labs);
+    if MISSED.load(Ordering::Relaxed) {
+        std::process::exit(1);
+    }
+}
+
+/// Whether a goal was missed.
+static MISSED: AtomicBool = AtomicBool::new(false);
+
+fn verdict(is_met: bool) -> &'static str {
+    if is_met {
+        "met"
+    } else {
+        MISSED.store(true, Ordering::Relaxed);
+        "NOT met"
+    }
 }
 
 fn goal(what: &str, took: Duration, most: Duration) {
-    let verdict = if took <= most { "met" } else { "NOT met" };
+    let verdict = verdict(took <= most);
     println!("  {what}: {took:.1?}, goal at most {most:?}: {verdict}");
 }
 
@@ -203,7 +222,7 @@ fn measure_connections(labs: &[Lab]) {
             FLAT_MIN,
         ),
     ] {
-        let verdict = if value >= least { "met" } else { "NOT met" };
+        let verdict = verdict(value >= least);
         println!("  {what}: {value:.2}, goal at least {least}: {verdict}");
     }
 }

@@ -57,6 +57,10 @@ fn network(n: u8) -> NetworkSlice {
             range: format!("10.0.{n}.0/24").parse().unwrap(),
             gateway: [10, 0, n, 1].into(),
         }],
+        attachable: false,
+        labels: Default::default(),
+        options: Default::default(),
+        ip_ranges: Vec::new(),
         endpoints: endpoints
             .map(|(task, endpoint)| (task.parse().unwrap(), Arc::new(endpoint)))
             .into(),
@@ -114,7 +118,7 @@ fn wanted_with(
         gwbridge: "gwbr".into(),
         gwbridge_subnet: "172.18.0.0/16".parse().unwrap(),
         gwbridge_subnet6: Some("fd53::/64".parse().unwrap()),
-        ipvs: false,
+        ipvs: None,
         source_hash: true,
     };
     desired(view, &"h1".parse().unwrap(), &facts, &params)

@@ -71,6 +71,10 @@ fn network(n: u8, spots: &[Spot]) -> NetworkSlice {
                 gateway: format!("fd00:{n}::1").parse().unwrap(),
             },
         ],
+        attachable: false,
+        labels: Default::default(),
+        options: Default::default(),
+        ip_ranges: Vec::new(),
         endpoints: (11..).zip(spots).filter_map(endpoint).collect(),
         services: (0..2).map(service).collect(),
     }
@@ -102,7 +106,7 @@ fn params(ipvs: bool) -> Params {
         gwbridge: "gwbr".into(),
         gwbridge_subnet: "172.18.0.0/16".parse().unwrap(),
         gwbridge_subnet6: Some("fd01::/64".parse().unwrap()),
-        ipvs,
+        ipvs: ipvs.then_some("mh"),
         source_hash: true,
     }
 }

@@ -10,7 +10,7 @@ use std::{
     collections::BTreeSet,
     io::{BufRead, BufReader},
     process::{Child, Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use lab::{Lab, Traffic, id, lab, view};
@@ -18,6 +18,8 @@ use shoal_api::{NetworkId, network::NetworkView, tunnel::TunnelKey};
 use shoal_overlay::core::keyring::KeyTimes;
 
 const DEVICE: &str = "shoalwg";
+/// Within this time connectivity is back.
+const REPAIRED_WITHIN: Duration = Duration::from_secs(5);
 /// UDP and not WireGuard's.
 const IN_THE_OPEN: &str = "udp and not port 51820";
 
@@ -254,6 +256,31 @@ async fn nothing_enters_an_encrypted_network_but_by_the_tunnel() {
         0,
         "without rules they arrive, and this test sees it"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_somebody_removes_comes_back_by_itself() {
+    let (lab, view) = or_skip!(ready().await);
+    assert!(lab.ping("t1", "10.0.1.12"));
+    let guard = lab.guard(0, &view);
+    let peers = |lab: &Lab| lab.text("h1", "wg", &["show", DEVICE, "peers"]);
+    let before = peers(&lab);
+    let peer = before.trim();
+    for change in [
+        ["set", DEVICE, "peer", peer, "remove"].as_slice(),
+        &["set", DEVICE, "peer", peer, "allowed-ips", ""],
+        &["set", DEVICE, "listen-port", "51999"],
+    ] {
+        assert!(lab.run("h1", "wg", change), "{change:?}");
+        let began = Instant::now();
+        while !(lab.plan(0, &view).await.is_empty() && lab.ping("t1", "10.0.1.12")) {
+            assert!(began.elapsed() < REPAIRED_WITHIN, "{change:?}");
+        }
+        assert_eq!(peers(&lab), before, "{change:?}");
+    }
+    guard.abort();
+    // Nobody is at work any more when the lab is taken down.
+    assert!(guard.await.unwrap_err().is_cancelled());
 }
 
 #[tokio::test]

@@ -6,11 +6,11 @@
 
 mod lab;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
-use lab::{Lab, Traffic, id, lab, view};
+use lab::{Lab, Traffic, dual, id, lab, view};
 use shoal_api::network::{Endpoint, NetworkView};
-use shoal_overlay::{Attachment, BridgeSpec, BridgeView, Bridges, BridgesConfig};
+use shoal_overlay::{Attachment, BridgeSpec, BridgeView, Bridges, BridgesConfig, Ipv6Place};
 
 macro_rules! or_skip {
     ($lab:expr) => {
@@ -31,23 +31,60 @@ fn bridge(n: u8) -> BridgeSpec {
         mtu: None,
         icc: true,
         masquerade: true,
-        ipv6: None,
+        ipv6: Some(Ipv6Place {
+            subnet: format!("fd2{n}::/64").parse().unwrap(),
+            gateway: format!("fd2{n}::1").parse().unwrap(),
+        }),
     }
 }
 
-/// All on h1: t1 on n1 and ingress, t4 on n2, t5 on the internal n3, b1 and b2 on bridges of their own; t6 on n3 at h2.
-/// Each serves at port 80, and so does h1 at its addresses.
+/// Whoever is asked, with an address of each family.
+const EVERYBODY: [(&str, &str, &str); 11] = [
+    ("t1", "10.0.1.11", "fd00:1::11"),
+    ("t2", "10.0.1.12", "fd00:1::12"),
+    ("t4", "10.0.2.11", "fd00:2::11"),
+    ("t5", "10.0.3.11", "fd00:3::11"),
+    ("t6", "10.0.3.12", "fd00:3::12"),
+    ("ti", "10.0.0.77", "fd00:0::77"),
+    ("b1", "172.21.0.2", "fd21::2"),
+    ("b2", "172.22.0.2", "fd22::2"),
+    ("h1", "192.0.2.1", "fd11::1"),
+    ("h2", "192.0.2.2", "fd11::2"),
+    ("client", "192.0.2.99", "fd11::99"),
+];
+
+/// On h1: t1 on n1 and ingress, t4 on n2, t5 on the internal n3, ti on ingress alone, b1 and b2 on bridges of their own. At
+/// h2: t2 on n1 and ingress, t6 on n3. Each serves at port 80, and so do the hosts and the client.
 async fn everybody() -> Result<(Lab, Bridges), String> {
     let mut lab = lab().await?;
+    for (place, last) in [("h1", 1), ("h2", 2), ("client", 99)] {
+        let address = format!("fd11::{last}/64");
+        let words = ["addr", "add", &address, "dev", "eth0", "nodad"];
+        assert!(lab.run(place, "ip", &words));
+    }
     let config = BridgesConfig {
         prefix: "shoal".into(),
         host_netns: Some(lab.place("h1")),
     };
     let bridges = Bridges::open(config, BridgeView::default()).await.unwrap();
-    for (task, host) in [("t1", 0), ("t4", 0), ("t5", 0), ("t6", 1)] {
+    for (task, host) in [
+        ("t1", 0),
+        ("t4", 0),
+        ("t5", 0),
+        ("ti", 0),
+        ("t2", 1),
+        ("t6", 1),
+    ] {
         lab.container(task, host);
     }
-    lab.converge(&view()).await;
+    let mut view = dual();
+    let ingress = view.networks.get_mut("ingress").unwrap();
+    let mut alone = Endpoint::clone(&ingress.endpoints["t1"]);
+    alone.addresses = ["10.0.0.77/24", "fd00:0::77/64"]
+        .map(|net| net.parse().unwrap())
+        .into();
+    ingress.endpoints.insert(id("ti"), Arc::new(alone));
+    lab.converge(&view).await;
     for n in 1..=2 {
         bridges.create(bridge(n)).await.unwrap();
         let container = format!("b{n}");
@@ -57,58 +94,70 @@ async fn everybody() -> Result<(Lab, Bridges), String> {
             address: [172, 20 + n, 0, 2].into(),
             mac: None,
             ifname: "eth0".into(),
-            ipv6: None,
+            ipv6: Some(format!("fd2{n}::2").parse().unwrap()),
             link_local: Vec::new(),
         };
         let netns = lab.place(&container);
         bridges.attach(&container, netns, attachment).await.unwrap();
     }
-    for place in ["t1", "t4", "t5", "t6", "b1", "b2", "client"] {
-        lab.serve(place, "0.0.0.0:80");
+    for (place, ..) in EVERYBODY {
+        lab.serve(place, "[::]:80");
+    }
+    // Until neighbours of the underlay have found one another, a first packet may be lost.
+    for host in ["fd11::1", "fd11::2"] {
+        while !lab.ping("client", host) {}
     }
     Ok((lab, bridges))
+}
+
+/// Who may reach whom: those of one network; hosts and the outside, unless a network is internal; and a host the containers of
+/// its own bridges.
+fn may_reach(from: &str, to: &str) -> bool {
+    const OUTSIDE: [&str; 3] = ["h1", "h2", "client"];
+    match (from, to) {
+        ("t1", "t2") | ("t2", "t1") | ("t5", "t6") | ("t6", "t5") => true,
+        // By ingress, of which they are too.
+        ("t1" | "t2", "ti") => true,
+        ("h1", "b1" | "b2") => true,
+        ("t5" | "t6", _) => false,
+        (_, to) => OUTSIDE.contains(&to),
+    }
 }
 
 #[tokio::test]
 async fn only_those_with_a_common_network_reach_one_another() {
     let (lab, _bridges) = or_skip!(everybody().await);
-    let address = BTreeMap::from([
-        ("t1", "10.0.1.11"),
-        ("t4", "10.0.2.11"),
-        ("t5", "10.0.3.11"),
-        ("t6", "10.0.3.12"),
-        ("b1", "172.21.0.2"),
-        ("b2", "172.22.0.2"),
-        ("client", "192.0.2.99"),
-    ]);
-    let allowed = |from: &str, to: &str| match (from, to) {
-        ("t5", "t6") | ("t6", "t5") => true,
-        // Everybody gets out, but for those on an internal network; nobody gets in.
-        (from, "client") => !["t5", "t6"].contains(&from),
-        _ => false,
-    };
-    for from in address.keys() {
-        for (to, at) in address.iter().filter(|(to, _)| *to != from) {
-            let answer = lab.ask(from, &format!("{at}:80"));
-            assert_eq!(
-                answer.is_ok(),
-                allowed(from, to),
-                "{from} asked {to}: {answer:?}"
-            );
+    let lab = &lab;
+    std::thread::scope(|scope| {
+        for (from, ..) in EVERYBODY {
+            scope.spawn(move || {
+                for (to, v4, v6) in EVERYBODY.into_iter().filter(|(to, ..)| *to != from) {
+                    for at in [format!("{v4}:80"), format!("[{v6}]:80")] {
+                        let answer = lab.ask(from, &at);
+                        assert_eq!(
+                            answer.is_ok(),
+                            may_reach(from, to),
+                            "{from} asked {to} at {at}: {answer:?}"
+                        );
+                    }
+                }
+            });
         }
-    }
+    });
     // Each other's gateways and virtual addresses do not lead on either.
     for (from, to) in [
-        ("t4", "10.0.1.2"),
-        ("b1", "10.0.1.2"),
-        ("b1", "10.0.1.1"),
-        ("t5", "172.21.0.1"),
-        ("t5", "192.0.2.1"),
+        ("t4", "10.0.1.2:80"),
+        ("t4", "[fd00:1::2]:80"),
+        ("ti", "10.0.1.2:80"),
+        ("h1", "10.0.1.2:80"),
+        ("h1", "[fd00:1::2]:80"),
+        ("b1", "10.0.1.2:80"),
+        ("b1", "10.0.1.1:80"),
+        ("t5", "172.21.0.1:80"),
+        ("t5", "192.0.2.1:80"),
+        ("t5", "[fd11::1]:80"),
     ] {
-        assert!(
-            lab.ask(from, &format!("{to}:80")).is_err(),
-            "{from} asked {to}"
-        );
+        assert!(lab.ask(from, to).is_err(), "{from} asked {to}");
     }
 }
 
@@ -118,25 +167,41 @@ async fn a_container_cannot_send_under_anothers_address() {
     for (task, host) in [("t1", 0), ("t2", 1), ("t3", 0)] {
         lab.container(task, host);
     }
-    lab.converge(&view()).await;
-    lab.serve_datagrams("t2", "10.0.1.12:53");
-    let heard = |from: &str| lab.run("t3", "ping", &["-c1", "-W1", "-I", from, "10.0.1.12"]);
-    assert!(heard("10.0.1.13"), "its own address");
-    for stolen in ["10.0.1.11", "10.0.1.99", "10.0.1.1"] {
-        let with_prefix = format!("{stolen}/32");
-        assert!(lab.run("t3", "ip", &["addr", "add", &with_prefix, "dev", "eth1"]));
-        assert!(!heard(stolen), "{stolen} is not its own");
-        assert!(lab.run("t3", "ip", &["addr", "del", &with_prefix, "dev", "eth1"]));
+    lab.converge(&dual()).await;
+    let families = [
+        (
+            "ip",
+            "10.0.1.12",
+            "32",
+            ["10.0.1.13", "10.0.1.11", "10.0.1.99", "10.0.1.1"],
+        ),
+        (
+            "ip6",
+            "fd00:1::12",
+            "128",
+            ["fd00:1::13", "fd00:1::11", "fd00:1::99", "fd00:1::1"],
+        ),
+    ];
+    for (family, to, length, [own, stolen @ ..]) in families {
+        let heard = |from: &str| lab.run("t3", "ping", &["-c1", "-W1", "-I", from, to]);
+        assert!(heard(own), "its own address");
+        for stolen in stolen {
+            let address = format!("{stolen}/{length}");
+            let add: &[&str] = match family {
+                "ip" => &["addr", "add", &address, "dev", "eth1"],
+                _ => &["addr", "add", &address, "dev", "eth1", "nodad"],
+            };
+            assert!(lab.run("t3", "ip", add));
+            assert!(!heard(stolen), "{stolen} is not its own");
+            assert!(lab.run("t3", "ip", &["addr", "del", &address, "dev", "eth1"]));
+        }
+        let chain = ["list", "chain", family, "shoal", "raw"];
+        let dropped = lab.text(&lab.router(0, "n1"), "nft", &chain);
+        assert!(
+            dropped.contains("nobody sends under another's address"),
+            "{dropped}"
+        );
     }
-    let dropped = lab.text(
-        &lab.router(0, "n1"),
-        "nft",
-        &["list", "chain", "ip", "shoal", "raw"],
-    );
-    assert!(
-        dropped.contains("nobody sends under another's address"),
-        "{dropped}"
-    );
 }
 
 /// A tunnel of one's own into a network, from a host that may have it or not.

@@ -8,10 +8,15 @@
 
 mod lab;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use lab::{Lab, Traffic, lab, view};
-use shoal_api::network::{IngressPort, NetworkView, Protocol};
+use lab::{Lab, Traffic, id, lab, view};
+use shoal_api::network::{Endpoint, IngressPort, NetworkView, Protocol, ServiceSlice};
+use shoal_overlay::core::lb;
 
 /// Asks as often as there are slots per round, so that every backend must have had its share.
 const ROUND: usize = 12;
@@ -72,6 +77,38 @@ async fn a_virtual_address_is_shared_evenly_and_keeps_the_client() {
         answers,
         BTreeMap::from(expected.map(|(who, n)| (who.to_owned(), n)))
     );
+}
+
+#[tokio::test]
+async fn services_that_are_asked_alternately_use_all_of_their_backends() {
+    let mut lab = or_skip!(lab().await);
+    let mut view = view();
+    let slice = view.networks.get_mut("n1").unwrap();
+    let mut other = ServiceSlice::clone(&slice.services["web"]);
+    other.name = "api".to_owned();
+    other.vips = vec![[10, 0, 1, 3].into()];
+    slice.services.insert(id("api"), Arc::new(other));
+    for (task, last, service) in [("ta", 21, "api"), ("tb", 22, "api"), ("t3", 13, "")] {
+        let mut endpoint = Endpoint::clone(&slice.endpoints["t1"]);
+        endpoint.service = (!service.is_empty()).then(|| id(service));
+        endpoint.addresses = vec![format!("10.0.1.{last}/24").parse().unwrap()];
+        slice.endpoints.insert(id(task), Arc::new(endpoint));
+    }
+    for (task, host) in [("t1", 0), ("t2", 1), ("t3", 0), ("ta", 0), ("tb", 0)] {
+        lab.container(task, host);
+    }
+    lab.converge(&view).await;
+    for task in ["t1", "t2", "ta", "tb"] {
+        lab.serve(task, "0.0.0.0:80");
+    }
+    let mut answers: BTreeMap<String, usize> = BTreeMap::new();
+    for _ in 0..16 {
+        for vip in ["10.0.1.2:80", "10.0.1.3:80"] {
+            *answers.entry(lab.ask("t3", vip).unwrap()).or_default() += 1;
+        }
+    }
+    let even = ["t1", "t2", "ta", "tb"].map(|task| (format!("{task} sees 10.0.1.13"), 8));
+    assert_eq!(answers, BTreeMap::from(even));
 }
 
 #[tokio::test]
@@ -209,6 +246,134 @@ async fn an_endpoint_that_stops_serving_gets_no_new_connection() {
         "a service without backends refuses"
     );
     assert!(lab.ask("client", "192.0.2.1:8080").is_err());
+}
+
+#[tokio::test]
+async fn another_program_sees_what_ipvs_was_told_and_what_it_changes_is_taken_back() {
+    let mut lab = or_skip!(lab().await);
+    if !lab.open_with_ipvs()["IPVS"] {
+        return eprintln!("skipped, because this kernel has no IPVS");
+    }
+    for (task, host) in [("t1", 0), ("t2", 1), ("t3", 0)] {
+        lab.container(task, host);
+    }
+    let mut view = view();
+    lab.converge(&view).await;
+    let (router, ingress) = (lab.router(0, "n1"), lab.router(0, "ingress"));
+    let shown = |lab: &Lab, router: &str| -> BTreeSet<String> {
+        let rules = lab.text(router, "ipvsadm", &["-Sn"]);
+        rules.lines().map(|line| line.trim().to_owned()).collect()
+    };
+    let vip = lb::vip_mark([10, 0, 1, 2].into());
+    let port = lb::port_mark(Protocol::Tcp, 8080);
+    let expected = |weights: [u32; 3]| {
+        let of = |mark: u32, net: u8, port: u16| {
+            let service = format!("-A -f {mark} -s rr");
+            let line = move |(last, weight): (u8, u32)| {
+                format!("-a -f {mark} -r 10.0.{net}.{last}:{port} -m -w {weight}")
+            };
+            let lines = (11..).zip(weights).map(line);
+            lines.chain([service]).collect::<BTreeSet<String>>()
+        };
+        (of(vip, 1, 0), of(port, 0, 80))
+    };
+    let all = |lab: &Lab| (shown(lab, &router), shown(lab, &ingress));
+    let (vips, ports) = expected([1, 1, 1]);
+    let (found_vips, found_ports) = all(&lab);
+    assert_eq!(found_vips, vips);
+    assert!(found_ports.is_superset(&ports), "{found_ports:?}");
+    let timeouts = |lab: &Lab| lab.text(&router, "ipvsadm", &["-L", "--timeout"]);
+    assert!(
+        timeouts(&lab).contains(": 432000 "),
+        "as long as conntrack: {}",
+        timeouts(&lab)
+    );
+
+    for network in view.networks.values_mut() {
+        if let Some(endpoint) = network.endpoints.get_mut("t2") {
+            Arc::make_mut(endpoint).serving = false;
+        }
+    }
+    lab.converge(&view).await;
+    let (vips, ports) = expected([1, 0, 1]);
+    let (found_vips, found_ports) = all(&lab);
+    assert_eq!(found_vips, vips);
+    assert!(found_ports.is_superset(&ports), "{found_ports:?}");
+
+    // And the other way round.
+    let mark = vip.to_string();
+    for change in [
+        ["-a", "-f", &mark, "-r", "10.0.1.99", "-m", "-w", "1"].as_slice(),
+        &["-e", "-f", &mark, "-r", "10.0.1.12", "-m", "-w", "7"],
+        &["-d", "-f", &mark, "-r", "10.0.1.11"],
+        &["-E", "-f", &mark, "-s", "sh"],
+        &["-A", "-f", "4711", "-s", "rr"],
+        &["--set", "900", "0", "0"],
+    ] {
+        assert!(lab.run(&router, "ipvsadm", change), "{change:?}");
+        let seen = lab.plan(0, &view).await;
+        assert!(!seen.is_empty(), "{change:?} went unnoticed");
+        lab.converge(&view).await;
+        assert_eq!(all(&lab).0, vips, "after {change:?}");
+        assert!(lab.plan(0, &view).await.is_empty(), "after {change:?}");
+    }
+    assert!(timeouts(&lab).contains(": 432000 "), "{}", timeouts(&lab));
+}
+
+/// How long a flow may go on to a backend that was replaced.
+const MOVED_WITHIN: Duration = Duration::from_secs(2);
+
+#[tokio::test]
+async fn a_datagram_flow_to_a_published_port_moves_when_its_backend_stops_serving() {
+    let mut lab = or_skip!(lab().await);
+    let tasks = [("t1", 0, 11), ("t2", 1, 12), ("t3", 0, 13)];
+    for (task, host, _) in tasks {
+        lab.container(task, host);
+    }
+    let mut view = view();
+    let ingress = view.networks.get_mut("ingress").unwrap();
+    let web = Arc::make_mut(ingress.services.get_mut("web").unwrap());
+    web.ports.push(IngressPort {
+        protocol: Protocol::Udp,
+        published: 5353,
+        target: 53,
+        ..IngressPort::default()
+    });
+    lab.converge(&view).await;
+    for (task, ..) in tasks {
+        lab.serve_datagrams(task, "0.0.0.0:53");
+    }
+    let socket = lab.datagrams("client", "192.0.2.1:5353");
+    let ask = || {
+        let mut answer = [0; 16];
+        socket.send(b"?").unwrap();
+        let length = socket.recv(&mut answer)?;
+        Ok::<_, std::io::Error>(String::from_utf8(answer[..length].to_vec()).unwrap())
+    };
+    let first = ask().unwrap();
+    assert_eq!(ask().unwrap(), first, "a flow keeps its backend");
+    let known = |lab: &Lab| {
+        let (_, _, last) = tasks.iter().find(|(task, ..)| *task == first).unwrap();
+        let backend = format!("10.0.0.{last}");
+        let router = lab.router(0, "ingress");
+        let words = ["-L", "-p", "udp", "--reply-src", &backend];
+        lab.text(&router, "conntrack", &words)
+    };
+    assert!(known(&lab).contains("dport=5353"), "{}", known(&lab));
+    let ingress = view.networks.get_mut("ingress").unwrap();
+    let endpoint = ingress.endpoints.get_mut(first.as_str()).unwrap();
+    Arc::make_mut(endpoint).serving = false;
+    lab.converge(&view).await;
+    let began = Instant::now();
+    let next = loop {
+        // The first may be lost with the flow that it was of.
+        match ask() {
+            Ok(answer) if answer != first => break answer,
+            _ => assert!(began.elapsed() < MOVED_WITHIN, "it stays with {first}"),
+        }
+    };
+    assert_eq!(ask().unwrap(), next, "and stays there");
+    assert!(!known(&lab).contains("dport=5353"), "{}", known(&lab));
 }
 
 #[tokio::test]

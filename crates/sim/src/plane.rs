@@ -20,7 +20,7 @@ pub fn check(host: HostId, view: &NetworkView, env: &mut Env) -> bool {
         gwbridge: "shgw".to_owned(),
         gwbridge_subnet: "172.31.0.0/16".parse().expect("a subnet"),
         gwbridge_subnet6: Some("fd53::/64".parse().expect("a subnet")),
-        ipvs: false,
+        ipvs: None,
         source_hash: true,
     };
     let facts = Facts {

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     process::{Child, Command, Stdio},
+    sync::{Mutex, PoisonError},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -231,10 +232,23 @@ pub(super) fn below(pid: u32, name: &str) -> Result<u32> {
     Ok(found)
 }
 
+/// Goals that were missed, for the end of the run.
+static MISSED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
 /// Says whether a goal is met; what is measured is printed in any case.
 pub(super) fn goal(what: &str, value: f64, least: f64) {
     let verdict = if value >= least { "met" } else { "NOT met" };
     println!("  {what}: {value:.2}, goal at least {least}: {verdict}");
+    if value < least {
+        let mut missed = MISSED.lock().unwrap_or_else(PoisonError::into_inner);
+        missed.push(format!("{what}: {value:.2}, not {least}"));
+    }
+}
+
+/// The goals that were missed so far.
+pub(super) fn missed() -> Vec<String> {
+    let missed = MISSED.lock().unwrap_or_else(PoisonError::into_inner);
+    missed.clone()
 }
 
 pub(super) fn median(values: impl Iterator<Item = f64>) -> f64 {

@@ -217,7 +217,10 @@ structs! {
     NetworkView { version, data_path_port, peers, networks }
     Peer { underlay, hostname, tunnel_keys }
     TunnelKey { public, port }
-    NetworkSlice { name, ingress, internal, encrypted, vni, mtu, subnets, endpoints, services }
+    NetworkSlice {
+        name, ingress, internal, encrypted, vni, mtu, subnets, attachable, labels, options, ip_ranges, endpoints,
+        services,
+    }
     Subnet { range, gateway }
     Endpoint { node, service, addresses, names, serving }
     ServiceSlice { name, vips, aliases, ports, named_ports, affinity }

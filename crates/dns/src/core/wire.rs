@@ -574,6 +574,33 @@ mod tests {
         }
 
         #[test]
+        fn no_bytes_of_an_upstream_make_it_panic_and_none_but_a_reply_is_taken(
+            bytes in proptest::collection::vec(any::<u8>(), 0..600), honest: bool, cut in 0usize..600,
+            at in 0usize..45, value: u8,
+        ) {
+            let asked = packet("tasks.web.example", qtype::AAAA, Some(1232));
+            let query = Query::parse(&asked).expect("a query");
+            let (id, mut reply) = ([0xab, 0xcd], bytes);
+            if honest {
+                // The beginning of a true reply, damaged at one place and cut.
+                reply.splice(0..0, asked.iter().copied());
+                reply[2] |= 0x80;
+                reply[at] = value;
+            }
+            reply.truncate(cut);
+            let (is_truncated, is_failure) = (is_truncated(&reply), is_failure(&reply));
+            prop_assert!(!is_truncated || reply[2] & 2 != 0);
+            prop_assert_eq!(is_failure, reply.len() < 4 || !matches!(reply[3] & 0x0f, 0 | 3));
+            if is_reply_to(&query, id, &reply) {
+                prop_assert!(reply.len() >= HEADER_BYTES && reply[2] & 0x80 != 0);
+                prop_assert_eq!(&reply[..2], &id);
+                let repeats = reply.get(HEADER_BYTES..query.question_end);
+                let repeats = repeats.is_some_and(|text| text.eq_ignore_ascii_case(query.question()));
+                prop_assert!(repeats || reply[3] & 0x0f != 0, "another question is answered");
+            }
+        }
+
+        #[test]
         fn no_damage_to_a_query_makes_it_panic(at in 0usize..45, value: u8, cut in 0usize..60) {
             let mut bytes = packet("tasks.web.example", qtype::AAAA, Some(1232));
             if let Some(byte) = bytes.get_mut(at) { *byte = value; }

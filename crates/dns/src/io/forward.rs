@@ -12,11 +12,12 @@ use std::{
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpStream, UdpSocket},
+    net::{TcpSocket, TcpStream, UdpSocket},
     task::JoinSet,
     time::{Instant, sleep_until, timeout_at},
 };
 
+use super::namespace::Namespace;
 use crate::core::wire::{
     Query, TCP_BYTES_MAX, UDP_BYTES_MAX, is_failure, is_reply_to, is_truncated,
 };
@@ -54,11 +55,14 @@ impl Upstreams {
     ///
     /// The server that answered last is asked first. Another one is asked as soon as one fails, or when it takes too
     /// long, which does not mean that its reply is no longer welcome.
+    ///
+    /// With a `client`, servers in a subnet of that namespace are asked from there, as the client itself would.
     pub(super) async fn ask(
         &self,
         packet: &Arc<[u8]>,
         transport: Transport,
         patience: Patience,
+        client: Option<&Namespace>,
     ) -> Option<Vec<u8>> {
         let count = self.servers.len();
         let first = self.preferred.load(Ordering::Relaxed);
@@ -70,11 +74,10 @@ impl Upstreams {
         loop {
             if let Some(index) = order.next() {
                 let (packet, server) = (Arc::clone(packet), self.servers[index]);
+                let client = client.cloned();
                 asked.spawn(async move {
-                    (
-                        index,
-                        timeout_at(deadline, ask(&packet, server, transport)).await,
-                    )
+                    let reply = ask(&packet, server, transport, client.as_ref());
+                    (index, timeout_at(deadline, reply).await)
                 });
                 next_at = (Instant::now() + patience.next_server).min(deadline);
             }
@@ -99,16 +102,46 @@ impl Upstreams {
 }
 
 /// Asks one server. Replies with another number or question are not for us and are passed over.
-async fn ask(packet: &[u8], server: SocketAddr, transport: Transport) -> io::Result<Vec<u8>> {
+async fn ask(
+    packet: &[u8],
+    server: SocketAddr,
+    transport: Transport,
+    client: Option<&Namespace>,
+) -> io::Result<Vec<u8>> {
     let query = Query::parse(packet).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
     let mut id = [0u8; 2];
     getrandom::fill(&mut id).expect("the operating system gives random bytes after boot");
     let mut sent = packet.to_vec();
     sent[..2].copy_from_slice(&id);
 
-    let mut reply = ask_udp(&query, &sent, id, server).await?;
+    let inside = match client {
+        Some(namespace) => namespace.udp_to(server).await?,
+        None => None,
+    };
+    // A stream is had from where the datagram was.
+    let client = client.filter(|_| inside.is_some());
+    let socket = match inside {
+        Some(inside) => UdpSocket::from_std(inside)?,
+        None => {
+            // A fresh socket has a fresh port, which a stranger would have to guess too (RFC 5452 §9.2).
+            let any = match server {
+                SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+                SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+            };
+            UdpSocket::bind(any).await?
+        }
+    };
+    socket.connect(server).await?;
+    let mut reply = ask_udp(&query, &sent, id, &socket).await?;
     if is_truncated(&reply) && transport == Transport::Tcp {
-        reply = ask_tcp(&query, &sent, id, server).await?;
+        let stream = match client {
+            Some(namespace) => {
+                let socket = TcpSocket::from_std_stream(namespace.tcp_to(server).await?);
+                socket.connect(server).await?
+            }
+            None => TcpStream::connect(server).await?,
+        };
+        reply = ask_tcp(&query, &sent, id, stream).await?;
     }
     reply[..2].copy_from_slice(&packet[..2]);
     Ok(reply)
@@ -118,15 +151,8 @@ async fn ask_udp(
     query: &Query<'_>,
     sent: &[u8],
     id: [u8; 2],
-    server: SocketAddr,
+    socket: &UdpSocket,
 ) -> io::Result<Vec<u8>> {
-    // A fresh socket has a fresh port, which a stranger would have to guess too (RFC 5452 §9.2).
-    let any = match server {
-        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
-    };
-    let socket = UdpSocket::bind(any).await?;
-    socket.connect(server).await?;
     socket.send(sent).await?;
     let mut reply = vec![0; UDP_BYTES_MAX + 1];
     loop {
@@ -148,9 +174,8 @@ async fn ask_tcp(
     query: &Query<'_>,
     sent: &[u8],
     id: [u8; 2],
-    server: SocketAddr,
+    mut stream: TcpStream,
 ) -> io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect(server).await?;
     write_message(&mut stream, sent).await?;
     let mut reply = Vec::new();
     read_message(&mut stream, &mut reply).await?;

@@ -24,7 +24,7 @@ use tokio::{
 use super::{
     datagrams,
     forward::{Patience, Transport, Upstreams, read_message, write_message},
-    namespace,
+    namespace::Namespace,
 };
 use crate::core::{
     answer::{Answer, Asker, answer},
@@ -73,6 +73,9 @@ pub struct ClientScope {
     pub ndots: u32,
     /// Servers for what is not ours, reached from the host's namespace.
     pub upstreams: Vec<SocketAddr>,
+    /// Whether those of them that are in a subnet of the client's own interfaces are reached from its namespace, since the
+    /// host may have no way there.
+    pub asks_inside: bool,
 }
 
 /// The ports of 127.0.0.11 on which a client's resolver listens.
@@ -127,6 +130,7 @@ struct Client {
 struct Scope {
     asker: Asker,
     upstreams: Upstreams,
+    asks_inside: bool,
 }
 
 /// What one socket's task needs to answer.
@@ -135,6 +139,7 @@ pub(super) struct Desk {
     shared: Arc<Shared>,
     scope: Arc<ArcSwap<Scope>>,
     forwards: Arc<Semaphore>,
+    namespace: Namespace,
 }
 
 pub(super) enum Verdict {
@@ -186,9 +191,9 @@ impl Dns {
             netns: netns.to_owned(),
             source,
         };
-        let sockets = namespace::open(netns.to_owned(), SocketAddrV4::new(RESOLVER, port))
-            .await
-            .map_err(failed)?;
+        let namespace = Namespace::at(netns).map_err(failed)?;
+        let at = SocketAddrV4::new(RESOLVER, port);
+        let sockets = namespace.open(at).await.map_err(failed)?;
         let udp = UdpSocket::from_std(sockets.udp).map_err(failed)?;
         let tcp = TcpListener::from_std(sockets.tcp).map_err(failed)?;
         let listening = Listening {
@@ -200,6 +205,7 @@ impl Dns {
             shared: Arc::clone(&self.shared),
             scope: Arc::clone(&scope),
             forwards: Arc::new(Semaphore::new(FORWARDS_PER_CLIENT_MAX)),
+            namespace,
         };
         let (serving, stopped) = watch::channel(());
         let tasks = [
@@ -247,6 +253,7 @@ impl From<ClientScope> for Scope {
         Self {
             asker: Asker::new(scope.networks, &scope.search, scope.ndots),
             upstreams: Upstreams::new(scope.upstreams),
+            asks_inside: scope.asks_inside,
         }
     }
 }
@@ -280,7 +287,12 @@ impl Desk {
         let scope = self.scope.load_full();
         match scope
             .upstreams
-            .ask(packet, transport, self.shared.patience)
+            .ask(
+                packet,
+                transport,
+                self.shared.patience,
+                scope.asks_inside.then_some(&self.namespace),
+            )
             .await
         {
             Some(reply) => reply,

@@ -133,6 +133,9 @@ pub struct PrunedImages {
     pub space_reclaimed: u64,
 }
 
+/// Driver option that shows the VXLAN identifiers of an overlay.
+pub const VXLAN_IDS: &str = "com.docker.network.driver.overlay.vxlanid_list";
+
 /// A network of this host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LocalNetwork {
@@ -150,6 +153,10 @@ pub struct LocalNetwork {
     pub ipv6: bool,
     /// Subnets in force.
     pub ipam: Vec<IpamConfig>,
+    /// Whether plain containers may join it, of a network of the cluster.
+    pub attachable: bool,
+    /// Whether it is the cluster's ingress network.
+    pub ingress: bool,
     /// Options of the driver.
     pub options: BTreeMap<String, String>,
     /// Labels.

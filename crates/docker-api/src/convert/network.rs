@@ -10,12 +10,12 @@ use shoal_api::{
 
 use super::{service_show, time::instant};
 use crate::{
-    backend::{ApiError, ApiResult, LocalNetwork, LocalNetworkSpec},
+    backend::{ApiError, ApiResult, LocalNetwork, LocalNetworkSpec, VXLAN_IDS},
     fields::Fields,
 };
 
-/// Driver option that holds the VXLAN identifiers of an overlay.
-const VXLAN_IDS: &str = "com.docker.network.driver.overlay.vxlanid_list";
+/// Driver options of an overlay that change something.
+const EFFECTIVE_OPTIONS: [&str; 2] = ["encrypted", "com.docker.network.driver.mtu"];
 
 /// What `network create` asks for.
 #[derive(Debug, Clone, PartialEq)]
@@ -103,6 +103,25 @@ pub(crate) fn read(body: &[u8]) -> ApiResult<NetworkRequest> {
     }))
 }
 
+/// Names the driver options of a network of the cluster that change nothing; nothing if all do something.
+pub(crate) fn without_effect(spec: &NetworkSpec) -> Option<String> {
+    let names = spec.driver.options.keys().map(String::as_str);
+    let idle: Vec<&str> = names
+        .filter(|name| !EFFECTIVE_OPTIONS.contains(name))
+        .collect();
+    let (what, have) = match idle[..] {
+        [] => return None,
+        [_] => ("option", "has"),
+        _ => ("options", "have"),
+    };
+    Some(format!(
+        "the {what} {} of network {} {have} no effect: an overlay knows {}",
+        idle.join(", "),
+        spec.annotations.name,
+        EFFECTIVE_OPTIONS.join(" and ")
+    ))
+}
+
 /// Subnets, and addresses in them that nobody is to be given.
 type Addresses = (Vec<IpamConfig>, BTreeMap<String, IpAddr>);
 
@@ -178,8 +197,8 @@ pub(crate) fn local(network: &LocalNetwork, with_members: bool) -> Value {
         "EnableIPv6": network.ipv6,
         "IPAM": {"Driver": "default", "Options": null, "Config": local_ipam(network)},
         "Internal": network.internal,
-        "Attachable": false,
-        "Ingress": false,
+        "Attachable": network.attachable,
+        "Ingress": network.ingress,
         "ConfigFrom": {"Network": network.config_from.as_deref().unwrap_or_default()},
         "ConfigOnly": network.config_only,
         "Containers": members,
@@ -257,7 +276,15 @@ fn subnets(network: &Network) -> Value {
         Some(allocated) => allocated
             .subnets
             .iter()
-            .map(|subnet| json!({"Subnet": subnet.range, "Gateway": subnet.gateway}))
+            .map(|subnet| {
+                let mut shown = json!({"Subnet": subnet.range, "Gateway": subnet.gateway});
+                let mut asked = network.spec.ipam.iter();
+                let asked = asked.find(|asked| asked.subnet == Some(subnet.range));
+                if let Some(range) = asked.and_then(|asked| asked.ip_range) {
+                    shown["IPRange"] = json!(range);
+                }
+                shown
+            })
             .collect(),
     }
 }

@@ -139,7 +139,7 @@ async fn list(api: &Api, query: &Query, minor: u32) -> ApiResult<Reply> {
             driver: "overlay",
             scope: "swarm",
             labels: &network.labels,
-            builtin: network.name == "ingress",
+            builtin: network.ingress,
             used: true,
         };
         if facts.match_all(&filters, dangling) {
@@ -231,10 +231,12 @@ async fn create(api: &Api, call: Call) -> ApiResult<Reply> {
         NetworkRequest::Cluster(spec) => {
             api.manager().await?;
             let encrypted = spec.is_encrypted();
+            let mut warnings: Vec<String> = network::without_effect(&spec).into_iter().collect();
             let id = api.cluster.network_create(spec).await?.to_string();
             if encrypted {
-                warning = without_encryption(&api.cluster.nodes().await?);
+                warnings.extend(without_encryption(&api.cluster.nodes().await?));
             }
+            warning = warnings.join("; ");
             id
         }
     };
@@ -242,7 +244,7 @@ async fn create(api: &Api, call: Call) -> ApiResult<Reply> {
 }
 
 /// Says which nodes cannot carry an encrypted network; nothing if all can.
-fn without_encryption(nodes: &[NodeView]) -> String {
+fn without_encryption(nodes: &[NodeView]) -> Option<String> {
     let cannot = |view: &&NodeView| {
         let mut plugins = view.node.description.plugins.iter();
         !plugins.any(|plugin| plugin == ENCRYPTED_PLUGIN)
@@ -253,14 +255,14 @@ fn without_encryption(nodes: &[NodeView]) -> String {
         .map(|view| &*view.node.description.hostname)
         .collect();
     if names.is_empty() {
-        return String::new();
+        return None;
     }
     names.sort_unstable();
-    format!(
+    Some(format!(
         "nothing in this network can run on {}: the kernel there lacks WireGuard (CONFIG_WIREGUARD), and packets of an \
          encrypted network are not sent in plain text",
         names.join(", ")
-    )
+    ))
 }
 
 async fn remove(api: &Api, name: &str) -> ApiResult<Reply> {

@@ -59,6 +59,11 @@ pub(crate) struct World {
 impl World {
     /// A cluster of ready nodes; the first one is its manager.
     pub(crate) fn new(nodes: &[&str]) -> Self {
+        Self::with(nodes, ClusterSpec::default())
+    }
+
+    /// The same with these settings.
+    pub(crate) fn with(nodes: &[&str], spec: ClusterSpec) -> Self {
         let mut world = Self {
             state: State::default(),
             now: fixture::at(0),
@@ -75,7 +80,7 @@ impl World {
         let first = fixture::node(nodes[0]);
         let bootstrap = control::Bootstrap {
             cluster: "cluster".parse().unwrap(),
-            spec: ClusterSpec::default(),
+            spec,
             root_ca_cert: String::new(),
             root_ca_key: String::new(),
             node: first.id.clone(),

@@ -369,6 +369,8 @@ impl Definition {
             ipv6: bridge.is_some_and(|bridge| bridge.spec.ipv6.is_some())
                 || self.config.as_ref().is_some_and(|config| config.ipv6),
             ipam,
+            attachable: false,
+            ingress: false,
             options: self.options.clone(),
             labels: self.labels.clone(),
             auxiliary: self.auxiliary.clone(),

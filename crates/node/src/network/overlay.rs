@@ -9,7 +9,7 @@ use shoal_api::{
     spec::IpamConfig,
     wire::AttachRequest,
 };
-use shoal_docker_api::backend::{LocalNetwork, NetworkMember};
+use shoal_docker_api::backend::{LocalNetwork, NetworkMember, VXLAN_IDS};
 use shoal_engine::io::network::{NetworkError, NetworkRequest};
 use shoal_overlay::core::naming;
 use tokio::time::timeout;
@@ -257,8 +257,13 @@ impl NodeNetworks {
             let ipam = slice.subnets.iter().map(|subnet| IpamConfig {
                 subnet: Some(subnet.range),
                 gateway: Some(subnet.gateway),
-                ip_range: None,
+                ip_range: {
+                    let mut ranges = slice.ip_ranges.iter().copied();
+                    ranges.find(|range| subnet.range.contains(range))
+                },
             });
+            let mut options = slice.options.clone();
+            options.insert(VXLAN_IDS.to_owned(), slice.vni.to_string());
             LocalNetwork {
                 id: id.to_string(),
                 name: slice.name.clone(),
@@ -270,6 +275,10 @@ impl NodeNetworks {
                     .iter()
                     .any(|subnet| subnet.range.addr().is_ipv6()),
                 ipam: ipam.collect(),
+                attachable: slice.attachable,
+                ingress: slice.ingress,
+                options,
+                labels: slice.labels.clone(),
                 containers: members.collect(),
                 ..LocalNetwork::default()
             }

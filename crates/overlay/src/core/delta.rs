@@ -17,7 +17,7 @@ use shoal_api::{
 };
 
 use super::{
-    desired::{self, Balance, Params},
+    desired::{self, Balance, IpvsBalance, Params},
     diff::{Change, NetOp, element_edits, ipvs_changes},
     lb::{self, Elements},
     rtnl_wire::Verb,
@@ -191,6 +191,10 @@ fn alike(old: &NetworkSlice, new: &NetworkSlice) -> bool {
         vni,
         mtu,
         subnets,
+        attachable: _,
+        labels: _,
+        options: _,
+        ip_ranges: _,
         endpoints: _,
         services,
     } = old;
@@ -264,11 +268,17 @@ impl Network<'_> {
         let mut gone = BTreeSet::new();
         for family in families {
             self.routes(family, &space, steps);
-            if self.params.ipvs {
+            if let Some(by_source) = self.params.ipvs {
                 let of = |slice| {
                     let endpoints = self.of_services(slice, &services);
                     let which = |id: &ServiceId| services.contains(id);
-                    desired::ipvs_services(slice, family, self.me, endpoints, which)
+                    let distributed = IpvsBalance {
+                        me: self.me,
+                        slice,
+                        family,
+                        by_source,
+                    };
+                    distributed.services(endpoints, which)
                 };
                 let changes = ipvs_changes(&of(self.new), &of(self.old));
                 let op = |change| NetOp {

@@ -28,7 +28,7 @@ use super::{
 };
 
 use services::mark_for_ipvs;
-pub(super) use services::{Balance, ipvs_services};
+pub(super) use services::{Balance, IpvsBalance};
 
 /// Table in a container for what must leave by its ingress interface.
 const INGRESS_TABLE: u32 = 4_083;
@@ -44,8 +44,8 @@ pub struct Params {
     pub gwbridge_subnet: Ipv4Net,
     /// Its IPv6 subnet, of 64 bits; `None` where the kernel cannot carry IPv6.
     pub gwbridge_subnet6: Option<Ipv6Net>,
-    /// Whether IPVS distributes connections, rather than nftables.
-    pub ipvs: bool,
+    /// By which scheduler IPVS keeps a client with its backend; `None` where nftables distributes connections.
+    pub ipvs: Option<&'static str>,
     /// Whether the kernel can keep a client with its backend.
     pub source_hash: bool,
 }
@@ -453,8 +453,8 @@ impl Cx<'_> {
             objects.neighbours.insert((VXLAN.to_owned(), hop), mac);
         }
         let table = self.router_table(slice, family, gateway, involved);
-        if self.params.ipvs {
-            self.ipvs(router, slice, family);
+        if let Some(by_source) = self.params.ipvs {
+            self.ipvs(router, slice, family, by_source);
         }
         router
             .tables
@@ -483,14 +483,14 @@ impl Cx<'_> {
             &ruleset::Router {
                 family,
                 ingress: slice.ingress,
-                ipvs: self.params.ipvs,
+                ipvs: self.params.ipvs.is_some(),
                 source_hash: self.params.source_hash,
                 gateway,
                 peers: &peers,
                 local: &local,
             },
         );
-        if self.params.ipvs {
+        if self.params.ipvs.is_some() {
             mark_for_ipvs(&mut table, slice);
             return table;
         }

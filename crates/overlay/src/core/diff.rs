@@ -82,6 +82,8 @@ pub enum IpvsStep {
     Delete(ServiceKey),
     /// Changes a destination, with the weight that it is to have.
     Destination(ServiceKey, Edit, (IpAddr, u16), u32),
+    /// Sets the seconds after which a silent TCP connection is forgotten.
+    Idle(u32),
 }
 
 impl fmt::Display for NetOp {
@@ -116,6 +118,9 @@ impl fmt::Display for NetOp {
                 IpvsStep::Destination(key, _, (address, _), _) => {
                     let mark = key.mark;
                     write!(f, "change destination {address} of IPVS service {mark:#x}")
+                }
+                IpvsStep::Idle(seconds) => {
+                    write!(f, "let IPVS keep silent connections for {seconds} s")
                 }
             },
         }?;
@@ -185,6 +190,11 @@ pub fn diff(want: &KernelState, have: &Observed) -> Vec<NetOp> {
         let mut changes: Vec<Change> = tunnel_change(wanted, held).into_iter().collect();
         changes.extend(object_changes(space, wanted, &held.objects));
         changes.extend(table_changes(wanted, held));
+        if let Some(idle) = wanted.ipvs_idle_s
+            && held.ipvs_idle_s != Some(idle)
+        {
+            changes.push(Change::Ipvs(IpvsStep::Idle(idle)));
+        }
         changes.extend(ipvs_changes(&wanted.ipvs, &held.ipvs));
         ops.extend(changes.into_iter().map(|change| op(space, change)));
     }

@@ -17,6 +17,14 @@ pub const FAMILY: &str = "IPVS";
 
 const SERVICE: u16 = 1;
 const DESTINATION: u16 = 2;
+/// Seconds after which a silent TCP connection is forgotten.
+const TCP_TIMEOUT: u16 = 4;
+
+/// Schedulers in use: in turn; and by the client's address, the better one first. Maglev's table leaves the clients of
+/// others where they are when a backend goes.
+pub const TURN: &str = "rr";
+/// See [`TURN`].
+pub const BY_SOURCE: [&str; 2] = ["mh", "sh"];
 
 /// Traffic is rewritten on its way, so that backends may be anywhere.
 const MASQUERADE: u32 = 0;
@@ -36,6 +44,8 @@ enum Command {
     SetDestination = 6,
     DelDestination = 7,
     GetDestination = 8,
+    SetConfig = 12,
+    GetConfig = 13,
 }
 
 /// Which service: the packets of a family with a mark.
@@ -50,7 +60,7 @@ pub struct ServiceKey {
 /// How a service is distributed, and over which destinations.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
-    /// `rr`, or `sh` where a client is to stay with its backend.
+    /// [`TURN`], or one of [`BY_SOURCE`] where a client is to stay with its backend.
     pub scheduler: String,
     /// Weights by address and port; the port 0 keeps that of the packet. Weight 0 keeps what it has and gets no more.
     pub destinations: BTreeMap<(IpAddr, u16), u32>,
@@ -117,6 +127,24 @@ pub fn destination(
         // No thresholds: a service never refuses for being busy.
         m.u32(3, MASQUERADE).u32(4, weight).u32(5, 0).u32(6, 0)
     })
+}
+
+/// Sets after how many seconds of silence TCP connections of the namespace are forgotten.
+pub fn set_idle(ipvs: u16, seconds: u32) -> Message {
+    generic_wire::message(ipvs, Command::SetConfig as u8, 0).u32(TCP_TIMEOUT, seconds)
+}
+
+/// Asks for that number.
+pub fn ask_config(ipvs: u16) -> Message {
+    generic_wire::message(ipvs, Command::GetConfig as u8, 0)
+}
+
+/// Reads it from an answer to [`ask_config`].
+pub fn read_idle(body: &[u8]) -> Option<u32> {
+    native_u32(attribute(
+        body.get(generic_wire::HEADER_LENGTH..)?,
+        TCP_TIMEOUT,
+    )?)
 }
 
 /// Reads a service with a mark from an answer to [`list_services`].
@@ -225,6 +253,9 @@ mod tests {
         let bytes = destination(0x1c, key, Edit::Set, backend, 0).finish(1, 0);
         let body = messages(&bytes).next().expect("one message").body;
         assert_eq!(read_destination(Family::V6, body), Some((backend, 0)));
+        let bytes = set_idle(0x1c, 432_000).finish(1, 0);
+        let body = messages(&bytes).next().expect("one message").body;
+        assert_eq!(read_idle(body), Some(432_000));
         assert_eq!(read_service(&[0; 3]), None, "truncated");
         assert_eq!(read_destination(Family::V4, &bytes[..30]), None);
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     diff::{Change, IpvsStep, NetOp, forget_objects},
-    ipvs_wire::{Edit, Service, ServiceKey},
+    ipvs_wire::{Edit, Service},
     observed::{ObservedSpace, ObservedTable},
     rtnl_wire::Verb,
     state::{LinkKind, Objects, Space},
@@ -128,7 +128,7 @@ impl Known {
                 }
                 Change::Ipvs(step) => {
                     if let Some(known) = self.spaces.get_mut(space) {
-                        note_ipvs(&mut known.found.ipvs, step);
+                        note_ipvs(&mut known.found, step);
                     }
                 }
                 // It is read every time.
@@ -159,9 +159,11 @@ impl Known {
     }
 }
 
-/// Notes what a step did to a service of IPVS.
-fn note_ipvs(services: &mut BTreeMap<ServiceKey, Service>, step: &IpvsStep) {
+/// Notes what a step did to IPVS.
+fn note_ipvs(found: &mut ObservedSpace, step: &IpvsStep) {
+    let services = &mut found.ipvs;
     match step {
+        IpvsStep::Idle(seconds) => found.ipvs_idle_s = Some(*seconds),
         IpvsStep::New(key, scheduler) => {
             let service = Service {
                 scheduler: scheduler.clone(),

@@ -1,12 +1,13 @@
 //! Load balancing by flat nftables maps: one element per (virtual address, slot), no chain and no rule per service.
 //!
-//! A first map gives a virtual address its slot class; the class's one rule draws a slot in turn and looks up
+//! A first map gives a virtual address its slot class; the class's one rule draws a slot and looks up
 //! (address, slot) in the map of slots. A small number of backends is a class of its own, so that ten thousand services
 //! cost an element per backend; larger classes are highly composite numbers, which the usual numbers of backends divide.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    ops::Range,
 };
 
 use shoal_api::network::Protocol;
@@ -16,6 +17,21 @@ use super::{naming::hash64, nft::Element, state::Family};
 /// Numbers of slots, ascending: a slot per backend up to 16, then numbers with many divisors.
 pub const CLASSES: [u32; 19] = [
     1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 60, 840, 10_080,
+];
+/// Classes that draw in turn: the number of slots, and how many digits to this base count the turns.
+///
+/// All services of a class count together. Were slot follow on slot, two services of two backends each that are asked
+/// alternately would have one backend each; so a number's slot is the sum of its digits, which leads to every slot equally
+/// often also when only each second, third or fourth number counts. Larger classes draw by chance.
+const TURNS_OF: [(u32, u32); 8] = [
+    (1, 1),
+    (2, 4),
+    (3, 2),
+    (4, 3),
+    (5, 2),
+    (6, 2),
+    (7, 2),
+    (8, 2),
 ];
 /// Slots per backend from which on a remainder no longer matters: no backend gets over 1/8 more than another.
 const SLOTS_PER_BACKEND_MIN: u32 = 8;
@@ -43,6 +59,36 @@ pub const PORT: &str = "port";
 pub const VIP_SLOTS: &str = "vip_slots";
 /// The same for published ports.
 pub const PORT_SLOTS: &str = "port_slots";
+
+/// Name of the map from the numbers that classes count to slots.
+pub const TURNS: &str = "turns";
+
+/// The numbers that a class counts; `None` for one that draws by chance.
+pub fn turn_of(slots: u32) -> Option<Range<u32>> {
+    let mut start = 0;
+    for (of, digits) in TURNS_OF {
+        let end = start + of.pow(digits);
+        if of == slots {
+            return Some(start..end);
+        }
+        start = end;
+    }
+    None
+}
+
+/// All numbers that classes count, with their slots.
+pub fn turns() -> impl Iterator<Item = (u32, u32)> {
+    TURNS_OF.into_iter().flat_map(|(slots, digits)| {
+        let numbers = turn_of(slots).unwrap_or_default();
+        let slot = move |turn: u32| {
+            let digit = |place| turn / slots.pow(place) % slots;
+            (0..digits).map(digit).sum::<u32>() % slots
+        };
+        numbers
+            .zip(0..)
+            .map(move |(number, turn)| (number, slot(turn)))
+    })
+}
 
 /// Name of the map that gives a virtual address the mark by which IPVS knows its service.
 pub const VIP_MARK: &str = "vip_mark";
@@ -244,6 +290,34 @@ mod tests {
             [3, 5, 16, 17, 20, 200, 5000].map(class_of),
             [3, 5, 16, 840, 60, 10_080, 10_080]
         );
+    }
+
+    #[test]
+    fn every_slot_has_its_turn_also_when_others_count_along() {
+        let all: BTreeMap<u32, u32> = turns().collect();
+        assert_eq!(all.len(), turns().count(), "no number twice");
+        for slots in 1..=8 {
+            let turn = turn_of(slots).expect("it draws in turn");
+            let length = turn.end - turn.start;
+            let shares = |step: u32, first: u32| {
+                let mut shares = vec![0; slots as usize];
+                for asked in 0..length {
+                    let number = turn.start + (first + step * asked) % length;
+                    shares[all[&number] as usize] += 1;
+                }
+                shares
+            };
+            let even = vec![length / slots; slots as usize];
+            for step in 1..=3 {
+                for first in 0..step {
+                    assert_eq!(shares(step, first), even, "{slots} slots, each {step}.");
+                }
+            }
+            // By themselves the first ones are all different.
+            let first: BTreeSet<u32> = turn.clone().take(slots as usize).map(|n| all[&n]).collect();
+            assert_eq!(first.len(), slots as usize);
+        }
+        assert_eq!(turn_of(9), None);
     }
 
     #[test]

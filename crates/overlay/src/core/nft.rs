@@ -201,8 +201,17 @@ pub enum Expr {
     Masquerade,
     /// Loads the type of the destination address (2 is local).
     DestinationType(u32),
-    /// Draws 0, 1, … modulus − 1 in turn.
+    /// Draws offset + 0, 1, … modulus − 1 in turn.
     Turn {
+        /// How many numbers.
+        modulus: u32,
+        /// The first of them.
+        offset: u32,
+        /// Register.
+        to: u32,
+    },
+    /// Draws one of 0, 1, … modulus − 1 by chance.
+    Chance {
         /// How many numbers.
         modulus: u32,
         /// Register.

@@ -435,8 +435,18 @@ fn expression(list: Message, family: Family, expr: &Expr) -> Message {
         }),
         Expr::Masquerade => named("masq", &|m| m),
         Expr::DestinationType(to) => named("fib", &|m| m.be32(1, reg(to)).be32(2, 3).be32(3, 2)),
-        Expr::Turn { modulus, to } => named("numgen", &|m| {
-            m.be32(1, reg(to)).be32(2, *modulus).be32(3, 0)
+        Expr::Turn {
+            modulus,
+            offset,
+            to,
+        } => named("numgen", &|m| {
+            m.be32(1, reg(to))
+                .be32(2, *modulus)
+                .be32(3, 0)
+                .be32(4, *offset)
+        }),
+        Expr::Chance { modulus, to } => named("numgen", &|m| {
+            m.be32(1, reg(to)).be32(2, *modulus).be32(3, 1)
         }),
         // Jenkins' hash (type 0); without a seed each rule would have its own.
         Expr::Hash {

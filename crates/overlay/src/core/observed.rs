@@ -35,6 +35,8 @@ pub struct ObservedSpace {
     pub tables: BTreeMap<(Family, String), ObservedTable>,
     /// Services of IPVS.
     pub ipvs: BTreeMap<ServiceKey, Service>,
+    /// Seconds after which IPVS forgets a silent TCP connection, where there is IPVS.
+    pub ipvs_idle_s: Option<u32>,
     /// The tunnel's device, where it is there and has a key.
     pub tunnel: Option<Tunnel>,
     /// Families for which somebody else set a default route here.

@@ -115,6 +115,12 @@ pub fn router(name: &str, router: &Router<'_>) -> Table {
         let slot = SetData::Parts(vec![address]);
         table.set(VIP, &[address], SetData::Verdict);
         table.set(lb::VIP_SLOTS, &[address, Part::Mark], slot);
+        let drawn = SetData::Parts(vec![Part::Mark]);
+        table.set(lb::TURNS, &[Part::Mark], drawn);
+        for (number, slot) in lb::turns() {
+            let slot = Element::Value(slot.to_ne_bytes().to_vec());
+            table.element(lb::TURNS, number.to_ne_bytes().to_vec(), slot);
+        }
         for slots in CLASSES {
             vip_class(&mut table, slots);
         }

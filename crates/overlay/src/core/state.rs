@@ -67,6 +67,8 @@ pub struct SpaceState {
     pub tables: BTreeMap<(Family, String), Table>,
     /// Services of IPVS.
     pub ipvs: BTreeMap<ServiceKey, Service>,
+    /// Seconds after which IPVS forgets a silent TCP connection, where it distributes any.
+    pub ipvs_idle_s: Option<u32>,
     /// The tunnel's device, by name.
     pub tunnel: Option<(String, Tunnel)>,
 }

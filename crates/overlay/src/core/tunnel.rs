@@ -107,6 +107,16 @@ pub fn step(want: &Tunnel, have: Option<&Tunnel>) -> Option<TunnelStep> {
     (step != TunnelStep::default()).then_some(step)
 }
 
+/// Whether two devices have the same key, port and peers with the same addresses; where a peer is found a device learns from
+/// its packets.
+pub fn is_same(one: &Tunnel, other: &Tunnel) -> bool {
+    let addresses = |tunnel: &Tunnel| -> BTreeMap<PublicKey, Option<Ipv6Addr>> {
+        let peers = tunnel.peers.iter();
+        peers.map(|(key, peer)| (*key, peer.address)).collect()
+    };
+    (&one.private, one.port) == (&other.private, other.port) && addresses(one) == addresses(other)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,6 +144,12 @@ mod tests {
         };
         let want = tunnel(1, &[2, 3]);
         assert_eq!(step(&want, Some(&want)), None);
+        let mut moved = want.clone();
+        for peer in moved.peers.values_mut() {
+            peer.endpoint = Some(([192, 0, 2, 99], 1).into());
+        }
+        assert!(is_same(&want, &moved) && step(&want, Some(&moved)).is_some());
+        assert!(!is_same(&want, &tunnel(1, &[2])), "a peer is missing");
         let fresh = step(&want, None).expect("everything is missing");
         assert_eq!((fresh.port, fresh.set.len()), (Some(51820), 2));
         let other = step(&want, Some(&tunnel(1, &[3, 4]))).expect("peers differ");

@@ -4,7 +4,10 @@ use std::{net::Ipv6Addr, path::PathBuf};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
-use crate::core::keyring::KeyTimes;
+use crate::core::{
+    ipvs_wire::{BY_SOURCE, TURN},
+    keyring::KeyTimes,
+};
 
 /// A unique local subnet (RFC 4193) that never leaves the host.
 const GWBRIDGE_SUBNET6: Ipv6Addr = Ipv6Addr::new(0xfd53, 0x686f, 0x616c, 1, 0, 0, 0, 0);
@@ -61,6 +64,25 @@ pub enum LbDriver {
     Ipvs,
 }
 
+impl LbDriver {
+    /// By which of these schedulers IPVS keeps a client with its backend, if it is IPVS that distributes connections; `None`
+    /// if it is nftables, which keeps clients only where it can compute a hash.
+    pub(crate) fn ipvs_scheduler(
+        self,
+        schedulers: &[&'static str],
+        nft_keeps_clients: bool,
+    ) -> Option<&'static str> {
+        if self == Self::Nft || !schedulers.contains(&TURN) {
+            return None;
+        }
+        let found = BY_SOURCE.into_iter().find(|name| schedulers.contains(name));
+        match found {
+            None if self == Self::Auto && nft_keeps_clients => None,
+            found => Some(found.unwrap_or(TURN)),
+        }
+    }
+}
+
 impl std::str::FromStr for LbDriver {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
@@ -72,5 +94,24 @@ impl std::str::FromStr for LbDriver {
                 "invalid load-balancing driver {text:?}: expected auto, nft or ipvs"
             )),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ipvs_is_taken_where_it_can_do_what_nftables_can() {
+        use LbDriver::{Auto, Ipvs, Nft};
+        let all = ["rr", "mh", "sh"];
+        assert_eq!(Auto.ipvs_scheduler(&all, true), Some("mh"));
+        assert_eq!(Auto.ipvs_scheduler(&["rr", "sh"], true), Some("sh"));
+        assert_eq!(Auto.ipvs_scheduler(&["rr"], true), None);
+        assert_eq!(Auto.ipvs_scheduler(&["rr"], false), Some("rr"));
+        assert_eq!(Auto.ipvs_scheduler(&["mh"], false), None, "not in turn");
+        assert_eq!(Ipvs.ipvs_scheduler(&["rr"], true), Some("rr"), "asked for");
+        assert_eq!(Ipvs.ipvs_scheduler(&[], true), None, "there is no IPVS");
+        assert_eq!(Nft.ipvs_scheduler(&all, false), None);
     }
 }

@@ -505,6 +505,7 @@ impl<'a> Kernel<'a> {
             IpvsStep::Set(key, scheduler) => {
                 socket.request(ipvs_wire::set_service(family, *key, scheduler))
             }
+            IpvsStep::Idle(seconds) => socket.request(ipvs_wire::set_idle(family, *seconds)),
             IpvsStep::Delete(key) => {
                 tolerate_absence(socket.request(ipvs_wire::delete_service(family, *key)))
             }

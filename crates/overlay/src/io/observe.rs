@@ -165,6 +165,15 @@ pub(crate) fn ipvs(socket: &mut Socket, family: u16) -> io::Result<BTreeMap<Serv
     Ok(services)
 }
 
+/// Reads after how many seconds IPVS forgets a silent TCP connection.
+pub(crate) fn ipvs_idle(socket: &mut Socket, family: u16) -> io::Result<Option<u32>> {
+    let mut found = None;
+    socket.ask(ipvs_wire::ask_config(family), |body| {
+        found = ipvs_wire::read_idle(body);
+    })?;
+    Ok(found)
+}
+
 /// Reads the tunnel's device, which must be there.
 pub(crate) fn tunnel(socket: &mut Socket, family: u16, name: &str) -> io::Result<Reading> {
     let mut reading = Reading::default();

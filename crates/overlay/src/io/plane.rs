@@ -3,6 +3,7 @@
 mod facts;
 mod keys;
 mod shortcut;
+mod silent;
 mod ways;
 
 use std::{
@@ -35,12 +36,14 @@ use crate::core::{
     delta::{Delta, Index},
     desired::{Params, desired},
     diff::{NetOp, diff},
+    ipvs_wire,
     keyring::Keyring,
     known::Known,
     lb, naming,
     notice::Scope,
     observed::{Facts, Observed, ObservedSpace},
     state::{Family, KernelState, OVERLAY_PROTOCOL, Space},
+    tunnel::Tunnel,
 };
 use facts::underlay_link;
 pub use keys::KeyState;
@@ -57,7 +60,7 @@ pub struct Plane {
     actor: Actor<Worker>,
     alarm: Arc<Notify>,
     uses_ipvs: bool,
-    abilities: Abilities,
+    abilities: Arc<Abilities>,
     keys: watch::Receiver<KeyState>,
     /// The host's namespace, and the folder of the routers' handles.
     places: Arc<(OwnedFd, PathBuf)>,
@@ -109,20 +112,18 @@ impl Plane {
             ipv6: false,
             source_hash: false,
             families: Families::default(),
+            by_source: None,
+            tunnel: None,
         };
         let told = Arc::new(OnceLock::new());
         let tell = Arc::clone(&told);
         let actor = Actor::start("network-plane", worker, move |worker: &mut Worker| {
-            worker.enter()?;
-            let abilities = Abilities {
-                ipv6: worker.ipv6,
-                source_hash: worker.source_hash,
-                families: worker.families,
-            };
-            tell.get_or_init(|| (abilities, worker.uses_ipvs()));
+            let abilities = worker.enter()?;
+            tell.get_or_init(|| (Arc::new(abilities), worker.by_source.is_some()));
             Ok::<_, PlaneError>(())
         })?;
-        let (abilities, uses_ipvs) = *told.get().expect("told before the thread was started");
+        let told = told.get().expect("told before the thread was started");
+        let (abilities, uses_ipvs) = told.clone();
         Ok(Self {
             actor,
             alarm,
@@ -165,11 +166,6 @@ impl Plane {
         if self.uses_ipvs { "IPVS" } else { "nftables" }
     }
 
-    /// Waits until somebody else has changed, in the kernel, what the plane made. For one waiter at a time.
-    pub async fn disturbed(&self) {
-        self.alarm.notified().await;
-    }
-
     /// Like [`Self::converge`] with the arguments of the last call, but only reads back the namespaces in which
     /// somebody was at work.
     pub async fn repair(
@@ -195,10 +191,11 @@ impl Plane {
         let (view, me, local) = (Arc::clone(view), me.clone(), local.clone());
         let work = move |worker: &mut Worker| {
             let mut errors = Vec::new();
-            worker.known = Known::default();
+            let known = std::mem::take(&mut worker.known);
             let planned = worker
                 .plan((&view, &me, &local), None, &mut errors)
                 .map(|planned| planned.ops);
+            worker.known = known;
             planned.filter(|_| errors.is_empty()).ok_or(errors)
         };
         self.actor
@@ -236,6 +233,10 @@ struct Worker {
     source_hash: bool,
     /// Numbers of families of generic netlink.
     families: Families,
+    /// The scheduler by which IPVS keeps clients with their backends; `None` where nftables distributes connections.
+    by_source: Option<&'static str>,
+    /// The tunnel's device as it was brought about.
+    tunnel: Option<Tunnel>,
     /// From when times are counted.
     started: Instant,
     /// The keys of encrypted networks; `None` where the kernel has no WireGuard.
@@ -262,7 +263,7 @@ struct Planned<'a> {
 
 impl Worker {
     /// Moves the thread into the host's namespace, and checks the kernel in a throw-away one.
-    fn enter(&mut self) -> Result<(), PlaneError> {
+    fn enter(&mut self) -> Result<Abilities, PlaneError> {
         let step = |step: &str| {
             let step = step.to_owned();
             move |source| PlaneError::Step { step, source }
@@ -296,12 +297,20 @@ impl Worker {
                  balanced like others here"
             );
         }
-        if self.config.lb_driver == LbDriver::Ipvs && self.families.ipvs.is_none() {
+        let driver = self.config.lb_driver;
+        self.by_source = driver.ipvs_scheduler(&abilities.schedulers, abilities.source_hash);
+        if driver == LbDriver::Ipvs && self.by_source.is_none() {
             tracing::warn!(
-                "this kernel lacks IPVS (CONFIG_IP_VS): nftables distributes connections"
+                "this kernel lacks IPVS (CONFIG_IP_VS, _RR): nftables distributes connections"
             );
         }
-        Ok(())
+        if self.by_source == Some(ipvs_wire::TURN) {
+            tracing::warn!(
+                "this kernel lacks CONFIG_IP_VS_MH and CONFIG_IP_VS_SH: with IPVS, services with the label \
+                 shoal.affinity=source are balanced like others here"
+            );
+        }
+        Ok(abilities)
     }
 
     fn converge(&mut self, inputs: Inputs<'_>) -> Result<(), Vec<PlaneError>> {
@@ -389,6 +398,8 @@ impl Worker {
             return Err(errors);
         }
         self.known = Known::after(read, &ops);
+        let host = want.spaces.get(&Space::Host);
+        self.tunnel = host.and_then(|host| Some(host.tunnel.clone()?.1));
         Ok(())
     }
 
@@ -398,14 +409,10 @@ impl Worker {
             prefix: self.config.prefix.clone(),
             gwbridge: self.config.gwbridge.clone(),
             gwbridge_subnet: self.config.gwbridge_subnet,
-            ipvs: self.uses_ipvs(),
+            ipvs: self.by_source,
             source_hash: self.source_hash,
             gwbridge_subnet6: self.ipv6.then_some(self.config.gwbridge_subnet6),
         }
-    }
-
-    fn uses_ipvs(&self) -> bool {
-        self.config.lb_driver != LbDriver::Nft && self.families.ipvs.is_some()
     }
 
     /// Starts to listen in a namespace, if there are no ears in it yet.
@@ -632,6 +639,7 @@ impl Worker {
         if let Some(known) = known {
             found.tables = known.found.tables.clone();
             found.ipvs = known.found.ipvs.clone();
+            found.ipvs_idle_s = known.found.ipvs_idle_s;
             return Ok(());
         }
         found.ipvs.clear();
@@ -639,6 +647,7 @@ impl Worker {
             && let Some((socket, family)) = kernel.ipvs(space)?
         {
             found.ipvs = observe::ipvs(socket, family)?;
+            found.ipvs_idle_s = observe::ipvs_idle(socket, family)?;
         }
         let families = Family::ALL
             .into_iter()

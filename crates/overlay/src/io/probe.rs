@@ -10,7 +10,9 @@ use super::{
     socket::{Kind, Socket},
 };
 use crate::core::{
-    generic_wire, ipvs_wire, naming,
+    generic_wire,
+    ipvs_wire::{self, ServiceKey},
+    naming,
     nft::Table,
     nft_wire,
     rtnl_wire::{self, LinkPlaces},
@@ -20,7 +22,7 @@ use crate::core::{
 };
 
 /// What the kernel can do besides what is needed.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Abilities {
     /// Addresses, routes and rules of IPv6.
     pub(crate) ipv6: bool,
@@ -28,6 +30,8 @@ pub(crate) struct Abilities {
     pub(crate) source_hash: bool,
     /// Numbers of families of generic netlink.
     pub(crate) families: Families,
+    /// Schedulers of IPVS, of those that are used.
+    pub(crate) schedulers: Vec<&'static str>,
 }
 
 /// Asks the kernel for a VXLAN device, a veth pair and a table, in the namespace of the calling thread.
@@ -84,8 +88,28 @@ pub(crate) fn probe() -> Result<Abilities, PlaneError> {
     Ok(Abilities {
         ipv6,
         source_hash: netfilter.transaction(hashing).is_ok(),
+        schedulers: families.ipvs.map(schedulers).unwrap_or_default(),
         families,
     })
+}
+
+/// Asks IPVS for services by each scheduler; the kernel loads a scheduler's module if it has one.
+fn schedulers(ipvs: u16) -> Vec<&'static str> {
+    let key = ServiceKey {
+        family: Family::V4,
+        mark: 1,
+    };
+    let Ok(mut socket) = Socket::open(Kind::Generic) else {
+        return Vec::new();
+    };
+    let mut is_there = |name: &&'static str| {
+        let made = socket.request(ipvs_wire::new_service(ipvs, key, name));
+        // Where none was made there is none to be removed.
+        let _ = socket.request(ipvs_wire::delete_service(ipvs, key));
+        made.is_ok()
+    };
+    let all = [ipvs_wire::TURN].into_iter().chain(ipvs_wire::BY_SOURCE);
+    all.filter(|name| is_there(name)).collect()
 }
 
 /// What a kernel's answer to the question for a feature means.

@@ -170,6 +170,12 @@ impl Held<'_> {
         self.state.disturbed.contains(space)
     }
 
+    /// Says that somebody was at work in these namespaces, who was seen otherwise than by a notice.
+    pub(crate) fn disturb(&mut self, spaces: BTreeSet<Space>) {
+        self.state.disturbed.extend(spaces);
+        self.shared.alarm.notify_one();
+    }
+
     /// Changes what is ours in a namespace, without saying it all anew.
     pub(crate) fn amend(&mut self, space: &Space, change: impl FnOnce(&mut Scope)) {
         if let Some(post) = self.state.spaces.get_mut(space) {

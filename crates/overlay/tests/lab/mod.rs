@@ -84,6 +84,10 @@ pub fn view() -> NetworkView {
                 range: format!("10.0.{n}.0/24").parse().unwrap(),
                 gateway: [10, 0, n, 1].into(),
             }],
+            attachable: false,
+            labels: Default::default(),
+            options: Default::default(),
+            ip_ranges: Vec::new(),
             endpoints: (11..).zip(tasks).map(endpoint).collect(),
             services: web(n),
         }

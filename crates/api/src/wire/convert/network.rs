@@ -28,7 +28,10 @@ messages! {
     SliceChange { slice, endpoints_gone, services_gone }
     Peer { underlay, hostname, tunnel_keys }
     TunnelKey { public, port }
-    NetworkSlice { name, ingress, internal, encrypted, vni, mtu, subnets, endpoints, services }
+    NetworkSlice {
+        name, ingress, internal, encrypted, vni, mtu, subnets, attachable, labels, options, ip_ranges, endpoints,
+        services,
+    }
     Endpoint { node, service, addresses, names, serving }
     ServiceSlice { name, vips, aliases, ports, named_ports, affinity }
     NamedPort { name, protocol, target }

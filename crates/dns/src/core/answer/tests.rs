@@ -57,6 +57,10 @@ fn slice(name: &str, internal: bool, subnets: &[&str]) -> NetworkSlice {
                 gateway: "10.0.1.1".parse().expect("one"),
             })
             .collect(),
+        attachable: false,
+        labels: Default::default(),
+        options: Default::default(),
+        ip_ranges: Vec::new(),
         endpoints: Default::default(),
         services: Default::default(),
     }

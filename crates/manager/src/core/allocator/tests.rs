@@ -1,5 +1,7 @@
 //! Subnets, addresses and ports: who gets which, and what is said when there is none.
 
+mod pools;
+
 use ipnet::IpNet;
 use proptest::prelude::*;
 use shoal_api::{

@@ -200,6 +200,7 @@ fn slice(state: &State, network: &Network) -> Option<NetworkSlice> {
         let service = state.service(&id)?;
         Some((id, Arc::new(service_slice(network, service))))
     });
+    let ip_ranges = network.spec.ipam.iter().filter_map(|ipam| ipam.ip_range);
     Some(NetworkSlice {
         name: network.spec.annotations.name.clone(),
         ingress: network.spec.ingress,
@@ -213,6 +214,10 @@ fn slice(state: &State, network: &Network) -> Option<NetworkSlice> {
             .get(MTU_OPTION)
             .and_then(|mtu| mtu.parse().ok()),
         subnets: allocated.subnets.clone(),
+        attachable: network.spec.attachable,
+        labels: network.spec.annotations.labels.clone(),
+        options: network.spec.driver.options.clone(),
+        ip_ranges: ip_ranges.collect(),
         endpoints,
         services: services.collect(),
     })

@@ -51,33 +51,34 @@ pub(super) fn port_by_source(table: &mut Table) {
     table.chain(&source_class(PORT), None, rules);
 }
 
+/// Draws a slot of a class.
+fn draw(slots: u32, to: u32) -> Vec<Expr> {
+    match lb::turn_of(slots) {
+        Some(turn) => vec![
+            Expr::Turn {
+                modulus: turn.end - turn.start,
+                offset: turn.start,
+                to,
+            },
+            map(to, lb::TURNS, to),
+        ],
+        None => vec![Expr::Chance { modulus: slots, to }],
+    }
+}
+
 pub(super) fn vip_class(table: &mut Table, slots: u32) {
     let (family, width) = (table.family, registers(table.family));
     let class = class_name(VIP, slots);
-    let draw = Expr::Turn {
-        modulus: slots,
-        to: width,
-    };
-    let does = vec![
-        destination(family, 0),
-        draw,
-        map(0, lb::VIP_SLOTS, 0),
-        Expr::Dnat(0, None),
-    ];
+    let to_backend = vec![map(0, lb::VIP_SLOTS, 0), Expr::Dnat(0, None)];
+    let does = [vec![destination(family, 0)], draw(slots, width), to_backend];
+    let does = does.concat();
     table.chain(&class, None, vec![rule("virtual address to backend", does)]);
 }
 
 pub(super) fn port_class(table: &mut Table, slots: u32) {
     let width = registers(table.family);
     let class = class_name(PORT, slots);
-    let draw = vec![
-        Expr::Turn {
-            modulus: slots,
-            to: 2,
-        },
-        map(0, lb::PORT_SLOTS, 0),
-        Expr::Dnat(0, Some(width)),
-    ];
-    let does = [protocol_and_port(), draw].concat();
+    let to_backend = vec![map(0, lb::PORT_SLOTS, 0), Expr::Dnat(0, Some(width))];
+    let does = [protocol_and_port(), draw(slots, 2), to_backend].concat();
     table.chain(&class, None, vec![rule("published port to backend", does)]);
 }
