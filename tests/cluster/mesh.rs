@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use shoal_tests::{
-    lab::{MACHINE, TestLab, get, program as shoal_program, text},
+    lab::{TestLab, get, program as shoal_program, text},
     wait,
 };
 
@@ -118,7 +118,7 @@ fn a_published_port_answers_at_every_address_and_knows_its_clients() -> Result<(
         let answer = wait(&format!("an answer of {at}"), || {
             Ok(ask_datagram(&at).map_err(|error| error.to_string()))
         })?;
-        ensure!(answer == format!("client={}", *MACHINE), "{answer}");
+        ensure!(answer == format!("client={}", lab.machine()), "{answer}");
     }
 
     // A task that is on ingress alone asks its own host, and the other one.
@@ -170,10 +170,10 @@ fn options_of_published_ports_do_what_their_labels_say() -> Result<()> {
         })?;
         // The connection is a node's, the header tells the client.
         ensure!(
-            answer.contains(&format!("client={} ", *MACHINE)),
+            answer.contains(&format!("client={} ", lab.machine())),
             "{answer}"
         );
-        ensure!(!answer.contains(&format!("peer={}", *MACHINE)), "{answer}");
+        ensure!(!answer.contains(&format!("peer={}", lab.machine())), "{answer}");
     }
     Ok(())
 }
