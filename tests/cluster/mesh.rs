@@ -173,7 +173,10 @@ fn options_of_published_ports_do_what_their_labels_say() -> Result<()> {
             answer.contains(&format!("client={} ", lab.machine())),
             "{answer}"
         );
-        ensure!(!answer.contains(&format!("peer={}", lab.machine())), "{answer}");
+        ensure!(
+            !answer.contains(&format!("peer={}", lab.machine())),
+            "{answer}"
+        );
     }
     Ok(())
 }

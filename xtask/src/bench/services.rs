@@ -167,7 +167,11 @@ fn power_cut(bench: &Bench) -> Result<()> {
         if round > 0 {
             let update = ["service", "update", "--detach", "--quiet", "--force"];
             let all_at_once = ["--update-parallelism", "0", "idle"];
-            hosts.shoal(&[&update[..], &all_at_once[..]].concat())?;
+            // The managers may be writing something down about it meanwhile.
+            until("the update to be taken", || {
+                let updated = hosts.shoal(&[&update[..], &all_at_once[..]].concat());
+                Ok(updated.is_ok())
+            })?;
         }
         until("tasks on the host", || {
             let running = hosts.running("idle")?;
