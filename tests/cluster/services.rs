@@ -356,6 +356,6 @@ fn a_global_job_runs_once_on_every_node_that_there_is_and_comes() -> Result<()> 
         "service ls --format",
         &["{{.Name}} {{.Mode}} {{.Replicas}}"],
     )?;
-    assert_eq!(listed, "everywhere global job 0/3 (3/3 completed)\n");
+    assert_eq!(listed, "everywhere global job 0/0 (3/3 completed)\n");
     Ok(())
 }

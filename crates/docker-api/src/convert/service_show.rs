@@ -92,7 +92,7 @@ fn service_status(service: &Service, tasks: &[Task]) -> Value {
         let wanted = tasks
             .iter()
             .filter(current)
-            .filter(|task| task.desired_state <= until)
+            .filter(|task| task.desired_state <= until && task.status.state != TaskState::Complete)
             .count();
         u64::try_from(wanted).unwrap_or(u64::MAX)
     };
@@ -104,6 +104,7 @@ fn service_status(service: &Service, tasks: &[Task]) -> Value {
             total_completions,
         } => max_concurrent
             .min(total_completions.saturating_sub(u64::try_from(completed).unwrap_or(u64::MAX))),
+        // Those that are still to complete; clients add the others.
         ServiceMode::GlobalJob => wanted(TaskState::Complete),
     };
     json!({"RunningTasks": running, "DesiredTasks": desired, "CompletedTasks": completed})
