@@ -93,7 +93,7 @@ fn a_published_port_answers_at_every_address_and_knows_its_clients() -> Result<(
     }
     let ask = |from: &str, at: &str| {
         let url = format!("http://{at}:8088/");
-        let output = lab.output(from, &["busybox", "wget", "-T", "3", "-qO-", &url])?;
+        let output = lab.output(from, &["curl", "-sSgm3", &url])?;
         text(&output)
     };
     for (from, at, client) in [
@@ -147,18 +147,7 @@ fn options_of_published_ports_do_what_their_labels_say() -> Result<()> {
         get(&lab.addr("n2"), 8095, "/").is_err(),
         "it is n1's address"
     );
-    let local = program(
-        &lab,
-        "n1",
-        &[
-            "busybox",
-            "wget",
-            "-T",
-            "2",
-            "-qO-",
-            "http://127.0.0.1:8095/",
-        ],
-    );
+    let local = program(&lab, "n1", &["curl", "-sSgm2", "http://127.0.0.1:8095/"]);
     ensure!(local.is_err(), "not at loopback either: {local:?}");
 
     let told = "--label shoal.publish.80.proxy-protocol=true --publish 8096:80";

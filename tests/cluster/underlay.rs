@@ -30,12 +30,11 @@ fn add_address(lab: &TestLab, host: &str, net: &str) -> Result<()> {
 
 /// What a router of a host says of its tunnel, by the network's id.
 fn tunnel(lab: &TestLab, host: &str, network: &str) -> Result<String> {
-    let id = line(
-        lab,
-        "n1",
-        &format!("network inspect -f {{{{.ID}}}} {network}"),
-    )?;
-    let name = format!("*/netns/router-{}", id.trim());
+    let shown = verbose(lab, network)?;
+    let name = format!(
+        "*/netns/router-{}",
+        shown["Id"].as_str().unwrap_or_default()
+    );
     let found = program(lab, host, &["find", "/run/shoal", "-path", &name])?;
     let net = format!("--net={}", found.trim());
     let device = ["nsenter", &net, "--", "ip", "-d", "link", "show", "vx0"];
@@ -173,7 +172,7 @@ fn a_network_with_both_families_has_names_ports_and_clients_in_both() -> Result<
     lab.wait_running("six", 2)?;
     let ask = |host: &str, at: &str| {
         let url = format!("http://{at}/");
-        let output = lab.output(host, &["busybox", "wget", "-T", "5", "-qO-", &url])?;
+        let output = lab.output(host, &["curl", "-sSgm5", &url])?;
         text(&output)
     };
     // The real client is seen, whichever host was asked.
@@ -215,7 +214,9 @@ fn a_network_with_both_families_has_names_ports_and_clients_in_both() -> Result<
         "{told} is not of {vips}"
     );
     let url = format!("http://[{told}]/");
-    let answer = lab.on("n2", &["exec", "eye", "wget", "-T", "5", "-qO-", &url])?;
+    let pid = line(&lab, "n2", "inspect -f {{.State.Pid}} eye")?;
+    let inside = ["nsenter", "-t", pid.trim(), "-n", "curl", "-sSgm5", &url];
+    let answer = program(&lab, "n2", &inside)?;
     let shown = lab.on(
         "n2",
         &[

@@ -225,6 +225,10 @@ fn summary(info: &Value) -> String {
     say(1, "Images", count("/Images"));
     say(1, "Server Version", field("/ServerVersion"));
     say(1, "Storage Driver", field("/Driver"));
+    // What the engine says of itself beyond docker's own fields, by name.
+    for pair in items(info, "/DriverStatus") {
+        say(2, text(pair, "/0"), text(pair, "/1").to_owned());
+    }
     say(1, "Logging Driver", field("/LoggingDriver"));
     say(1, "Cgroup Driver", field("/CgroupDriver"));
     say(1, "Cgroup Version", field("/CgroupVersion"));

@@ -53,13 +53,14 @@ pub fn hash32(text: &str) -> u32 {
     u32::from_be_bytes([a, b, c, d])
 }
 
-/// Four bytes that stand for an address: the address itself for IPv4, a hash for IPv6.
+/// Four bytes that stand for an address: the address itself for IPv4, a hash for IPv6, of a kind that can be a next hop: one
+/// that begins with 128 to 191.
 fn four_bytes(address: IpAddr) -> [u8; 4] {
     match address {
         IpAddr::V4(v4) => v4.octets(),
         IpAddr::V6(v6) => {
             let [a, b, c, d, ..] = hash64(&v6.octets()).to_be_bytes();
-            [a | 1, b, c, d]
+            [a & 0x3f | 0x80, b, c, d]
         }
     }
 }
@@ -138,6 +139,18 @@ mod tests {
         assert!(uplink_port("sixsix", &network).len() <= 15);
         assert!(tunnel_link("sixsix").len() <= 15);
         assert_eq!(network_of_handle(&router_handle(&network)), Some(network));
+    }
+
+    #[test]
+    fn a_peer_s_hop_is_one_that_routes_can_lead_by() {
+        for last in 0..2_000u16 {
+            let peer = Ipv6Addr::new(0xfd10, 0, 0, 0, 0, 0, 0, last).into();
+            let IpAddr::V4(hop) = peer_hop(Family::V4, peer) else {
+                panic!("a hop of IPv4");
+            };
+            assert!((128..=191).contains(&hop.octets()[0]), "{peer}: {hop}");
+            assert_eq!(peer_mark(peer), u32::from(hop));
+        }
     }
 
     #[test]
