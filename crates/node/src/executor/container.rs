@@ -48,6 +48,7 @@ pub(super) fn container_spec(
             propagation: Propagation::Rprivate,
             non_recursive: false,
             create_source: false,
+            read_only_depth: Default::default(),
         },
     }));
     let (network_mode, endpoints) = networks(task, view)?;
@@ -129,6 +130,7 @@ fn mount_spec(mount: &spec::Mount) -> Result<MountSpec, ContainerError> {
             propagation: propagation(&mount.propagation)?,
             non_recursive: false,
             create_source: mount.create_source,
+            read_only_depth: Default::default(),
         },
         spec::MountKind::Volume => MountKind::Volume {
             name: (!source.is_empty()).then_some(source),
