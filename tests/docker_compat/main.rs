@@ -3,11 +3,13 @@
 mod build;
 mod cli;
 mod containers;
+mod exchange;
 mod exposure;
 mod faults;
 mod golden;
 mod grammar;
 mod host;
+mod ports;
 mod promises;
 mod sdk;
 mod services;
