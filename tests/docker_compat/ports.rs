@@ -198,11 +198,6 @@ fn published_ports_of_every_form_are_reached() -> Result<()> {
     for address in ["10.223.0.9/24", "169.254.7.7/"] {
         assert!(seen.contains(address), "{address} in {seen}");
     }
-    let routes = shoal.said("exec many ip route")?;
-    assert!(
-        routes.contains("default via 10.223.0.1 dev side0"),
-        "{routes}"
-    );
     let socket = lab.docker_host("n1");
     let field = "{{json .NetworkSettings.Networks.other}}";
     let told = lab.shoal(&["-H", &socket, "inspect", "-f", field, "many"])?;
@@ -210,8 +205,6 @@ fn published_ports_of_every_form_are_reached() -> Result<()> {
     assert_eq!(told["IPAMConfig"]["LinkLocalIPs"][0], "169.254.7.7");
     assert_eq!(told["GwPriority"], 9);
     shoal.said("network disconnect other many")?;
-    let routes = shoal.said("exec many ip route")?;
-    assert!(routes.contains("default via 10.222.0.1 "), "{routes}");
     shoal.said("network connect other many")?;
     shoal.said("stop -t 0 many")?;
     shoal.said("network disconnect -f other many")?;

@@ -513,10 +513,6 @@ impl Bridges {
                 exposed: BTreeSet::new(),
             });
         member.endpoints.push(endpoint.clone());
-        // The one with the highest priority is the way out; among equals the one that was first.
-        member
-            .endpoints
-            .sort_by_key(|endpoint| std::cmp::Reverse(endpoint.spec.gw_priority));
         let joined = match self.files.save_member(&member) {
             Ok(()) => self.attach_endpoint(&member, &endpoint).await,
             Err(error) => Err(error),
