@@ -1,7 +1,10 @@
 //! The cluster's networks as users see them: plain containers in them, addresses, names, ways out.
 
 use anyhow::{Result, ensure};
-use shoal_tests::{lab::TestLab, wait};
+use shoal_tests::{
+    lab::{TestLab, text},
+    wait,
+};
 
 /// Starts a container of the demo image, which answers on port 80.
 fn run(lab: &TestLab, host: &str, name: &str, more: &[&str]) -> Result<()> {
@@ -40,6 +43,35 @@ fn plain_containers_join_attachable_networks_on_managers_and_workers() -> Result
         &["network", "create", "-d", "overlay", "--attachable", "ov"],
     )?;
     lab.on("n1", &["network", "create", "-d", "overlay", "closed"])?;
+    // What each daemon says of itself, and that a worker is nobody to ask.
+    for (host, role) in [("n1", "active/manager"), ("n2", "active/worker")] {
+        let ask = |words: &[&str]| {
+            let curl = ["curl", "-s", "--unix-socket", "/run/shoal/shoal.sock"];
+            text(&lab.output(host, &[&curl, words].concat())?)
+        };
+        let head = ask(&["-I", "http://d/_ping"])?.to_lowercase();
+        for header in [
+            "api-version: 1.51",
+            "docker-experimental: false",
+            "ostype: linux",
+            "builder-version: 1",
+            &format!("swarm: {role}"),
+        ] {
+            ensure!(head.contains(&format!("{header}\r\n")), "{host}: {head}");
+        }
+        let status = ask(&["-o", "/dev/null", "-w", "%{http_code}", "http://d/services"])?;
+        let wanted = if role == "active/worker" {
+            "503"
+        } else {
+            "200"
+        };
+        ensure!(status == wanted, "{host}: {status}");
+    }
+    let (_, said) = lab.refused("n2", &["service", "ls"])?;
+    ensure!(
+        said.contains("This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state."),
+        "{said}"
+    );
     let words = "service create --detach --name web --network ov --replicas 2 shoal-demo:latest";
     lab.on("n1", &words.split(' ').collect::<Vec<_>>())?;
     lab.wait_running("web", 2)?;

@@ -132,6 +132,60 @@ fn docker_builds_here() -> Result<()> {
         format!("x y {id}")
     );
 
+    // What was built once of three stages is built of what is there.
+    let stages = b"FROM base AS one\nRUN echo 1 > /one\nFROM base AS two\nCOPY --from=one /one /two\nRUN cat /two > /three\n\
+        FROM base\nCOPY --from=two /three /end\nCMD cat /end\n";
+    let first = build(&docker, at, &["-t", "staged", "-"], stages)?;
+    assert_eq!(first.matches("Running in").count(), 2, "{first}");
+    let second = build(&docker, at, &["-t", "staged", "-"], stages)?;
+    assert_eq!(second.matches("Using cache").count(), 5, "{second}");
+    assert!(!second.contains("Running in"), "{second}");
+    assert_eq!(docker.run(&["run", "--rm", "staged"])?, "1\n");
+    // Flags reach the steps.
+    let flags = [
+        "--network",
+        "none",
+        "--add-host",
+        "far:192.0.2.9",
+        "--shm-size",
+        "96m",
+        "--ulimit",
+        "nofile=77:88",
+        "--memory",
+        "64m",
+        "--memory-swap",
+        "64m",
+        "--cpu-shares",
+        "77",
+        "--cpuset-cpus",
+        "0",
+        "--no-cache",
+        "--iidfile",
+        "iid",
+        "-",
+    ];
+    let steps = b"FROM base\nRUN echo networks $(ls /sys/class/net)\nRUN grep far /etc/hosts\nRUN echo shm $(df -k /dev/shm | tail -1)\n\
+        RUN echo files $(ulimit -Sn) $(ulimit -Hn)\n\
+        RUN cd /sys/fs/cgroup; echo memory $(cat memory.max memory/memory.limit_in_bytes 2>/dev/null)\n\
+        RUN cd /sys/fs/cgroup; echo shares $(cat cpu/cpu.shares cpu.weight 2>/dev/null) $(grep Cpus_allowed_list /proc/self/status)\n";
+    let said = build(&docker, at, &flags, steps)?;
+    for line in [
+        "networks lo\n",
+        "192.0.2.9\tfar\n",
+        "shm shm 98304 ",
+        "files 77 88\n",
+        "memory 67108864\n",
+        "Cpus_allowed_list: 0\n",
+    ] {
+        assert!(said.contains(line), "{line} in {said}");
+    }
+    assert!(
+        said.contains("shares 77 ") || said.contains("shares 3 "),
+        "{said}"
+    );
+    let written = fs::read_to_string(at.join("iid"))?;
+    assert!(written.starts_with("sha256:"), "{written}");
+
     assert_eq!(
         refused(&docker, at, "FROM base\nFOO bar")?,
         (1, "Error response from daemon: dockerfile parse error on line 2: unknown instruction: FOO".to_owned())

@@ -9,10 +9,13 @@ use std::{
 use anyhow::{Context, Result, bail};
 use shoal_tests::{
     images,
-    lab::{Place, TestLab, program},
+    lab::{Place, TestLab, program, text},
 };
 
-use super::{sdk::scripts, there_is_a_client};
+use super::{
+    sdk::{python_sdk, scripts},
+    there_is_a_client,
+};
 
 /// A host that has `busybox:test`, its daemon with these flags.
 pub(super) fn host(daemon: &[&str]) -> Result<TestLab> {
@@ -73,6 +76,71 @@ fn people_at_terminals_are_served_as_by_docker() -> Result<()> {
     drive(&lab, "terminal.py", &[&program()])?;
     if there_is_a_client() {
         drive(&lab, "terminal.py", &[Path::new("docker")])?;
+    }
+    Ok(())
+}
+
+/// What a registry tells of an image to those who may know.
+const REGISTRY_DATA: &str = "
+import sys, docker
+from docker.errors import APIError
+client, (name, user, password) = docker.from_env(), sys.argv[1:]
+try:
+    client.images.get_registry_data(name)
+    sys.exit('told without a password')
+except APIError as error:
+    assert error.status_code in (401, 403), error
+data = client.images.get_registry_data(name, auth_config={'username': user, 'password': password})
+digests = [name.split('@')[1] for name in client.images.get(name).attrs['RepoDigests']]
+assert data.id in digests, (data.id, digests)
+assert data.attrs['Platforms'][0]['os'] == 'linux', data.attrs
+";
+
+/// A daemon is reached by way of ssh, of which there is one here that goes nowhere.
+fn reached_by_ssh(clients: &[&Path], socket: &str) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (ssh, log) = (folder.path().join("ssh"), folder.path().join("log"));
+    fs::write(
+        &ssh,
+        format!(
+            "#!/bin/sh\necho \"$*\" >> {}\nexec {} -H {socket} system dial-stdio\n",
+            log.display(),
+            program().display()
+        ),
+    )?;
+    fs::set_permissions(&ssh, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH")?);
+    for client in clients {
+        let mut child = Command::new(client)
+            .args([
+                "-H",
+                "ssh://someone@far:2222",
+                "run",
+                "--rm",
+                "-i",
+                "busybox:test",
+                "cat",
+            ])
+            .env("PATH", &path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let mut stdin = child.stdin.take().context("the pipe was asked for")?;
+        std::io::Write::write_all(&mut stdin, b"by ssh\n")?;
+        drop(stdin);
+        let said =
+            text(&child.wait_with_output()?).with_context(|| client.display().to_string())?;
+        assert_eq!(said, "by ssh\n", "{}", client.display());
+        let log = fs::read_to_string(&log)?;
+        let last = log.lines().last().unwrap_or_default();
+        assert!(
+            last.contains("-l someone")
+                && last.contains("-p 2222")
+                && last.contains("-- far ")
+                && last.ends_with("system dial-stdio"),
+            "{log}"
+        );
     }
     Ok(())
 }
@@ -150,6 +218,75 @@ fn credentials_and_contexts_are_dockers() -> Result<()> {
         assert_eq!(shoal(docker, &["rmi", &name], "")?.0, 0);
         let (code, said) = shoal(docker, &["pull", "-q", &name], "")?;
         assert_eq!(code, 0, "{said}");
+        // It logs out and in by itself, too.
+        let (code, said) = shoal(docker, &["logout", &registry.addr], "")?;
+        assert!(
+            code == 0 && said.starts_with("Removing login credentials"),
+            "{said}"
+        );
+        assert_eq!(shoal(docker, &["push", "-q", &name], "")?.0, 1);
+        let (code, said) = shoal(docker, &login, "wrong")?;
+        assert!(
+            code == 1 && said.to_lowercase().contains("unauthorized"),
+            "{code} {said}"
+        );
+        let (code, said) = shoal(docker, &login, images::PASSWORD)?;
+        assert!(
+            code == 0 && said.contains("Login Succeeded"),
+            "{code} {said}"
+        );
+        // All tags of a name at once, out and in.
+        let many = format!("{}/many", registry.addr);
+        let tags = ["1", "2"].map(|tag| format!("{many}:{tag}"));
+        for client in [docker, &ours] {
+            for tag in &tags {
+                assert_eq!(shoal(client, &["tag", "busybox:test", tag], "")?.0, 0);
+            }
+            let (code, said) = shoal(client, &["push", "-q", "-a", &many], "")?;
+            assert_eq!(code, 0, "{said}");
+            assert_eq!(shoal(client, &["rmi", &tags[0], &tags[1]], "")?.0, 0);
+            let (code, said) = shoal(client, &["pull", "-q", "-a", &many], "")?;
+            assert_eq!(code, 0, "{said}");
+            let (_, said) = shoal(client, &["images", "--format", "{{.Tag}}", &many], "")?;
+            let mut said: Vec<&str> = said.lines().collect();
+            said.sort_unstable();
+            assert_eq!(said, ["1", "2"], "{}", client.display());
+        }
+        reached_by_ssh(&[&ours, docker], &socket)?;
+    }
+    // A container may use the API with its user's credentials.
+    let mut clients = vec!["shoal"];
+    if there_is_a_client() {
+        clients.push("docker");
+    }
+    let config = format!("DOCKER_CONFIG={}", folder.path().display());
+    for client in clients {
+        let inside = "test -S /var/run/docker.sock && cat $DOCKER_CONFIG/config.json";
+        let mut words = vec![
+            "env",
+            &config,
+            "DOCKER_HOST=unix:///run/shoal/shoal.sock",
+            client,
+        ];
+        words.extend([
+            "run",
+            "--rm",
+            "--use-api-socket",
+            "busybox:test",
+            "sh",
+            "-c",
+            inside,
+        ]);
+        let said = text(&lab.output("n1", &words)?).with_context(|| client.to_owned())?;
+        assert!(said.contains(&registry.addr), "{client}: {said}");
+    }
+    if let Some(python) = python_sdk()? {
+        let mut python = Command::new(python);
+        python
+            .args(["-c", REGISTRY_DATA, &name, images::USER, images::PASSWORD])
+            .env("DOCKER_HOST", &socket)
+            .env("DOCKER_CONFIG", folder.path().join("nothing"));
+        text(&python.stdin(Stdio::null()).output()?)?;
     }
     let (code, said) = shoal(&ours, &["logout", &registry.addr], "")?;
     assert!(

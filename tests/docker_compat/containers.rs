@@ -144,6 +144,10 @@ fn options_of_run_reach_the_container() -> Result<()> {
             .any(|line| line.contains("\tdb ") && line.ends_with(" web")),
         "{hosts}"
     );
+    // Who is linked to is named so as well.
+    let names = docker.run(&["ps", "--no-trunc", "--format", "{{.Names}}"])?;
+    assert_eq!(names, "app\nweb,app/db\n");
+    assert_eq!(docker.run(&["ps", "--format", "{{.Names}}"])?, "app\nweb\n");
     let refused = |words: &[&str], what: &str| -> Result<()> {
         let said = format!("{:#}", docker.run(words).unwrap_err());
         assert!(said.contains(what), "{said}");

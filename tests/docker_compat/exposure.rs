@@ -70,6 +70,87 @@ fn a_default_daemon_is_reached_by_root_and_its_group_only() -> Result<()> {
     Ok(())
 }
 
+/// A program that tells of its call: whoever is called by one of these names would change the host's own firewall.
+const CALLED: &str = "#!/bin/sh\necho \"$0 $*\" >> /run/shoal/called\n";
+const FIREWALL_PROGRAMS: [&str; 6] = [
+    "iptables",
+    "ip6tables",
+    "iptables-save",
+    "iptables-restore",
+    "iptables-nft",
+    "iptables-legacy",
+];
+
+#[test]
+fn the_hosts_own_firewall_is_left_alone() -> Result<()> {
+    // It belongs to a group that was told, too.
+    let lab = host(&["--group=nogroup"])?;
+    assert!(answers(&lab, "65534", "65534")?);
+    assert!(!answers(&lab, "65534", "65533")?);
+
+    let on = |script: &str| text(&lab.output("n1", &["sh", "-ec", script])?);
+    on("nft add table inet mine
+        nft add chain inet mine guard '{ type filter hook forward priority 10; policy accept; }'
+        nft add rule inet mine guard ip saddr 192.0.2.7 counter drop comment mine
+        nft add table ip nat
+        nft add chain ip nat POSTROUTING '{ type nat hook postrouting priority 100; }'
+        nft add rule ip nat POSTROUTING ip saddr 192.0.2.8 masquerade")?;
+    let own = || on("nft -a list table inet mine; nft -a list table ip nat");
+    let before = own()?;
+    // Where those programs are they are hidden, and where they are not there are some now.
+    let folder = tempfile::tempdir()?;
+    for name in FIREWALL_PROGRAMS {
+        let program = folder.path().join(name);
+        fs::write(&program, CALLED)?;
+        fs::set_permissions(
+            &program,
+            std::os::unix::fs::PermissionsExt::from_mode(0o755),
+        )?;
+    }
+    let trap = folder.path().display().to_string();
+    on(&format!(
+        "for real in /usr/sbin/xtables-*-multi /sbin/xtables-*-multi; do
+            if test -e $real; then mount --bind {trap}/iptables $real; fi
+        done"
+    ))?;
+    let path = format!("{trap}:{}", std::env::var("PATH")?);
+    let start = || {
+        let mut start = Command::new(shoal_tests::lab::program());
+        start.args(["lab", "start", "--name", lab.name(), "n1"]);
+        text(&start.env("PATH", &path).output()?)
+    };
+    lab.lab("kill", &["--daemon", "n1"])?;
+    start()?;
+
+    let server = lab.docker_host("n1");
+    let shoal = |line: &str| {
+        let words: Vec<&str> = ["-H", &server].into_iter().chain(line.split(' ')).collect();
+        lab.shoal(&words)
+    };
+    shoal("network create --subnet 10.221.0.0/24 made")?;
+    shoal("network create --internal closed")?;
+    shoal("run -d --name web --network made -p 8080:80 busybox:test httpd -f -p 80 -h /etc")?;
+    shoal("network connect closed web")?;
+    let ask = || on("curl -sgm5 http://127.0.0.1:8080/group");
+    shoal_tests::wait("the published port", || {
+        Ok(ask().map(drop).map_err(|error| format!("{error:#}")))
+    })?;
+    assert_eq!(own()?, before);
+    lab.lab("kill", &["--daemon", "n1"])?;
+    start()?;
+    assert!(ask()?.starts_with("root:x:0:"));
+    assert_eq!(own()?, before);
+    shoal("rm -f web")?;
+    shoal("network rm made closed")?;
+    assert_eq!(own()?, before);
+    let called = "cat /run/shoal/called 2>/dev/null || true";
+    assert_eq!(on(called)?, "");
+    // A call would have been seen.
+    on(&format!("PATH={path} iptables -L"))?;
+    assert!(on(called)?.ends_with("iptables -L\n"));
+    Ok(())
+}
+
 #[test]
 fn an_internal_network_asks_nobody_outside() -> Result<()> {
     let lab = host(&[])?;
@@ -134,6 +215,14 @@ fn the_program_is_one_file_that_needs_no_other() -> Result<()> {
             .output()?;
         let said = text(&said)?;
         assert!(said.starts_with("shoal "), "{said}");
+        // Whoever calls it docker is told of docker.
+        let wrong = Command::new("chroot")
+            .arg(root.path())
+            .args([&format!("/{name}"), "nosuchcommand"])
+            .output()?;
+        let wrong = String::from_utf8_lossy(&wrong.stderr).into_owned();
+        let expected = format!("{name}: unknown command: {name} nosuchcommand");
+        assert!(wrong.starts_with(&expected), "{wrong}");
     }
     // Names are found all the same.
     let lab = host(&[])?;

@@ -33,11 +33,6 @@ const NOT_OURS: &[(&str, &str)] = &[
 /// Flags that docker has and we have not, by command; `*` is every command.
 const FLAGS_NOT_OURS: &[(&str, &[&str], &str)] = &[
     (
-        "builder prune",
-        &["keep-storage"],
-        "the cache of builds are images, which have no size of their own",
-    ),
-    (
         "images",
         &["tree"],
         "experimental; an image is kept for one platform",

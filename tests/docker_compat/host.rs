@@ -347,6 +347,51 @@ fn mounts_travel_and_images_are_read() -> Result<()> {
         assert_eq!(shoal.said(&["exec", "share", "cat", place])?, "given\n");
     }
     shoal.said(&["rm", "-f", "share"])?;
+    // What is mounted below a read-only bind is read-only as well, unless that is not wanted.
+    on(&[
+        "sh",
+        "-c",
+        "mount -t tmpfs none /run/plain/; mkdir /run/plain/below; mount -t tmpfs none /run/plain/below;
+        mount --make-rshared /run/plain",
+    ])?;
+    let script =
+        "for place in /m /m/below; do touch $place/x 2> /dev/null && echo $place; done; true";
+    let long = "type=bind,source=/run/plain,target=/m";
+    for (flag, mount, written) in [
+        ("-v", "/run/plain:/m", "/m\n/m/below\n"),
+        ("-v", "/run/plain:/m:ro", ""),
+        ("-v", "/run/plain:/m:ro,rshared", ""),
+        ("--mount", &format!("{long},readonly"), ""),
+        (
+            "--mount",
+            &format!("{long},readonly,bind-recursive=writable"),
+            "/m/below\n",
+        ),
+        (
+            "--mount",
+            &format!("{long},readonly,bind-propagation=rprivate,bind-recursive=readonly"),
+            "",
+        ),
+        (
+            "--mount",
+            &format!("{long},readonly,bind-recursive=disabled"),
+            "",
+        ),
+    ] {
+        let words = [
+            "run",
+            "--rm",
+            flag,
+            mount,
+            "busybox:test",
+            "sh",
+            "-c",
+            script,
+        ];
+        assert_eq!(shoal.said(&words)?, written, "{mount}");
+    }
+    on(&["umount", "/run/plain/below", "/run/plain"])?;
+
     on(&[
         "umount",
         "/run/shared/in",
@@ -413,6 +458,24 @@ fn mounts_travel_and_images_are_read() -> Result<()> {
     shoal.said(&["volume", "rm", "far"])?;
     Ok(())
 }
+
+/// Prints what the journal is sent, an object a line.
+const JOURNAL: &str = r#"
+import json, socket
+journal = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+journal.bind("/run/systemd/journal/socket")
+print("up", flush=True)
+while True:
+    rest, fields = journal.recv(65536), {}
+    while rest:
+        line, _, rest = rest.partition(b"\n")
+        name, given, value = line.partition(b"=")
+        if not given:
+            length = int.from_bytes(rest[:8], "little")
+            value, rest = rest[8 : 8 + length], rest[9 + length :]
+        fields[name.decode()] = value.decode()
+    print(json.dumps(fields), flush=True)
+"#;
 
 #[test]
 fn devices_have_names_and_logs_do_not_hold_up() -> Result<()> {
@@ -486,6 +549,59 @@ fn devices_have_names_and_logs_do_not_hold_up() -> Result<()> {
         "{} lines",
         numbers.len()
     );
+    // The journal is told what was said, by whom, and what labels were chosen.
+    let on = |script: &str| text(&lab.output("n1", &["sh", "-ec", script])?);
+    on("mkdir -p /run/systemd; mount -t tmpfs none /run/systemd; mkdir /run/systemd/journal")?;
+    let mut journal = Command::new(shoal_tests::lab::program());
+    journal
+        .args(["lab", "exec", "--name", lab.name(), "n1", "--"])
+        .args(["python3", "-c", JOURNAL])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    let mut journal = Ends(journal.spawn()?);
+    let told = journal.0.stdout.take().context("the pipe was asked for")?;
+    let mut told = std::io::BufRead::lines(std::io::BufReader::new(told));
+    let mut next = || told.next().context("the journal ended")?.context("a line");
+    assert_eq!(next()?, "up");
+    shoal.said(&[
+        "run",
+        "--name",
+        "noted",
+        "--log-driver",
+        "journald",
+        "--log-opt",
+        "tag=chosen",
+        "--log-opt",
+        "labels=shape",
+        "-l",
+        "shape=round",
+        "busybox:test",
+        "sh",
+        "-c",
+        "echo good; echo bad >&2",
+    ])?;
+    let id = shoal.field("noted", "{{.Id}}")?;
+    let mut entries = [next()?, next()?]
+        .map(|line| serde_json::from_str::<serde_json::Value>(&line).unwrap_or_default());
+    entries.sort_by_key(|entry| entry["PRIORITY"].to_string());
+    for (entry, message, priority) in [(&entries[0], "bad", "3"), (&entries[1], "good", "6")] {
+        for (field, value) in [
+            ("MESSAGE", message),
+            ("PRIORITY", priority),
+            ("CONTAINER_NAME", "noted"),
+            ("CONTAINER_ID", &id[..12]),
+            ("CONTAINER_ID_FULL", &id),
+            ("CONTAINER_TAG", "chosen"),
+            ("SYSLOG_IDENTIFIER", "chosen"),
+            ("IMAGE_NAME", "busybox:test"),
+            ("SHAPE", "round"),
+        ] {
+            assert_eq!(entry[field], value, "{field} of {entry}");
+        }
+    }
+    assert!(shoal.said(&["logs", "noted"])?.contains("good\n"));
+    drop(journal);
+    on("umount -l /run/systemd")?;
     // A service that takes nothing holds nobody up.
     let socket = folder.path().join("log.sock");
     let _silent = std::os::unix::net::UnixDatagram::bind(&socket)?;

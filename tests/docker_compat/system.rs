@@ -136,6 +136,17 @@ fn the_daemon_takes_dockers_configuration_and_serves_tls() -> Result<()> {
     assert_eq!(shoal(&["inspect", "-f", format, "kept"])?, "json-file 1m\n");
 
     // SIGHUP: what may change does, the rest stays.
+    let told = |what: &str| -> Result<bool> {
+        assert!(shoal(&["inspect", "--type", "container", what]).is_err());
+        let log = fs::read_to_string(lab.folder("n1").join("daemon.log"))?;
+        Ok(log
+            .lines()
+            .any(|line| line.contains("request refused") && line.contains(what)))
+    };
+    assert!(
+        !told("nobody-before")?,
+        "who is not asked for debugging keeps to himself"
+    );
     config["labels"] = json!(["zone=b"]);
     config["debug"] = json!(true);
     config["data-root"] = json!("/nowhere");
@@ -170,6 +181,7 @@ fn the_daemon_takes_dockers_configuration_and_serves_tls() -> Result<()> {
         shoal(&["info", "--format", "{{json .Labels}} {{.Debug}}"])?,
         "[\"zone=b\"] true\n"
     );
+    assert!(told("nobody-after")?, "debugging tells of refused requests");
     // A mistake in the file changes nothing and ends nothing.
     fs::write(&file, "{\"colour\": 1}")?;
     text(&lab.output("n1", &hangup)?)?;
@@ -260,7 +272,8 @@ fn script(lab: &TestLab, name: &str) -> Result<()> {
     let mut python = Command::new("python3");
     python
         .arg(scripts().join(name))
-        .arg(lab.folder("n1").join("run/shoal.sock"));
+        .arg(lab.folder("n1").join("run/shoal.sock"))
+        .arg(lab.addr("n1"));
     let output = quiet(&mut python)?;
     if !output.status.success() {
         bail!(

@@ -1,4 +1,4 @@
-//! What this machine's kernel lacks, tried on one that has it: IPVS, WireGuard.
+//! What this machine's kernel lacks, tried on one that has it: IPVS, WireGuard, control groups of version 2 alone.
 //!
 //! `SHOAL_LAB_KERNEL` names the kernel; see `shoal_tests::kernel`.
 
@@ -126,6 +126,20 @@ fn daemons_tell_one_another_their_keys_and_carry_an_encrypted_network() -> Resul
     let program = shoal_tests::lab::program();
     let program = program.to_str().context("a path that is not UTF-8")?;
     pass(&["cluster"], &["encrypted::"], &[("SHOAL_BIN", program)])
+}
+
+#[test]
+fn containers_are_held_by_control_groups_of_version_2() -> Result<()> {
+    let tests = [
+        "walls::a_container_is_walled_in",
+        "walls::limits",
+        "options::limits",
+        "options::devices",
+        "options::a_group",
+        "options::an_init_passes",
+        "life::pause",
+    ];
+    pass(&["containers"], &tests, &[])
 }
 
 #[test]

@@ -4,7 +4,11 @@
 
 mod ssh;
 
-use std::{fmt, path::PathBuf, pin::Pin};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    pin::Pin,
+};
 
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
@@ -25,10 +29,12 @@ use tokio::{
     net::{TcpStream, UnixStream},
 };
 
+use crate::connect;
+
 /// Where the daemon listens when nothing else is said.
 pub(crate) const DEFAULT_HOST: &str = "unix:///run/shoal/shoal.sock";
-/// The version of the Engine API that we speak.
-const API: &str = "/v1.51";
+/// The newest version of the Engine API that we speak.
+pub(crate) const API: &str = "1.51";
 /// An answer that is one JSON document is never longer; protects against a server gone mad.
 const DOCUMENT_BYTES_MAX: usize = 256 << 20;
 
@@ -47,6 +53,15 @@ pub(crate) fn is_not_found(error: &anyhow::Error) -> bool {
     error
         .downcast_ref::<Refused>()
         .is_some_and(|refused| refused.status == StatusCode::NOT_FOUND)
+}
+
+/// The version that we speak: what `DOCKER_API_VERSION` demands, or the newest.
+pub(crate) fn api_version() -> String {
+    let said = connect::environment("DOCKER_API_VERSION");
+    said.map_or_else(
+        || API.to_owned(),
+        |said| said.trim_start_matches('v').to_owned(),
+    )
 }
 
 type Body = BoxBody<Bytes, std::io::Error>;
@@ -79,7 +94,7 @@ pub(crate) struct Target {
 impl Target {
     /// Starts with a path whose `{}` are replaced by the escaped `parts`.
     pub(crate) fn new(path: &str, parts: &[&str]) -> Self {
-        let mut text = String::from(API);
+        let mut text = format!("/v{}", api_version());
         let mut parts = parts.iter();
         for (i, piece) in path.split("{}").enumerate() {
             if i > 0 {
@@ -215,6 +230,19 @@ impl Client {
             endpoint,
             host: host.to_owned(),
         })
+    }
+
+    /// The host as it was said.
+    pub(crate) fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The socket of a daemon on this host.
+    pub(crate) fn unix_socket(&self) -> Option<&Path> {
+        match &self.endpoint {
+            Endpoint::Unix(path) => Some(path),
+            Endpoint::Tcp(_) | Endpoint::Tls(..) | Endpoint::Ssh(_) => None,
+        }
     }
 
     /// Carries bytes between the daemon and these streams until the daemon is done.

@@ -43,7 +43,7 @@ use clap::{
     error::ErrorKind,
 };
 
-use crate::{client::Client, config_file, connect::Globals};
+use crate::{client::Client, config_file, connect, connect::Globals};
 
 pub(crate) use service_parts::words;
 
@@ -134,6 +134,18 @@ Run 'shoal COMMAND --help' for more information on a command.
 ";
 
 /// Runs services on many Linux hosts as if they were one
+/// The help; without the commands that the nouns have as well if `DOCKER_HIDE_LEGACY_COMMANDS` says so, as in docker.
+fn help() -> String {
+    let mut help = HELP.to_owned();
+    let hides = connect::environment("DOCKER_HIDE_LEGACY_COMMANDS").is_some();
+    if let (true, Some(from), Some(to)) =
+        (hides, help.find("\nCommands:\n"), help.find("\n{options}"))
+    {
+        help.replace_range(from..to, "");
+    }
+    help.replace("{options}", "Global Options:\n{options}")
+}
+
 #[derive(Parser)]
 #[command(
     name = "shoal",
@@ -141,7 +153,7 @@ Run 'shoal COMMAND --help' for more information on a command.
     disable_version_flag = true,
     disable_help_subcommand = true
 )]
-#[command(help_template = HELP.replace("{options}", "Global Options:\n{options}"), max_term_width = 100)]
+#[command(help_template = help(), max_term_width = 100)]
 pub(crate) struct Cli {
     #[command(flatten)]
     globals: Globals,

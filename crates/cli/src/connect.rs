@@ -45,13 +45,18 @@ pub(crate) struct Globals {
 }
 
 /// A variable of the environment that says something.
-fn environment(name: &str) -> Option<String> {
+pub(crate) fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 /// The host of the environment: ours before docker's.
 pub(crate) fn environment_host() -> Option<String> {
     environment("SHOAL_HOST").or_else(|| environment("DOCKER_HOST"))
+}
+
+/// The platform of images when none is said.
+pub(crate) fn default_platform() -> Option<String> {
+    environment("DOCKER_DEFAULT_PLATFORM")
 }
 
 impl Globals {

@@ -115,6 +115,7 @@ impl Filters {
         };
         Ok(PruneFilter {
             all: false,
+            keep_bytes: 0,
             until,
             label: self.values("label").to_vec(),
             label_not: self.values("label!").to_vec(),

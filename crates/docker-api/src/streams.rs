@@ -212,7 +212,7 @@ impl LogFormat {
     }
 
     /// A line as it travels: time, details, text, framed unless there is a terminal.
-    fn bytes(self, line: &LogLine, details: &BTreeMap<&str, String>) -> Bytes {
+    fn bytes<Name: AsRef<str>>(self, line: &LogLine, details: &BTreeMap<Name, String>) -> Bytes {
         let mut text = Vec::with_capacity(line.bytes.len() + 40);
         if self.timestamps {
             text.extend_from_slice(instant_fixed(line.time).as_bytes());
@@ -221,7 +221,7 @@ impl LogFormat {
         if self.details {
             let pairs: Vec<String> = details
                 .iter()
-                .map(|(name, value)| format!("{}={}", escape(name), escape(value)))
+                .map(|(name, value)| format!("{}={}", escape(name.as_ref()), escape(value)))
                 .collect();
             text.extend_from_slice(pairs.join(",").as_bytes());
             text.push(b' ');
@@ -255,11 +255,11 @@ pub(crate) fn log_query(query: &Query) -> ApiResult<LogQuery> {
 }
 
 /// The answer of the log requests.
-pub(crate) fn logs<T: Send + 'static>(
+pub(crate) fn logs<T: Send + 'static, Name: AsRef<str> + 'static>(
     lines: impl Stream<Item = ApiResult<T>> + Send + 'static,
     format: LogFormat,
     minor: u32,
-    line: impl Fn(&T) -> (&LogLine, BTreeMap<&'static str, String>) + Send + 'static,
+    line: impl Fn(&T) -> (&LogLine, BTreeMap<Name, String>) + Send + 'static,
 ) -> Reply {
     reply::stream(
         content_type(format.tty, minor),

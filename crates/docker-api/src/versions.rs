@@ -3,7 +3,7 @@
 //! The versions are those of moby's API change log.
 
 use serde_json::{Value, json};
-use shoal_api::container::{ContainerSpec, MountKind};
+use shoal_api::container::{ContainerSpec, MountKind, ReadOnlyDepth};
 
 use crate::backend::{ApiError, ApiResult};
 
@@ -59,6 +59,9 @@ pub(crate) fn create(minor: u32, spec: &mut ContainerSpec) -> ApiResult<()> {
     }
     for mount in &mut spec.host.mounts {
         match &mut mount.kind {
+            MountKind::Bind {
+                read_only_depth, ..
+            } if minor < 44 => *read_only_depth = ReadOnlyDepth::default(),
             MountKind::Volume { subpath, .. } if minor < 45 => *subpath = None,
             MountKind::Image { .. } if minor < 48 => {
                 return Err(ApiError::invalid(

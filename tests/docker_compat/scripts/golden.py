@@ -35,6 +35,9 @@ def main():
             print(f"{name}\n  answered: {ours['status']} {ours['message']}\n  expected: {expected['status']} {expected['message']}")
         elif name not in changed:
             same += 1
+        if ours.get("made"):
+            bad += 1
+            print(f"{name}\n  was refused with {ours['status']}, and changed: {', '.join(ours['made'])}")
     for name in set(changed) - used:
         bad += 1
         print(f"changed.json names a call that is not made: {name}")

@@ -40,6 +40,17 @@ def message(text):
     return re.sub(r"\b[0-9a-f]{12}\b", "<ID>", text).strip()
 
 
+def inventory():
+    """The names of all that there is."""
+    lists = [
+        ("container", "/containers/json?all=1", lambda answer: [row["Id"] for row in answer]),
+        ("network", "/networks", lambda answer: [row["Id"] for row in answer]),
+        ("volume", "/volumes", lambda answer: [row["Name"] for row in answer["Volumes"] or []]),
+        ("image", "/images/json?all=1", lambda answer: [name for row in answer for name in [row["Id"]] + (row["RepoTags"] or [])]),
+    ]
+    return {f"{kind} {name}" for kind, path, names in lists for name in names(json.loads(call("GET", "/v1.41" + path)[1]))}
+
+
 def main():
     table = json.load(sys.stdin)
     with open(sys.argv[2], "rb") as archive:
@@ -47,6 +58,7 @@ def main():
     for step in table["before"]:
         status, text = call(step["method"], "/v1.41" + step["path"], step.get("body"))
         assert status < 300, (step, status, text)
+    there = inventory()
     for entry in table["calls"]:
         path = entry["path"] if entry["path"].startswith("/v") else "/v1.41" + entry["path"]
         try:
@@ -54,6 +66,11 @@ def main():
         except TimeoutError:
             status, text = 0, "no end in sight: " + path
         entry["status"], entry["message"] = status, message(text)
+        # Who refuses a call has made nothing of it.
+        now = inventory()
+        if status >= 400 and now != there:
+            entry["made"] = sorted(there ^ now)
+        there = now
     for step in table["after"]:
         call(step["method"], "/v1.41" + step["path"])
     json.dump(table, sys.stdout, indent=1, ensure_ascii=False)

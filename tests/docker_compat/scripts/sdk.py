@@ -5,6 +5,7 @@ Each function is a check; all of them run, and the exit code says whether all he
 """
 
 import io
+import os
 import sys
 import tarfile
 import threading
@@ -200,12 +201,37 @@ def exec_and_attach():
         socket._sock.sendall(b"hello\n")
         assert socket._sock.recv(4096)[-6:] == b"hello\n"
         socket._sock.close()
+        websocket_of(container)
         code, _ = container.exec_run("/nothing")
         assert code in (126, 127), code
         assert "is not running" in fails(409, client.containers.create(IMAGE, name="idle").exec_run, "true")
         client.containers.get("idle").remove()
     finally:
         container.remove(force=True)
+
+
+def websocket_of(container):
+    """The SDK opens websockets over TCP alone; here it gets a connection to the socket."""
+    import socket
+
+    import websocket
+
+    def connect(url):
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(30)
+        connection.connect(os.environ["DOCKER_HOST"].removeprefix("unix://"))
+        assert "/attach/ws" in url, url
+        return websocket.create_connection("ws://docker" + url[url.index("/v1.") :], socket=connection)
+
+    client.api._create_websocket_connection = connect
+    stream = container.attach_socket(params={"stdin": 1, "stdout": 1, "stream": 1}, ws=True)
+    stream.send("over a websocket\n")
+    seen = b""
+    while b"over a websocket\n" not in seen:
+        piece = stream.recv()
+        assert piece, seen
+        seen += piece if isinstance(piece, bytes) else piece.encode()
+    stream.close()
 
 
 def files():

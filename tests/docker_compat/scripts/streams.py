@@ -41,6 +41,38 @@ def opened(method, path, body=b"", upgrade=False):
     return stream
 
 
+def exact(stream, length):
+    data = b""
+    while len(data) < length:
+        piece = stream.recv(length - len(data))
+        assert piece, data
+        data += piece
+    return data
+
+
+def frames_behind_the_head(container):
+    """What a process says at once comes whole behind the answer's head, each stream in frames of its own."""
+    for _ in range(50):
+        made = call("POST", f"containers/{container}/exec", {"Cmd": ["sh", "-c", "echo out; echo err >&2"], "AttachStdout": True, "AttachStderr": True})
+        stream = socket.socket(socket.AF_UNIX)
+        stream.settimeout(30)
+        stream.connect(sys.argv[1])
+        body = b'{"Detach": false, "Tty": false}'
+        head = f"POST /v1.51/exec/{made['Id']}/start HTTP/1.1\r\nHost: docker\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        stream.sendall(head.encode() + b"Connection: Upgrade\r\nUpgrade: tcp\r\n\r\n" + body)
+        answer = b""
+        while not answer.endswith(b"\r\n\r\n"):
+            answer += exact(stream, 1)
+        assert answer.startswith(b"HTTP/1.1 101 ") and b"application/vnd.docker.multiplexed-stream" in answer, answer
+        said = {}
+        for _ in range(2):
+            kind, length = struct.unpack(">BxxxL", exact(stream, 8))
+            said[kind] = exact(stream, length)
+        assert said == {1: b"out\n", 2: b"err\n"}, said
+        assert stream.recv(1) == b"", "more than it said"
+        stream.close()
+
+
 def files():
     return call("GET", "info")["NFd"]
 
@@ -65,6 +97,7 @@ def main():
     call("POST", "containers/streams/start")
     try:
         opened("POST", "containers/streams/attach?stream=1&stdin=1&stdout=1", upgrade=True).close()
+        frames_behind_the_head("streams")
         before = files()
         for _ in range(100):
             one()

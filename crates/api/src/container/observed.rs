@@ -120,6 +120,10 @@ pub struct ContainerSummary {
     pub networks: BTreeMap<String, EndpointInfo>,
     /// Bytes in the writable layer, when asked for.
     pub size_rw: Option<u64>,
+    /// The same with those of the image, unless that is gone.
+    pub size_root_fs: Option<u64>,
+    /// Names that others gave it by linking to it: `other/alias`.
+    pub link_names: Vec<String>,
 }
 
 /// All about one container.
@@ -147,6 +151,8 @@ pub struct ContainerInspect {
     pub exec_ids: Vec<String>,
     pub size_rw: Option<u64>,
     pub size_root_fs: Option<u64>,
+    /// What is said of every line of its log to those who want details.
+    pub log_attributes: BTreeMap<String, String>,
 }
 
 /// The directories of the container's overlay filesystem.

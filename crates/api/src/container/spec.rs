@@ -263,6 +263,8 @@ pub enum MountKind {
         /// Make the source directory when it is missing, as `-v` does.
         #[serde(default)]
         create_source: bool,
+        #[serde(default)]
+        read_only_depth: ReadOnlyDepth,
     },
     /// A volume; without a name an anonymous one.
     Volume {
@@ -294,6 +296,19 @@ pub enum MountKind {
         #[serde(default)]
         subpath: Option<String>,
     },
+}
+
+/// How far down a read-only bind mount is read-only.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReadOnlyDepth {
+    /// With all that is mounted below it, where the kernel can do that.
+    #[default]
+    AsPossible,
+    /// Itself alone.
+    Itself,
+    /// With all that is mounted below it, or not at all.
+    All,
 }
 
 /// How mounts made later travel between host and container.

@@ -101,7 +101,7 @@ impl Remote {
             bail!("ssh has no standard input or output");
         };
         Ok(Connection {
-            input,
+            input: Some(input),
             output,
             _child: child,
         })
@@ -110,9 +110,19 @@ impl Remote {
 
 /// Bytes through a running ssh, which ends with this.
 pub(super) struct Connection {
-    input: ChildStdin,
+    /// Closed once nothing more is to be sent: the daemon hears of it by the end of ssh's input.
+    input: Option<ChildStdin>,
     output: ChildStdout,
     _child: Child,
+}
+
+impl Connection {
+    fn input(&mut self) -> io::Result<Pin<&mut ChildStdin>> {
+        let input = self.input.as_mut();
+        input
+            .map(Pin::new)
+            .ok_or_else(|| io::ErrorKind::BrokenPipe.into())
+    }
 }
 
 impl AsyncRead for Connection {
@@ -131,15 +141,23 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.input).poll_write(cx, bytes)
+        self.input()?.poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.input).poll_flush(cx)
+        match self.input.as_mut() {
+            Some(input) => Pin::new(input).poll_flush(cx),
+            None => Poll::Ready(Ok(())),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.input).poll_shutdown(cx)
+        let flushed = self.as_mut().poll_flush(cx);
+        // A pipe knows no other end than being closed.
+        if flushed.is_ready() {
+            self.input = None;
+        }
+        flushed
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{
     Exit,
     client::{Client, Payload, Target, values},
     config_file::ConfigFile,
+    connect,
     dockerignore::Patterns,
     flags::{environment, quantity},
     json::{number, text},
@@ -249,7 +250,10 @@ impl Args {
             .maybe("remote", remote)
             .maybe("isolation", self.isolation.as_deref())
             .maybe("target", self.target.as_deref())
-            .maybe("platform", self.platform.as_deref())
+            .maybe(
+                "platform",
+                self.platform.clone().or_else(connect::default_platform),
+            )
             .maybe("networkmode", self.network.as_deref())
             .maybe("memory", self.memory)
             .maybe("memswap", self.memory_swap)

@@ -339,6 +339,11 @@ fn put_list<T: Clone + Into<Value>>(object: &mut Value, field: &str, list: &[T])
 }
 
 impl Flags {
+    /// Whether the container gets the API's socket.
+    pub(crate) fn uses_api_socket(&self) -> bool {
+        self.rare.use_api_socket
+    }
+
     /// The body of `POST /containers/create`.
     pub(crate) fn body(
         &self,

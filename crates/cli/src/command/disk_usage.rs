@@ -147,8 +147,10 @@ impl Args {
             None => output::write(details(&usage, Timestamp::now()).as_bytes()),
             Some("json") => output::line(&usage),
             Some(format) => {
+                let containers: Vec<Value> =
+                    items(&usage, "/Containers").iter().map(shown).collect();
                 let all = json!({
-                    "Images": usage["Images"], "Containers": usage["Containers"],
+                    "Images": usage["Images"], "Containers": containers,
                     "Volumes": usage["Volumes"], "BuildCache": usage["BuildCache"],
                 });
                 output::line(crate::template::compile(format)?.render(&all)?);
@@ -156,6 +158,22 @@ impl Args {
         }
         Ok(())
     }
+}
+
+/// A container with what a template of docker's asks of it.
+fn shown(container: &Value) -> Value {
+    let mut row = container.clone();
+    let names = texts(container, "/Names").join(",");
+    row["Names"] = names.trim_start_matches('/').into();
+    row["LocalVolumes"] = volumes_of(container).to_string().into();
+    row["Size"] = size(bytes(container, "/SizeRw")).into();
+    row
+}
+
+/// How many volumes a container has.
+fn volumes_of(container: &Value) -> usize {
+    let mounts = items(container, "/Mounts").iter();
+    mounts.filter(|m| text(m, "/Type") == "volume").count()
 }
 
 fn words<const N: usize>(words: [&str; N]) -> Vec<String> {
@@ -201,17 +219,12 @@ fn details(usage: &Value, now: Timestamp) -> String {
         "NAMES",
     ])];
     for container in items(usage, "/Containers") {
-        let mounts = items(container, "/Mounts");
         let names = texts(container, "/Names").join(",");
         containers.push(vec![
             short_id(text(container, "/Id")).to_owned(),
             text(container, "/Image").to_owned(),
             format!("\"{}\"", ellipsis(text(container, "/Command"), 20)),
-            mounts
-                .iter()
-                .filter(|m| text(m, "/Type") == "volume")
-                .count()
-                .to_string(),
+            volumes_of(container).to_string(),
             size(bytes(container, "/SizeRw")),
             ago(now, created(container)),
             text(container, "/Status").to_owned(),

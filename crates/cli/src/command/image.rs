@@ -20,6 +20,7 @@ use super::{
 pub(crate) use crate::config_file::registry_auth;
 use crate::{
     client::{Client, Payload, Target, chunks, values},
+    connect,
     human::{ago, short_id, size},
     image_ref::{familiar, registry, split, with_default_tag},
     json::{number, text, texts},
@@ -227,6 +228,8 @@ pub(crate) async fn pull(
 impl Pull {
     pub(crate) async fn run(self, client: &Client) -> Result<()> {
         trust(self.disable_content_trust)?;
+        let platform = self.platform.or_else(connect::default_platform);
+        let platform = platform.as_deref();
         if self.all_tags {
             let (name, tag, digest) = split(&self.image);
             if tag.or(digest).is_some() {
@@ -234,7 +237,7 @@ impl Pull {
             }
             let target = Target::new("/images/create", &[])
                 .arg("fromImage", name)
-                .maybe("platform", self.platform.as_deref())
+                .maybe("platform", platform)
                 .registry_auth(registry_auth(&self.image));
             let response = client.send(Method::POST, target, Payload::Empty).await?;
             progress::show(values(response), (!self.quiet).then(Lines::new)).await?;
@@ -246,7 +249,7 @@ impl Pull {
             output::line("Using default tag: latest");
         }
         let lines = (!self.quiet).then(Lines::new);
-        pull(&self.image, self.platform.as_deref(), lines, client).await?;
+        pull(&self.image, platform, lines, client).await?;
         output::line(canonical(&self.image));
         Ok(())
     }

@@ -49,7 +49,12 @@ impl Args {
             .collect();
         if kinds.is_empty() {
             let kind = self.kind.unwrap_or_default();
-            bail!("{kind:?} is not a valid value for --type");
+            let mut known = KINDS.map(|(kind, _)| format!("{kind:?}"));
+            known.sort();
+            bail!(
+                "unknown type: {kind:?}: must be one of {}",
+                known.join(", ")
+            );
         }
         output::inspect_each(self.format.as_deref(), &self.names, async |name: String| {
             for (kind, path) in &kinds {

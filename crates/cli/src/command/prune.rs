@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::{
     client::{Client, Payload, Target},
+    flags::quantity,
     human::size,
     json::{items, number, text, texts},
     output,
@@ -75,6 +76,9 @@ pub(crate) struct Builds {
     /// Remove all unused build cache, not just dangling ones
     #[arg(short, long)]
     all: bool,
+    /// Amount of disk space to keep for cache
+    #[arg(long, value_name = "bytes", default_value = "0", value_parser = quantity::bytes)]
+    keep_storage: i64,
 }
 
 /// Remove unused data
@@ -164,9 +168,10 @@ async fn images(filters: &[String], all: bool, client: &Client) -> Result<u64> {
     Ok(reclaimed(&answer))
 }
 
-async fn builds(filters: &[String], all: bool, client: &Client) -> Result<u64> {
+async fn builds(filters: &[String], all: bool, keep: i64, client: &Client) -> Result<u64> {
     let target = Target::new("/build/prune", &[])
         .flag("all", all)
+        .maybe("reserved-space", (keep > 0).then_some(keep))
         .filters(filters)?;
     let answer = client.post(target, Payload::Empty).await?;
     tell(
@@ -236,7 +241,7 @@ impl Builds {
             "WARNING! This will remove all dangling build cache."
         };
         if agreed(self.wanted.force, warning) {
-            let bytes = builds(&self.wanted.filter, self.all, client).await?;
+            let bytes = builds(&self.wanted.filter, self.all, self.keep_storage, client).await?;
             output::line(format!("Total:\t{}", size(bytes)));
         }
         Ok(())
@@ -281,7 +286,7 @@ impl System {
             bytes += volumes(filters, false, client).await?;
         }
         bytes += images(filters, self.all, client).await?;
-        bytes += builds(filters, self.all, client).await?;
+        bytes += builds(filters, self.all, 0, client).await?;
         total(bytes);
         Ok(())
     }

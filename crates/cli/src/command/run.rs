@@ -1,5 +1,7 @@
 //! `shoal run`, `create`, `start` and `attach`: commands that bring containers up and hold on to them.
 
+mod api_socket;
+
 use anyhow::{Result, bail};
 use clap::Args;
 use hyper::Method;
@@ -9,6 +11,7 @@ use super::{container_flags::Flags, image};
 use crate::{
     Exit,
     client::{Client, Payload, Refused, Target, document, is_not_found},
+    connect,
     flags::environment,
     json::{is, number, text},
     output,
@@ -281,6 +284,9 @@ async fn create(
     if let (true, Some((width, height))) = (flags.tty, terminal_size::terminal_size()) {
         body["HostConfig"]["ConsoleSize"] = serde_json::json!([height.0, width.0]);
     }
+    if flags.uses_api_socket() {
+        api_socket::lend(&mut body, client)?;
+    }
     if let Some(path) = &flags.cidfile
         && std::path::Path::new(path).exists()
     {
@@ -289,7 +295,8 @@ async fn create(
         );
     }
     let lines = || (!flags.quiet).then(Lines::on_stderr);
-    let platform = flags.platform.as_deref();
+    let platform = flags.platform.clone().or_else(connect::default_platform);
+    let platform = platform.as_deref();
     if flags.pull == "always" {
         image::pull(image, platform, lines(), client).await?;
     }
@@ -313,6 +320,9 @@ async fn create(
         output::note(format!("WARNING: {warning}"));
     }
     let id = text(&made, "/Id").to_owned();
+    if flags.uses_api_socket() {
+        api_socket::lend_credentials(&id, client).await?;
+    }
     if let Some(path) = &flags.cidfile {
         std::fs::write(path, &id)?;
     }

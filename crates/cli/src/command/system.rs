@@ -7,7 +7,7 @@ use shoal_api::Timestamp;
 
 use super::{disk_usage, prune};
 use crate::{
-    client::{Client, Target, values},
+    client::{self, Client, Target, values},
     human::binary_size,
     json::{is, items, number, text, texts},
     output, template,
@@ -94,7 +94,7 @@ impl Events {
             Some(format) => Some(template::compile(format)?),
         };
         let response = client
-            .send(hyper::Method::GET, target, crate::client::Payload::Empty)
+            .send(hyper::Method::GET, target, client::Payload::Empty)
             .await?;
         let mut events = values(response);
         while let Some(event) = events.next().await {
@@ -128,7 +128,8 @@ impl Version {
     pub(crate) async fn run(self, client: &Client) -> Result<()> {
         let own = json!({
             "Version": env!("CARGO_PKG_VERSION"),
-            "ApiVersion": "1.51",
+            "ApiVersion": client::api_version(),
+            "DefaultAPIVersion": client::API,
             "Os": std::env::consts::OS,
             "Arch": architecture(),
         });
@@ -174,12 +175,25 @@ impl Version {
                 if format == "json" {
                     output::line(both);
                 } else {
-                    output::line(template::compile(format)?.render(&both)?);
+                    output::line(template::compile(format)?.render(&gos(both))?);
                 }
             }
         }
         server.map(|_| ())
     }
+}
+
+/// The same with the names that these fields have in Go, which templates of docker's use.
+fn gos(mut both: Value) -> Value {
+    for side in ["Client", "Server"] {
+        let Some(fields) = both[side].as_object_mut() else {
+            continue;
+        };
+        if let Some(version) = fields.get("ApiVersion").cloned() {
+            fields.insert("APIVersion".to_owned(), version);
+        }
+    }
+    both
 }
 
 /// Go's name of the processor.

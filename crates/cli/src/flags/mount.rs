@@ -121,6 +121,23 @@ pub(crate) fn long(text: &str) -> Result<Value> {
     if !mount.contains_key("Target") {
         bail!("target is required");
     }
+    let said = |flag: &str| bind.get(flag).is_some();
+    let writable = mount.get("ReadOnly") != Some(&Value::Bool(true));
+    for (flag, value) in [
+        ("ReadOnlyNonRecursive", "writable"),
+        ("ReadOnlyForceRecursive", "readonly"),
+    ] {
+        if said(flag) && writable {
+            bail!(
+                "option 'bind-recursive={value}' requires 'readonly' to be specified in conjunction"
+            );
+        }
+    }
+    if said("ReadOnlyForceRecursive") && bind.get("Propagation") != Some(&"rprivate".into()) {
+        bail!(
+            "option 'bind-recursive=readonly' requires 'bind-propagation=rprivate' to be specified in conjunction"
+        );
+    }
     for (group, name, owner) in [
         (bind, "BindOptions", "bind"),
         (volume, "VolumeOptions", "volume"),

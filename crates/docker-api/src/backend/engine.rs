@@ -98,6 +98,8 @@ pub struct ExtractOptions {
 pub struct PruneFilter {
     /// Images: also those with a name. Volumes: also those that the user named.
     pub all: bool,
+    /// Builds: what may be left of what only they need.
+    pub keep_bytes: u64,
     /// Only what was made before.
     pub until: Option<Timestamp>,
     /// `key` or `key=value`, all of which it must have.

@@ -9,8 +9,8 @@ use std::{
 use serde_json::{Map, Value};
 use shoal_api::container::{
     ContainerSpec, DeviceRequest, DeviceSpec, EndpointSpec, HealthCheck, HostSpec, LogConfig,
-    MountKind, MountSpec, NetworkMode, Port, PortBinding, Propagation, Resources, RestartPolicy,
-    Ulimit,
+    MountKind, MountSpec, NetworkMode, Port, PortBinding, Propagation, ReadOnlyDepth, Resources,
+    RestartPolicy, Ulimit,
 };
 
 use crate::{
@@ -512,6 +512,19 @@ fn read_mount(mut f: Fields) -> ApiResult<MountSpec> {
             propagation: bind.word("Propagation", &PROPAGATIONS)?,
             non_recursive: bind.get("NonRecursive")?,
             create_source: bind.get("CreateMountpoint")?,
+            read_only_depth: match (
+                bind.get("ReadOnlyNonRecursive")?,
+                bind.get("ReadOnlyForceRecursive")?,
+            ) {
+                (false, false) => ReadOnlyDepth::AsPossible,
+                (true, false) => ReadOnlyDepth::Itself,
+                (false, true) => ReadOnlyDepth::All,
+                (true, true) => {
+                    return Err(refused(
+                        "mount options conflict: ReadOnlyNonRecursive && ReadOnlyForceRecursive",
+                    ));
+                }
+            },
         },
         "volume" => {
             let mut driver = volume.object_or_empty("DriverConfig")?;

@@ -8,7 +8,8 @@ use shoal_api::{
     container::{
         ContainerInspect, ContainerState, ContainerStatus, ContainerSummary, DeviceRequest,
         EndpointInfo, ExecInspect, HealthCheck, HostSpec, MountKind, MountPoint, MountSpec,
-        NetworkMode, NetworkSettings, Port, PublishedPort, Resources, RestartPolicy, Stats,
+        NetworkMode, NetworkSettings, Port, PublishedPort, ReadOnlyDepth, Resources, RestartPolicy,
+        Stats,
     },
 };
 
@@ -21,7 +22,7 @@ use super::{
 pub(crate) fn summary(container: &ContainerSummary, now: Timestamp) -> Value {
     let mut row = json!({
         "Id": container.id.as_str(),
-        "Names": [format!("/{}", container.name)],
+        "Names": std::iter::once(&container.name).chain(&container.link_names).map(|name| format!("/{name}")).collect::<Vec<_>>(),
         "Image": container.image,
         "ImageID": container.image_id,
         "Command": container.command,
@@ -36,6 +37,9 @@ pub(crate) fn summary(container: &ContainerSummary, now: Timestamp) -> Value {
     });
     if let Some(size) = container.size_rw {
         row["SizeRw"] = json!(size);
+    }
+    if let Some(size) = container.size_root_fs {
+        row["SizeRootFs"] = json!(size);
     }
     row
 }
@@ -318,6 +322,7 @@ fn host(host: &HostSpec) -> Value {
         "GroupAdd": list(&host.group_add),
         "IpcMode": host.ipc_mode.as_deref().unwrap_or("private"),
         "Cgroup": "",
+        "CgroupParent": text(&host.cgroup_parent),
         "Links": list(&host.links),
         "OomScoreAdj": host.oom_score_adj,
         "PidMode": text(&host.pid_mode),
@@ -378,7 +383,6 @@ fn resources(limits: &Resources, answer: &mut Value) {
         "CpuShares": limits.cpu_shares.unwrap_or(0),
         "Memory": limits.memory_bytes.unwrap_or(0),
         "NanoCpus": limits.nano_cpus.unwrap_or(0),
-        "CgroupParent": "",
         "BlkioWeight": limits.blkio_weight.unwrap_or(0),
         "CpuPeriod": limits.cpu_period_us.unwrap_or(0),
         "CpuQuota": limits.cpu_quota_us.unwrap_or(0),
@@ -435,15 +439,20 @@ fn mount(mount: &MountSpec) -> Value {
             propagation,
             non_recursive,
             create_source,
-        } => json!({
-            "Type": "bind",
-            "Source": source,
-            "BindOptions": {
+            read_only_depth,
+        } => {
+            let mut options = json!({
                 "Propagation": propagation.as_str(),
                 "NonRecursive": non_recursive,
                 "CreateMountpoint": create_source,
-            },
-        }),
+            });
+            match read_only_depth {
+                ReadOnlyDepth::AsPossible => {}
+                ReadOnlyDepth::Itself => options["ReadOnlyNonRecursive"] = json!(true),
+                ReadOnlyDepth::All => options["ReadOnlyForceRecursive"] = json!(true),
+            }
+            json!({"Type": "bind", "Source": source, "BindOptions": options})
+        }
         MountKind::Volume {
             name,
             no_copy,

@@ -45,6 +45,12 @@ async fn prune(api: &Api, query: &Query) -> ApiResult<Reply> {
     ])?;
     let mut filter = filters.prune(api.now())?;
     filter.all = query.flag("all");
+    // The second is the name since API 1.48.
+    for name in ["keep-storage", "reserved-space"] {
+        let said: Option<i64> = query.number(name)?;
+        let said = u64::try_from(said.unwrap_or(0)).unwrap_or(0);
+        filter.keep_bytes = filter.keep_bytes.max(said);
+    }
     let pruned = api.engine.build_prune(filter).await?;
     Ok(reply::ok(&json!({
         "CachesDeleted": pruned.deleted,

@@ -1,6 +1,6 @@
 //! `/containers`.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use base64::Engine as _;
 use futures_util::{StreamExt, stream};
@@ -117,8 +117,9 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
             let lines = engine.container_logs(name, wanted).await?;
             let lines = lines.take_until(api.stop.clone().cancelled_owned());
             let format = LogFormat::new(&query, container.spec.tty);
-            Ok(streams::logs(lines, format, call.minor, |line| {
-                (line, BTreeMap::new())
+            let details = container.log_attributes;
+            Ok(streams::logs(lines, format, call.minor, move |line| {
+                (line, details.clone())
             }))
         }
         ("POST", [name, "attach"]) => {

@@ -272,8 +272,15 @@ async fn list(api: &Api, query: &Query, minor: u32) -> ApiResult<Reply> {
             image
                 .repo_tags
                 .retain(|tag| filters.any("reference", |pattern| reference_matches(pattern, tag)));
+            image.repo_digests.retain(|digest| {
+                let name = digest.split('@').next().unwrap_or_default();
+                let untagged = format!("{name}:");
+                filters.any("reference", |pattern| {
+                    pattern == digest || reference_matches(pattern, &untagged)
+                })
+            });
         }
-        images.retain(|image| !image.repo_tags.is_empty());
+        images.retain(|image| !image.repo_tags.is_empty() || !image.repo_digests.is_empty());
     }
     let show = |found: &ImageSummary| {
         let mut shown = image::summary(found);

@@ -29,7 +29,8 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
         ("POST", ["prune"]) => {
             let filters = call.query.filters()?.only(&["all", "label", "label!"])?;
             let mut filter = filters.prune(api.now())?;
-            filter.all = filters.flag("all")?.unwrap_or(false);
+            // Until 1.41 those with a name went as well.
+            filter.all = filters.flag("all")?.unwrap_or(false) || call.minor < 42;
             let pruned = engine.volume_prune(filter).await?;
             Ok(reply::ok(&json!({
                 "VolumesDeleted": pruned.deleted,

@@ -223,7 +223,7 @@ async fn create_carries_every_flag() {
              --mount type=tmpfs,dst=/t,tmpfs-size=1024,tmpfs-mode=0700 --mount type=volume,src=v2,dst=/v2,volume-nocopy --tmpfs /run:size=1k --read-only --shm-size 1m --pid host --ipc host --privileged --cap-add NET_ADMIN \
              --cap-drop ALL --security-opt no-new-privileges --device /dev/null:/dev/n:r --sysctl net.ipv4.ip_forward=1 -m 64m --memory-swap -1 --cpus 1.5 \
              --cpuset-cpus 0 --pids-limit 9 --ulimit nofile=1:2 --restart on-failure:3 --log-driver json-file --log-opt max-size=1m \
-             --device-read-bps /dev/null:1k --oom-score-adj 5 --group-add 7 -t -i demo arg1 arg2")
+             --device-read-bps /dev/null:1k --oom-score-adj 5 --group-add 7 --cgroup-parent /up -t -i demo arg1 arg2")
         .await;
     let spec = serde_json::to_string_pretty(&daemon.engine.spec_of("all")).unwrap();
     expect_test::expect_file!["expected/create_all_flags.json"].assert_eq(&spec);

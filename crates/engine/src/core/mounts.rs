@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use shoal_api::container::{ContainerSpec, MountKind, MountPoint, Propagation};
+use shoal_api::container::{ContainerSpec, MountKind, MountPoint, Propagation, ReadOnlyDepth};
 
 /// A wished mount, whatever form it was written in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +24,7 @@ pub enum Planned {
         propagation: Propagation,
         non_recursive: bool,
         create_source: bool,
+        read_only_depth: ReadOnlyDepth,
     },
     Volume {
         name: Option<String>,
@@ -94,6 +95,10 @@ pub enum MountError {
     )]
     VolumeName(String),
     #[error(
+        "mounts below a read-only one cannot be made read-only by Linux {0}.{1}: that takes 5.12 or later"
+    )]
+    NotReadOnlyBelow(u32, u32),
+    #[error(
         "create {0}: volume name is too short, names should be at least two alphanumeric characters"
     )]
     ShortVolumeName(String),
@@ -133,6 +138,7 @@ pub fn plan(
                 propagation,
                 non_recursive,
                 create_source,
+                read_only_depth,
             } => {
                 if !source.starts_with('/') {
                     return Err(MountError::Relative(source.clone()).of("bind"));
@@ -142,6 +148,7 @@ pub fn plan(
                     propagation: *propagation,
                     non_recursive: *non_recursive,
                     create_source: *create_source,
+                    read_only_depth: *read_only_depth,
                 }
             }
             MountKind::Volume {
@@ -217,6 +224,7 @@ pub fn plan(
                 propagation: Propagation::default(),
                 non_recursive: false,
                 create_source: false,
+                read_only_depth: ReadOnlyDepth::default(),
             }
         };
         planned.entry(target.clone()).or_insert(PlannedMount {
@@ -284,6 +292,7 @@ fn parse_bind(text: &str) -> Result<PlannedMount, MountError> {
             propagation,
             non_recursive: false,
             create_source: true,
+            read_only_depth: ReadOnlyDepth::default(),
         }
     } else if source.is_empty() {
         Planned::Volume {
@@ -377,6 +386,19 @@ pub fn bind_options(read_only: bool, propagation: Propagation, non_recursive: bo
         .to_vec()
 }
 
+/// Whether a read-only bind is so with all that is mounted below it.
+///
+/// The kernel can do that since Linux 5.12 (`mount_setattr(2)` with `AT_RECURSIVE`).
+pub fn is_read_only_below(depth: ReadOnlyDepth, kernel: (u32, u32)) -> Result<bool, MountError> {
+    let able = kernel >= (5, 12);
+    match depth {
+        ReadOnlyDepth::Itself => Ok(false),
+        ReadOnlyDepth::AsPossible => Ok(able),
+        ReadOnlyDepth::All if able => Ok(true),
+        ReadOnlyDepth::All => Err(MountError::NotReadOnlyBelow(kernel.0, kernel.1)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use expect_test::{Expect, expect};
@@ -451,6 +473,23 @@ mod tests {
                 create ../up: "../up" includes invalid characters for a local volume name, only "[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, use absolute path
             "#]],
         );
+    }
+
+    #[test]
+    fn read_only_reaches_as_far_as_wished_and_possible() {
+        use ReadOnlyDepth as Depth;
+        let below = |depth, kernel| is_read_only_below(depth, kernel).ok();
+        for (kernel, able) in [
+            ((6, 1), true),
+            ((5, 12), true),
+            ((5, 11), false),
+            ((4, 19), false),
+        ] {
+            assert_eq!(below(Depth::AsPossible, kernel), Some(able), "{kernel:?}");
+            assert_eq!(below(Depth::Itself, kernel), Some(false), "{kernel:?}");
+            let forced = able.then_some(true);
+            assert_eq!(below(Depth::All, kernel), forced, "{kernel:?}");
+        }
     }
 
     #[test]

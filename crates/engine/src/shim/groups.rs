@@ -6,7 +6,7 @@
 //! where it is, and what libcontainer writes goes into a file without meaning that lies over `cgroup.procs` in the
 //! builder's own mount namespace; the container mounts its view of the groups anew and does not see it.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
@@ -23,13 +23,38 @@ const PIDS_MIN: i64 = 16;
 
 /// Moves this process, which has one thread, into the group at `dir`.
 pub(super) fn join(dir: &Path) -> io::Result<()> {
-    match std::fs::write(dir.join("tasks"), "0") {
+    match put(&dir.join("tasks"), "0") {
         // Version 2 has but one way.
-        Err(err) if err.kind() == io::ErrorKind::NotFound => {
-            std::fs::write(dir.join("cgroup.procs"), "0")
-        }
+        Err(err) if err.kind() == io::ErrorKind::NotFound => put(&dir.join("cgroup.procs"), "0"),
         joined => joined,
     }
+}
+
+/// Writes to a file that is there. To one that is not the kernel would say that nobody may make it.
+fn put(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = std::fs::File::options().write(true).open(path)?;
+    file.write_all(text.as_bytes())
+}
+
+/// Takes the groups out of the reach of the kernel's OOM killer if that is wished, which libcontainer passes over. Version 2
+/// cannot.
+pub(super) fn spare_from_oom_killer(sup: &Supervise, spec: &Spec) -> io::Result<()> {
+    let resources = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.resources().as_ref());
+    let memory = resources.and_then(|resources| resources.memory().as_ref());
+    if !memory.is_some_and(|memory| memory.disable_oom_killer() == Some(true)) {
+        return Ok(());
+    }
+    for dir in &sup.cgroups {
+        match put(&dir.join("memory.oom_control"), "1") {
+            // A group of another controller.
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {}
+            written => written?,
+        }
+    }
+    Ok(())
 }
 
 /// Makes the container's groups and moves this process into them, where that is quicker than what libcontainer does; else

@@ -349,7 +349,9 @@ fn run_libcontainer(
         let pid = container
             .pid()
             .ok_or_else(|| Failure::new("libcontainer tells no process id"))?;
-        if let Err(failure) = stage::place_late(late, pid.as_raw()) {
+        let spared = groups::spare_from_oom_killer(sup, &spec)
+            .map_err(|err| Failure::new(format!("cannot disable the OOM killer: {err}")));
+        if let Err(failure) = spared.and_then(|()| stage::place_late(late, pid.as_raw())) {
             // It waits for a word that will not come.
             let _ = kill(Pid::from_raw(pid.as_raw()), Signal::SIGKILL);
             return Err(failure);

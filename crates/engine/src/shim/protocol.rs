@@ -112,6 +112,8 @@ pub enum Staged {
         /// With all that is mounted below it.
         recursive: bool,
         read_only: bool,
+        /// With all that is mounted below it.
+        read_only_below: bool,
     },
 }
 

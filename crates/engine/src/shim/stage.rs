@@ -27,11 +27,12 @@ pub(super) fn fetch(staged: &[Staged]) -> Result<Vec<Option<OwnedFd>>, Failure> 
             source,
             recursive,
             read_only,
+            read_only_below,
             ..
         } => {
             let tree = clone_of(source, *recursive).and_then(|tree| {
                 if *read_only {
-                    protect(&tree, *recursive)?;
+                    protect(&tree, *recursive && *read_only_below)?;
                 }
                 Ok(tree)
             });

@@ -20,7 +20,7 @@
 //! | A16 | a socket open to others | `docker_compat/exposure::a_default_daemon_is_reached_by_root_and_its_group_only` |
 //! | A17 | a shim's socket reached from a container | `attacks::no_container_reaches_a_shim` |
 //! | A18 | hostile contexts and Dockerfiles | `build::nothing_in_a_context_or_image_leads_to_the_host` |
-//! | A19 | streams that are never given back | `docker_compat/exposure::streams_that_come_and_go_leave_nothing`, `trouble::attaching_and_executing_leaks_nothing` |
+//! | A19 | streams that are never given back | `docker_compat/system::no_body_shakes_the_api_and_no_stream_is_kept`, `trouble::attaching_and_executing_leaks_nothing` |
 
 use shoal_api::container::NetworkMode;
 use shoal_engine::core::oci::{MASKED_PATHS, READONLY_PATHS};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use shoal_api::container::ContainerSpec;
+use shoal_api::container::{ContainerSpec, HostSpec, Resources};
 use shoal_api::image::ImageConfig;
 
 use crate::host::{Host, IMAGE, busybox, cmd, dir, file, link, sh};
@@ -199,6 +199,140 @@ pub(crate) fn census(dir: &Path) -> BTreeMap<String, String> {
         }
     }
     all
+}
+
+/// A disk of this host, whose name and numbers limits are written with.
+fn a_disk() -> (String, String) {
+    let mut disks: Vec<_> = std::fs::read_dir("/sys/block")
+        .expect("block devices")
+        .flatten()
+        .filter_map(|disk| {
+            let device = format!("/dev/{}", disk.file_name().to_str()?);
+            let numbers = std::fs::read_to_string(disk.path().join("dev")).ok()?;
+            let there = Path::new(&device).exists();
+            there.then(|| (device, numbers.trim().to_owned()))
+        })
+        .collect();
+    disks.sort();
+    disks.into_iter().next().expect("a block device")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_of_every_kind_are_told_to_the_kernel() {
+    let host = Host::new().await;
+    let old = host.engine.cgroup_version() == 1;
+    let (disk, numbers) = a_disk();
+    let rate = |rate: &str| vec![format!("{disk}:{rate}")];
+    let mut spec = sh("sleep 1000");
+    spec.host.resources = Resources {
+        memory_bytes: Some(64 << 20),
+        memory_reservation_bytes: Some(32 << 20),
+        memory_swap_bytes: Some(96 << 20),
+        // Version 2 knows neither, of which the API warns.
+        memory_swappiness: old.then_some(10),
+        oom_kill_disable: old,
+        cpu_shares: Some(512),
+        cpu_quota_us: Some(30_000),
+        cpu_period_us: Some(50_000),
+        cpuset_mems: Some("0".into()),
+        blkio_devices: BTreeMap::from([
+            ("BlkioDeviceReadBps".to_owned(), rate("1048576")),
+            ("BlkioDeviceWriteBps".to_owned(), rate("2097152")),
+            ("BlkioDeviceReadIOps".to_owned(), rate("100")),
+            ("BlkioDeviceWriteIOps".to_owned(), rate("200")),
+        ]),
+        ..Resources::default()
+    };
+    let id = host.start(spec).await;
+    let throttle = |what: &str, rate: &str| {
+        (
+            format!("blkio.throttle.{what}_device"),
+            format!("{numbers} {rate}"),
+        )
+    };
+    let file = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let table = if old {
+        vec![
+            file("memory.limit_in_bytes", "67108864"),
+            file("memory.soft_limit_in_bytes", "33554432"),
+            file("memory.memsw.limit_in_bytes", "100663296"),
+            file("memory.swappiness", "10"),
+            file("cpu.shares", "512"),
+            file("cpu.cfs_quota_us", "30000"),
+            file("cpu.cfs_period_us", "50000"),
+            file("cpuset.mems", "0"),
+            throttle("read_bps", "1048576"),
+            throttle("write_bps", "2097152"),
+            throttle("read_iops", "100"),
+            throttle("write_iops", "200"),
+        ]
+    } else {
+        vec![
+            file("memory.max", "67108864"),
+            file("memory.low", "33554432"),
+            file("memory.swap.max", "33554432"),
+            file("cpu.weight", "20"),
+            file("cpu.max", "30000 50000"),
+            file("cpuset.mems", "0"),
+            (
+                "io.max".to_owned(),
+                format!("{numbers} rbps=1048576 wbps=2097152 riops=100 wiops=200"),
+            ),
+        ]
+    };
+    let read = |name: &str| {
+        let dirs = host.cgroups();
+        let mut found = dirs
+            .iter()
+            .filter_map(|dir| std::fs::read_to_string(dir.join(name)).ok());
+        found.next().map(|text| text.trim().to_owned())
+    };
+    for (name, value) in table {
+        assert_eq!(read(&name).as_deref(), Some(&*value), "{name}");
+    }
+    if old {
+        let control = read("memory.oom_control").expect("it is there");
+        assert!(control.starts_with("oom_kill_disable 1"), "{control}");
+    }
+    host.engine
+        .remove(id.as_str(), true, true)
+        .await
+        .expect("remove");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_container_shares_with_the_host_is_the_hosts() {
+    let host = Host::new().await;
+    type Wish = fn(&mut HostSpec);
+    let with = async |command: &str, wish: Wish| {
+        let mut spec = sh(command);
+        wish(&mut spec.host);
+        host.run(spec).await.1.trim().to_owned()
+    };
+    let adj = "cat /proc/self/oom_score_adj";
+    assert_eq!(with(adj, |host| host.oom_score_adj = 555).await, "555");
+    let forced = "cat /proc/sys/kernel/shm_rmid_forced";
+    let sysctl = |host: &mut HostSpec| {
+        host.sysctls
+            .insert("kernel.shm_rmid_forced".into(), "1".into());
+    };
+    assert_eq!(with(forced, sysctl).await, "1");
+    let table: [(&str, Wish); 5] = [
+        ("ipc", |host| host.ipc_mode = Some("host".into())),
+        ("pid", |host| host.pid_mode = Some("host".into())),
+        ("uts", |host| host.uts_mode = Some("host".into())),
+        ("cgroup", |host| host.cgroupns_mode = Some("host".into())),
+        ("user", |host| host.userns_mode = Some("host".into())),
+    ];
+    for (kind, wish) in table {
+        let look = format!("readlink /proc/self/ns/{kind}");
+        let own = std::fs::read_link(format!("/proc/self/ns/{kind}")).expect("a namespace");
+        let own = own.display().to_string();
+        assert_eq!(with(&look, wish).await, own);
+        // Of users there are the host's alone.
+        let alone = with(&look, |_| {}).await;
+        assert_eq!(alone == own, kind == "user", "{kind}: {alone}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

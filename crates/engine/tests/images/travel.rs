@@ -247,8 +247,11 @@ async fn of_an_index_the_build_for_this_host_is_pulled() {
     let index_digest = digest(index.as_bytes());
     let (manifest_digest, config_digest) = (digest(manifest.as_bytes()), digest(config.as_bytes()));
     let id = config_digest.clone();
+    let other = digest(b"another index");
+    let (by_digest, lied) = (index_digest.clone(), other.clone());
     let address = serve(move |path, _| match path {
         _ if path.ends_with("/manifests/latest") => ok(index.as_bytes()),
+        _ if path.ends_with(&by_digest) || path.ends_with(&lied) => ok(index.as_bytes()),
         _ if path.contains(&manifest_digest) => ok(manifest.as_bytes()),
         _ if path.contains(&config_digest) => ok(config.as_bytes()),
         _ => ok(&plain),
@@ -263,7 +266,21 @@ async fn of_an_index_the_build_for_this_host_is_pulled() {
         [format!("{name}@{index_digest}")]
     );
     let remote = store.manifest_digest_of_remote(&name, None).await.unwrap();
-    assert_eq!((remote.digest, remote.platforms.len()), (index_digest, 3));
+    assert_eq!((&remote.digest, remote.platforms.len()), (&index_digest, 3));
+    // By the digest of the index it is the same image, under no tag; what has another digest is not taken.
+    let (_other_dir, elsewhere) = self::store();
+    let exact = format!("{name}@{index_digest}");
+    let (progress, _lines) = listener();
+    let again = elsewhere.pull(&exact, None, None, progress).await.unwrap();
+    assert_eq!((again.id, again.digest), (pulled.id, pulled.digest));
+    let found = elsewhere.resolve(&exact).unwrap();
+    assert_eq!((found.repo_tags, found.repo_digests), (vec![], vec![exact]));
+    let (progress, _lines) = listener();
+    let lie = format!("{name}@{other}");
+    elsewhere
+        .pull(&lie, None, None, progress)
+        .await
+        .expect_err("an index that is not what was asked for");
     // What is here is for this host only: a wish for another platform goes back to the registry.
     let (progress, _lines) = listener();
     let error = store.pull(&name, Some("linux/riscv64"), None, progress);

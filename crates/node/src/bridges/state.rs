@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     path::Path,
 };
 
@@ -387,10 +387,14 @@ fn check_endpoint(
             "user specified IP address is supported only when connecting to networks with user configured subnets",
         );
     }
-    if spec.ipv6.is_some() && bridge.spec.ipv6.is_none() {
+    let subnet6 = bridge.spec.ipv6.as_ref().map(|place| place.subnet);
+    let foreign = spec.ipv4.filter(|ip| !bridge.spec.subnet.contains(ip));
+    let foreign6 = spec
+        .ipv6
+        .filter(|ip| !subnet6.is_some_and(|subnet| subnet.contains(ip)));
+    if let Some(ip) = foreign.map(IpAddr::V4).or(foreign6.map(IpAddr::V6)) {
         return invalid(&format!(
-            "invalid endpoint settings:\nno configured subnet or ip-range contain the IP address {}",
-            spec.ipv6.unwrap_or(Ipv6Addr::UNSPECIFIED)
+            "invalid endpoint settings:\nno configured subnet or ip-range contain the IP address {ip}"
         ));
     }
     let link_local = |ip: &IpAddr| match ip {

@@ -72,10 +72,10 @@ impl EngineApi {
     }
 
     pub(super) async fn prune_builds(&self, filter: PruneFilter) -> ApiResult<Pruned> {
-        let all = filter.all;
+        let (all, keep) = (filter.all, filter.keep_bytes);
         let which = move |image: &ImageSummary| filter.takes(image.created, &image.labels);
         let users = self.image_users().await?;
-        let pruned = self.images().prune_builds(all, which, users).await;
+        let pruned = self.images().prune_builds(all, keep, which, users).await;
         let (gone, space_reclaimed) = pruned.map_err(errors::image)?;
         Ok(Pruned {
             deleted: gone.iter().map(ToString::to_string).collect(),

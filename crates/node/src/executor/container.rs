@@ -51,6 +51,7 @@ pub(super) fn container_spec(
             propagation: Propagation::Rprivate,
             non_recursive: false,
             create_source: false,
+            read_only_depth: Default::default(),
         },
     }));
     let (network_mode, endpoints) = networks(task, view)?;
@@ -132,6 +133,7 @@ fn mount_spec(mount: &spec::Mount) -> Result<MountSpec, ContainerError> {
             propagation: propagation(&mount.propagation)?,
             non_recursive: mount.non_recursive,
             create_source: mount.create_source,
+            read_only_depth: Default::default(),
         },
         spec::MountKind::Volume => MountKind::Volume {
             name: (!source.is_empty()).then_some(source),

@@ -24,7 +24,7 @@ pub(super) struct Rare {
     storage_opt: Vec<String>,
     /// Bind mount Docker API socket and required auth
     #[arg(long, help_heading = "Storage")]
-    use_api_socket: bool,
+    pub(super) use_api_socket: bool,
     /// Add a host device to the container
     #[arg(long, value_name = "list", help_heading = "Isolation")]
     device: Vec<String>,
@@ -97,11 +97,6 @@ impl Rare {
     pub(super) fn apply(&self, host: &mut Value) -> Result<()> {
         if !self.disable_content_trust {
             bail!("content trust is not supported: images are verified by digest alone");
-        }
-        if self.use_api_socket {
-            bail!(
-                "--use-api-socket is not supported: mount the socket with -v /run/shoal/shoal.sock:/var/run/docker.sock"
-            );
         }
         let (mut devices, mut named) = (Vec::new(), Vec::new());
         for text in &self.device {

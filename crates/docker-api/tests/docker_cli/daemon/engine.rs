@@ -194,6 +194,8 @@ impl EngineBackend for MemoryEngine {
                 network_mode: "bridge".to_owned(),
                 networks: BTreeMap::new(),
                 size_rw: filter.size.then_some(7),
+                size_root_fs: filter.size.then_some(1_000_007),
+                link_names: Vec::new(),
             })
             .collect())
     }
@@ -219,6 +221,7 @@ impl EngineBackend for MemoryEngine {
             exec_ids: Vec::new(),
             size_rw: None,
             size_root_fs: None,
+            log_attributes: BTreeMap::new(),
         })
     }
 

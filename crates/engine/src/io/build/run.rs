@@ -152,6 +152,7 @@ impl Builder {
                 layers: Vec::new(),
                 repo_tags: Vec::new(),
                 repo_digests: Vec::new(),
+                size: 0,
             }),
         }
     }

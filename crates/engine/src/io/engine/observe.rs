@@ -1,20 +1,21 @@
 //! Looking at containers.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use shoal_api::container::{
-    ContainerFilter, ContainerInspect, ContainerStatus, ContainerSummary, GraphPaths, LogLine,
-    LogQuery, NetworkMode, ProcessList, PublishedPort, Stats,
+    ContainerFilter, ContainerId, ContainerInspect, ContainerStatus, ContainerSummary, GraphPaths,
+    LogLine, LogQuery, NetworkMode, ProcessList, PublishedPort, Stats,
 };
 use shoal_api::image::ImageUser;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::record::{Entry, Record};
 use super::{Engine, EngineError};
-use crate::core::{logging, oci};
+use crate::core::{links, logging, oci};
 use crate::io::logs;
 
 /// What to wait for.
@@ -105,14 +106,12 @@ impl Engine {
             .collect();
         records.sort_by_key(|(_, record)| std::cmp::Reverse(record.created));
         records.truncate(filter.limit.unwrap_or(usize::MAX));
+        let linked = self.link_names();
         let mut summaries = Vec::with_capacity(records.len());
         for (entry, record) in records {
-            let size_rw = if filter.size {
-                Some(self.size_of(&entry).await)
-            } else {
-                None
-            };
-            summaries.push(summary(&record, size_rw));
+            let sizes = self.sizes_of(&entry, &record, filter.size).await;
+            let names = linked.get(&record.id).cloned().unwrap_or_default();
+            summaries.push(summary(&record, sizes, names));
         }
         Ok(summaries)
     }
@@ -122,11 +121,7 @@ impl Engine {
         let entry = self.find(name)?;
         let record = entry.record();
         let command = oci::command(&record.spec).unwrap_or_default();
-        let size_rw = if size {
-            Some(self.size_of(&entry).await)
-        } else {
-            None
-        };
+        let sizes = self.sizes_of(&entry, &record, size).await;
         let in_dir = |name: &str| entry.dir.join(name);
         Ok(ContainerInspect {
             id: record.id.clone(),
@@ -151,16 +146,47 @@ impl Engine {
                 merged: in_dir("merged"),
             },
             exec_ids: entry.live(|live| live.execs.keys().cloned().collect()),
-            size_rw,
-            size_root_fs: None,
+            size_rw: sizes.own,
+            size_root_fs: sizes.whole,
+            log_attributes: log_attributes(&record),
         })
     }
 
-    async fn size_of(&self, entry: &Entry) -> u64 {
+    async fn sizes_of(&self, entry: &Entry, record: &Record, wanted: bool) -> Sizes {
+        if !wanted {
+            return Sizes::default();
+        }
         let upper = entry.dir.join("upper");
-        tokio::task::spawn_blocking(move || bytes_below(&upper))
+        let own = tokio::task::spawn_blocking(move || bytes_below(&upper))
             .await
-            .unwrap_or_default()
+            .unwrap_or_default();
+        let image = self.images().resolve(&record.image_id).ok();
+        Sizes {
+            own: Some(own),
+            whole: image.map(|image| image.size + own),
+        }
+    }
+
+    /// The names that containers have by links of others, by the id of who has them.
+    fn link_names(&self) -> BTreeMap<ContainerId, Vec<String>> {
+        let mut names: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for entry in self.entries() {
+            let record = entry.record();
+            // Elsewhere a link is a name that the network answers to.
+            if record.spec.host.network_mode != NetworkMode::Default {
+                continue;
+            }
+            for link in &record.spec.host.links {
+                let Some((name, alias)) = links::parse(link) else {
+                    continue;
+                };
+                if let Ok(target) = self.find(name) {
+                    let name = format!("{}/{alias}", record.name);
+                    names.entry(target.id.clone()).or_default().push(name);
+                }
+            }
+        }
+        names
     }
 
     /// The container's output so far and, with `follow`, from now on until it ends.
@@ -312,7 +338,24 @@ fn with_hostname(record: &Record) -> shoal_api::container::ContainerSpec {
     spec
 }
 
-fn summary(record: &Record, size_rw: Option<u64>) -> ContainerSummary {
+/// Docker's file of JSON lines alone keeps them, so that others show none.
+fn log_attributes(record: &Record) -> BTreeMap<String, String> {
+    match logging::Driver::of(&record.spec.host.log) {
+        Ok(logging::Driver::JsonFile) => super::prepare::subject(record).attributes(),
+        _ => BTreeMap::new(),
+    }
+}
+
+/// Bytes of a container's files, if they were asked for.
+#[derive(Default)]
+struct Sizes {
+    /// In its own layer.
+    own: Option<u64>,
+    /// With those of its image, unless that is gone.
+    whole: Option<u64>,
+}
+
+fn summary(record: &Record, sizes: Sizes, link_names: Vec<String>) -> ContainerSummary {
     let mut ports: Vec<PublishedPort> = record.network.ports.values().flatten().cloned().collect();
     if record.state.status.is_up() {
         for port in &record.spec.exposed_ports {
@@ -342,7 +385,9 @@ fn summary(record: &Record, size_rw: Option<u64>) -> ContainerSummary {
         mounts: record.mounts.clone(),
         network_mode: mode_name(&record.spec.host.network_mode),
         networks: record.network.networks.clone(),
-        size_rw,
+        size_rw: sizes.own,
+        size_root_fs: sizes.whole,
+        link_names,
     }
 }
 

@@ -258,9 +258,12 @@ impl Engine {
                     source,
                     propagation,
                     non_recursive,
+                    read_only_depth,
                     ..
                 } => {
                     check_propagation(&source, propagation)?;
+                    let below = planned.read_only
+                        && mounts::is_read_only_below(read_only_depth, kernel_version())?;
                     let mut inside = propagation;
                     if matches!(propagation, Propagation::Rshared | Propagation::Shared) {
                         staged.push(Staged::Shared {
@@ -268,11 +271,17 @@ impl Engine {
                             target: planned.target.clone(),
                             recursive: !non_recursive,
                             read_only: planned.read_only,
+                            read_only_below: below,
                         });
                         // Only its place; the shared one comes over it.
                         inside = Propagation::Rslave;
                     }
-                    let options = mounts::bind_options(planned.read_only, inside, non_recursive);
+                    let mut options =
+                        mounts::bind_options(planned.read_only, inside, non_recursive);
+                    if below {
+                        // The runtime's word for it.
+                        options.push("rro".into());
+                    }
                     ("bind", source, options)
                 }
                 Planned::Volume {

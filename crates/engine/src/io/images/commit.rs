@@ -148,11 +148,13 @@ impl ImageStore {
     pub async fn prune_builds(
         &self,
         all: bool,
+        keep: u64,
         which: impl Fn(&shoal_api::image::ImageSummary) -> bool + Send + 'static,
         users: Vec<shoal_api::image::ImageUser>,
     ) -> Result<(Vec<ImageId>, u64), ImageError> {
         self.blocking(move |inner| {
-            let pruned = inner.change(|catalog| Ok(catalog.prune_builds(all, which, &users)))?;
+            let pruned =
+                inner.change(|catalog| Ok(catalog.prune_builds(all, keep, which, &users)))?;
             inner.sweep()?;
             Ok(pruned)
         })

@@ -75,6 +75,8 @@ pub struct ImageRecord {
     pub layers: Vec<PathBuf>,
     pub repo_tags: Vec<String>,
     pub repo_digests: Vec<String>,
+    /// Bytes of all layers, unpacked.
+    pub size: u64,
 }
 
 impl ImageStore {
@@ -159,6 +161,7 @@ impl ImageStore {
                 .collect(),
             repo_tags: familiar(tags),
             repo_digests: familiar(digests),
+            size: row.size(),
         })
     }
 

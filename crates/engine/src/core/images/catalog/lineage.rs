@@ -1,6 +1,6 @@
 //! Which image was built of which.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_api::image::{ImageId, ImageRemoved, ImageUser};
 
@@ -70,10 +70,12 @@ impl Catalog {
     }
 
     /// `docker builder prune`: forgets images that builds left behind without a name; with `all` also those that
-    /// named images were built of. Returns what is gone, and the unpacked bytes that were freed.
+    /// named images were built of. Ends when what only builds need takes no more than `keep` bytes. Returns what is gone,
+    /// and the unpacked bytes that were freed.
     pub fn prune_builds(
         &mut self,
         all: bool,
+        keep: u64,
         which: impl Fn(&super::ImageSummary) -> bool,
         users: &[ImageUser],
     ) -> (Vec<ImageId>, u64) {
@@ -88,14 +90,44 @@ impl Catalog {
         }
         let before = self.layers_bytes();
         let (mut gone, mut removed) = (Vec::new(), Vec::new());
-        for image in self.list() {
-            let built = self.images[&image.id].built.is_some();
-            if built && !needed.contains(&image.id) && which(&image) {
-                self.delete(&image.id, &mut removed);
-                gone.push(image.id);
-            }
+        let mut left: Vec<ImageId> = self
+            .list()
+            .into_iter()
+            .filter(|image| {
+                let built = self.images[&image.id].built.is_some();
+                built && !needed.contains(&image.id) && which(image)
+            })
+            .map(|image| image.id)
+            .collect();
+        // The oldest first, but never what another one was built of: it would be of no use without.
+        left.reverse();
+        while keep == 0 || self.bytes_of_builds(&needed) > keep {
+            let parents: BTreeSet<&ImageId> =
+                left.iter().filter_map(|id| self.parent(id)).collect();
+            let Some(at) = left.iter().position(|id| !parents.contains(id)) else {
+                break;
+            };
+            let id = left.remove(at);
+            self.delete(&id, &mut removed);
+            gone.push(id);
         }
         (gone, before.saturating_sub(self.layers_bytes()))
+    }
+
+    /// Unpacked bytes of the layers that nothing but builds needs.
+    fn bytes_of_builds(&self, needed: &BTreeSet<ImageId>) -> u64 {
+        let (mut own, mut shared) = (BTreeMap::new(), BTreeSet::new());
+        for (id, row) in &self.images {
+            for layer in &row.layers {
+                if row.built.is_some() && !needed.contains(id) {
+                    own.insert(&layer.chain_id, layer.size);
+                } else {
+                    shared.insert(&layer.chain_id);
+                }
+            }
+        }
+        let own = own.into_iter().filter(|(chain, _)| !shared.contains(chain));
+        own.map(|(_, size)| size).sum()
     }
 }
 
@@ -181,12 +213,34 @@ mod tests {
     #[test]
     fn builds_are_pruned_without_touching_names() {
         let mut first = catalog();
-        assert_eq!(first.prune_builds(false, |_| true, &[]), (Vec::new(), 0));
-        assert_eq!(first.prune_builds(true, |_| true, &[]).0, [id_of("step")]);
+        assert_eq!(first.prune_builds(false, 0, |_| true, &[]), (Vec::new(), 0));
+        assert_eq!(
+            first.prune_builds(true, 0, |_| true, &[]).0,
+            [id_of("step")]
+        );
         assert!(first.get(&id_of("app")).is_some());
         let mut second = catalog();
         second.remove_one("app:1", false, &[]).unwrap();
-        let (gone, bytes) = second.prune_builds(false, |_| true, &[]);
+        let (gone, bytes) = second.prune_builds(false, 0, |_| true, &[]);
         assert_eq!((gone, bytes), (vec![id_of("step")], 10));
+        // As much is kept as may be, and rather the beginnings of what was built than their ends.
+        let unnamed = || {
+            let mut catalog = catalog();
+            catalog.forget_names(&id_of("app"), |_| true, &mut Vec::new());
+            catalog
+        };
+        for (keep, gone) in [
+            (20, vec![]),
+            (19, vec!["app"]),
+            (10, vec!["app"]),
+            (9, vec!["app", "step"]),
+        ] {
+            let gone: Vec<_> = gone.into_iter().map(id_of).collect();
+            assert_eq!(
+                unnamed().prune_builds(false, keep, |_| true, &[]).0,
+                gone,
+                "{keep}"
+            );
+        }
     }
 }
