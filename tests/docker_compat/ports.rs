@@ -88,7 +88,7 @@ while True:
 ";
 
 /// Asks a port of the host for a datagram.
-fn datagram(port: u16, addr: &str) -> Result<String> {
+fn datagram(lab: &TestLab, port: u16, addr: &str) -> Result<String> {
     let socket = UdpSocket::bind(format!("{}:0", lab.machine()))?;
     socket.set_read_timeout(Some(Duration::from_secs(2)))?;
     socket.send_to(b"ping", (addr, port))?;
@@ -128,7 +128,7 @@ fn published_ports_of_every_form_are_reached() -> Result<()> {
     let told = echo.0.stdout.take().context("the pipe was asked for")?;
     BufReader::new(told).read_line(&mut line)?;
     assert_eq!(line, "up\n");
-    assert_eq!(datagram(5300, &lab.addr("n1"))?, "PING");
+    assert_eq!(datagram(&lab, 5300, &lab.addr("n1"))?, "PING");
     assert_eq!(
         shoal.said("port web 53/udp")?.lines().next(),
         Some("0.0.0.0:5300")
