@@ -215,7 +215,7 @@ fn what_a_network_was_made_with_is_in_force_and_shown_on_every_node() -> Result<
         let inside = |words: &[&str]| -> Result<String> {
             let enter = ["nsenter", "-t", pid.trim(), "-n", "ip"];
             let output = lab.output(host, &[&enter[..], words].concat())?;
-            shoal_tests::lab::text(&output)
+            text(&output)
         };
         let route = inside(&["route", "show", "default"])?;
         ensure!(route.contains("via 10.76.0.9 "), "{route}");
