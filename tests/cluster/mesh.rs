@@ -150,7 +150,7 @@ fn options_of_published_ports_do_what_their_labels_say() -> Result<()> {
     let local = program(&lab, "n1", &["curl", "-sSgm2", "http://127.0.0.1:8095/"]);
     ensure!(local.is_err(), "not at loopback either: {local:?}");
 
-    let told = "--label shoal.publish.80.proxy-protocol=true --publish 8096:80";
+    let told = "--label shoal.publish.80.proxy-protocol=v2 --publish 8096:80";
     idle_on_n1(&lab, "told", told)?;
     let _server = Server::begin(&lab, "n1", "told", HEADERS)?;
     for host in ["n1", "n2"] {

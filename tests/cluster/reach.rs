@@ -89,7 +89,7 @@ fn services_have_the_addresses_and_ports_that_they_ask_for() -> Result<()> {
         ),
         (
             "shoal.publish.80.proxy-protocol=2",
-            "label 'shoal.publish.80.proxy-protocol' has the invalid value '2': expected true|false",
+            "label 'shoal.publish.80.proxy-protocol' has the invalid value '2': expected v2",
         ),
         ("shoal.publish.80.loud=true", "shoal.publish.80.loud"),
         (
@@ -118,11 +118,11 @@ fn services_have_the_addresses_and_ports_that_they_ask_for() -> Result<()> {
     // What excludes each other, and ports that are taken or make no sense.
     for (options, expected) in [
         (
-            "-p 5300:80/udp --label shoal.publish.80/udp.proxy-protocol=true",
+            "-p 5300:80/udp --label shoal.publish.80/udp.proxy-protocol=v2",
             "only a tcp port has connections that can begin with a header",
         ),
         (
-            "-p published=8100,target=80,mode=host --label shoal.publish.80.proxy-protocol=true",
+            "-p published=8100,target=80,mode=host --label shoal.publish.80.proxy-protocol=v2",
             "a port published in host mode tells the client's address by itself: expected mode ingress",
         ),
         (
@@ -130,7 +130,7 @@ fn services_have_the_addresses_and_ports_that_they_ask_for() -> Result<()> {
             "a port published in host mode is answered by the task's node alone: expected mode ingress",
         ),
         (
-            "-p 8100:80 --label shoal.publish.80.proxy-protocol=true --label shoal.affinity=source",
+            "-p 8100:80 --label shoal.publish.80.proxy-protocol=v2 --label shoal.affinity=source",
             "cannot be used with the label 'shoal.affinity=source': connections to tasks are the node's own",
         ),
         (

@@ -220,6 +220,7 @@ fn a_node_without_tasks_keeps_only_the_ingress_router() {
               rule from None mark Some(c0000202) to table 3221225986
               1 elements in entries
               1 elements in peers
+              264 elements in turns
         "#]],
     );
 }
@@ -264,6 +265,7 @@ fn a_task_on_ingress_and_its_network_leaves_by_the_latter_and_answers_by_the_for
               1 elements in port
               2 elements in port_slots
               1 elements in sources
+              264 elements in turns
               1 elements in vip
               2 elements in vip_slots
             router of network n1
@@ -281,6 +283,7 @@ fn a_task_on_ingress_and_its_network_leaves_by_the_latter_and_answers_by_the_for
               1 elements in hairpin
               1 elements in peers
               1 elements in sources
+              264 elements in turns
               1 elements in vip
               2 elements in vip_slots
             container t1

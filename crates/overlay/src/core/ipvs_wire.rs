@@ -253,8 +253,8 @@ mod tests {
         let bytes = destination(0x1c, key, Edit::Set, backend, 0).finish(1, 0);
         let body = messages(&bytes).next().expect("one message").body;
         assert_eq!(read_destination(Family::V6, body), Some((backend, 0)));
-        let bytes = set_idle(0x1c, 432_000).finish(1, 0);
-        let body = messages(&bytes).next().expect("one message").body;
+        let idle = set_idle(0x1c, 432_000).finish(1, 0);
+        let body = messages(&idle).next().expect("one message").body;
         assert_eq!(read_idle(body), Some(432_000));
         assert_eq!(read_service(&[0; 3]), None, "truncated");
         assert_eq!(read_destination(Family::V4, &bytes[..30]), None);

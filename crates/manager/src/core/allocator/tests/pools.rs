@@ -43,10 +43,12 @@ fn addresses_come_from_the_range_and_go_around_the_gateway_that_were_asked_for()
     world.settle();
     assert_eq!(subnets(&world, &id), ["10.9.0.0/16 via 10.9.7.3"]);
     let vip = &world.service(&web).endpoint.clone().unwrap().virtual_ips[0];
-    assert_eq!(vip.addr.to_string(), "10.9.7.0/16", "a host of the subnet");
+    assert_eq!(vip.addr.to_string(), "10.9.7.4/16", "after the gateway");
+    let mut given = addresses(&world, &web);
+    given.sort();
     assert_eq!(
-        addresses(&world, &web),
-        ["1", "2", "4", "5", "6", "7"].map(|last| format!("10.9.7.{last}/16"))
+        given,
+        ["0", "1", "2", "5", "6", "7"].map(|last| format!("10.9.7.{last}/16"))
     );
     let tasks = world.runnable(&web);
     let waits = tasks
