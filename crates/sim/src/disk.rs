@@ -100,29 +100,28 @@ impl State {
         self.journal.push(op);
         Ok(())
     }
+}
 
-    /// What is durable for sure after the first `cut` operations, and those of them that are not.
-    fn settle(&self, cut: usize) -> (Files, Vec<Op>) {
-        let mut durable = self.durable.clone();
-        let mut open: Vec<Op> = Vec::new();
-        for op in &self.journal[..cut] {
-            match op {
-                Op::Sync(inode) => open.retain(|op| match op {
-                    Op::Write(written, offset, bytes) if written == inode => {
-                        durable.write(*inode, *offset, bytes);
-                        false
-                    }
-                    _ => true,
-                }),
-                Op::SyncNames => open.retain(|op| {
-                    durable.rename(op);
-                    matches!(op, Op::Write(..))
-                }),
-                _ => open.push(op.clone()),
-            }
+/// Makes durable what is so for sure after these operations; gives those of them that are not.
+fn settle(durable: &mut Files, journal: Vec<Op>) -> Vec<Op> {
+    let mut open: Vec<Op> = Vec::new();
+    for op in journal {
+        match op {
+            Op::Sync(inode) => open.retain(|op| match op {
+                Op::Write(written, offset, bytes) if *written == inode => {
+                    durable.write(inode, *offset, bytes);
+                    false
+                }
+                _ => true,
+            }),
+            Op::SyncNames => open.retain(|op| {
+                durable.rename(op);
+                matches!(op, Op::Write(..))
+            }),
+            op => open.push(op),
         }
-        (durable, open)
     }
+    open
 }
 
 /// Files of a log.
@@ -148,15 +147,16 @@ impl SimDisk {
     /// The time for what was done so far has passed: a crash can no longer come in the middle of it.
     pub fn pass(&self) {
         let mut state = self.state();
-        let (durable, open) = state.settle(state.journal.len());
-        (state.durable, state.journal) = (durable, open);
+        let journal = std::mem::take(&mut state.journal);
+        state.journal = settle(&mut state.durable, journal);
     }
 
     /// The power goes, or the process: what is on the disk is decided by `rng`.
     pub fn crash(&self, rng: &mut Rng) {
         let mut state = self.state();
         let cut = rng.range(0, state.journal.len() as u64 + 1) as usize;
-        let (mut left, open) = state.settle(cut);
+        let mut left = state.durable.clone();
+        let open = settle(&mut left, state.journal[..cut].to_vec());
         let mood = rng.index(3); // nothing more, everything, or some of it
         let names = open.iter().filter(|op| !matches!(op, Op::Write(..)));
         let kept = match mood {

@@ -11,6 +11,9 @@ use crate::{
     manager::node_of,
 };
 
+/// Every so many views it is computed twice: that takes as long as much of the rest.
+const TWICE_EVERY: u64 = 8;
+
 /// Computes the kernel state of a view: there must be one, always the same, with every endpoint of this node in it.
 ///
 /// Returns whether the node is part of the networks.
@@ -28,15 +31,16 @@ pub fn check(host: HostId, view: &NetworkView, env: &mut Env) -> bool {
         ..Facts::default()
     };
     let me = node_of(host);
-    match (
-        desired(view, &me, &facts, &params),
-        desired(view, &me, &facts, &params),
-    ) {
-        (Ok(first), Ok(second)) if first == second => {}
-        (Ok(_), Ok(_)) => env.blame(format!("view {} has two kernel states", view.version)),
+    let compute = || desired(view, &me, &facts, &params);
+    let first = compute();
+    if view.version.is_multiple_of(TWICE_EVERY) && compute() != first {
+        env.blame(format!("view {} has two kernel states", view.version));
+    }
+    match first {
+        Ok(_) => {}
         // The first view of a node's first session is sent while its address is being written down.
-        (Err(DesiredError::NotAPeer { .. }), _) => return false,
-        (Err(error), _) | (_, Err(error)) => env.blame(format!("host {host}: {error}")),
+        Err(DesiredError::NotAPeer { .. }) => return false,
+        Err(error) => env.blame(format!("host {host}: {error}")),
     }
     true
 }

@@ -186,7 +186,7 @@ impl Faults {
             partition: rate(20 * SECOND, 5 * SECOND),
             clock: rate(30 * SECOND, 10 * SECOND),
             transfer: rate(20 * SECOND, 5 * SECOND),
-            forsake: rate(30 * SECOND, 8 * SECOND),
+            forsake: rate(15 * SECOND, 5 * SECOND),
             expel: rate(0, 12 * SECOND),
             drift: rate(500, 30_000),
             snapshot_entries: 0,
@@ -349,7 +349,7 @@ impl Faults {
             }
             7 => Trouble::Transfer(host),
             8 => Trouble::Rot(host),
-            9 => Trouble::Forsake(*rng.pick(&[3 * SECOND, 6 * SECOND])),
+            9 => Trouble::Forsake(*rng.pick(&[3 * SECOND, 6 * SECOND, 10 * SECOND])),
             _ => Trouble::Expel,
         };
         Some((after, trouble))

@@ -136,7 +136,11 @@ impl User {
                     Intent::Create(Spec::Service(Box::new(spec)))
                 }
                 35..65 if !services.is_empty() => {
-                    let service = rng.pick(&services);
+                    // What has just changed is what somebody may not know of.
+                    let newest = services.iter().max_by_key(|service| service.meta.version);
+                    let is_new = env.faults.eager && rng.chance(500_000);
+                    let newest = newest.filter(|_| is_new);
+                    let service = newest.unwrap_or_else(|| rng.pick(&services));
                     let mut spec = service.spec.as_ref().clone();
                     self.change(&service.id, &mut spec, &mut rng);
                     update(service, spec)
