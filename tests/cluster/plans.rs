@@ -27,7 +27,7 @@ fn plans_and_deployments_read_the_same_and_agree_on_what_cannot_change() -> Resu
 
     // Variables of `.env` beside the file, and profiles, in everything that reads it.
     let config = stack(&["config"], &[])?;
-    assert!(config.contains("image: shoal-demo:latest"), "{config}");
+    assert!(config.contains("shoal-demo:latest"), "{config}");
     assert!(!config.contains("debug"), "{config}");
     let config = stack(&["config", "--profile", "debug"], &[])?;
     assert!(config.contains("debug:"), "{config}");
@@ -48,7 +48,7 @@ fn plans_and_deployments_read_the_same_and_agree_on_what_cannot_change() -> Resu
     let other = folder.path().join("other");
     fs::write(&other, "TAG=other\n")?;
     let config = stack(&["config", "--env-file", &other.to_string_lossy()], &[])?;
-    assert!(config.contains("image: shoal-demo:other"), "{config}");
+    assert!(config.contains("shoal-demo:other"), "{config}");
     stack(&["deploy"], &["s"])?;
 
     // Other data under the same name: both refuse it, and nothing is touched.

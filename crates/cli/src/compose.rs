@@ -185,8 +185,11 @@ impl Scope<'_> {
     fn without_effect(&mut self, fields: &mut Fields<'_>, keys: &[&str]) {
         for key in keys {
             if let Some((place, _)) = fields.take_with_key(key) {
-                let problem =
-                    place.problem(format!("{}.{key} has no effect in a stack", fields.path()));
+                let path = match fields.path() {
+                    "" => (*key).to_owned(),
+                    path => format!("{path}.{key}"),
+                };
+                let problem = place.problem(format!("{path} has no effect in a stack"));
                 self.warnings.push(problem.to_string());
             }
         }

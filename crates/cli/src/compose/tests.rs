@@ -549,7 +549,13 @@ fn keys_without_effect_are_warned_of() {
 #[test]
 fn addresses_become_labels() {
     let stack = stack("services:\n  web:\n    image: a\n    ports: ['127.0.0.1:80:80', {target: 53, protocol: udp, host_ip: 'fd00::5'}]\n    networks: {front: {ipv4_address: 10.0.5.9}}\nnetworks: {front: }\n").unwrap();
-    assert!(stack.warnings.is_empty(), "{:?}", stack.warnings);
+    assert_eq!(
+        stack.warnings,
+        [
+            "demo.yml:4: services.web.ports[0] listens at 127.0.0.1 alone, where Swarm would listen at every address",
+            "demo.yml:4: services.web.ports[1] listens at fd00::5 alone, where Swarm would listen at every address",
+        ]
+    );
     let labels = &stack.services[0]["Labels"];
     assert_eq!(labels["shoal.publish.80.host-ip"], "127.0.0.1");
     assert_eq!(labels["shoal.publish.53/udp.host-ip"], "fd00::5");

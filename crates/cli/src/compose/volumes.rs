@@ -248,8 +248,8 @@ fn long(
             {
                 "enabled" => {}
                 "disabled" => mount["BindOptions"]["NonRecursive"] = true.into(),
-                other => {
-                    let problem = node.problem(format!("has no effect in a stack as {other}"));
+                _ => {
+                    let problem = node.problem("has no effect in a stack");
                     scope.warnings.push(problem.to_string());
                 }
             }

@@ -206,7 +206,7 @@ const INNER_WITHOUT_EFFECT: &[(&str, &str, &str)] = &[
     ),
     (
         "volumes",
-        "[{type: bind, source: /e, target: /e, bind: {recursive: enabled}}]",
+        "[{type: bind, source: /e, target: /e, bind: {recursive: writable}}]",
         "volumes[0].bind.recursive",
     ),
     (
