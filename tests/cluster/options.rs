@@ -290,7 +290,7 @@ const CREATE: &[(&[&str], Seen)] = &[
     (
         &[],
         Inside(
-            "cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes pids/pids.max memory.max pids.max 2>/dev/null",
+            "cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes pids/pids.max 2>/dev/null || cat memory.max pids.max",
             "67108864\n50",
         ),
     ),
