@@ -93,6 +93,10 @@ const BEYOND: [(&str, &[(&str, Seen)]); 2] = [
                 Inside("xargs < /proc/self/uid_map", "0 0 4294967295"),
             ),
             (
+                "shoal.cgroupns=host",
+                Container("{{.HostConfig.CgroupnsMode}}", "host"),
+            ),
+            (
                 "shoal.cgroup-parent=/tests-parent",
                 Inside(
                     "grep -o '/tests-parent/' /proc/self/cgroup | sort -u",
