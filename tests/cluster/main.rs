@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod autolock;
-mod beyond;
 mod certificates;
 mod crash;
 mod damage;

@@ -5,7 +5,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use shoal_tests::{
     busybox::{self, BUSYBOX},
     lab::{TestLab, text},
@@ -13,7 +13,7 @@ use shoal_tests::{
 };
 
 /// Docker's client pointed at the lab's first host.
-pub(crate) fn docker(lab: &TestLab, words: &[&str]) -> Result<String> {
+fn docker(lab: &TestLab, words: &[&str]) -> Result<String> {
     let mut docker = Command::new("docker");
     docker.env("DOCKER_HOST", lab.docker_host("n1"));
     docker.args(words).stdin(Stdio::null());
@@ -21,51 +21,45 @@ pub(crate) fn docker(lab: &TestLab, words: &[&str]) -> Result<String> {
 }
 
 /// Where an option is seen.
-pub(crate) enum Seen {
+enum Seen {
     /// Output of a shell command in the task.
     Inside(&'static str, &'static str),
     /// A template over the container.
     Container(&'static str, &'static str),
     /// A template over the service.
     Service(&'static str, &'static str),
-    /// A template over a volume.
-    Volume(&'static str, &'static str, &'static str),
 }
-use Seen::{Container, Inside, Service, Volume};
+use Seen::{Container, Inside, Service};
 
 impl Seen {
-    /// Waits until it is seen: an update may still be replacing the task.
-    pub(crate) fn check(&self, lab: &TestLab, service: &str, option: &str) -> Result<()> {
-        let (Inside(_, want) | Container(_, want) | Service(_, want) | Volume(_, _, want)) = self;
-        wait(&format!("{option} to show {want:?}"), || {
-            let seen = self.look(lab, service)?;
-            let seen = seen.trim();
-            Ok(if seen == *want {
-                Ok(())
-            } else {
-                Err(seen.to_owned())
+    fn check(&self, lab: &TestLab, service: &str, option: &str) -> Result<()> {
+        let ask = |words: &[&str], want: &str| -> Result<()> {
+            // An update may still be replacing the task.
+            wait(&format!("{option} to show {want:?}"), || {
+                let seen = docker(lab, words)?;
+                let seen = seen.trim();
+                Ok(if seen == want {
+                    Ok(())
+                } else {
+                    Err(seen.to_owned())
+                })
             })
-        })
-    }
-
-    fn look(&self, lab: &TestLab, service: &str) -> Result<String> {
-        // Asked for each time: the container of an earlier look may be that of the task before.
+        };
         let container = || -> Result<String> {
             let filter = format!("label=com.docker.swarm.service.name={service}");
-            let ids = docker(lab, &["ps", "-q", "-f", &filter])?;
-            let mut lines = ids.lines();
-            match (lines.next(), lines.next()) {
-                (Some(id), None) => Ok(id.to_owned()),
-                _ => bail!("not one container: {ids:?}"),
-            }
+            wait("the container", || {
+                let ids = docker(lab, &["ps", "-q", "-f", &filter])?;
+                let mut lines = ids.lines();
+                Ok(match (lines.next(), lines.next()) {
+                    (Some(id), None) => Ok(id.to_owned()),
+                    _ => Err(ids.clone()),
+                })
+            })
         };
         match self {
-            Inside(command, _) => docker(lab, &["exec", &container()?, "sh", "-c", command]),
-            Container(template, _) => docker(lab, &["inspect", "-f", template, &container()?]),
-            Service(template, _) => docker(lab, &["service", "inspect", "-f", template, service]),
-            Volume(volume, template, _) => {
-                docker(lab, &["volume", "inspect", "-f", template, volume])
-            }
+            Inside(command, want) => ask(&["exec", &container()?, "sh", "-c", command], want),
+            Container(template, want) => ask(&["inspect", "-f", template, &container()?], want),
+            Service(template, want) => ask(&["service", "inspect", "-f", template, service], want),
         }
     }
 }
@@ -141,56 +135,6 @@ const CREATE: &[(&[&str], Seen)] = &[
         ],
         Inside("grep -c ' /data ' /proc/mounts", "1"),
     ),
-    (&[], Volume("data-1", "{{.Labels.v}}", "w")),
-    (
-        &[
-            "--mount",
-            "type=volume,source=bare,target=/share,volume-nocopy",
-        ],
-        Inside("ls /share | wc -l", "0"),
-    ),
-    (
-        &[
-            "--mount",
-            "type=volume,source=deep,target=/inner,volume-subpath=inner",
-        ],
-        Inside("ls /inner", "here"),
-    ),
-    (
-        &[
-            "--mount",
-            "type=bind,source=/run/shared,target=/slave,bind-propagation=rslave",
-        ],
-        Inside(
-            "grep ' /slave ' /proc/self/mountinfo | grep -c ' master:'",
-            "1",
-        ),
-    ),
-    // What is mounted below is left out.
-    (
-        &[
-            "--mount",
-            "type=bind,source=/run,target=/flat,bind-recursive=disabled",
-        ],
-        Inside(
-            "grep -c ' /flat ' /proc/self/mountinfo; grep -c ' /flat/' /proc/self/mountinfo; true",
-            "1\n0",
-        ),
-    ),
-    (
-        &["--constraint", "node.hostname==n1"],
-        Service(
-            "{{.Spec.TaskTemplate.Placement.Constraints}}",
-            "[node.hostname==n1]",
-        ),
-    ),
-    (
-        &["--placement-pref", "spread=node.labels.zone"],
-        Service(
-            "{{range .Spec.TaskTemplate.Placement.Preferences}}{{.Spread.SpreadDescriptor}}{{end}}",
-            "node.labels.zone",
-        ),
-    ),
     (
         &[
             "--secret",
@@ -207,10 +151,9 @@ const CREATE: &[(&[&str], Seen)] = &[
     ),
     (
         &["--cap-add", "NET_ADMIN", "--cap-drop", "CHOWN"],
-        // Bits 12 and 0 of what the process can ever have.
-        Inside(
-            "echo $((0x$(awk '/^CapBnd/ {print $2}' /proc/self/status) & 0x1001))",
-            "4096",
+        Container(
+            "{{.HostConfig.CapAdd}} {{.HostConfig.CapDrop}}",
+            "[CAP_NET_ADMIN] [CAP_CHOWN]",
         ),
     ),
     (
@@ -288,20 +231,6 @@ const CREATE: &[(&[&str], Seen)] = &[
         ),
     ),
     (
-        &[],
-        Inside(
-            "cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes pids/pids.max 2>/dev/null || cat memory.max pids.max",
-            "67108864\n50",
-        ),
-    ),
-    (
-        &[],
-        Inside(
-            "cd /sys/fs/cgroup; cat cpu/cpu.cfs_quota_us 2>/dev/null || cut -d' ' -f1 cpu.max",
-            "50000",
-        ),
-    ),
-    (
         &["--reserve-cpu", "0.1", "--reserve-memory", "16m"],
         Container("{{.HostConfig.MemoryReservation}}", "16777216"),
     ),
@@ -316,12 +245,7 @@ const CREATE: &[(&[&str], Seen)] = &[
 
 /// Those that go badly with some of the others.
 const APART: &[(&[&str], Seen)] = &[
-    // What was asked to sleep is its child.
-    (&["--init"], Inside("cat /proc/1/comm", "shoal-init")),
-    (
-        &["--mount", "type=volume,source=copied,target=/share"],
-        Inside("cat /share/greeting", "hello"),
-    ),
+    (&["--init"], Container("{{.HostConfig.Init}}", "true")),
     (
         &["--network", "name=net,alias=also"],
         Inside("ping -c 1 -w 5 also > /dev/null && echo reached", "reached"),
@@ -357,121 +281,12 @@ const APART: &[(&[&str], Seen)] = &[
     ),
 ];
 
-/// Options that take out what those above have put in, and what is seen then.
-const GONE: [(&str, &[(&[&str], Seen)]); 2] = [
-    (
-        "all",
-        &[
-            (&["--env-rm", "A"], Inside("echo ${A-none}", "none")),
-            (
-                &["--container-label-rm", "c"],
-                Container(
-                    "{{with index .Config.Labels \"c\"}}{{.}}{{else}}none{{end}}",
-                    "none",
-                ),
-            ),
-            (
-                &["--label-rm", "e"],
-                Service(
-                    "{{with index .Spec.Labels \"e\"}}{{.}}{{else}}none{{end}}",
-                    "none",
-                ),
-            ),
-            (
-                &["--group-rm", "extra"],
-                Inside(
-                    "awk '/^Groups/ {print /2000/ ? \"in\" : \"out\"}' /proc/1/status",
-                    "out",
-                ),
-            ),
-            (
-                &["--mount-rm", "/scratch", "--mount-rm", "/data"],
-                Inside("grep -cE ' /(scratch|data) ' /proc/mounts; true", "0"),
-            ),
-            (
-                &["--secret-rm", "key"],
-                Inside("ls /run/secrets 2>/dev/null | wc -l", "0"),
-            ),
-            (
-                &["--config-rm", "site"],
-                Inside("ls /etc/site.conf 2>/dev/null | wc -l", "0"),
-            ),
-            (
-                &["--ulimit-rm", "nofile"],
-                Inside(
-                    "awk '/open files/ {print $4 == 1234 ? \"kept\" : \"gone\"}' /proc/1/limits",
-                    "gone",
-                ),
-            ),
-            (
-                &["--sysctl-rm", "net.ipv4.ip_unprivileged_port_start"],
-                Inside(
-                    "test $(cat /proc/sys/net/ipv4/ip_unprivileged_port_start) != 7 && echo gone",
-                    "gone",
-                ),
-            ),
-            (
-                &[
-                    "--dns-rm",
-                    "10.1.2.3",
-                    "--dns-search-rm",
-                    "example.org",
-                    "--dns-option-rm",
-                    "ndots:3",
-                ],
-                Inside("grep -cE 'example.org|ndots:3' /etc/resolv.conf; true", "0"),
-            ),
-            (
-                &["--host-rm", "db:10.0.0.9"],
-                Inside("grep -c 10.0.0.9 /etc/hosts; true", "0"),
-            ),
-            (
-                &["--no-healthcheck"],
-                Container(
-                    "{{if .State.Health}}{{.State.Health.Status}}{{else}}none{{end}}",
-                    "none",
-                ),
-            ),
-            (
-                &["--constraint-rm", "node.hostname==n1"],
-                Service(
-                    "{{with .Spec.TaskTemplate.Placement}}{{len .Constraints}}{{else}}0{{end}}",
-                    "0",
-                ),
-            ),
-            (
-                &["--placement-pref-rm", "spread=node.labels.zone"],
-                Service(
-                    "{{with .Spec.TaskTemplate.Placement}}{{len .Preferences}}{{else}}0{{end}}",
-                    "0",
-                ),
-            ),
-        ],
-    ),
-    (
-        "apart",
-        &[
-            (
-                &["--network-rm", "net"],
-                Service("{{len .Spec.TaskTemplate.Networks}}", "0"),
-            ),
-            (
-                &[
-                    "--publish-rm",
-                    "mode=host,published=8099,target=80,protocol=udp",
-                ],
-                Service("{{len .Endpoint.Ports}}", "0"),
-            ),
-        ],
-    ),
-];
-
-/// A lab of one host with what the options refer to, and the folder of their files.
-fn ready() -> Result<Option<(TestLab, tempfile::TempDir)>> {
+#[test]
+fn every_option_of_a_service_takes_effect_in_its_task() -> Result<()> {
     let found = Command::new("docker").arg("--version").output();
     if !found.is_ok_and(|said| said.status.success()) {
         skipped("docker's client is not on PATH");
-        return Ok(None);
+        return Ok(());
     }
     let lab = TestLab::up(1, 1)?;
     busybox::load(&lab, &["n1"])?;
@@ -495,19 +310,7 @@ fn ready() -> Result<Option<(TestLab, tempfile::TempDir)>> {
         ],
     )?;
     docker(&lab, &["network", "create", "-d", "overlay", "net"])?;
-    let deep = ["run", "--rm", "-v", "deep:/deep", BUSYBOX, "sh", "-c"];
-    let fill = ["mkdir /deep/inner; touch /deep/inner/here"];
-    docker(&lab, &[&deep[..], &fill].concat())?;
-    let shared = "mkdir -p /run/shared && mount -t tmpfs none /run/shared && mount --make-shared /run/shared";
-    text(&lab.output("n1", &["sh", "-c", shared])?)?;
-    Ok(Some((lab, folder)))
-}
 
-#[test]
-fn every_option_of_a_service_takes_effect_in_its_task() -> Result<()> {
-    let Some((lab, _folder)) = ready()? else {
-        return Ok(());
-    };
     for (name, options, command) in [
         ("all", CREATE, &["sleep 100000"][..]),
         ("apart", APART, &["sleep", "100000"]),
@@ -537,6 +340,7 @@ fn every_option_of_a_service_takes_effect_in_its_task() -> Result<()> {
     assert_eq!(ports.trim(), "*:8099->80/udp");
 
     docker(&lab, &["service", "rm", "all", "apart", "own"])?;
+    fs::remove_file("/tmp/shoal-options.env")?;
 
     let refused = docker(
         &lab,
@@ -556,82 +360,73 @@ fn every_option_of_a_service_takes_effect_in_its_task() -> Result<()> {
     Ok(())
 }
 
-/// Options of one command, and what is seen of each.
-type Changes<'a> = Vec<(Vec<String>, &'a Seen)>;
+/// What Swarm has no options for, in the labels that docker's client carries: of a service that is confined, and of one
+/// that is not.
+const BEYOND: [(&str, &[(&str, Seen)]); 2] = [
+    (
+        "tight",
+        &[
+            (
+                "shoal.shm-size=32m",
+                Inside("df -k /dev/shm | awk 'NR==2 {print $2}'", "32768"),
+            ),
+            (
+                "shoal.security-opt=no-new-privileges",
+                Inside("awk '/NoNewPrivs/ {print $2}' /proc/1/status", "1"),
+            ),
+            (
+                "shoal.devices=/dev/zero:/dev/zap:r",
+                Inside("head -c 3 /dev/zap | wc -c", "3"),
+            ),
+            (
+                "shoal.memory-swap=128m",
+                Container("{{.HostConfig.MemorySwap}}", "134217728"),
+            ),
+        ],
+    ),
+    (
+        "open",
+        &[
+            (
+                "shoal.privileged=true",
+                Inside("awk '/^Seccomp:/ {print $2}' /proc/self/status", "0"),
+            ),
+            (
+                "shoal.pid=host",
+                Inside("test $(cat /proc/1/comm) != sleep && echo others", "others"),
+            ),
+            (
+                "shoal.ipc=host",
+                Container("{{.HostConfig.IpcMode}}", "host"),
+            ),
+            ("shoal.uts=host", Inside("hostname", "n1")),
+        ],
+    ),
+];
 
 #[test]
-fn every_option_of_an_update_reaches_the_task_and_is_taken_out_again() -> Result<()> {
-    let Some((lab, _folder)) = ready()? else {
+fn what_swarm_refuses_takes_effect_by_labels() -> Result<()> {
+    let found = Command::new("docker").arg("--version").output();
+    if !found.is_ok_and(|said| said.status.success()) {
+        skipped("docker's client is not on PATH");
         return Ok(());
-    };
-    let ours = |words: &[&str]| lab.on("n1", words);
-    let dockers = |words: &[&str]| docker(&lab, words);
-    let clients: [&dyn Fn(&[&str]) -> Result<String>; 2] = [&dockers, &ours];
-    for client in clients {
-        let update = |name: &str, changes: Changes<'_>, more: &[&str]| -> Result<()> {
-            let mut words = vec!["service", "update", "--detach", "--no-resolve-image"];
-            let options = changes.iter().flat_map(|(option, _)| option);
-            words.extend(options.map(String::as_str));
-            words.extend(more);
-            words.push(name);
-            client(&words)?;
-            for (option, seen) in changes {
-                seen.check(&lab, name, &option.join(" "))?;
-            }
-            Ok(())
-        };
-        for (name, options) in [("all", CREATE), ("apart", APART)] {
-            // With none of them at first.
-            let create = "service create --detach --no-resolve-image --stop-grace-period 0s --name";
-            let mut words: Vec<&str> = create.split(' ').collect();
-            words.extend([name, BUSYBOX, "sleep", "100000"]);
-            client(&words)?;
-            let changes = options
-                .iter()
-                .filter_map(|(option, seen)| Some((of_update(option)?, seen)));
-            let args = ["--args", "\"sleep 100000\""];
-            let more = if name == "all" { &args[..] } else { &[] };
-            update(name, changes.collect(), more)?;
+    }
+    let lab = TestLab::up(1, 1)?;
+    busybox::load(&lab, &["n1"])?;
+    for (service, options) in BEYOND {
+        let mut words = vec!["service", "create", "--detach", "--no-resolve-image"];
+        words.extend(["--name", service, "--limit-memory", "64m"]);
+        words.extend(options.iter().flat_map(|(label, _)| ["--label", *label]));
+        words.extend([BUSYBOX, "sleep", "100000"]);
+        docker(&lab, &words)?;
+    }
+    for (service, options) in BEYOND {
+        lab.wait_running(service, 1)?;
+        for (label, seen) in options {
+            seen.check(&lab, service, label)?;
         }
-        for (name, options) in &GONE {
-            let words = |option: &[&str]| option.iter().map(|&word| word.to_owned()).collect();
-            let changes = options.iter().map(|(option, seen)| (words(option), seen));
-            update(name, changes.collect(), &[])?;
-        }
-        docker(&lab, &["service", "rm", "all", "apart"])?;
     }
     Ok(())
-}
-
-/// An option of `service create` as `service update` has it; none for a file of variables.
-fn of_update(option: &[&str]) -> Option<Vec<String>> {
-    const LISTS: [&str; 17] = [
-        "--config",
-        "--constraint",
-        "--container-label",
-        "--dns",
-        "--dns-option",
-        "--dns-search",
-        "--env",
-        "--group",
-        "--host",
-        "--label",
-        "--mount",
-        "--network",
-        "--placement-pref",
-        "--publish",
-        "--secret",
-        "--sysctl",
-        "--ulimit",
-    ];
-    if option.first() == Some(&"--env-file") {
-        return None;
-    }
-    let word = |word: &&str| match *word {
-        list if LISTS.contains(&list) => format!("{list}-add"),
-        other => other.to_owned(),
-    };
-    Some(option.iter().map(word).collect())
 }
 
 #[test]

@@ -30,6 +30,7 @@ const GROWTH_MAX: f64 = 1.5;
 /// Bytes of a task that is pending and says why.
 const TASK_BYTES_MAX: u64 = 600;
 
+const ROUNDS: usize = 5;
 const SERVICES: usize = 50;
 const TASKS_PER_SERVICE: usize = 1_000;
 
@@ -74,14 +75,21 @@ fn main() {
     for (name, shape) in CASES {
         let mut of_few = None;
         for nodes in [100, 1_000, 10_000] {
-            let mut ids = Ids(0);
-            let mut state = cluster(&mut ids, nodes, shape);
+            // The best of several, since each is over in a tenth of a second.
+            let rounds = (0..ROUNDS).map(|_| {
+                let mut ids = Ids(0);
+                let mut state = cluster(&mut ids, nodes, shape);
+                let times = run(&mut state, &mut ids);
+                check(&state);
+                times
+            });
             let Times {
                 looking,
                 scheduling,
                 applying,
-            } = run(&mut state, &mut ids);
-            check(&state);
+            } = rounds
+                .min_by_key(|times| times.scheduling)
+                .expect("there are rounds");
             let placed = (SERVICES * TASKS_PER_SERVICE) as f64;
             let few = *of_few.get_or_insert(scheduling);
             let rate = placed / scheduling.as_secs_f64();

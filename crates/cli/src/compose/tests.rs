@@ -4,8 +4,8 @@ use super::*;
 
 mod beyond;
 mod files;
+mod refused;
 mod spec;
-mod whole;
 
 fn settings() -> Settings<'static> {
     Settings {
