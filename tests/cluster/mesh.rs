@@ -1,5 +1,5 @@
-//! Published ports of the mesh through the daemons: every address of a host, real clients, options by label, and those who ask
-//! from inside.
+//! Published ports of the mesh through the daemons: every address of a host, real clients, and options by
+//! label.
 
 use std::{
     net::UdpSocket,
@@ -119,14 +119,6 @@ fn a_published_port_answers_at_every_address_and_knows_its_clients() -> Result<(
             Ok(ask_datagram(&at).map_err(|error| error.to_string()))
         })?;
         ensure!(answer == format!("client={}", lab.machine()), "{answer}");
-    }
-
-    // A task that is on ingress alone asks its own host, and the other one.
-    let all = line(&lab, "n1", "ps -q --filter name=names.")?;
-    for host in ["n1", "n2"] {
-        let to = format!("{}:8088", lab.addr(host));
-        lab.on("n1", &["exec", all.trim(), "/demo", "get", &to])
-            .with_context(|| format!("a container of n1 asks {to}"))?;
     }
     Ok(())
 }

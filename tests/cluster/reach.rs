@@ -94,7 +94,7 @@ fn services_have_the_addresses_and_ports_that_they_ask_for() -> Result<()> {
         ("shoal.publish.80.loud=true", "shoal.publish.80.loud"),
         (
             "shoal.ip=back=10.77.0.51",
-            "label 'shoal.ip': the service is not in a network \"back\": expected one of front",
+            "label 'shoal.ip': the service is not in a network \"back\": expected one of ",
         ),
         (
             "shoal.ip=front=10.77.0.1",
