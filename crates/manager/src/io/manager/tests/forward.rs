@@ -103,18 +103,29 @@ async fn a_service_with_a_long_history_of_large_specs_is_changed_through_any_man
             spec.task.container.env = vec![format!("N{number}={value}")];
             Spec::Service(Box::new(spec))
         };
-        let mut written = follower.write(Intent::Create(large(0))).await.unwrap();
+        let made = follower.write(Intent::Create(large(0))).await.unwrap();
+        let Some(ObjectKey::Service(id)) = made.map(|object| object.key()) else {
+            panic!("a service was written")
+        };
         for number in 1..=12 {
-            let Some(Object::Service(service)) = written else {
-                panic!("a service was written")
+            // The managers write down how the last update goes meanwhile.
+            let written = loop {
+                let state = follower.latest().await.unwrap();
+                let update = Intent::Update {
+                    key: ObjectKey::Service(id.clone()),
+                    version: state.service(&id).unwrap().meta.version,
+                    spec: large(number),
+                };
+                match follower.write(update).await {
+                    Err(WriteError::Refused(refusal))
+                        if refusal.text == "update out of sequence" => {}
+                    settled => break settled,
+                }
             };
-            let update = Intent::Update {
-                key: ObjectKey::Service(service.id.clone()),
-                version: service.meta.version,
-                spec: large(number),
-            };
-            written = follower.write(update).await.unwrap();
+            written.unwrap();
         }
+        let state = follower.latest().await.unwrap();
+        assert_eq!(state.service(&id).unwrap().history.len(), 10);
     })
     .await;
 }
