@@ -295,6 +295,7 @@ async fn a_server_in_the_clients_own_network_is_asked_from_there() {
         query_timeout: Duration::from_secs(2),
         ..DnsConfig::default()
     });
+    dns.publish(records(&[("web", 1)]));
     let sockets = namespace.run(|| {
         for words in [
             "link add near up type veth peer name far",
