@@ -20,10 +20,6 @@ use crate::{
     },
 };
 
-/// The greatest answer to a write: a service with the one before and its whole history of specs, each as large as one may
-/// be.
-const WRITTEN_BYTES_MAX: usize = 64 << 20;
-
 /// A wish by its name, under which it is granted once however often it is passed on.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct WishName {
@@ -125,8 +121,7 @@ impl Desk {
         name: WishName,
         leadership: &mut watch::Receiver<Leadership>,
     ) -> Result<Option<Object>, WriteError> {
-        let mut client = ControlClient::new(self.leader_channel(&self.writes)?)
-            .max_decoding_message_size(WRITTEN_BYTES_MAX);
+        let mut client = ControlClient::new(self.leader_channel(&self.writes)?);
         let request = WriteRequest {
             wish: name.id.to_be_bytes().to_vec(),
             since: name.since,
