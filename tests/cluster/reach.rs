@@ -141,7 +141,10 @@ fn services_have_the_addresses_and_ports_that_they_ask_for() -> Result<()> {
             "-p 8080:80",
             "port '8080' is already in use by service 'web'",
         ),
-        ("-p 8100:80 -p 8100:81", "duplicate published ports provided"),
+        (
+            "-p 8100:80 -p 8100:81",
+            "duplicate published ports provided",
+        ),
         ("-p 70000:80", "70000"),
     ] {
         let create = format!("service create --detach --name bad {options} {image}");
