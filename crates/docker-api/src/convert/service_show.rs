@@ -88,11 +88,12 @@ fn service_status(service: &Service, tasks: &[Task]) -> Value {
         .filter(current)
         .filter(|task| task.status.state == TaskState::Complete)
         .count();
-    let wanted = |until| {
+    let wanted = |until: TaskState| {
         let wanted = tasks
             .iter()
             .filter(current)
-            .filter(|task| task.desired_state <= until && task.status.state != TaskState::Complete)
+            .filter(|task| task.desired_state <= until)
+            .filter(|task| until < TaskState::Complete || task.status.state != until)
             .count();
         u64::try_from(wanted).unwrap_or(u64::MAX)
     };
