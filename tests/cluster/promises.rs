@@ -3,7 +3,7 @@
 use std::{
     io::{Read, Write},
     os::unix::{fs::PermissionsExt, net::UnixStream},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStderr, Command, Stdio},
     thread,
 };
 
@@ -26,6 +26,8 @@ const PASSWORD: [&str; 2] = ["key-80d2e6b1c479", "tODBkMmU2YjFjNDc5"];
 /// A listener on a host. Ended when dropped, at the latest with the lab.
 struct Wiretap {
     tcpdump: Child,
+    /// What it complains by, open for as long as it lives: it would end by the first word that nobody can hear.
+    _said: ChildStderr,
     heard: tempfile::NamedTempFile,
 }
 
@@ -60,7 +62,11 @@ impl Wiretap {
             );
             text.push(byte[0]);
         }
-        Ok(Self { tcpdump, heard })
+        Ok(Self {
+            tcpdump,
+            _said: said,
+            heard,
+        })
     }
 
     fn bytes(&self) -> Result<Vec<u8>> {
