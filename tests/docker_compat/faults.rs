@@ -71,11 +71,11 @@ impl Bench {
         Residue::of(&self.lab)
     }
 
-    /// The same without any container: links of those that have ended go a moment after them.
+    /// The same without any container: what those that have ended had goes a moment after them.
     fn residue_at_rest(&self) -> Result<Residue> {
-        wait("the links of ended containers to go", || {
+        wait("what ended containers had to go", || {
             let now = self.residue()?;
-            Ok(match now.link_of_container() {
+            Ok(match now.about_to_go() {
                 None => Ok(now),
                 Some(link) => Err(link),
             })

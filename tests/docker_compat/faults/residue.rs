@@ -57,10 +57,11 @@ impl Residue {
         Ok(Self(all))
     }
 
-    /// The host's end of a container's link, if there is one.
-    pub(super) fn link_of_container(&self) -> Option<String> {
-        let of_container = |line: &&String| line.starts_with("link shoalv");
-        self.0.iter().find(of_container).cloned()
+    /// What is about to go by itself, if there is any: the host's end of a container's link, and what was removed.
+    pub(super) fn about_to_go(&self) -> Option<String> {
+        let is_going =
+            |line: &&String| line.starts_with("link shoalv") || line.starts_with("lib/trash/");
+        self.0.iter().find(is_going).cloned()
     }
 
     /// What is there now and was not, and the other way round.
