@@ -5,6 +5,8 @@ use std::{fs, path::PathBuf};
 use anyhow::{Context, Result, ensure};
 use shoal_tests::{lab::TestLab, wait};
 
+use crate::membership::wait_nodes;
+
 /// The files of the second manager's log, in order.
 fn segments(lab: &TestLab) -> Result<Vec<PathBuf>> {
     let folder = lab.folder("n2").join("lib/swarm/manager/raft");
@@ -33,25 +35,6 @@ fn damage(file: &PathBuf, place: impl FnOnce(&[u8]) -> Option<usize>) -> Result<
     Ok(fs::write(file, content)?)
 }
 
-fn manager_status(lab: &TestLab, host: &str) -> Result<String> {
-    let words = [
-        "node",
-        "ls",
-        "--format",
-        "{{.Hostname}} {{.Status}} {{.ManagerStatus}}",
-    ];
-    let listed = lab.on("n1", &words)?;
-    let line = listed.lines().find(|line| line.starts_with(host));
-    Ok(line.unwrap_or_default().to_owned())
-}
-
-fn wait_status(lab: &TestLab, wanted: &str) -> Result<()> {
-    wait(wanted, || {
-        let now = manager_status(lab, "n2")?;
-        Ok(if now == wanted { Ok(()) } else { Err(now) })
-    })
-}
-
 #[test]
 fn a_damaged_end_is_dropped_and_told_and_a_damaged_middle_refused_with_the_way_out() -> Result<()> {
     let lab = TestLab::up(3, 3)?;
@@ -65,7 +48,7 @@ fn a_damaged_end_is_dropped_and_told_and_a_damaged_middle_refused_with_the_way_o
     let last = segments(&lab)?.pop().context("a log")?;
     damage(&last, |content| content.iter().rposition(|byte| *byte != 0))?;
     lab.lab("start", &["n2"])?;
-    wait_status(&lab, "n2 Ready Reachable")?;
+    wait_nodes(&lab, "n1", &["n2 Ready Reachable"])?;
     let log = fs::read_to_string(lab.folder("n2").join("daemon.log"))?;
     assert!(
         log.contains("the last write was cut short; dropping it"),
@@ -96,7 +79,7 @@ fn a_damaged_end_is_dropped_and_told_and_a_damaged_middle_refused_with_the_way_o
     let token = lab.on("n1", &["swarm", "join-token", "-q", "manager"])?;
     let remote = format!("{}:2377", lab.addr("n1"));
     lab.on("n2", &["swarm", "join", "--token", token.trim(), &remote])?;
-    wait_status(&lab, "n2 Ready Reachable")?;
+    wait_nodes(&lab, "n1", &["n2 Ready Reachable"])?;
     let configs = lab.on("n2", &["config", "ls", "-q"])?;
     assert_eq!(configs.lines().count(), 20, "{configs}");
     Ok(())

@@ -11,7 +11,8 @@ fn nodes(lab: &TestLab, host: &str) -> Result<String> {
     lab.on(host, &["node", "ls", "--format", format])
 }
 
-fn wait_nodes(lab: &TestLab, host: &str, wanted: &[&str]) -> Result<()> {
+/// Waits until `node ls` of a host has these lines: host, status and what it is as a manager.
+pub(crate) fn wait_nodes(lab: &TestLab, host: &str, wanted: &[&str]) -> Result<()> {
     wait(&format!("{wanted:?}"), || {
         let listed = nodes(lab, host)?;
         let all = wanted

@@ -37,6 +37,13 @@ pub(super) fn host_in(place: Place, daemon: &[&str]) -> Result<TestLab> {
     Ok(lab)
 }
 
+/// Runs a line of words by our client at the host.
+pub(super) fn said(lab: &TestLab, line: &str) -> Result<String> {
+    let socket = lab.docker_host("n1");
+    let words: Vec<&str> = ["-H", &socket].into_iter().chain(line.split(' ')).collect();
+    Ok(lab.shoal(&words)?.trim().to_owned())
+}
+
 /// Runs a script against a host with a configuration folder of its own, and fails with what it said if it does.
 fn drive(lab: &TestLab, script: &str, words: &[&Path]) -> Result<()> {
     let folder = tempfile::tempdir()?;

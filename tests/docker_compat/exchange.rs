@@ -118,31 +118,11 @@ fn images_keep_their_identity_to_docker_and_back() -> Result<()> {
     for name in ["there:1", "here:2"] {
         assert_eq!(id(&ours, name)?, id(&theirs, name)?, "{name}");
     }
-    let seen = docker(
-        &ours,
-        &[
-            "run",
-            "--rm",
-            "there:1",
-            "sh",
-            "-c",
-            "echo $A$C; ls -d /two /one",
-        ],
-        "",
-    );
+    let inside =
+        |command: &str| docker(&ours, &["run", "--rm", "there:1", "sh", "-c", command], "");
+    let seen = inside("echo $A$C; ls -d /two /one");
     assert!(seen.is_err(), "/one was removed: {seen:?}");
-    let seen = docker(
-        &ours,
-        &[
-            "run",
-            "--rm",
-            "there:1",
-            "sh",
-            "-c",
-            "echo $A$C; ls -d /two",
-        ],
-        "",
-    )?;
+    let seen = inside("echo $A$C; ls -d /two")?;
     assert_eq!(seen, "bd\n/two\n");
     Ok(())
 }

@@ -13,16 +13,14 @@ use shoal_tests::{
     wait,
 };
 
-use super::cli::host;
+use super::cli::{host, said};
 
 struct Shoal<'a>(&'a TestLab);
 
 impl Shoal<'_> {
     /// Runs a line of words.
     fn said(&self, line: &str) -> Result<String> {
-        let socket = self.0.docker_host("n1");
-        let words: Vec<&str> = ["-H", &socket].into_iter().chain(line.split(' ')).collect();
-        Ok(self.0.shoal(&words)?.trim().to_owned())
+        said(self.0, line)
     }
 
     fn refused(&self, line: &str) -> Result<String> {

@@ -151,13 +151,8 @@ fn each_has_its_share(lab: &Lab, from: &str, to: &str) {
     assert_eq!(shares, BTreeMap::from(even), "{from} asked {to}");
 }
 
-#[tokio::test]
-async fn a_datagram_to_a_published_port_is_answered_from_a_socket_of_no_address() {
-    let mut lab = or_skip!(lab().await);
-    let tasks = ["t1", "t2", "t3"];
-    for (task, host) in tasks.into_iter().zip([0, 1, 0]) {
-        lab.container(task, host);
-    }
+/// The usual view with port 5353/udp of all hosts leading to port 53 of `web`.
+fn view_with_datagrams() -> NetworkView {
     let mut view = view();
     let ingress = view.networks.get_mut("ingress").unwrap();
     let web = Arc::make_mut(ingress.services.get_mut("web").unwrap());
@@ -167,6 +162,17 @@ async fn a_datagram_to_a_published_port_is_answered_from_a_socket_of_no_address(
         target: 53,
         ..IngressPort::default()
     });
+    view
+}
+
+#[tokio::test]
+async fn a_datagram_to_a_published_port_is_answered_from_a_socket_of_no_address() {
+    let mut lab = or_skip!(lab().await);
+    let tasks = ["t1", "t2", "t3"];
+    for (task, host) in tasks.into_iter().zip([0, 1, 0]) {
+        lab.container(task, host);
+    }
+    let view = view_with_datagrams();
     lab.converge(&view).await;
     for task in tasks {
         // Its default route leads elsewhere.
@@ -330,15 +336,7 @@ async fn a_datagram_flow_to_a_published_port_moves_when_its_backend_stops_servin
     for (task, host, _) in tasks {
         lab.container(task, host);
     }
-    let mut view = view();
-    let ingress = view.networks.get_mut("ingress").unwrap();
-    let web = Arc::make_mut(ingress.services.get_mut("web").unwrap());
-    web.ports.push(IngressPort {
-        protocol: Protocol::Udp,
-        published: 5353,
-        target: 53,
-        ..IngressPort::default()
-    });
+    let mut view = view_with_datagrams();
     lab.converge(&view).await;
     for (task, ..) in tasks {
         lab.serve_datagrams(task, "0.0.0.0:53");

@@ -263,6 +263,7 @@ pub enum MountKind {
         /// Make the source directory when it is missing, as `-v` does.
         #[serde(default)]
         create_source: bool,
+        /// How far down it is read-only, if it is.
         #[serde(default)]
         read_only_depth: ReadOnlyDepth,
     },

@@ -49,6 +49,7 @@ impl Pulse {
         };
         let over = async {
             match at_most {
+                // A deadline of the caller's.
                 Some(time) => tokio::time::sleep(time).await,
                 None => std::future::pending().await,
             }

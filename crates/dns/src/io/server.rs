@@ -38,7 +38,7 @@ const FORWARDS_PER_CLIENT_MAX: usize = 1024;
 const CONNECTIONS_PER_CLIENT_MAX: usize = 64;
 /// How long a TCP connection may be silent.
 const CONNECTION_IDLE: Duration = Duration::from_secs(10);
-/// Pause after the system had no descriptor left for a connection.
+/// Pause after the system had no descriptor left for a connection; nothing tells when there is one again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Limits of the resolver.

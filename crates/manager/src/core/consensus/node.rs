@@ -6,6 +6,8 @@
 //! what is not yet durable.
 
 mod batch;
+#[cfg(test)]
+mod fixture;
 mod gather;
 mod guests;
 mod places;
@@ -607,9 +609,10 @@ impl Node {
         let last = self.raw.store().snapshot();
         let grown = last.data.len() as u64 * self.limits.snapshot_growth_percent / 100;
         let entries = self.applied.saturating_sub(last.get_metadata().index);
-        let many = self.state.snapshot_entries();
-        let many = many.unwrap_or(self.limits.snapshot_entries);
-        let due = (entries >= many && self.applied_bytes >= grown)
+        // Asked for last: the state is looked at for it.
+        let wished = || self.state.snapshot_entries();
+        let many = || wished().unwrap_or(self.limits.snapshot_entries);
+        let due = (self.applied_bytes >= grown && entries >= many())
             || self.applied_bytes >= self.limits.snapshot_bytes.max(grown);
         if self.is_snapshot_wished || due {
             self.is_keeping = true;

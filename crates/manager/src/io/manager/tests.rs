@@ -401,6 +401,11 @@ async fn set_cluster(manager: &Manager, change: impl Fn(&mut ClusterSpec)) {
     manager.write(update).await.unwrap();
 }
 
+async fn write_numbered(manager: &Manager, number: usize) {
+    let config = config_object(&format!("c{number}"));
+    manager.write(config).await.unwrap();
+}
+
 /// Snapshots that a manager has.
 fn snapshots(config: &ManagerConfig) -> Vec<String> {
     let names = fs::read_dir(config.directory.join("raft")).unwrap();
@@ -425,24 +430,14 @@ async fn snapshots_are_as_frequent_as_the_cluster_says_and_travel_in_pieces() {
             cluster.manager(0).write(large).await.unwrap();
         }
         for number in 0..20 {
-            let name = format!("c{number}");
-            cluster
-                .manager(0)
-                .write(config_object(&name))
-                .await
-                .unwrap();
+            write_numbered(cluster.manager(0), number).await;
         }
         assert_eq!(snapshots(&config), first);
         set_cluster(cluster.manager(0), |spec| spec.snapshot_interval = 10).await;
         // Written down beside the writes, each about as large as what was written since the one before.
         let mut number = 20;
         while snapshots(&config) == first {
-            let name = format!("c{number}");
-            cluster
-                .manager(0)
-                .write(config_object(&name))
-                .await
-                .unwrap();
+            write_numbered(cluster.manager(0), number).await;
             number += 1;
         }
         // A manager that comes later begins with one.

@@ -269,20 +269,6 @@ async fn a_cluster_of_one_leads_at_once_and_remembers() {
 }
 
 #[tokio::test]
-async fn proposals_that_wait_together_are_kept_together() {
-    within(async {
-        let cluster = Cluster::new(fast());
-        cluster.leader().await;
-        let raft = &cluster.nodes[&1].0;
-        let all = (0..500).map(|number| raft.propose(format!("line {number}")));
-        let indexes = futures_util::future::join_all(all).await;
-        assert!(indexes.iter().all(Result::is_ok));
-        assert_eq!(cluster.nodes[&1].1.lines().len(), 501);
-    })
-    .await;
-}
-
-#[tokio::test]
 async fn what_was_acknowledged_survives_the_leader_and_a_restart_of_all() {
     within(async {
         let mut cluster = Cluster::of_three().await;

@@ -44,12 +44,13 @@ mod tests {
     use raft::eraftpb::{Entry, Snapshot};
 
     use super::*;
-    use crate::core::{
-        consensus::{
-            Member, MemberChange, Members,
-            node::{Effect, FrozenState, Kept, Limits, Node, StateMachine, snapshot_data},
+    use crate::core::consensus::{
+        Member, MemberChange, Members,
+        node::{
+            Effect, Kept, Node,
+            fixture::{Nothing, limits},
+            snapshot_data,
         },
-        state::Rejected,
     };
 
     fn append(to: u64, after: u64, entries: &[u64], commit: u64) -> Message {
@@ -111,21 +112,6 @@ mod tests {
         );
     }
 
-    /// What is applied does not matter.
-    struct Nothing;
-
-    impl StateMachine for Nothing {
-        fn apply(&mut self, _: u64, _: &[u8]) -> Result<(), Rejected> {
-            Ok(())
-        }
-        fn freeze(&self) -> FrozenState {
-            Box::new(Vec::new)
-        }
-        fn restore(&mut self, _: &[u8]) -> Result<(), String> {
-            Ok(())
-        }
-    }
-
     /// The first of three, which begins with a snapshot that all have, and leads.
     fn leader_of_three() -> Node {
         let member = |id: u64| Member {
@@ -143,20 +129,13 @@ mod tests {
         let metadata = snapshot.mut_metadata();
         (metadata.index, metadata.term) = (1, 1);
         metadata.mut_conf_state().voters = vec![1, 2, 3];
-        let limits = Limits {
-            election_ticks: 10,
-            snapshot_entries: 100,
-            snapshot_bytes: 1 << 20,
-            snapshot_growth_percent: 0,
-            kept_entries: 10,
-        };
         let kept = Kept {
             raft_id: 1,
             members,
             snapshot,
             records: Vec::new(),
         };
-        let mut node = Node::new(limits, kept, Box::new(Nothing), 1).unwrap();
+        let mut node = Node::new(limits(), kept, Box::new(Nothing), 1).unwrap();
         while !node.leadership().is_leader {
             node.tick();
             loop {

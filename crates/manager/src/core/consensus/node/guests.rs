@@ -58,27 +58,13 @@ mod tests {
     use raft::eraftpb::{Entry, Snapshot};
 
     use super::*;
-    use crate::core::{
-        consensus::{
-            Members,
-            node::{FrozenState, Kept, Limits, StateMachine},
+    use crate::core::consensus::{
+        Members,
+        node::{
+            Kept,
+            fixture::{Nothing, limits},
         },
-        state::Rejected,
     };
-
-    struct Nothing;
-
-    impl StateMachine for Nothing {
-        fn apply(&mut self, _: u64, _: &[u8]) -> Result<(), Rejected> {
-            Ok(())
-        }
-        fn freeze(&self) -> FrozenState {
-            Box::new(Vec::new)
-        }
-        fn restore(&mut self, _: &[u8]) -> Result<(), String> {
-            Ok(())
-        }
-    }
 
     fn member(name: &str) -> Member {
         Member {
@@ -106,20 +92,13 @@ mod tests {
 
     #[test]
     fn a_leader_of_whose_admission_we_have_not_heard_is_answered() {
-        let limits = Limits {
-            election_ticks: 10,
-            snapshot_entries: 100,
-            snapshot_bytes: 1 << 20,
-            snapshot_growth_percent: 0,
-            kept_entries: 10,
-        };
         let kept = Kept {
             raft_id: 2,
             members: Members::genesis(1, member("one")),
             snapshot: Snapshot::default(),
             records: Vec::new(),
         };
-        let mut node = Node::new(limits, kept, Box::new(Nothing), 1).unwrap();
+        let mut node = Node::new(limits(), kept, Box::new(Nothing), 1).unwrap();
         settle(&mut node);
         let mut append = Message {
             from: 7,
