@@ -45,16 +45,10 @@ pub struct NodeNetworks {
 struct Known {
     /// Tasks whose containers the agent is about to start. A label alone makes no task of a container.
     expected: BTreeSet<TaskId>,
-    /// What each container with a namespace of its own holds.
-    held: BTreeMap<ContainerId, Held>,
+    /// The containers with a namespace of their own, and the task that each of them is of.
+    held: BTreeMap<ContainerId, Option<TaskId>>,
     /// What the resolver of each of them sees.
     scopes: BTreeMap<ContainerId, ClientScope>,
-}
-
-#[derive(Debug, Clone)]
-struct Held {
-    netns: PathBuf,
-    task: Option<TaskId>,
 }
 
 impl NodeNetworks {
@@ -108,13 +102,7 @@ impl NodeNetworks {
             self.adopt_places(container, netns, settings).await;
             self.bridges.adopt(container, settings).await?;
         }
-        self.known().held.insert(
-            container.clone(),
-            Held {
-                netns: netns.to_owned(),
-                task,
-            },
-        );
+        self.known().held.insert(container.clone(), task);
         self.serve_names(container, netns, settings, user)
             .await
             .map(drop)
@@ -257,11 +245,8 @@ impl NodeNetworks {
             .get(TASK_LABEL)
             .and_then(|label| label.parse::<TaskId>().ok());
         let task = task.filter(|task| self.known().expected.contains(task));
-        let held = Held {
-            netns: request.netns.clone(),
-            task: task.clone(),
-        };
-        self.known().held.insert(request.container.clone(), held);
+        let container = request.container.clone();
+        self.known().held.insert(container, task.clone());
         let in_cluster = task.filter(|_| !matches!(request.mode, NetworkMode::Default));
         match in_cluster {
             Some(task) => {
@@ -283,7 +268,7 @@ impl NodeNetworks {
 impl ContainerNetwork for NodeNetworks {
     async fn open(&self, request: &NetworkRequest) -> Result<(), NetworkError> {
         // An earlier start may have left its namespace.
-        self.teardown(&request.container).await;
+        self.teardown(&request.container, &request.netns).await;
         let path = request.netns.clone();
         let made = tokio::task::spawn_blocking(move || {
             netns::delete(&path)?;
@@ -321,20 +306,28 @@ impl ContainerNetwork for NodeNetworks {
         })
     }
 
-    async fn teardown(&self, container: &ContainerId) {
+    async fn teardown(&self, container: &ContainerId, netns: &Path) {
         let held = {
             let mut known = self.known();
             known.scopes.remove(container);
             known.held.remove(container)
         };
         // One that ended while no daemon was there is known to the bridges alone.
-        let left = self.bridges.place_of(container).await;
-        let left = left.map(|(netns, _)| Held { netns, task: None });
-        let Some(held) = held.or(left) else {
-            return;
-        };
+        if held.is_some() || self.bridges.place_of(container).await.is_some() {
+            self.leave(container, held.flatten()).await;
+        }
+        // Also where nobody is known: a daemon may die between the last step before this one and this one.
+        if let Err(error) = netns::delete(netns) {
+            tracing::warn!(container.id = %container, error = chain(&error), "removing the network namespace");
+        }
+    }
+}
+
+impl NodeNetworks {
+    /// Takes a container out of everything that was made for it, but for its namespace.
+    async fn leave(&self, container: &ContainerId, task: Option<TaskId>) {
         self.dns.stop(container.as_str()).await;
-        if let Some(task) = &held.task
+        if let Some(task) = &task
             && let Err(errors) = self.plane.detach(task).await
         {
             tracing::warn!(task.id = %task, error = all(&errors), "detaching from the cluster's networks");
@@ -344,9 +337,6 @@ impl ContainerNetwork for NodeNetworks {
         }
         if let Err(error) = self.bridges.disconnect(container).await {
             tracing::warn!(container.id = %container, %error, "detaching from the networks of this host");
-        }
-        if let Err(error) = netns::delete(&held.netns) {
-            tracing::warn!(container.id = %container, error = chain(&error), "removing the network namespace");
         }
     }
 }

@@ -335,6 +335,11 @@ impl Engine {
         self.inner.config.run_dir.join("c").join(id.as_str())
     }
 
+    /// Where the network namespace of a container is held, if it has one of its own.
+    fn netns_of(&self, id: &ContainerId) -> PathBuf {
+        self.inner.config.run_dir.join("netns").join(id.as_str())
+    }
+
     /// The control group of a container, below the root of every hierarchy.
     fn group_of(&self, record: &Record) -> PathBuf {
         let parent = record.spec.host.cgroup_parent.as_deref();

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use shoal_api::container::{
@@ -68,8 +68,9 @@ pub trait ContainerNetwork: Send + Sync + 'static {
     /// Makes all that is in the namespace, while the container is being built; it runs no earlier than this returns.
     async fn setup(&self, request: &NetworkRequest) -> Result<NetworkReady, NetworkError>;
 
-    /// Undoes both. Called after every end, also when they failed or never were called; does what it can.
-    async fn teardown(&self, container: &ContainerId);
+    /// Undoes both, whatever is left of them in the namespace at `netns`. Called after every end, also when they failed or
+    /// never were called, and again by a daemon whose predecessor died in it; does what it can.
+    async fn teardown(&self, container: &ContainerId, netns: &Path);
 }
 
 /// A host without networks: containers have none, the host's, or that of another.
@@ -93,5 +94,5 @@ impl ContainerNetwork for NoNetworks {
         Ok(NetworkReady::default())
     }
 
-    async fn teardown(&self, _container: &ContainerId) {}
+    async fn teardown(&self, _container: &ContainerId, _netns: &Path) {}
 }

@@ -48,7 +48,7 @@ impl ContainerNetwork for Bare {
         })
     }
 
-    async fn teardown(&self, _container: &ContainerId) {
+    async fn teardown(&self, _container: &ContainerId, _netns: &Path) {
         for path in std::mem::take(&mut *self.0.lock().expect("list")) {
             assert!(
                 Command::new("umount")
@@ -187,7 +187,8 @@ async fn nobody_goes_on_building_for_a_daemon_that_went() {
             "stopped: {stopped}"
         );
         // What is no process is for the next daemon to remove.
-        network.teardown(&id).await;
+        let netns = host.root.join("run/netns").join(id.as_str());
+        network.teardown(&id, &netns).await;
         host.reopen().await;
         host.cgroups_gone().await;
     }

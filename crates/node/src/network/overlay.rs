@@ -239,7 +239,7 @@ impl NodeNetworks {
         let by_task: BTreeMap<TaskId, ContainerId> = {
             let known = self.known();
             let held = known.held.iter();
-            held.filter_map(|(container, held)| Some((held.task.clone()?, container.clone())))
+            held.filter_map(|(container, task)| Some((task.clone()?, container.clone())))
                 .collect()
         };
         let show = |(id, slice): (&NetworkId, &NetworkSlice)| {

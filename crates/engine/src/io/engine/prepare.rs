@@ -66,12 +66,7 @@ impl Engine {
                     name: record.name.clone(),
                     hostname: record.hostname.clone(),
                     labels: spec.labels.clone(),
-                    netns: self
-                        .inner
-                        .config
-                        .run_dir
-                        .join("netns")
-                        .join(entry.id.as_str()),
+                    netns: self.netns_of(&entry.id),
                     mode: mode.clone(),
                     endpoints: spec.endpoints.clone(),
                     exposed_ports: spec.exposed_ports.clone(),

@@ -311,7 +311,8 @@ impl Engine {
 
     pub(super) async fn release_network(&self, entry: &Entry, record: &Record) {
         if Self::uses_port(record) {
-            self.inner.config.network.teardown(&entry.id).await;
+            let netns = self.netns_of(&entry.id);
+            self.inner.config.network.teardown(&entry.id, &netns).await;
         }
     }
 
