@@ -597,11 +597,11 @@ impl Bridges {
         self.files.save_member(&member)
     }
 
-    /// Networks of a container, by id, and its namespace.
-    pub async fn place_of(&self, container: &ContainerId) -> Option<(PathBuf, NetworkSettings)> {
+    /// Networks of a container.
+    pub async fn settings_of(&self, container: &ContainerId) -> Option<NetworkSettings> {
         let state = self.state.lock().await;
         let member = state.members.get(container)?;
-        Some((member.netns.clone(), member.settings(&state.networks)))
+        Some(member.settings(&state.networks))
     }
 
     /// Publishes the names of these networks anew.

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -208,8 +208,8 @@ impl NodeNetworks {
         self.rescope(container, |networks| {
             networks.retain(|network| network.as_str() != left);
         });
-        let rest = self.bridges.place_of(container).await;
-        Ok(rest.map(|(_, settings)| settings).unwrap_or_default())
+        let rest = self.bridges.settings_of(container).await;
+        Ok(rest.unwrap_or_default())
     }
 
     fn rescope(&self, container: &ContainerId, change: impl FnOnce(&mut Vec<NetworkId>)) {
@@ -313,8 +313,8 @@ impl ContainerNetwork for NodeNetworks {
             known.held.remove(container)
         };
         // One that ended while no daemon was there is known to the bridges alone.
-        if held.is_some() || self.bridges.place_of(container).await.is_some() {
-            self.leave(container, held.flatten()).await;
+        if held.is_some() || self.bridges.settings_of(container).await.is_some() {
+            self.take_out(container, held.flatten()).await;
         }
         // Also where nobody is known: a daemon may die between the last step before this one and this one.
         if let Err(error) = netns::delete(netns) {
@@ -325,7 +325,7 @@ impl ContainerNetwork for NodeNetworks {
 
 impl NodeNetworks {
     /// Takes a container out of everything that was made for it, but for its namespace.
-    async fn leave(&self, container: &ContainerId, task: Option<TaskId>) {
+    async fn take_out(&self, container: &ContainerId, task: Option<TaskId>) {
         self.dns.stop(container.as_str()).await;
         if let Some(task) = &task
             && let Err(errors) = self.plane.detach(task).await
