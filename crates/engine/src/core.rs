@@ -4,6 +4,7 @@ pub mod build;
 pub mod capabilities;
 pub mod cdi;
 pub mod config;
+pub mod device_program;
 pub mod etc;
 pub mod health;
 pub mod images;

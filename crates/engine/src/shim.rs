@@ -2,26 +2,30 @@
 //!
 //! The daemon starts one *nursery* (`shoal shim`), from its own binary made unwritable, that has no threads and forks one
 //! shim per container on request. Forking from a process that is already linked and relocated makes a shim cheap:
-//! about a millisecond, and its pages are shared with all the others. libcontainer clones and changes process-wide
-//! state, so it must never run in the daemon's threads; it runs in a child of the shim that ends once the container
-//! is up, and takes its memory along.
+//! about a millisecond, and its pages are shared with all the others. What makes a container changes process-wide state, so
+//! it never runs in the daemon's threads, but in a child of the shim that becomes the container's process.
 
 pub mod protocol;
 
+mod container;
 mod copy_tree;
 mod ending;
 mod exec;
 mod executor;
 mod filter;
 mod groups;
+mod hooks;
 mod init;
 mod launch;
 mod log;
+mod mounts;
 mod nursery;
+mod privileges;
 mod probe;
 pub(crate) mod rootfs;
 mod serve;
 mod stage;
+mod trees;
 
 use std::ffi::OsString;
 

@@ -1,11 +1,25 @@
 //! Limits of a container that runs: what a change comes to, and what the kernel is to be told.
 
+use oci_spec::runtime::LinuxDeviceCgroup;
 use shoal_api::container::Resources;
 
 use super::config::ConfigError;
 
 /// Period of the CPU quota in µs, the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
+/// Processes a container may have unless its spec says otherwise: enough for any service, too few for a fork bomb.
+const PIDS_DEFAULT: i64 = 4096;
+
+/// A limit on one block device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Throttle {
+    /// As the Engine API calls it: `BlkioDeviceReadBps` and so on.
+    pub kind: String,
+    pub major: i64,
+    pub minor: i64,
+    /// Bytes or operations per second.
+    pub rate: u64,
+}
 
 /// A file of a control group and what to write into it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,6 +87,70 @@ pub fn update(have: &Resources, change: &Resources) -> Result<Resources, ConfigE
         blkio_weight
     );
     Ok(new)
+}
+
+/// What to write into the groups of a new container, whose limits are these; `swap` says that the kernel can limit it.
+/// Version 2 takes the rules for devices as a program, see [`super::device_program`].
+pub fn of_new(
+    limits: &Resources,
+    throttles: &[Throttle],
+    rules: &[LinuxDeviceCgroup],
+    version: u8,
+    swap: bool,
+) -> Vec<LimitWrite> {
+    let mut all = limits.clone();
+    all.pids = all.pids.or(Some(PIDS_DEFAULT));
+    // As much swap again as memory, unless said otherwise.
+    let twice = all.memory_bytes.map(|bytes| bytes.saturating_mul(2));
+    let twice = twice.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
+    all.memory_swap_bytes = all.memory_swap_bytes.or(twice);
+    let mut writes = writes(&all, version, swap);
+    let mut put = |controller, file, value| {
+        writes.push(LimitWrite {
+            controller,
+            file,
+            value,
+        });
+    };
+    if version == 2 {
+        for throttle in throttles {
+            let Throttle {
+                major, minor, rate, ..
+            } = throttle;
+            let key = match throttle.kind.as_str() {
+                "BlkioDeviceReadBps" => "rbps",
+                "BlkioDeviceWriteBps" => "wbps",
+                "BlkioDeviceReadIOps" => "riops",
+                _ => "wiops",
+            };
+            put("blkio", "io.max", format!("{major}:{minor} {key}={rate}"));
+        }
+        return writes;
+    }
+    for throttle in throttles {
+        let Throttle {
+            major, minor, rate, ..
+        } = throttle;
+        let file = match throttle.kind.as_str() {
+            "BlkioDeviceReadBps" => "blkio.throttle.read_bps_device",
+            "BlkioDeviceWriteBps" => "blkio.throttle.write_bps_device",
+            "BlkioDeviceReadIOps" => "blkio.throttle.read_iops_device",
+            _ => "blkio.throttle.write_iops_device",
+        };
+        put("blkio", file, format!("{major}:{minor} {rate}"));
+    }
+    if limits.oom_kill_disable {
+        put("memory", "memory.oom_control", "1".to_owned());
+    }
+    for rule in rules {
+        let file = if rule.allow() {
+            "devices.allow"
+        } else {
+            "devices.deny"
+        };
+        put("devices", file, rule.to_string());
+    }
+    writes
 }
 
 /// What to write so that these limits hold, for version 1 or 2 of control groups.
@@ -210,6 +288,54 @@ mod tests {
                 "cpu.max 50000 100000",
                 "cpu.weight 39",
                 "pids.max max",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_new_container_has_limits_that_nobody_asked_for() {
+        let limits = Resources {
+            memory_bytes: Some(100),
+            oom_kill_disable: true,
+            ..Resources::default()
+        };
+        let throttle = Throttle {
+            kind: "BlkioDeviceWriteBps".into(),
+            major: 8,
+            minor: 1,
+            rate: 7,
+        };
+        let rule = crate::core::oci::parse_rule("c 1:* rw").expect("a rule");
+        let text = |version| -> Vec<String> {
+            of_new(
+                &limits,
+                std::slice::from_ref(&throttle),
+                std::slice::from_ref(&rule),
+                version,
+                true,
+            )
+            .into_iter()
+            .map(|write| format!("{} {}", write.file, write.value))
+            .collect()
+        };
+        assert_eq!(
+            text(1),
+            [
+                "memory.limit_in_bytes 100",
+                "memory.memsw.limit_in_bytes 200",
+                "pids.max 4096",
+                "blkio.throttle.write_bps_device 8:1 7",
+                "memory.oom_control 1",
+                "devices.allow c 1:* rw",
+            ]
+        );
+        assert_eq!(
+            text(2),
+            [
+                "memory.max 100",
+                "memory.swap.max 100",
+                "pids.max 4096",
+                "io.max 8:1 wbps=7",
             ]
         );
     }

@@ -6,16 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Capabilities, Hook, HookBuilder, Hooks, Linux, LinuxBlockIoBuilder, LinuxBuilder,
-    LinuxCapabilitiesBuilder, LinuxCpuBuilder, LinuxMemoryBuilder, LinuxNamespaceBuilder,
-    LinuxNamespaceType, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder,
-    LinuxThrottleDevice, LinuxThrottleDeviceBuilder, Mount, MountBuilder, PosixRlimit,
+    Capabilities, Hook, HookBuilder, Hooks, Linux, LinuxBuilder, LinuxCapabilitiesBuilder,
+    LinuxNamespaceBuilder, LinuxNamespaceType, Mount, MountBuilder, PosixRlimit,
     PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder,
     User,
 };
-use shoal_api::container::{ContainerSpec, HostSpec, Ulimit};
+use shoal_api::container::{ContainerSpec, Ulimit};
 
-pub use devices::DeviceNode;
+pub use devices::{DeviceNode, rules};
 pub(crate) use devices::{is_access, parse_rule};
 
 use super::capabilities::{CapabilitySet, UnknownCapability};
@@ -24,11 +22,7 @@ use super::mounts::ReadyMount;
 use super::seccomp;
 use super::security::{self, Filter, SecurityError};
 
-/// Processes a container may have unless its spec says otherwise: enough for any service, too few for a fork bomb.
-const PIDS_DEFAULT: i64 = 4096;
 const SHM_DEFAULT: u64 = 64 << 20;
-/// Period of the CPU quota in µs, the kernel's default.
-const CPU_PERIOD_US: u64 = 100_000;
 const PATH_DEFAULT: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Hidden from containers (list of moby, 2026).
@@ -78,33 +72,18 @@ pub struct Surroundings {
     pub hostname: String,
     /// User mounts and the engine's own files, in the order of mounting.
     pub mounts: Vec<ReadyMount>,
-    /// The kernel can limit swap.
-    pub swap_limit: bool,
     /// Processors that exist: per-processor files to be masked.
     pub cpus: u32,
     /// Namespaces of other containers, at these paths.
     pub pid_namespace: Option<PathBuf>,
     pub ipc_namespace: Option<PathBuf>,
     pub devices: Vec<DeviceNode>,
-    /// Limits of block devices.
-    pub throttles: Vec<Throttle>,
     /// Version of the kernel.
     pub kernel: (u32, u32),
     /// What the engine itself may hand on; absent means everything.
     pub bounding: Option<CapabilitySet>,
     /// Variables that links bring.
     pub link_env: Vec<String>,
-}
-
-/// A limit on one block device.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Throttle {
-    /// As the Engine API calls it: `BlkioDeviceReadBps` and so on.
-    pub kind: String,
-    pub major: i64,
-    pub minor: i64,
-    /// Bytes or operations per second.
-    pub rate: u64,
 }
 
 /// The names in an option do not fit.
@@ -171,8 +150,6 @@ pub fn spec(spec: &ContainerSpec, around: &Surroundings) -> Result<Spec, OciErro
         linux.set_seccomp(filter);
     }
     if let Some(process) = oci.process_mut() {
-        // Left out when off: with an explicit `false` libcontainer sets the filter after the capabilities are gone,
-        // which the kernel refuses.
         process.set_no_new_privileges(security.no_new_privileges.then_some(true));
     }
     // The crate's defaults are a host name of its own and empty texts.
@@ -422,7 +399,6 @@ fn linux(spec: &ContainerSpec, around: &Surroundings) -> Linux {
     let mut linux = LinuxBuilder::default()
         .namespaces(namespaces.collect::<Vec<_>>())
         .cgroups_path(around.cgroup.clone())
-        .resources(resources(host, around))
         .masked_paths(masked)
         .readonly_paths(readonly)
         .build()
@@ -454,110 +430,6 @@ fn sysctls(spec: &ContainerSpec, around: &Surroundings) -> BTreeMap<String, Stri
     }
     sysctls.extend(spec.host.sysctls.clone());
     sysctls
-}
-
-fn resources(host: &HostSpec, around: &Surroundings) -> LinuxResources {
-    let limits = &host.resources;
-    let rules = devices::rules(host, &around.devices);
-    let mut builder = LinuxResourcesBuilder::default().devices(rules);
-    let pids = match limits.pids {
-        None => Some(PIDS_DEFAULT),
-        Some(limit) => Some(if limit > 0 { limit } else { -1 }),
-    };
-    if let Some(limit) = pids {
-        builder = builder.pids(
-            LinuxPidsBuilder::default()
-                .limit(limit)
-                .build()
-                .expect("every field is given"),
-        );
-    }
-    let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-    let mut memory = LinuxMemoryBuilder::default();
-    let mut any = false;
-    if let Some(limit) = limits.memory_bytes {
-        memory = memory.limit(bytes(limit));
-        any = true;
-        if around.swap_limit {
-            // As much swap again as memory, unless said otherwise.
-            let sum = limits
-                .memory_swap_bytes
-                .unwrap_or_else(|| bytes(limit.saturating_mul(2)));
-            // No swap at all is a difference of nothing, which libcgroups takes for no limit on version 2. One byte
-            // is no page, so the kernel makes nothing of it, on either version.
-            let no_swap = sum == bytes(limit);
-            memory = memory.swap(if no_swap { sum.saturating_add(1) } else { sum });
-        }
-    }
-    if let Some(reservation) = limits.memory_reservation_bytes {
-        memory = memory.reservation(bytes(reservation));
-        any = true;
-    }
-    if let Some(swappiness) = limits.memory_swappiness {
-        memory = memory.swappiness(swappiness);
-        any = true;
-    }
-    if limits.oom_kill_disable {
-        memory = memory.disable_oom_killer(true);
-        any = true;
-    }
-    if any {
-        builder = builder.memory(memory.build().expect("no field is required"));
-    }
-    let mut cpu = LinuxCpuBuilder::default();
-    let mut any = false;
-    if let Some(nano) = limits.nano_cpus {
-        let quota = i64::try_from(u128::from(nano) * u128::from(CPU_PERIOD_US) / 1_000_000_000)
-            .unwrap_or(i64::MAX);
-        cpu = cpu.period(CPU_PERIOD_US).quota(quota);
-        any = true;
-    }
-    if let Some(quota) = limits.cpu_quota_us {
-        cpu = cpu
-            .quota(quota)
-            .period(limits.cpu_period_us.unwrap_or(CPU_PERIOD_US));
-        any = true;
-    }
-    if let Some(shares) = limits.cpu_shares {
-        cpu = cpu.shares(shares);
-        any = true;
-    }
-    if let Some(cpus) = &limits.cpuset_cpus {
-        cpu = cpu.cpus(cpus.clone());
-        any = true;
-    }
-    if let Some(mems) = &limits.cpuset_mems {
-        cpu = cpu.mems(mems.clone());
-        any = true;
-    }
-    if any {
-        builder = builder.cpu(cpu.build().expect("no field is required"));
-    }
-    if limits.blkio_weight.is_some() || !around.throttles.is_empty() {
-        let of = |kind: &str| -> Vec<LinuxThrottleDevice> {
-            let those = around.throttles.iter().filter(|one| one.kind == kind);
-            those
-                .map(|one| {
-                    LinuxThrottleDeviceBuilder::default()
-                        .major(one.major)
-                        .minor(one.minor)
-                        .rate(one.rate)
-                        .build()
-                        .expect("every field is given")
-                })
-                .collect()
-        };
-        let mut block = LinuxBlockIoBuilder::default()
-            .throttle_read_bps_device(of("BlkioDeviceReadBps"))
-            .throttle_write_bps_device(of("BlkioDeviceWriteBps"))
-            .throttle_read_iops_device(of("BlkioDeviceReadIOps"))
-            .throttle_write_iops_device(of("BlkioDeviceWriteIOps"));
-        if let Some(weight) = limits.blkio_weight {
-            block = block.weight(weight);
-        }
-        builder = builder.block_io(block.build().expect("no field is required"));
-    }
-    builder.build().expect("no field is required")
 }
 
 /// Adds programs of the host that the runtime calls.

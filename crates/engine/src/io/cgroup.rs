@@ -14,6 +14,10 @@ use shoal_api::container::{
 
 use crate::core::limits;
 
+mod make;
+
+pub use make::MakeError;
+
 /// How often a group that still has dying processes in it is tried again, with pauses that double from 5 ms.
 const REMOVE_ATTEMPTS: u32 = 8;
 
@@ -32,7 +36,7 @@ enum Mounts {
 }
 
 impl Cgroups {
-    /// Reads the mount table. Hybrid hosts count as version 1, as for libcontainer.
+    /// Reads the mount table. Hybrid hosts count as version 1, as for docker.
     pub(super) fn detect(parent: &str) -> io::Result<Self> {
         let table = std::fs::read_to_string("/proc/self/mountinfo")?;
         let mut v1 = BTreeMap::new();
@@ -292,7 +296,7 @@ impl Cgroups {
     }
 }
 
-/// The names libcontainer uses too; `name=systemd` and mount flags are none.
+/// `name=systemd` and mount flags are none.
 fn is_controller(option: &str) -> bool {
     matches!(
         option,
@@ -309,6 +313,12 @@ fn is_controller(option: &str) -> bool {
             | "net_cls"
             | "freezer"
     )
+}
+
+/// Writes to a file that is there. To one that is not the kernel would say that nobody may make it.
+fn put(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = std::fs::File::options().write(true).open(path)?;
+    io::Write::write_all(&mut file, text.as_bytes())
 }
 
 /// Removes a group and those that the container made below it.

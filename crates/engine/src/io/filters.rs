@@ -1,13 +1,18 @@
-//! The default system call filter as the kernel takes it. Compiling it costs more than anything else of a start, and only
-//! the container's capabilities change what comes of it, so that is done once for each set of them.
+//! System call filters as the kernel takes them. Compiling one costs more than anything else of a start, and only the
+//! container's capabilities change what comes of the default one, so that is done once for each set of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
 use std::path::Path;
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
-use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, LinuxSeccompOperator, LinuxSyscall};
+use libseccomp::{
+    ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall,
+};
+use oci_spec::runtime::{
+    LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompOperator, LinuxSyscall,
+};
 
 use crate::core::capabilities::CapabilitySet;
 use crate::core::seccomp;
@@ -40,6 +45,11 @@ impl Filters {
     }
 }
 
+/// Puts a filter of the user's own into a run directory. Blocks.
+pub(super) fn put_own(run_dir: &Path, profile: &LinuxSeccomp) -> io::Result<()> {
+    std::fs::write(run_dir.join(FILTER_NAME), compile(profile)?)
+}
+
 /// Removes what an earlier start with another filter left.
 pub(super) fn clear(run_dir: &Path) -> io::Result<()> {
     match std::fs::remove_file(run_dir.join(FILTER_NAME)) {
@@ -48,23 +58,34 @@ pub(super) fn clear(run_dir: &Path) -> io::Result<()> {
     }
 }
 
-/// The kernel's instructions for a profile of ours. By the same library, and in the same way, as libcontainer does it.
+/// The kernel's instructions for a profile.
 fn compile(profile: &LinuxSeccomp) -> io::Result<Vec<u8>> {
     let default = action(profile.default_action(), profile.default_errno_ret())?;
     let mut context = ScmpFilterContext::new(default).map_err(io::Error::other)?;
+    for architecture in profile.architectures().iter().flatten() {
+        let name = serde_json::to_value(architecture)?;
+        let known = ScmpArch::from_str(name.as_str().unwrap_or_default());
+        let known = known.map_err(io::Error::other)?;
+        context.add_arch(known).map_err(io::Error::other)?;
+    }
     for rule in profile.syscalls().iter().flatten() {
         let action = action(rule.action(), rule.errno_ret())?;
-        let comparisons = comparisons(rule)?;
+        let conditions = conditions(rule)?;
         for name in rule.names() {
-            // Calls that the library does not know yet stay forbidden.
+            // Calls that the library does not know yet stay as by default; the same for what comes to no change.
             let Ok(call) = ScmpSyscall::from_name(name) else {
                 continue;
             };
-            let added = match comparisons.as_slice() {
-                [] => context.add_rule(action, call),
-                some => context.add_rule_conditional(action, call, some),
-            };
-            added.map_err(io::Error::other)?;
+            if action == default {
+                continue;
+            }
+            for comparisons in &conditions {
+                let added = match comparisons.as_slice() {
+                    [] => context.add_rule(action, call),
+                    some => context.add_rule_conditional(action, call, some),
+                };
+                added.map_err(io::Error::other)?;
+            }
         }
     }
     // It fits into the pipe: the kernel takes 4,096 instructions of 8 bytes.
@@ -77,35 +98,59 @@ fn compile(profile: &LinuxSeccomp) -> io::Result<Vec<u8>> {
 }
 
 fn action(action: LinuxSeccompAction, errno: Option<u32>) -> io::Result<ScmpAction> {
-    match action {
-        LinuxSeccompAction::ScmpActAllow => Ok(ScmpAction::Allow),
+    let number = errno.unwrap_or(libc::EPERM.cast_unsigned());
+    Ok(match action {
+        LinuxSeccompAction::ScmpActAllow => ScmpAction::Allow,
         LinuxSeccompAction::ScmpActErrno => {
-            let errno = i32::try_from(errno.unwrap_or(libc::EPERM.cast_unsigned()));
-            Ok(ScmpAction::Errno(errno.map_err(io::Error::other)?))
+            ScmpAction::Errno(i32::try_from(number).map_err(io::Error::other)?)
         }
-        other => Err(io::Error::other(format!(
-            "action {other:?} is none of ours"
-        ))),
-    }
+        LinuxSeccompAction::ScmpActKill | LinuxSeccompAction::ScmpActKillThread => {
+            ScmpAction::KillThread
+        }
+        LinuxSeccompAction::ScmpActKillProcess => ScmpAction::KillProcess,
+        LinuxSeccompAction::ScmpActTrap => ScmpAction::Trap,
+        LinuxSeccompAction::ScmpActLog => ScmpAction::Log,
+        LinuxSeccompAction::ScmpActTrace => {
+            ScmpAction::Trace(u16::try_from(number).map_err(io::Error::other)?)
+        }
+        LinuxSeccompAction::ScmpActNotify => {
+            return Err(io::Error::other(
+                "SCMP_ACT_NOTIFY needs somebody to be notified, which containers do not have",
+            ));
+        }
+    })
 }
 
-/// Each argument is compared once at most in rules of ours. As for the order of a mask and its value see `core::seccomp`.
-fn comparisons(rule: &LinuxSyscall) -> io::Result<Vec<ScmpArgCompare>> {
-    let args = rule.args().iter().flatten();
-    args.map(|arg| {
-        let operator = match (arg.op(), arg.value_two()) {
-            (LinuxSeccompOperator::ScmpCmpEq, None) => ScmpCompareOp::Equal,
-            (LinuxSeccompOperator::ScmpCmpMaskedEq, Some(mask)) => ScmpCompareOp::MaskedEqual(mask),
-            (other, _) => {
-                return Err(io::Error::other(format!(
-                    "comparison {other:?} is none of ours"
-                )));
-            }
-        };
-        let index = u32::try_from(arg.index()).map_err(io::Error::other)?;
-        Ok(ScmpArgCompare::new(index, operator, arg.value()))
+/// As for the order of a mask and its value see `core::seccomp`.
+fn comparison(arg: &LinuxSeccompArg) -> io::Result<ScmpArgCompare> {
+    let operator = match arg.op() {
+        LinuxSeccompOperator::ScmpCmpNe => ScmpCompareOp::NotEqual,
+        LinuxSeccompOperator::ScmpCmpLt => ScmpCompareOp::Less,
+        LinuxSeccompOperator::ScmpCmpLe => ScmpCompareOp::LessOrEqual,
+        LinuxSeccompOperator::ScmpCmpEq => ScmpCompareOp::Equal,
+        LinuxSeccompOperator::ScmpCmpGe => ScmpCompareOp::GreaterEqual,
+        LinuxSeccompOperator::ScmpCmpGt => ScmpCompareOp::Greater,
+        LinuxSeccompOperator::ScmpCmpMaskedEq => {
+            ScmpCompareOp::MaskedEqual(arg.value_two().unwrap_or_default())
+        }
+    };
+    let index = u32::try_from(arg.index()).map_err(io::Error::other)?;
+    Ok(ScmpArgCompare::new(index, operator, arg.value()))
+}
+
+/// The conditions of a rule, each of which is a rule of its own where one argument is compared twice, as in runc.
+fn conditions(rule: &LinuxSyscall) -> io::Result<Vec<Vec<ScmpArgCompare>>> {
+    let args = rule.args().as_deref().unwrap_or_default();
+    let comparisons = args
+        .iter()
+        .map(comparison)
+        .collect::<io::Result<Vec<_>>>()?;
+    let indexes: BTreeSet<usize> = args.iter().map(|arg| arg.index()).collect();
+    Ok(if indexes.len() == args.len() {
+        vec![comparisons]
+    } else {
+        comparisons.into_iter().map(|one| vec![one]).collect()
     })
-    .collect()
 }
 
 #[cfg(test)]

@@ -1,8 +1,7 @@
 //! A further process in a running container.
 //!
-//! libcontainer's tenant builder leaves the seccomp filter out of what it copies from the container's spec, so a
-//! process started with it would run unfiltered. This module enters the container by one `setns` on the descriptor
-//! of its process 1 and applies the same limits in the same order as libcontainer does for process 1.
+//! It enters the container by one `setns` on the descriptor of its process 1, and is put under the same limits, in the same
+//! order, as that.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -11,7 +10,6 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use libcontainer::syscall::syscall::create_syscall;
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -19,11 +17,10 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
-use nix::sys::stat::{Mode, umask};
+use nix::sys::stat::Mode;
 use nix::sys::wait::waitpid;
 use nix::unistd::{
-    ForkResult, Gid, Pid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe2, setgroups,
-    setsid,
+    ForkResult, Pid, Uid, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe2, setsid,
 };
 use oci_spec::runtime::{Capabilities, Spec, User};
 
@@ -31,6 +28,7 @@ use super::executor::{become_process, describe};
 use super::filter::Filter;
 use super::groups;
 use super::launch::streams_with;
+use super::privileges;
 use super::protocol::{ExecLaunch, Failure, Supervise};
 use super::rootfs::Root;
 use super::serve::Spawned;
@@ -103,7 +101,7 @@ pub(super) fn spawn(sup: &Supervise, init: Pid, launch: &ExecLaunch) -> Result<S
 }
 
 /// The helper writes the process id as a number, whoever fails writes a failure.
-fn parse_notes(notes: &[u8]) -> (Option<Pid>, Option<Failure>) {
+pub(super) fn parse_notes(notes: &[u8]) -> (Option<Pid>, Option<Failure>) {
     let (mut pid, mut failure) = (None, None);
     for note in serde_json::Deserializer::from_slice(notes)
         .into_iter::<serde_json::Value>()
@@ -157,7 +155,7 @@ fn enter(
             Ok(())
         }
         None => {
-            let failure = match prepare(&spec, launch, filter, ends, terminal) {
+            let failure = match prepare(&spec, launch, filter.as_ref(), ends, terminal) {
                 Ok(()) => become_process(&spec),
                 Err(failure) => failure,
             };
@@ -169,7 +167,7 @@ fn enter(
 }
 
 /// Forks with this process's parent as the parent; `None` in the child.
-fn clone_sibling() -> Result<Option<Pid>, Errno> {
+pub(super) fn clone_sibling() -> Result<Option<Pid>, Errno> {
     let flags = libc::CLONE_PARENT | libc::SIGCHLD;
     // SAFETY: without CLONE_VM and with a null stack this is fork; the process has one thread, and the other
     // arguments are not used with these flags.
@@ -236,7 +234,7 @@ fn finish_spec(
 fn prepare(
     spec: &Spec,
     launch: &ExecLaunch,
-    filter: Option<Filter>,
+    filter: Option<&Filter>,
     ends: Option<[OwnedFd; 3]>,
     terminal: &UnixStream,
 ) -> Result<(), Failure> {
@@ -244,10 +242,6 @@ fn prepare(
         let what = what.to_owned();
         move |errno: Errno| Failure::new(format!("cannot {what}: {}", describe(errno)))
     };
-    let process = spec
-        .process()
-        .as_ref()
-        .ok_or_else(|| Failure::new("the container's spec has no process"))?;
     let _ = prctl::set_pdeathsig(None);
     setsid().map_err(fail("begin a session"))?;
     match ends {
@@ -264,64 +258,7 @@ fn prepare(
             dup2_stderr(&slave).map_err(fail("set stderr"))?;
         }
     }
-    let kernel = create_syscall();
-    let refused = |what: &'static str| {
-        move |err: libcontainer::syscall::SyscallError| {
-            Failure::new(format!("cannot {what}: {err}"))
-        }
-    };
-    for limit in process.rlimits().iter().flatten() {
-        kernel
-            .set_rlimit(limit)
-            .map_err(refused("set a resource limit"))?;
-    }
-    umask(Mode::from_bits_truncate(0o022));
-    let cwd = process.cwd();
-    chdir(cwd).map_err(|errno| {
-        Failure::new(format!(
-            "chdir to cwd ({:?}) set in config.json failed: {}",
-            cwd.display().to_string(),
-            describe(errno)
-        ))
-    })?;
-    kernel.close_range(0).map_err(refused("mark descriptors"))?;
-    if process.no_new_privileges() == Some(true) {
-        prctl::set_no_new_privs().map_err(fail("set no_new_privs"))?;
-    }
-    let who = process.user();
-    give(&std::io::stdin(), who);
-    give(&std::io::stdout(), who);
-    give(&std::io::stderr(), who);
-    let groups: Vec<Gid> = who
-        .additional_gids()
-        .iter()
-        .flatten()
-        .map(|&gid| Gid::from_raw(gid))
-        .collect();
-    setgroups(&groups).map_err(fail("set groups"))?;
-    prctl::set_keepcaps(true).map_err(fail("keep capabilities"))?;
-    let (uid, gid) = (Uid::from_raw(who.uid()), Gid::from_raw(who.gid()));
-    nix::unistd::setresgid(gid, gid, gid).map_err(fail("set the group"))?;
-    nix::unistd::setresuid(uid, uid, uid).map_err(fail("set the user"))?;
-    prctl::set_keepcaps(false).map_err(fail("keep capabilities"))?;
-    libcontainer::capabilities::reset_effective(kernel.as_ref())
-        .map_err(refused("set capabilities"))?;
-    // Before the capabilities go: without no_new_privs the filter may be set by CAP_SYS_ADMIN only.
-    if let Some(filter) = filter {
-        filter.install()?;
-    } else if let Some(seccomp) = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.seccomp().as_ref())
-    {
-        libcontainer::seccomp::initialize_seccomp(seccomp)
-            .map_err(|err| Failure::new(format!("cannot set the seccomp filter: {err}")))?;
-    }
-    if let Some(caps) = process.capabilities() {
-        libcontainer::capabilities::drop_privileges(caps, kernel.as_ref())
-            .map_err(refused("drop capabilities"))?;
-    }
-    Ok(())
+    privileges::assume(spec, filter)
 }
 
 /// Lets the container's user open its own streams again, as programs that log to `/dev/stdout` do.
@@ -336,7 +273,7 @@ pub(super) fn give(fd: &impl AsFd, user: &User) {
 }
 
 /// A terminal of the container's own devpts: sends the master to the shim, takes the slave as controlling terminal.
-fn open_terminal(to: &UnixStream, size: Option<(u16, u16)>) -> Result<OwnedFd, Errno> {
+pub(super) fn open_terminal(to: &UnixStream, size: Option<(u16, u16)>) -> Result<OwnedFd, Errno> {
     let open = |path: &str| {
         nix::fcntl::open(
             path,
@@ -389,7 +326,7 @@ pub(super) fn use_terminal(
     Ok(())
 }
 
-/// Takes the terminal that libcontainer sends to its console socket.
+/// Takes the terminal that a container's process sends to its console socket.
 pub(super) fn receive_terminal(listener: &UnixListener) -> Result<OwnedFd, Errno> {
     let (socket, _) = listener.accept().map_err(|_| Errno::ENOTCONN)?;
     receive_fd(&socket)

@@ -1,85 +1,51 @@
 //! The last step inside the container: find the executable, put signals back to normal, become it.
-//!
-//! libcontainer's own executor leaves ignored signals ignored (Rust ignores SIGPIPE) and says less about what it could
-//! not run than the docker client needs to choose its exit code.
 #![allow(unsafe_code)]
 
-use std::collections::HashMap;
 use std::ffi::CString;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use libcontainer::oci_spec::runtime::Spec;
-use libcontainer::workload::{
-    Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
-};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::unistd::{AccessFlags, access, execve};
+use oci_spec::runtime::Spec;
 
-use super::filter::Walls;
 use super::protocol::Failure;
 
-/// Runs the process of the spec.
-#[derive(Debug, Clone)]
-pub(super) struct Payload {
-    /// Takes the reason when the process cannot be run; closed by a successful exec.
-    pub report: RawFd,
-    /// Stay process 1 and run the process beside it.
-    pub init: bool,
-    /// Rows and columns of its terminal, if it has one.
-    pub console_size: Option<(u16, u16)>,
-    /// What libcontainer leaves to us.
-    pub walls: Option<Walls>,
+/// What to do when everything is in its place.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Payload {
+    /// Run the process of the spec.
+    Process {
+        /// Takes the reason when it cannot be run; closed by a successful exec.
+        report: RawFd,
+        /// Stay process 1 and run it beside that.
+        init: bool,
+    },
+    /// Look around instead.
+    Probe,
 }
 
 impl Payload {
-    fn fail(&self, failure: &Failure) {
-        report(self.report, failure);
+    /// Does it; returns only to say why not.
+    pub(super) fn run(self, spec: &Spec) -> Failure {
+        match self {
+            Self::Probe => super::probe::look_around(spec),
+            Self::Process { report, init } => {
+                if init && let Err(errno) = super::init::split(report) {
+                    return Failure::new(format!("cannot fork: {}", describe(errno)));
+                }
+                become_process(spec)
+            }
+        }
     }
 }
 
-impl Executor for Payload {
-    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        if self.init
-            && let Err(errno) = super::init::split(self.report)
-        {
-            let failure = Failure::new(format!("cannot fork: {}", describe(errno)));
-            self.fail(&failure);
-            return Err(ExecutorError::Other(failure.message));
-        }
-        if let Some((rows, cols)) = self.console_size {
-            // Here, because from outside it may come after the process has asked.
-            let _ = super::exec::set_size(&std::io::stdin(), rows, cols);
-        }
-        let failure = become_process(spec);
-        self.fail(&failure);
-        if self.init {
-            // A second copy of what libcontainer does next would only confuse it.
-            std::process::exit(failure.exit_code);
-        }
-        Err(ExecutorError::Other(failure.message))
-    }
-
-    fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
-        let (args, env) = process_of(spec);
-        // Nothing of the container has run so far, and nothing will before these stand.
-        let closed = self.walls.as_ref().map_or(Ok(()), Walls::close);
-        closed
-            .and_then(|()| check_cwd())
-            .and_then(|()| find(args, env))
-            .map(drop)
-            .map_err(|failure| {
-                self.fail(&failure);
-                ExecutorValidationError::ArgValidationError(failure.message)
-            })
-    }
-
-    /// The environment goes to `execve` directly.
-    fn setup_envs(&self, _envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
-        Ok(())
-    }
+/// Whether the process of a spec can be run, as far as that can be told before.
+pub(super) fn check(spec: &Spec) -> Result<(), Failure> {
+    let (args, env) = process_of(spec);
+    check_cwd().and_then(|()| find(args, env)).map(drop)
 }
 
 /// Writes a failure to the pipe that the starter reads.
@@ -94,7 +60,7 @@ pub(super) fn report(fd: RawFd, failure: &Failure) {
 /// Refuses a working directory outside of the container's root, reached through a descriptor (CVE-2024-21626).
 ///
 /// Asks the kernel itself: for such a directory it answers "(unreachable)", but the C library then walks upwards on its
-/// own, through the host's directories, and comes back with a path that looks fine. That fools libcontainer's check.
+/// own, through the host's directories, and comes back with a path that looks fine.
 fn check_cwd() -> Result<(), Failure> {
     let mut path = [0_u8; libc::PATH_MAX as usize];
     // SAFETY: the kernel writes at most as many bytes as the buffer has.
@@ -153,7 +119,7 @@ fn find(args: &[String], env: &[String]) -> Result<PathBuf, Failure> {
     };
     if name.contains('/') {
         let path = PathBuf::from(name);
-        return match check(&path) {
+        return match is_program(&path) {
             Ok(()) => Ok(path),
             Err(errno @ (Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP)) => Err(Failure {
                 exit_code: 127,
@@ -172,14 +138,14 @@ fn find(args: &[String], env: &[String]) -> Result<PathBuf, Failure> {
     search
         .split(':')
         .map(|dir| Path::new(if dir.is_empty() { "." } else { dir }).join(name))
-        .find(|path| check(path).is_ok())
+        .find(|path| is_program(path).is_ok())
         .ok_or_else(|| Failure {
             exit_code: 127,
             message: format!("exec: {name:?}: executable file not found in $PATH"),
         })
 }
 
-fn check(path: &Path) -> Result<(), Errno> {
+fn is_program(path: &Path) -> Result<(), Errno> {
     let stat = nix::sys::stat::stat(path)?;
     if stat.st_mode & libc::S_IFMT == libc::S_IFDIR {
         return Err(Errno::EISDIR);

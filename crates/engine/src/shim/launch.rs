@@ -1,57 +1,49 @@
-//! Builds and starts the container, in a child of the shim that ends when it is done.
+//! Builds and starts the container, in a child of the shim that becomes its process.
 //!
-//! The child takes with it all that building costs in memory, and its mount namespace: the overlay stays mounted in
-//! the container's namespace alone, so it is never seen by the host, survives every restart of the daemon, and goes
-//! with the container's last process.
+//! The overlay is mounted in the container's mount namespace alone, so it is never seen by the host, survives every restart of
+//! the daemon, and goes with the container's last process.
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use libcontainer::container::builder::ContainerBuilder;
-use libcontainer::notify_socket::{NOTIFY_FILE, NotifySocket};
-use libcontainer::syscall::syscall::SyscallType;
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::fcntl::OFlag;
+use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::sys::wait::waitpid;
-use nix::unistd::{ForkResult, Pid, fork, pipe2};
+use nix::unistd::{Pid, pipe2};
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec, User};
 
 use super::ending;
 use super::exec::{self, pidfd_open};
-use super::executor::Payload;
-use super::filter::{Filter, Walls};
 use super::protocol::{Failure, LAUNCH_NAME, Launch, Supervise};
 use super::rootfs::{self, MERGED, Root};
 use super::serve::Spawned;
-use super::{copy_tree, groups, probe, stage};
+use super::{container, copy_tree, executor, stage};
 use crate::core::user;
 
-const CONSOLE_SOCKET: &str = "console";
-/// The directory of libcontainer's own state, in the run directory.
-const RUNTIME_DIR: &str = "oci";
-/// Below it: what libcontainer is told, where that is not the container's spec as it is.
-const BUNDLE_DIR: &str = "bundle";
+/// In the run directory: the socket on which the shim awaits the container's terminal.
+pub(super) const CONSOLE_SOCKET: &str = "console";
 
 /// The container's ends of its streams.
-struct Ends {
-    stdin: OwnedFd,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
+pub(super) struct Ends {
+    pub stdin: OwnedFd,
+    pub stdout: OwnedFd,
+    pub stderr: OwnedFd,
 }
 
 /// A container that is being built by a child of the shim; it does not run before [`Self::finish`], and goes again when
 /// this is dropped before.
 pub(super) struct Building {
-    /// Until it has ended.
+    /// The builder, until it has become the container's process or has ended.
     builder: Option<Pid>,
+    /// Closed when the container's process runs; says before why it does not, or which process it is if not the builder.
     report: File,
     /// A byte lets the container run; the end of it says that nobody wants it.
     go: Option<OwnedFd>,
@@ -84,20 +76,16 @@ impl Building {
         };
         let (report_out, report_in) = pipe2(OFlag::O_CLOEXEC).map_err(os)?;
         let (go_out, go_in) = pipe2(OFlag::O_CLOEXEC).map_err(os)?;
-        // The container's process becomes a child of the shim when the builder, its first parent, ends. Only until
-        // then: other orphans are not ours to wait for.
-        nix::sys::prctl::set_child_subreaper(true).map_err(os)?;
-        // SAFETY: the shim has one thread.
-        match unsafe { fork() }.map_err(os)? {
-            ForkResult::Child => {
+        match fork_for(sup).map_err(os)? {
+            None => {
                 drop((report_out, go_in));
-                let outcome = build(sup, ends, go_out);
-                let json = serde_json::to_vec(&outcome).expect("an outcome is JSON");
-                let _ = nix::unistd::write(&report_in, &json);
+                let report = report_in.into_raw_fd();
+                let failure = build(sup, ends, go_out, report);
+                executor::report(report, &failure);
                 // SAFETY: ends this process at once; destructors and exit handlers are the shim's, not ours.
                 unsafe { libc::_exit(0) }
             }
-            ForkResult::Parent { child } => Ok(Self {
+            Some(child) => Ok(Self {
                 builder: Some(child),
                 report: report_out.into(),
                 go: Some(go_in),
@@ -119,9 +107,8 @@ impl Building {
             // A builder that has failed already says why.
             let _ = nix::unistd::write(&go, &[1]);
         }
-        let outcome = self.outcome(askers)?;
+        let pid = self.outcome(askers)?;
         let _ = std::fs::remove_file(LAUNCH_NAME);
-        let pid = Pid::from_raw(outcome?);
         let pidfd = pidfd_open(pid).map_err(os)?;
         let (stdin, stdout, stderr) = self.ours.take().unwrap_or_default();
         let mut spawned = Spawned {
@@ -140,8 +127,8 @@ impl Building {
         Ok(spawned)
     }
 
-    /// What became of the building; waits for its end as long as anybody wants to know.
-    fn outcome(&mut self, askers: &[BorrowedFd<'_>]) -> Result<Result<i32, Failure>, Failure> {
+    /// What became of the building: the container's process. Waits as long as anybody wants to know.
+    fn outcome(&mut self, askers: &[BorrowedFd<'_>]) -> Result<Pid, Failure> {
         let hear = |errno: Errno| {
             Failure::new(format!(
                 "cannot hear from the container's builder: {}",
@@ -151,42 +138,49 @@ impl Building {
         let Some(builder) = self.builder else {
             return Err(Failure::new("the container was built already"));
         };
-        let pidfd = pidfd_open(builder).map_err(hear)?;
-        if !has_ended(&pidfd, askers).map_err(hear)? {
+        let Some(notes) = read_notes(&mut self.report, askers).map_err(hear)? else {
             return Err(Failure::new("nobody wants the container any more"));
+        };
+        match exec::parse_notes(&notes) {
+            (_, Some(failure)) => Err(failure),
+            (Some(other), None) => {
+                let _ = waitpid(builder, None);
+                self.builder = None;
+                Ok(other)
+            }
+            (None, None) => {
+                self.builder = None;
+                Ok(builder)
+            }
         }
-        let _ = waitpid(builder, None);
-        self.builder = None;
-        // Without waiting: what it started has the pipe open, too, until it runs the container's process.
-        fcntl(&self.report, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(hear)?;
-        let mut json = Vec::new();
-        let _ = (&self.report).read_to_end(&mut json);
-        let outcome = serde_json::from_slice(&json);
-        if outcome.is_err() {
-            ending::end_children();
-        }
-        let _ = nix::sys::prctl::set_child_subreaper(false);
-        outcome.map_err(|_| Failure::new("the container's builder ended without a word"))
     }
 }
 
 impl Drop for Building {
-    /// Whatever was made ends, wherever the builder stands: it may wait for something that never comes.
+    /// Whatever was made ends, wherever it stands: it may wait for something that never comes.
     fn drop(&mut self) {
-        if let Some(builder) = self.builder.take() {
-            let _ = kill(builder, Signal::SIGKILL);
-            let _ = waitpid(builder, None);
+        if self.builder.take().is_some() {
             ending::end_children();
-            let _ = nix::sys::prctl::set_child_subreaper(false);
         }
     }
 }
 
-/// Waits for the end of a process; false when all of `askers` have gone before.
-fn has_ended(pidfd: &OwnedFd, askers: &[BorrowedFd<'_>]) -> Result<bool, Errno> {
-    let mut waiting = askers.to_vec();
+/// Forks, with numbers of its own for the child's processes if the container is to have them; `None` in the child.
+fn fork_for(sup: &Supervise) -> Result<Option<Pid>, Errno> {
+    let numbers = if sup.own_pids { libc::CLONE_NEWPID } else { 0 };
+    let flags = numbers | libc::SIGCHLD;
+    // SAFETY: without CLONE_VM and with a null stack this is fork; the shim has one thread, and the other arguments are
+    // not used with these flags.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0_usize, 0_usize, 0_usize, 0_usize) };
+    let pid = Errno::result(pid)?;
+    Ok((pid != 0).then(|| Pid::from_raw(i32::try_from(pid).expect("process ids are 32 bits"))))
+}
+
+/// Reads a report to its end; `None` when all of `askers` have gone before.
+fn read_notes(report: &mut File, askers: &[BorrowedFd<'_>]) -> Result<Option<Vec<u8>>, Errno> {
+    let (mut waiting, mut notes) = (askers.to_vec(), Vec::new());
     while !waiting.is_empty() {
-        let mut fds = vec![PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        let mut fds = vec![PollFd::new(report.as_fd(), PollFlags::POLLIN)];
         // What they say meanwhile is read later. That they have gone is told unasked.
         fds.extend(
             waiting
@@ -199,16 +193,20 @@ fn has_ended(pidfd: &OwnedFd, askers: &[BorrowedFd<'_>]) -> Result<bool, Errno> 
             Err(errno) => return Err(errno),
         }
         let has_events = |fd: &PollFd<'_>| fd.revents().is_none_or(|events| !events.is_empty());
-        if has_events(&fds[0]) {
-            return Ok(true);
+        let is_told = has_events(&fds[0]);
+        let gone: Vec<bool> = fds[1..].iter().map(has_events).collect();
+        if is_told {
+            let mut piece = [0; 4096];
+            match nix::unistd::read(&*report, &mut piece)? {
+                0 => return Ok(Some(notes)),
+                length => notes.extend_from_slice(&piece[..length]),
+            }
+            continue;
         }
-        waiting = waiting
-            .iter()
-            .zip(&fds[1..])
-            .filter_map(|(&fd, polled)| (!has_events(polled)).then_some(fd))
-            .collect();
+        let mut gone = gone.into_iter();
+        waiting.retain(|_| !gone.next().unwrap_or_default());
     }
-    Ok(false)
+    Ok(None)
 }
 
 type Ours = (Option<OwnedFd>, Option<OwnedFd>, Option<OwnedFd>);
@@ -246,17 +244,37 @@ fn streams(stdin: bool) -> Result<(Ours, Ends), Errno> {
     ))
 }
 
-/// Runs in the child: everything from the mount of the root filesystem to the exec of the container's process.
-fn build(sup: &Supervise, ends: Option<Ends>, go: OwnedFd) -> Result<i32, Failure> {
+/// Runs in the child: everything from the mount of the root filesystem to the exec of the container's process. Returns only to
+/// say why that does not run.
+fn build(sup: &Supervise, ends: Option<Ends>, go: OwnedFd, report: RawFd) -> Failure {
+    let told = prepare(sup, ends.as_ref()).map(|(launch, spec, root, late, network)| {
+        container::become_container(container::Parts {
+            sup,
+            launch: &launch,
+            spec,
+            root,
+            ends,
+            late,
+            go,
+            report,
+            network,
+        })
+    });
+    told.unwrap_or_else(|failure| failure)
+}
+
+type Prepared = (Launch, Spec, Root, Vec<stage::Late>, Option<OwnedFd>);
+
+fn prepare(sup: &Supervise, ends: Option<&Ends>) -> Result<Prepared, Failure> {
     // When the shim dies half-way, so does what it began.
     let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
     let text = std::fs::read(LAUNCH_NAME)
         .map_err(|err| Failure::new(format!("cannot read {LAUNCH_NAME}: {err}")))?;
-    let mut launch: Launch = serde_json::from_slice(&text)
+    let launch: Launch = serde_json::from_slice(&text)
         .map_err(|err| Failure::new(format!("cannot understand {LAUNCH_NAME}: {err}")))?;
     let fetched = stage::fetch(&launch.staged)?;
     enter_namespaces(launch.loopback_only)?;
-    let _network = let_go_of_handles(&mut launch.spec);
+    let network = network_of(&launch.spec)?;
 
     let at = |err: io::Error| {
         Failure::new(format!(
@@ -270,133 +288,17 @@ fn build(sup: &Supervise, ends: Option<Ends>, go: OwnedFd) -> Result<i32, Failur
     rootfs::mount_overlay(&launch.layers, launch.volatile)?;
     let root = Root::open(sup.container_dir.join(MERGED))?;
     let spec = finish_spec(&launch, &root)?;
-    // Nothing of the host may stay open by which the container's process could come back to it.
-    drop(root);
-
     std::env::set_current_dir(&sup.run_dir).map_err(at)?;
-    write_spec(Path::new("."), &spec)?;
-    if let (Some(ends), Some(process)) = (&ends, spec.process()) {
+    // What later processes of the container are built from.
+    let json = serde_json::to_vec(&spec).map_err(|err| Failure::new(err.to_string()))?;
+    std::fs::write("config.json", json)
+        .map_err(|err| Failure::new(format!("cannot write config.json: {err}")))?;
+    if let (Some(ends), Some(process)) = (ends, spec.process()) {
         for fd in [&ends.stdin, &ends.stdout, &ends.stderr] {
             exec::give(fd, process.user());
         }
     }
-    groups::enter_early(sup, &spec).map_err(|err| {
-        Failure::new(format!(
-            "cannot enter the container's control groups: {err}"
-        ))
-    })?;
-    run_libcontainer(sup, &launch, spec, ends, &late, go)
-}
-
-/// Writes a spec into the directory of a bundle.
-fn write_spec(bundle: &Path, spec: &Spec) -> Result<(), Failure> {
-    let json = serde_json::to_vec(spec).map_err(|err| Failure::new(err.to_string()))?;
-    let written = std::fs::write(bundle.join("config.json"), json);
-    written.map_err(|err| Failure::new(format!("cannot write config.json: {err}")))
-}
-
-fn run_libcontainer(
-    sup: &Supervise,
-    launch: &Launch,
-    mut spec: Spec,
-    ends: Option<Ends>,
-    late: &[stage::Late],
-    go: OwnedFd,
-) -> Result<i32, Failure> {
-    let fail = |err: &dyn std::error::Error| Failure::new(chain(err));
-    let runtime = sup.run_dir.join(RUNTIME_DIR);
-    let _ = std::fs::remove_dir_all(&runtime);
-    let made = std::fs::create_dir(&runtime);
-    made.map_err(|err| Failure::new(format!("cannot create {}: {err}", runtime.display())))?;
-    // What later processes of the container are built from stays whole: libcontainer gets a spec of its own.
-    let (mut bundle, mut walls) = (sup.run_dir.clone(), None);
-    if let Some(filter) = Filter::read(&sup.run_dir)? {
-        walls = Some(Walls::take(filter, &mut spec));
-        bundle = runtime.join(BUNDLE_DIR);
-        let made = std::fs::create_dir(&bundle);
-        made.map_err(|err| Failure::new(format!("cannot create {}: {err}", bundle.display())))?;
-        write_spec(&bundle, &spec)?;
-    }
-    let (report_out, report_in) =
-        pipe2(OFlag::O_CLOEXEC).map_err(|errno| Failure::new(errno.desc()))?;
-    let report_in = report_in.into_raw_fd();
-    let mut builder = ContainerBuilder::new("c".to_owned(), SyscallType::default())
-        .with_root_path(&runtime)
-        .map_err(|err| fail(&err))?
-        .with_console_socket(sup.tty.then(|| sup.run_dir.join(CONSOLE_SOCKET)));
-    builder = if launch.probe {
-        builder.with_executor(probe::Probe { walls })
-    } else {
-        builder.with_executor(Payload {
-            report: report_in,
-            init: launch.init,
-            console_size: sup.console_size.filter(|_| sup.tty),
-            walls,
-        })
-    };
-    if let Some(ends) = ends {
-        builder = builder
-            .with_stdin(ends.stdin)
-            .with_stdout(ends.stdout)
-            .with_stderr(ends.stderr);
-    }
-    let built = builder
-        .as_init(&bundle)
-        .with_systemd(false)
-        .with_detach(true)
-        .build();
-    let started = built.map_err(|err| fail(&err)).and_then(|container| {
-        let pid = container
-            .pid()
-            .ok_or_else(|| Failure::new("libcontainer tells no process id"))?;
-        let spared = groups::spare_from_oom_killer(sup, &spec)
-            .map_err(|err| Failure::new(format!("cannot disable the OOM killer: {err}")));
-        if let Err(failure) = spared.and_then(|()| stage::place_late(late, pid.as_raw())) {
-            // It waits for a word that will not come.
-            let _ = kill(Pid::from_raw(pid.as_raw()), Signal::SIGKILL);
-            return Err(failure);
-        }
-        if !matches!(nix::unistd::read(&go, &mut [0]), Ok(1)) {
-            let pid = Pid::from_raw(pid.as_raw());
-            let _ = kill(pid, Signal::SIGKILL);
-            let _ = waitpid(pid, None);
-            return Err(Failure::new("nobody wants the container any more"));
-        }
-        NotifySocket::new(runtime.join("c").join(NOTIFY_FILE))
-            .notify_container_start()
-            .map_err(|err| fail(&err))?;
-        Ok(pid.as_raw())
-    });
-    close_raw(report_in);
-    // What could not be run is told through the pipe, in better words than libcontainer passes on.
-    let mut json = Vec::new();
-    let _ = File::from(report_out).read_to_end(&mut json);
-    if let Ok(failure) = serde_json::from_slice::<Failure>(&json) {
-        return Err(Failure {
-            message: format!("unable to start container process: {}", failure.message),
-            ..failure
-        });
-    }
-    started
-}
-
-fn close_raw(fd: RawFd) {
-    // SAFETY: taken out of its owner with `into_raw_fd` and closed once.
-    drop(unsafe { OwnedFd::from_raw_fd(fd) });
-}
-
-fn chain(err: &dyn std::error::Error) -> String {
-    let mut text = err.to_string();
-    let mut cause = err.source();
-    while let Some(err) = cause {
-        let more = err.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = err.source();
-    }
-    text
+    Ok((launch, spec, root, late, network))
 }
 
 /// A mount namespace that hears of the host's mounts and tells it none, and perhaps a network of loopback alone.
@@ -421,24 +323,20 @@ fn enter_namespaces(loopback_only: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Opens the handle of the container's network and lets go of the mount that holds the handles of all containers, if there
-/// is such a one: libcontainer reads the list of mounts at every turn. The spec then names the descriptor, which must stay
-/// open as long as it is used.
-fn let_go_of_handles(spec: &mut Spec) -> Option<OwnedFd> {
-    let mut linux = spec.linux().clone()?;
-    let mut namespaces = linux.namespaces().clone()?;
-    let network = namespaces
-        .iter_mut()
-        .find(|namespace| namespace.typ() == LinuxNamespaceType::Network)?;
-    let path = network.path().clone()?;
+/// Opens the handle of the container's network.
+fn network_of(spec: &Spec) -> Result<Option<OwnedFd>, Failure> {
+    let linux = spec.linux().as_ref();
+    let namespaces = linux.and_then(|linux| linux.namespaces().as_ref());
+    let mut namespaces = namespaces.into_iter().flatten();
+    let network = namespaces.find(|namespace| namespace.typ() == LinuxNamespaceType::Network);
+    let Some(path) = network.and_then(|namespace| namespace.path().as_ref()) else {
+        return Ok(None);
+    };
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-    let handle = nix::fcntl::open(&path, flags, nix::sys::stat::Mode::empty()).ok()?;
-    // Fails where the directory is no mount, and changes nothing then.
-    umount2(path.parent()?, MntFlags::MNT_DETACH).ok()?;
-    network.set_path(Some(format!("/proc/self/fd/{}", handle.as_raw_fd()).into()));
-    linux.set_namespaces(Some(namespaces));
-    spec.set_linux(Some(linux));
-    Some(handle)
+    let opened = nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty());
+    opened
+        .map(Some)
+        .map_err(|errno| Failure::new(format!("cannot open {}: {}", path.display(), errno.desc())))
 }
 
 /// Sets the loopback interface up.

@@ -1,49 +1,27 @@
 //! The self-test's payload: instead of running anything, it tells how the kernel holds it.
 #![allow(unsafe_code)]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
-use libcontainer::oci_spec::runtime::Spec;
-use libcontainer::workload::{
-    Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
-};
 use nix::errno::Errno;
 use nix::sys::statvfs::{FsFlags, statvfs};
+use oci_spec::runtime::Spec;
 
-use super::filter::Walls;
+use super::protocol::Failure;
 use crate::core::selftest::{Facts, PathFact};
 
-/// Takes the place of the container's process.
-#[derive(Debug, Clone)]
-pub(super) struct Probe {
-    /// What libcontainer leaves to us.
-    pub walls: Option<Walls>,
-}
-
-impl Executor for Probe {
-    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        let facts = look_around(spec);
-        let json =
-            serde_json::to_vec(&facts).map_err(|err| ExecutorError::Other(err.to_string()))?;
-        std::io::stdout()
-            .write_all(&json)
-            .map_err(|err| ExecutorError::Other(err.to_string()))?;
-        std::process::exit(0)
-    }
-
-    fn validate(&self, _spec: &Spec) -> Result<(), ExecutorValidationError> {
-        let closed = self.walls.as_ref().map_or(Ok(()), Walls::close);
-        closed.map_err(|failure| ExecutorValidationError::ArgValidationError(failure.message))
-    }
-
-    fn setup_envs(&self, _envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
-        Ok(())
+/// Tells on standard output how the kernel holds this process, and ends it; returns only to say why not.
+pub(super) fn look_around(spec: &Spec) -> Failure {
+    let told = serde_json::to_vec(&facts(spec)).map_err(std::io::Error::other);
+    match told.and_then(|json| std::io::stdout().write_all(&json)) {
+        Ok(()) => std::process::exit(0),
+        Err(err) => Failure::new(err.to_string()),
     }
 }
 
-fn look_around(spec: &Spec) -> Facts {
+fn facts(spec: &Spec) -> Facts {
     let linux = spec.linux().as_ref();
     let look = |paths: Option<&Vec<String>>| {
         paths

@@ -54,6 +54,9 @@ pub struct Supervise {
     pub log: LogSetup,
     /// Directories of the container's cgroup, one per hierarchy.
     pub cgroups: Vec<PathBuf>,
+    /// The container's processes have numbers of their own.
+    #[serde(default)]
+    pub own_pids: bool,
 }
 
 /// What to run: written by the daemon into the run directory, read only by the short-lived process that builds the

@@ -1,8 +1,8 @@
 //! The container's root filesystem: mounted, and made safe to mount things into.
 //!
 //! An image may hold anything, a symbolic link `/dev -> /etc` of the host included. Everything here walks from a
-//! descriptor of the root with `openat2` and never lets a link of the image lead out of it; what libcontainer is given
-//! afterwards are paths without any link in them (the class of CVE-2021-30465 and CVE-2024-45310).
+//! descriptor of the root with `openat2` and never lets a link of the image lead out of it (the class of CVE-2021-30465 and
+//! CVE-2024-45310).
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -111,7 +111,7 @@ fn lower_dirs(layers: &[PathBuf]) -> Result<(Vec<OwnedFd>, Vec<String>), Failure
 /// The root filesystem by descriptor.
 pub(crate) struct Root {
     fd: OwnedFd,
-    /// Absolute path, for libcontainer.
+    /// Absolute path.
     pub path: PathBuf,
 }
 
@@ -238,6 +238,33 @@ impl Root {
             path.strip_prefix("/").unwrap_or(path),
             OFlag::O_RDONLY | OFlag::O_DIRECTORY,
         )
+    }
+
+    /// A descriptor of what is at a resolved path, to mount on.
+    pub(super) fn place(&self, path: &Path) -> Result<OwnedFd, Errno> {
+        self.open_beneath(path.strip_prefix("/").unwrap_or(path), OFlag::O_PATH)
+    }
+
+    /// The same for a path that may lead through links, all inside this root; `None` where there is nothing.
+    pub(super) fn place_if_any(&self, path: &Path) -> Result<Option<OwnedFd>, Errno> {
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        match openat2(&self.fd, path, how) {
+            Ok(place) => Ok(Some(place)),
+            Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Opens the file at a resolved path.
+    pub(super) fn open_file(&self, path: &Path, flags: OFlag) -> Result<OwnedFd, Errno> {
+        self.open_beneath(path.strip_prefix("/").unwrap_or(path), flags)
+    }
+
+    /// The root itself.
+    pub(super) fn descriptor(&self) -> &OwnedFd {
+        &self.fd
     }
 
     /// The text of a regular file of at most `max` bytes; empty when there is none.

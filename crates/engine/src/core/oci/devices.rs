@@ -33,6 +33,22 @@ const ALWAYS: &[&str] = &[
     "/dev/random",
 ];
 
+/// What every container may do: make any node, but use these alone (null, zero, full, random, urandom, tty, console, ptmx
+/// and the terminals behind it).
+const HARMLESS: &[&str] = &[
+    "c *:* m",
+    "b *:* m",
+    "c 1:3 rwm",
+    "c 1:5 rwm",
+    "c 1:7 rwm",
+    "c 1:8 rwm",
+    "c 1:9 rwm",
+    "c 5:0 rwm",
+    "c 5:1 rwm",
+    "c 5:2 rwm",
+    "c 136:* rwm",
+];
+
 pub(super) fn nodes(devices: &[DeviceNode]) -> Vec<LinuxDevice> {
     let own = devices
         .iter()
@@ -62,12 +78,12 @@ fn kind(block: bool) -> LinuxDeviceType {
 
 /// Docker's rules: make any node, use only the harmless ones (null, zero, full, random, urandom, tty, console, ptmx, terminals)
 /// and those asked for; with all rights all of them.
-pub(super) fn rules(host: &HostSpec, devices: &[DeviceNode]) -> Vec<LinuxDeviceCgroup> {
+pub fn rules(host: &HostSpec, devices: &[DeviceNode]) -> Vec<LinuxDeviceCgroup> {
     if host.privileged {
         return vec![rule(true, LinuxDeviceType::A, None, None, "rwm")];
     }
-    // The runtime adds the harmless ones to whatever it is told, and the making of any node.
     let mut rules = vec![rule(false, LinuxDeviceType::A, None, None, "rwm")];
+    rules.extend(HARMLESS.iter().filter_map(|text| parse_rule(text)));
     rules.extend(devices.iter().map(|node| {
         let (major, minor) = (Some(node.major), Some(node.minor));
         rule(true, kind(node.block), major, minor, &node.access)

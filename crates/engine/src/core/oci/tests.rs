@@ -8,7 +8,6 @@ fn around() -> Surroundings {
         netns: Netns::At("/run/netns/c1".into()),
         hostname: "c1".into(),
         mounts: Vec::new(),
-        swap_limit: true,
         cpus: 1,
         ..Surroundings::default()
     }
@@ -70,51 +69,6 @@ fn the_default_process_has_dockers_rights() {
                 "gid": 0,
                 "uid": 0
               }
-            }"#]],
-    );
-}
-
-#[test]
-fn limits_become_cgroup_settings() {
-    check(
-        |wish| {
-            wish.host.resources.memory_bytes = Some(64 << 20);
-            wish.host.resources.nano_cpus = Some(1_500_000_000);
-            wish.host.resources.pids = Some(50);
-        },
-        |spec| {
-            let resources = of(spec, "/linux/resources");
-            serde_json::json!([resources["memory"], resources["cpu"], resources["pids"]])
-        },
-        expect![[r#"
-            [
-              {
-                "limit": 67108864,
-                "swap": 134217728
-              },
-              {
-                "period": 100000,
-                "quota": 150000
-              },
-              {
-                "limit": 50
-              }
-            ]"#]],
-    );
-}
-
-#[test]
-fn no_swap_is_a_byte_and_not_nothing() {
-    check(
-        |wish| {
-            wish.host.resources.memory_bytes = Some(64 << 20);
-            wish.host.resources.memory_swap_bytes = Some(64 << 20);
-        },
-        |spec| of(spec, "/linux/resources/memory"),
-        expect![[r#"
-            {
-              "limit": 67108864,
-              "swap": 67108865
             }"#]],
     );
 }

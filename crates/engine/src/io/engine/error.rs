@@ -77,6 +77,8 @@ pub enum EngineError {
     /// This host cannot isolate containers as it should, so none is run.
     #[error("no container can run on this host: {0}")]
     SelfTest(String),
+    #[error("failed to start container: {0}")]
+    Groups(#[from] crate::io::cgroup::MakeError),
     #[error("cannot {action} {}", path.display())]
     Io {
         action: &'static str,
@@ -154,6 +156,7 @@ impl EngineError {
             Self::NotModified(_) => EngineErrorKind::NotModified,
             Self::Network(NetworkError::Failed(_))
             | Self::SelfTest(_)
+            | Self::Groups(_)
             | Self::VolumeMount(_)
             | Self::Io { .. }
             | Self::Shim(_) => EngineErrorKind::Internal,

@@ -13,9 +13,10 @@ use super::{Engine, EngineError};
 use crate::core::capabilities::CapabilitySet;
 use crate::core::config::ConfigError;
 use crate::core::etc;
+use crate::core::limits::Throttle;
 use crate::core::logging::{self, Driver, Subject};
 use crate::core::mounts::{self, Planned, ReadyMount};
-use crate::core::oci::{self, DeviceNode, Netns, Surroundings, Throttle};
+use crate::core::oci::{self, DeviceNode, Netns, Surroundings};
 use crate::core::propagation;
 use crate::io::network::{NetworkReady, NetworkRequest};
 use crate::io::{cdi, devices, filters};
@@ -111,6 +112,7 @@ impl Engine {
             stdin_once: spec.stdin_once,
             log: log_setup(entry, record)?,
             cgroups: self.inner.cgroups.dirs(&self.group_of(record)),
+            own_pids: matches!(spec.host.pid_mode.as_deref(), None | Some("" | "private")),
         })
     }
 
@@ -158,13 +160,11 @@ impl Engine {
             netns: space.netns.clone(),
             hostname: record.hostname.clone(),
             mounts,
-            swap_limit: self.inner.cgroups.has_swap_limit(),
             cpus: std::thread::available_parallelism()
                 .map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(1)),
             pid_namespace: pid_namespace.map(|(path, _)| path),
             ipc_namespace: ipc_namespace.map(|(path, _)| path),
             devices,
-            throttles: throttles(host)?,
             kernel: kernel_version(),
             bounding: Some(crate::shim::bounding()),
             link_env: links.env.clone(),
@@ -176,6 +176,11 @@ impl Engine {
         let mut oci = oci::spec(&spec, &around)?;
         oci::add_hooks(&mut oci, &injected.edits.hooks);
         self.put_filter(&entry.run_dir, &spec, &oci)?;
+        let rules = oci::rules(&spec.host, &around.devices);
+        let group = self.group_of(record);
+        let limits = &spec.host.resources;
+        let cgroups = &self.inner.cgroups;
+        cgroups.make(&group, limits, &throttles(host)?, &rules)?;
         let launch = Launch {
             spec: oci,
             user: spec.user.clone().unwrap_or_default(),
@@ -204,11 +209,17 @@ impl Engine {
             let capabilities = process.capabilities().as_ref()?;
             capabilities.bounding().clone()
         });
-        let written = if oci::has_default_filter(spec)? {
-            let capabilities = CapabilitySet::those(bounding.unwrap_or_default());
-            self.inner.filters.put(run_dir, capabilities)
-        } else {
-            filters::clear(run_dir)
+        let profile = oci
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.seccomp().as_ref());
+        let written = match profile {
+            Some(_) if oci::has_default_filter(spec)? => {
+                let capabilities = CapabilitySet::those(bounding.unwrap_or_default());
+                self.inner.filters.put(run_dir, capabilities)
+            }
+            Some(profile) => filters::put_own(run_dir, profile),
+            None => filters::clear(run_dir),
         };
         written.map_err(EngineError::io("make the system call filter in", run_dir))
     }

@@ -54,6 +54,14 @@ impl Engine {
         let oci = oci::spec(&spec, &around).map_err(|err| err.to_string())?;
         self.put_filter(run_dir, &spec, &oci)
             .map_err(|err| err.report())?;
+        let group = self.inner.cgroups.group(None, id.as_str());
+        let made = self.inner.cgroups.make(
+            &group,
+            &spec.host.resources,
+            &[],
+            &oci::rules(&spec.host, &[]),
+        );
+        made.map_err(|err| err.to_string())?;
         let launch = Launch {
             spec: oci,
             user: String::new(),
@@ -77,10 +85,8 @@ impl Engine {
             open_stdin: false,
             stdin_once: false,
             log: LogSetup::default(),
-            cgroups: self
-                .inner
-                .cgroups
-                .dirs(&self.inner.cgroups.group(None, id.as_str())),
+            cgroups: self.inner.cgroups.dirs(&group),
+            own_pids: true,
         };
         let control = self.inner.nursery.launch(&supervise).map_err(text)?;
         control.set_nonblocking(true).map_err(text)?;

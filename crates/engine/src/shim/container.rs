@@ -1,0 +1,254 @@
+//! The last part of the building of a container: the builder enters the container's namespaces, fills its root and becomes
+//! its process.
+//!
+//! A container with process numbers of its own is built by what will be its process 1; the kernel numbers it so from its
+//! beginning. Where it joins the numbers of another one, or has the host's, nothing tells the two ways apart but one fork.
+#![allow(unsafe_code)]
+
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::stat::Mode;
+use nix::unistd::{chdir, dup2_stderr, dup2_stdin, dup2_stdout, fchdir, pivot_root, setsid};
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+
+use super::exec::{clone_sibling, open_terminal};
+use super::executor::{self, Payload, describe};
+use super::filter::Filter;
+use super::launch::{CONSOLE_SOCKET, Ends};
+use super::protocol::{Failure, Launch, Supervise};
+use super::rootfs::Root;
+use super::stage::{self, Late};
+use super::trees::{Attributes, READ_ONLY, Tree};
+use super::{groups, hooks, mounts, privileges};
+
+/// What the builder has got together.
+pub(super) struct Parts<'a> {
+    pub sup: &'a Supervise,
+    pub launch: &'a Launch,
+    pub spec: Spec,
+    pub root: Root,
+    pub ends: Option<Ends>,
+    pub late: Vec<Late>,
+    /// See [`super::launch::Building`].
+    pub go: OwnedFd,
+    pub report: RawFd,
+    pub network: Option<OwnedFd>,
+}
+
+fn fail(what: &str) -> impl FnOnce(Errno) -> Failure {
+    let what = what.to_owned();
+    move |errno| Failure::new(format!("cannot {what}: {}", describe(errno)))
+}
+
+/// Becomes the container's process; returns only to say why not. The working directory is the run directory.
+pub(super) fn become_container(parts: Parts<'_>) -> Failure {
+    match prepare(parts) {
+        Ok((spec, payload)) => payload.run(&spec),
+        Err(failure) => failure,
+    }
+}
+
+fn prepare(parts: Parts<'_>) -> Result<(Spec, Payload), Failure> {
+    let Parts {
+        sup,
+        launch,
+        spec,
+        root,
+        ends,
+        late,
+        go,
+        report,
+        network,
+    } = parts;
+    let filter = Filter::read(&sup.run_dir)?;
+    let process = privileges::process_of(&spec)?;
+    if let Some(adjust) = process.oom_score_adj() {
+        let set = std::fs::write("/proc/self/oom_score_adj", adjust.to_string());
+        set.map_err(|err| Failure::new(format!("cannot set oom_score_adj to {adjust}: {err}")))?;
+    }
+    for dir in &sup.cgroups {
+        groups::join(dir)
+            .map_err(|err| Failure::new(format!("cannot join {}: {err}", dir.display())))?;
+    }
+    let hooks = spec.hooks().as_ref();
+    let call = |hooks, status| hooks::call(hooks, &sup.id, &sup.run_dir, status);
+    call(
+        hooks.and_then(|hooks| hooks.create_runtime().as_ref()),
+        "creating",
+    )?;
+    enter(&spec, network, report)?;
+    call(
+        hooks.and_then(|hooks| hooks.create_container().as_ref()),
+        "creating",
+    )?;
+    setsid().map_err(fail("begin a session"))?;
+    let console = if sup.tty {
+        let connected = UnixStream::connect(CONSOLE_SOCKET);
+        Some(connected.map_err(|err| Failure::new(format!("cannot reach for a terminal: {err}")))?)
+    } else {
+        None
+    };
+    mounts::mount_all(&root, &spec)?;
+    mounts::make_devices(&root, &spec)?;
+    mounts::set_sysctls(&root, &spec)?;
+    mounts::hide(&root, &spec)?;
+    pivot(
+        &root,
+        spec.root().as_ref().and_then(|root| root.readonly()) == Some(true),
+    )?;
+    // Nothing of the host may stay open by which the container's process could come back to it.
+    drop(root);
+    stage::place_late(&late)?;
+    drop(late);
+    match (ends, console) {
+        (Some(ends), _) => {
+            dup2_stdin(ends.stdin).map_err(fail("set stdin"))?;
+            dup2_stdout(ends.stdout).map_err(fail("set stdout"))?;
+            dup2_stderr(ends.stderr).map_err(fail("set stderr"))?;
+        }
+        (None, Some(console)) => {
+            let terminal = open_terminal(&console, sup.console_size);
+            let terminal = terminal.map_err(fail("open a terminal"))?;
+            place_console(&terminal).map_err(fail("make /dev/console"))?;
+            dup2_stdin(&terminal).map_err(fail("set stdin"))?;
+            dup2_stdout(&terminal).map_err(fail("set stdout"))?;
+            dup2_stderr(&terminal).map_err(fail("set stderr"))?;
+        }
+        (None, None) => return Err(Failure::new("the container has no streams")),
+    }
+    // What is called at the start itself needs the rights that go now.
+    let at_start = hooks.and_then(|hooks| hooks.start_container().as_ref());
+    let is_early = at_start.is_none_or(Vec::is_empty);
+    if !is_early {
+        wait(&go)?;
+        call(at_start, "created")?;
+    }
+    privileges::assume(&spec, filter.as_ref())?;
+    let payload = if launch.probe {
+        Payload::Probe
+    } else {
+        executor::check(&spec)?;
+        Payload::Process {
+            report,
+            init: launch.init,
+        }
+    };
+    if is_early {
+        wait(&go)?;
+    }
+    let _ = nix::sys::prctl::set_pdeathsig(None);
+    Ok((spec, payload))
+}
+
+/// Waits for the word that lets the container run.
+fn wait(go: &OwnedFd) -> Result<(), Failure> {
+    loop {
+        match nix::unistd::read(go, &mut [0]) {
+            Ok(1) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Ok(_) | Err(_) => return Err(Failure::new("nobody wants the container any more")),
+        }
+    }
+}
+
+/// Enters the container's namespaces, but for that of its mounts, in which the builder is already.
+fn enter(spec: &Spec, network: Option<OwnedFd>, report: RawFd) -> Result<(), Failure> {
+    let linux = spec.linux().as_ref();
+    let namespaces = linux
+        .and_then(|linux| linux.namespaces().as_deref())
+        .unwrap_or_default();
+    let mut own = CloneFlags::empty();
+    let (mut joined, mut has_host_name) = (Vec::new(), false);
+    for namespace in namespaces {
+        let kind = match namespace.typ() {
+            LinuxNamespaceType::Ipc => CloneFlags::CLONE_NEWIPC,
+            LinuxNamespaceType::Uts => CloneFlags::CLONE_NEWUTS,
+            LinuxNamespaceType::Cgroup => CloneFlags::CLONE_NEWCGROUP,
+            // It was opened before its name was let go.
+            LinuxNamespaceType::Network => continue,
+            LinuxNamespaceType::Pid if namespace.path().is_some() => CloneFlags::CLONE_NEWPID,
+            _ => continue,
+        };
+        has_host_name |= kind == CloneFlags::CLONE_NEWUTS;
+        match namespace.path() {
+            None => own |= kind,
+            Some(path) => {
+                let opened = open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
+                let opened = opened.map_err(fail(&format!("open {}", path.display())))?;
+                joined.push((opened, kind));
+            }
+        }
+    }
+    if let Some(network) = network {
+        joined.push((network, CloneFlags::CLONE_NEWNET));
+    }
+    unshare(own).map_err(fail("make namespaces"))?;
+    let mut numbers = false;
+    for (namespace, kind) in joined {
+        setns(&namespace, kind).map_err(fail("join a namespace"))?;
+        numbers |= kind == CloneFlags::CLONE_NEWPID;
+    }
+    if has_host_name {
+        if let Some(name) = spec.hostname() {
+            nix::unistd::sethostname(name).map_err(fail("set the host name"))?;
+        }
+        if let Some(name) = spec.domainname() {
+            set_domain(name).map_err(fail("set the domain name"))?;
+        }
+    }
+    // Only children of a process have the numbers that it joined.
+    if numbers && let Some(pid) = clone_sibling().map_err(fail("fork"))? {
+        executor::report_pid(report, pid);
+        // SAFETY: ends this process at once; destructors and exit handlers are the shim's, not ours.
+        unsafe { libc::_exit(0) }
+    }
+    Ok(())
+}
+
+fn set_domain(name: &str) -> Result<(), Errno> {
+    // SAFETY: the kernel reads as many bytes as it is told, which live until after the call.
+    Errno::result(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) }).map(drop)
+}
+
+/// Makes the container's root the root of this process, and lets go of the host's.
+fn pivot(root: &Root, read_only: bool) -> Result<(), Failure> {
+    let entered = fail("enter the root filesystem");
+    fchdir(root.descriptor())
+        .and_then(|()| pivot_root(".", "."))
+        .and_then(|()| {
+            // The host's, which lies over the new one. What is let go here must not be let go there.
+            let none = None::<&str>;
+            mount(none, ".", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none)
+        })
+        .and_then(|()| umount2(".", MntFlags::MNT_DETACH))
+        .and_then(|()| chdir("/"))
+        .map_err(entered)?;
+    if read_only {
+        let attributes = Attributes {
+            set: READ_ONLY,
+            clear: 0,
+        };
+        super::trees::restrict(Path::new("/"), attributes)
+            .map_err(fail("protect the root filesystem"))?;
+    }
+    Ok(())
+}
+
+/// Lets `/dev/console` be the container's terminal.
+fn place_console(terminal: &OwnedFd) -> Result<(), Errno> {
+    let console = "/dev/console";
+    let new = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+    match open(console, new, Mode::from_bits_truncate(0o600)) {
+        Err(errno) if errno != Errno::EEXIST => return Err(errno),
+        Ok(_) | Err(_) => {}
+    }
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let place = open(console, flags, Mode::empty())?;
+    Tree::of_place(terminal, false)?.attach_at(&place)
+}
