@@ -5,15 +5,7 @@ use anyhow::{Context, Result};
 use crate::shell;
 
 /// To compile and link.
-pub(crate) const BUILD: &[&str] = &[
-    "gcc",
-    "libc6-dev",
-    "libelf-dev",
-    "libseccomp-dev",
-    "make",
-    "pkg-config",
-    "zlib1g-dev",
-];
+pub(crate) const BUILD: &[&str] = &["gcc", "libc6-dev", "libseccomp-dev", "pkg-config"];
 /// To run the daemon and the lab.
 pub(crate) const RUN: &[&str] = &["iproute2", "nftables"];
 /// To test: other programs' view of the kernel (IPVS, WireGuard, packets), a static shell, a registry with accounts, a way to make images of Debian packages, and what docker's SDKs

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     path::PathBuf,
     process::{Child, Command, Stdio},
 };
@@ -19,7 +20,7 @@ struct Process {
     parent: i32,
 }
 
-/// All `shoal-shim` in the process namespace of the daemon.
+/// All `shoal-shim` in the process namespace of the daemon, and their children, who may have one of their own already.
 fn shims(namespace: &std::path::Path) -> Vec<Process> {
     let of = |pid: i32| {
         let ns = fs::read_link(format!("/proc/{pid}/ns/pid")).ok()?;
@@ -27,11 +28,15 @@ fn shims(namespace: &std::path::Path) -> Vec<Process> {
         let (name, rest) = stat.split_once('(')?.1.rsplit_once(") ")?;
         let parent = rest.split(' ').nth(1)?.parse().ok()?;
         let alive = !rest.starts_with('Z');
-        (alive && ns == namespace && name == "shoal-shim").then_some(Process { pid, parent })
+        (alive && name == "shoal-shim").then_some((Process { pid, parent }, ns == namespace))
     };
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries
+    let all: Vec<(Process, bool)> = entries
         .filter_map(|entry| of(entry.file_name().to_str()?.parse().ok()?))
+        .collect();
+    let is_ours = |pid: i32| all.iter().any(|(one, ours)| one.pid == pid && *ours);
+    let ours = all.iter().map(|(one, _)| *one);
+    ours.filter(|one| is_ours(one.pid) || is_ours(one.parent))
         .collect()
 }
 
@@ -44,11 +49,16 @@ fn builder(all: &[Process]) -> Option<(Process, Process)> {
     })
 }
 
-/// Whether the shim was told to let the container run, and waits for the builder's end.
+/// Whether the shim was told to let the container run: it has told the builder, and closed the pipe by which it did.
 fn waits(shim: Process) -> bool {
     let fds = fs::read_dir(format!("/proc/{}/fd", shim.pid));
-    fds.into_iter().flatten().flatten().any(|fd| {
-        fs::read_link(fd.path()).is_ok_and(|target| target.to_string_lossy().contains("pidfd"))
+    !fds.into_iter().flatten().flatten().any(|fd| {
+        let is_pipe = fs::read_link(fd.path())
+            .is_ok_and(|target| target.to_string_lossy().starts_with("pipe:"));
+        // The link's mode is that of the descriptor.
+        let is_read = fs::symlink_metadata(fd.path())
+            .is_ok_and(|link| link.permissions().mode() & 0o400 != 0);
+        is_pipe && !is_read
     })
 }
 

@@ -182,11 +182,10 @@ fn rule(
 
 /// `argument & mask == value`.
 ///
-/// The runtime spec has the mask in `value` and what to compare with in `valueTwo`, and so has runc; libcontainer 0.7
-/// takes them the other way round. With the spec's order every mask of zero (no namespaces for `clone`) would allow
-/// everything. The self-test tries these rules, so a libcontainer that changes its mind does not go unnoticed.
+/// The runtime spec has the mask in `value` and what to compare with in `valueTwo`. The other way round every mask of zero (no
+/// namespaces for `clone`) would allow everything, so the self-test tries these rules.
 fn masked(mask: u64, value: u64) -> LinuxSeccompArg {
-    arg(LinuxSeccompOperator::ScmpCmpMaskedEq, value, Some(mask))
+    arg(LinuxSeccompOperator::ScmpCmpMaskedEq, mask, Some(value))
 }
 
 fn arg(op: LinuxSeccompOperator, value: u64, value_two: Option<u64>) -> LinuxSeccompArg {

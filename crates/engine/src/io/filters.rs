@@ -121,8 +121,8 @@ fn action(action: LinuxSeccompAction, errno: Option<u32>) -> io::Result<ScmpActi
     })
 }
 
-/// As for the order of a mask and its value see `core::seccomp`.
 fn comparison(arg: &LinuxSeccompArg) -> io::Result<ScmpArgCompare> {
+    let index = u32::try_from(arg.index()).map_err(io::Error::other)?;
     let operator = match arg.op() {
         LinuxSeccompOperator::ScmpCmpNe => ScmpCompareOp::NotEqual,
         LinuxSeccompOperator::ScmpCmpLt => ScmpCompareOp::Less,
@@ -131,10 +131,11 @@ fn comparison(arg: &LinuxSeccompArg) -> io::Result<ScmpArgCompare> {
         LinuxSeccompOperator::ScmpCmpGe => ScmpCompareOp::GreaterEqual,
         LinuxSeccompOperator::ScmpCmpGt => ScmpCompareOp::Greater,
         LinuxSeccompOperator::ScmpCmpMaskedEq => {
-            ScmpCompareOp::MaskedEqual(arg.value_two().unwrap_or_default())
+            let (mask, value) = (arg.value(), arg.value_two().unwrap_or_default());
+            let masked = ScmpCompareOp::MaskedEqual(mask);
+            return Ok(ScmpArgCompare::new(index, masked, value));
         }
     };
-    let index = u32::try_from(arg.index()).map_err(io::Error::other)?;
     Ok(ScmpArgCompare::new(index, operator, arg.value()))
 }
 

@@ -157,6 +157,8 @@ fn options(words: &[String]) -> Options {
             data.push(word);
         }
     }
+    // What may not be written already stays so, as in runc.
+    all.attributes.clear &= !READ_ONLY;
     all.data = data.join(",");
     all
 }
@@ -536,7 +538,7 @@ mod tests {
             times.attributes,
             Attributes {
                 set: NO_EXEC,
-                clear: ATIME | READ_ONLY
+                clear: ATIME
             }
         );
         assert_eq!(

@@ -87,8 +87,8 @@ fn bundle(sides: &Sides<'_>, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Our configuration for another runtime: its own root, command and group, no files of a container that has gone, and masks
-/// of the filter in the order of the specification, which libcontainer takes the other way round.
+/// Our configuration for another runtime: its own root, command and group with limits like ours, and no files of a container
+/// that has gone.
 fn translated(config: &str, rootfs: &PathBuf) -> Result<String> {
     let script = r#"
 import json, sys
@@ -99,10 +99,10 @@ config["linux"]["cgroupsPath"] = "/shoal-bench-runc"
 config["mounts"] = [m for m in config["mounts"] if not m["destination"].startswith("/etc/")]
 names = [n for n in config["linux"]["namespaces"] if n["type"] != "network"]
 config["linux"]["namespaces"] = names + [{"type": "network"}]
-for rule in config["linux"]["seccomp"]["syscalls"]:
-    for arg in rule.get("args") or []:
-        if arg["op"] == "SCMP_CMP_MASKED_EQ":
-            arg["value"], arg["valueTwo"] = arg.get("valueTwo", 0), arg["value"]
+config["linux"]["resources"] = {
+    "pids": {"limit": 4096},
+    "devices": [{"allow": False, "access": "rwm"}],
+}
 print(json.dumps(config))
 "#;
     shell::read(

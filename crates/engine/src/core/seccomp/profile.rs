@@ -130,7 +130,6 @@ impl Profile {
     }
 }
 
-/// For a comparison under a mask libcontainer has the two values the other way round.
 fn argument(argument: &Argument) -> LinuxSeccompArg {
     let Argument {
         index,
@@ -138,10 +137,7 @@ fn argument(argument: &Argument) -> LinuxSeccompArg {
         value_two,
         op,
     } = *argument;
-    match op {
-        LinuxSeccompOperator::ScmpCmpMaskedEq => arg_at(index, op, value_two, Some(value)),
-        _ => arg_at(index, op, value, Some(value_two)),
-    }
+    arg_at(index, op, value, Some(value_two))
 }
 
 impl Filter {
