@@ -10,7 +10,7 @@ use shoal_api::network::Protocol;
 
 use super::{
     lb::{self, CLASSES, PORT, VIP, key},
-    naming::{self, Mac, UPLINK, VXLAN},
+    naming::{self, LOOPBACK6, Mac, UPLINK, VXLAN},
     nft::{Base, Ct, Element, Expr, Hook, HookPoint, Meta, Part, RuleText, SetData, Table},
     state::Family,
 };
@@ -151,9 +151,11 @@ pub fn router(name: &str, router: &Router<'_>) -> Table {
             if router.source_hash {
                 port_by_source(&mut table);
             }
-            let lookup = vec![Expr::VerdictMap(0, PORT.into())];
-            let lookup = [came_by(UPLINK), protocol_and_port(), lookup].concat();
-            dnat.insert(0, rule("published port to its slots", lookup));
+            for way in published_by(family) {
+                let lookup = vec![Expr::VerdictMap(0, PORT.into())];
+                let lookup = [came_by(way), protocol_and_port(), lookup].concat();
+                dnat.insert(0, rule("published port to its slots", lookup));
+            }
         }
         let from = vec![source_mac(0), map(0, "entries", 0), Expr::SetCtMark(0)];
         table.set("entries", &[Part::Ether], SetData::Parts(vec![Part::Mark]));
@@ -181,8 +183,10 @@ pub fn router(name: &str, router: &Router<'_>) -> Table {
             mark(vec![destination(family, 0)], lb::VIP_MARK),
         ));
         if router.ingress {
-            let key = [came_by(UPLINK), protocol_and_port()].concat();
-            entry.push(rule("published port for IPVS", mark(key, lb::PORT_MARK)));
+            for way in published_by(family) {
+                let key = [came_by(way), protocol_and_port()].concat();
+                entry.push(rule("published port for IPVS", mark(key, lb::PORT_MARK)));
+            }
         }
     }
     // IPVS rewrites without telling the connection's status; nothing else leads an endpoint to itself.
@@ -226,6 +230,14 @@ pub fn router(name: &str, router: &Router<'_>) -> Table {
     table
 }
 
+/// The interfaces by which the ingress router is asked at published ports.
+fn published_by(family: Family) -> &'static [&'static str] {
+    match family {
+        Family::V4 => &[UPLINK],
+        Family::V6 => &[UPLINK, LOOPBACK6],
+    }
+}
+
 /// A container sends from its own address and from no other's.
 fn only_own_source(family: Family) -> RuleText {
     let is_other = |name: &str| Expr::IsNot(0, interface(name));
@@ -236,6 +248,7 @@ fn only_own_source(family: Family) -> RuleText {
         is_other("lo"),
     ];
     if family == Family::V6 {
+        does.push(is_other(LOOPBACK6));
         // Neighbours are found by link-local addresses, which no router passes on.
         does.push(Expr::Payload {
             base: Base::Network,
@@ -279,6 +292,10 @@ pub struct Host<'a> {
     pub published: &'a [(Protocol, u16, IpAddr)],
     /// Those that listen at one address of the host, with that address first.
     pub published_at: &'a [(IpAddr, Protocol, u16, IpAddr)],
+    /// Address of the ingress router on the gateway bridge.
+    pub ingress: Option<IpAddr>,
+    /// The host's link to the ingress router alone, and the router's address there, where the family needs one.
+    pub loopback: Option<(&'a str, IpAddr)>,
 }
 
 /// Rules of the host's namespace.
@@ -311,16 +328,31 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
             [local.clone(), protocol_and_port(), to_router].concat(),
         )
     };
-    let publish_at = |why| {
-        let port = vec![
+    let at_one = || {
+        vec![
+            destination(family, 0),
             Expr::Meta(Meta::Protocol, width),
             destination_port(width + 1),
-        ];
-        let to_router = vec![map(0, "published_at", 0), Expr::Dnat(0, None)];
-        let key = [vec![destination(family, 0)], port].concat();
-        rule(why, [local.clone(), key, to_router].concat())
+            map(0, "published_at", 0),
+        ]
+    };
+    let publish_at = |why| {
+        let to_router = vec![Expr::Dnat(0, None)];
+        rule(why, [local.clone(), at_one(), to_router].concat())
     };
     let loopback = |of: End| loopback(family, of);
+    let from_loopback = |(_, router): &(&str, IpAddr)| {
+        let ports = [
+            [protocol_and_port(), vec![map(0, "published", 0)]].concat(),
+            at_one(),
+        ];
+        ports.map(|port| {
+            let to_router = vec![Expr::Load(0, lb::octets(*router)), Expr::Dnat(0, None)];
+            let does = [loopback(End::Source), local.clone(), port, to_router].concat();
+            rule("published port for loopback by a link of its own", does)
+        })
+    };
+    let by_loopback = host.loopback.iter().flat_map(from_loopback);
     // The identifier's three bytes and a reserved one, after UDP's 8 bytes and 4 of flags (RFC 7348 §5).
     let identifier = |to| Expr::Payload {
         base: Base::Transport,
@@ -368,12 +400,20 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
         vec![Expr::Drop],
     ]
     .concat();
+    let back_by = host.loopback.map_or(host.bridge, |(link, _)| link);
     let unanswerable = [
-        leaves_by(host.bridge),
+        leaves_by(back_by),
         loopback(End::Source),
         vec![Expr::Masquerade],
     ]
     .concat();
+    let asks_itself = |router: &IpAddr| {
+        let ends = [End::Source, End::Destination];
+        let both = ends.map(|end| net(family, end, (*router).into())).concat();
+        let does = [leaves_by(host.bridge), both, vec![Expr::Masquerade]].concat();
+        rule("what the ingress router asks itself comes back here", does)
+    };
+    let asks_itself = host.ingress.iter().map(asks_itself);
     table
         .chain(
             "raw",
@@ -415,18 +455,22 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
         .chain(
             "output",
             Some(OUT_NAT),
-            vec![
-                publish("published port for the host itself"),
-                publish_at("port published at one address for the host itself"),
-            ],
+            by_loopback
+                .chain([
+                    publish("published port for the host itself"),
+                    publish_at("port published at one address for the host itself"),
+                ])
+                .collect(),
         )
         .chain(
             "postrouting",
             Some(POST_NAT),
-            vec![
-                rule("loopback cannot be answered", unanswerable),
-                rule("way out", way_out),
-            ],
+            asks_itself
+                .chain([
+                    rule("loopback cannot be answered", unanswerable),
+                    rule("way out", way_out),
+                ])
+                .collect(),
         )
         .chain(
             "forward",
