@@ -94,7 +94,7 @@ fn services_have_the_addresses_and_ports_that_they_ask_for() -> Result<()> {
         ("shoal.publish.80.loud=true", "shoal.publish.80.loud"),
         (
             "shoal.ip=back=10.77.0.51",
-            "label 'shoal.ip': the service is not in a network \"back\": expected one of ",
+            "label 'shoal.ip': the service is not in a network \"back\": expected one of front",
         ),
         (
             "shoal.ip=front=10.77.0.1",
@@ -114,6 +114,7 @@ fn services_have_the_addresses_and_ports_that_they_ask_for() -> Result<()> {
         );
         let (_, said) = lab.refused("n1", &words(&create))?;
         ensure!(said.contains(expected), "{said}");
+        ensure!(!said.contains("ingress"), "nobody has named it: {said}");
     }
     // What excludes each other, and ports that are taken or make no sense.
     for (options, expected) in [

@@ -152,12 +152,6 @@ fn a_network_with_both_families_has_names_ports_and_clients_in_both() -> Result<
     busybox::load(&lab, &["n1", "n2"])?;
     for (host, addr) in V6 {
         add_address(&lab, host, &format!("{addr}/64"))?;
-        // Where bridged packets pass the rules of IPv6, loopback's answers are turned back too early.
-        let _ = program(
-            &lab,
-            host,
-            &["sysctl", "-qw", "net.bridge.bridge-nf-call-ip6tables=0"],
-        );
     }
     line(
         &lab,

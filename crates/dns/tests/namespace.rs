@@ -2,212 +2,23 @@
 //!
 //! Namespaces are held by descriptors only, so nothing remains when a test ends, however it ends.
 
+mod lab;
+
 use std::{
     collections::BTreeMap,
-    fs::File,
-    io::{Read, Write},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::fd::AsRawFd,
-    path::PathBuf,
+    io::Write,
+    net::{TcpStream, UdpSocket},
     process::Command,
     sync::Arc,
     time::Duration,
 };
 
 use hickory_proto::{
-    op::{Edns, Message, OpCode, Query, ResponseCode},
-    rr::{DNSClass, Name, RData, Record, RecordType, rdata::A},
+    op::{Edns, Message, ResponseCode},
+    rr::RecordType,
 };
-use nix::sched::{CloneFlags, setns, unshare};
-use shoal_dns::{ClientScope, Dns, DnsConfig, Host, Records, Zone};
-
-const RESOLVER: (&str, u16) = ("127.0.0.11", 53);
-
-/// A fresh network namespace whose loopback is up.
-struct Namespace(File);
-
-impl Namespace {
-    fn new() -> Self {
-        let made = std::thread::spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root");
-            let status = Command::new("ip")
-                .args(["link", "set", "lo", "up"])
-                .status()
-                .expect("iproute2 is installed");
-            assert!(status.success());
-            File::open("/proc/thread-self/ns/net").expect("every thread has a namespace")
-        });
-        Self(made.join().expect("the thread ends"))
-    }
-
-    fn path(&self) -> PathBuf {
-        format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
-    }
-
-    /// Runs `work` inside, off the runtime.
-    async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        let inside = self.0.try_clone().expect("a descriptor");
-        let (done, result) = tokio::sync::oneshot::channel();
-        std::thread::spawn(move || {
-            setns(inside, CloneFlags::CLONE_NEWNET).expect("this test needs root");
-            let _ = done.send(work());
-        });
-        result
-            .await
-            .expect("the work inside the namespace succeeds")
-    }
-
-    async fn ask_udp(&self, query: Message) -> Message {
-        self.run(move || {
-            let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
-            socket
-                .set_read_timeout(Some(Duration::from_secs(10)))
-                .expect("a timeout");
-            socket
-                .send_to(&query.to_vec().expect("a packet"), RESOLVER)
-                .expect("sent");
-            let mut reply = [0; 65_535];
-            let (length, from) = socket.recv_from(&mut reply).expect("a reply");
-            assert_eq!(from, "127.0.0.11:53".parse().expect("an address"));
-            read(&query, &reply[..length])
-        })
-        .await
-    }
-
-    async fn ask_tcp(&self, query: Message) -> Message {
-        self.run(move || {
-            let mut stream = TcpStream::connect(RESOLVER).expect("a connection");
-            stream
-                .set_read_timeout(Some(Duration::from_secs(10)))
-                .expect("a timeout");
-            let packet = query.to_vec().expect("a packet");
-            stream
-                .write_all(&(packet.len() as u16).to_be_bytes())
-                .expect("sent");
-            stream.write_all(&packet).expect("sent");
-            let mut length = [0; 2];
-            stream.read_exact(&mut length).expect("a reply");
-            let mut reply = vec![0; usize::from(u16::from_be_bytes(length))];
-            stream.read_exact(&mut reply).expect("a reply");
-            read(&query, &reply)
-        })
-        .await
-    }
-}
-
-fn read(query: &Message, reply: &[u8]) -> Message {
-    let reply = Message::from_vec(reply).expect("a reply");
-    assert_eq!(reply.metadata.id, query.metadata.id);
-    assert_eq!(reply.queries, query.queries);
-    reply
-}
-
-fn query(name: &str, kind: RecordType) -> Message {
-    let mut message = Message::query();
-    message.metadata.op_code = OpCode::Query;
-    message.metadata.recursion_desired = true;
-    let mut question = Query::query(Name::from_ascii(name).expect("a name"), kind);
-    question.set_query_class(DNSClass::IN);
-    message.add_query(question);
-    message
-}
-
-fn addresses(reply: &Message) -> Vec<String> {
-    assert_eq!(reply.metadata.response_code, ResponseCode::NoError);
-    let mut addresses: Vec<String> = reply
-        .answers
-        .iter()
-        .map(|record| record.data.to_string())
-        .collect();
-    addresses.sort();
-    addresses
-}
-
-fn records(names: &[(&str, u8)]) -> Arc<Records> {
-    let mut hosts: BTreeMap<&str, Host> = BTreeMap::new();
-    for (name, last) in names {
-        let host = hosts.entry(name).or_default();
-        host.names = vec![(*name).to_owned()];
-        host.addresses.push(IpAddr::from([10, 9, 0, *last]));
-    }
-    let hosts: Vec<Host> = hosts.into_values().collect();
-    let mut records = Records::default();
-    records.insert(
-        "net1".parse().expect("an id"),
-        Zone::local("front", false, Vec::new(), &hosts),
-    );
-    Arc::new(records)
-}
-
-fn scope(upstreams: &[SocketAddr]) -> ClientScope {
-    ClientScope {
-        networks: vec!["net1".parse().expect("an id")],
-        upstreams: upstreams.to_vec(),
-        ..ClientScope::default()
-    }
-}
-
-/// A server on the host's loopback that gives one address over UDP, cut off for names that begin with `big`, and all
-/// `count` of them over TCP. Names that begin with `never` get no reply.
-async fn upstream(count: u8) -> SocketAddr {
-    upstream_of(both("127.0.0.1:0"), count)
-}
-
-/// Sockets of both kinds at the same port.
-fn both(at: &str) -> (UdpSocket, TcpListener) {
-    loop {
-        let udp = UdpSocket::bind(at).expect("a port");
-        // The same port may be in use for TCP.
-        if let Ok(tcp) = TcpListener::bind(udp.local_addr().expect("bound")) {
-            udp.set_nonblocking(true).expect("a socket");
-            tcp.set_nonblocking(true).expect("a socket");
-            return (udp, tcp);
-        }
-    }
-}
-
-/// The same server at these sockets.
-fn upstream_of((udp, tcp): (UdpSocket, TcpListener), count: u8) -> SocketAddr {
-    let address = udp.local_addr().expect("bound");
-    let udp = tokio::net::UdpSocket::from_std(udp).expect("a socket");
-    let tcp = tokio::net::TcpListener::from_std(tcp).expect("a socket");
-    let reply = move |packet: &[u8], tcp: bool| {
-        let mut message = Message::from_vec(packet).expect("a query");
-        let name = message.queries[0].name().clone();
-        message.metadata.message_type = hickory_proto::op::MessageType::Response;
-        message.metadata.truncation = !tcp && name.to_ascii().starts_with("big");
-        for last in 0..if tcp { count } else { 1 } {
-            message.add_answer(Record::from_rdata(
-                name.clone(),
-                60,
-                RData::A(A::new(192, 0, 2, last)),
-            ));
-        }
-        (!name.to_ascii().starts_with("never")).then(|| message.to_vec().expect("a packet"))
-    };
-    tokio::spawn(async move {
-        let mut packet = [0; 4096];
-        loop {
-            let (length, from) = udp.recv_from(&mut packet).await.expect("a query");
-            if let Some(reply) = reply(&packet[..length], false) {
-                udp.send_to(&reply, from).await.expect("sent");
-            }
-        }
-    });
-    tokio::spawn(async move {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        loop {
-            let (mut stream, _) = tcp.accept().await.expect("a connection");
-            let length = stream.read_u16().await.expect("a length");
-            let mut packet = vec![0; usize::from(length)];
-            stream.read_exact(&mut packet).await.expect("a query");
-            let reply = reply(&packet, true).expect("an answer");
-            stream.write_u16(reply.len() as u16).await.expect("sent");
-            stream.write_all(&reply).await.expect("sent");
-        }
-    });
-    address
-}
+use lab::*;
+use shoal_dns::{ClientScope, Dns, DnsConfig, Records, Zone};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn own_names_over_udp_and_tcp_and_a_table_swapped_at_once() {
@@ -582,51 +393,6 @@ async fn a_container_of_internal_networks_alone_asks_nobody_outside() {
             .expect_err("a packet has left"),
         std::io::ErrorKind::WouldBlock
     );
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_questions_that_wait_delay_nobody() {
-    let (first, second) = (Namespace::new(), Namespace::new());
-    let silent = tokio::net::UdpSocket::bind("127.0.0.1:0")
-        .await
-        .expect("a port");
-    let held = Duration::from_secs(60);
-    let dns = Dns::start(&DnsConfig {
-        next_server_after: held,
-        query_timeout: held,
-        ..DnsConfig::default()
-    });
-    dns.publish(records(&[("web", 1)]));
-    let slow = scope(&[silent.local_addr().expect("bound")]);
-    let quick = scope(&[upstream(1).await]);
-    dns.serve("c1", &first.path(), RESOLVER.1, slow)
-        .await
-        .expect("served");
-    dns.serve("c2", &second.path(), RESOLVER.1, quick)
-        .await
-        .expect("served");
-    // As many as a socket's queue holds for sure.
-    const WAITING: usize = 150;
-    first
-        .run(|| {
-            let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
-            let question = query("slow.", RecordType::A).to_vec().expect("a packet");
-            for _ in 0..WAITING {
-                socket.send_to(&question, RESOLVER).expect("sent");
-            }
-        })
-        .await;
-    let mut packet = [0; 512];
-    for _ in 0..WAITING {
-        silent
-            .recv_from(&mut packet)
-            .await
-            .expect("a question that waits");
-    }
-    let own = first.ask_udp(query("web.", RecordType::A)).await;
-    assert_eq!(addresses(&own), ["10.9.0.1"]);
-    let others = second.ask_udp(query("example.com.", RecordType::A)).await;
-    assert_eq!(addresses(&others), ["192.0.2.0"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

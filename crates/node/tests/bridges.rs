@@ -314,7 +314,7 @@ fn a_running_container_joins_and_leaves() {
 
         // An internal network is no way out for its port.
         bridges.leave("app", &id(1)).await.unwrap();
-        let (_, left) = bridges.place_of(&id(1)).await.unwrap();
+        let left = bridges.settings_of(&id(1)).await.unwrap();
         assert!(left.ports[&"80/tcp".parse().unwrap()].is_empty());
         let stranger = bridges.leave("app", &id(1)).await.unwrap_err();
         assert!(
@@ -323,7 +323,7 @@ fn a_running_container_joins_and_leaves() {
                 .ends_with("is not connected to network app")
         );
         bridges.leave("inside", &id(1)).await.unwrap();
-        assert!(bridges.place_of(&id(1)).await.is_none());
+        assert!(bridges.settings_of(&id(1)).await.is_none());
         bridges.disconnect(&id(2)).await.unwrap();
         let gone = bridges.prune(|_| true).await.unwrap();
         assert_eq!(gone.len(), 2);

@@ -8,7 +8,7 @@ mod lab;
 
 use std::sync::Arc;
 
-use lab::{Lab, Traffic, dual, id, lab, view};
+use lab::{Lab, Traffic, alone_on_ingress, dual, id, lab, view};
 use shoal_api::network::{Endpoint, NetworkView};
 use shoal_overlay::{Attachment, BridgeSpec, BridgeView, Bridges, BridgesConfig, Ipv6Place};
 
@@ -79,11 +79,8 @@ async fn everybody() -> Result<(Lab, Bridges), String> {
     }
     let mut view = dual();
     let ingress = view.networks.get_mut("ingress").unwrap();
-    let mut alone = Endpoint::clone(&ingress.endpoints["t1"]);
-    alone.addresses = ["10.0.0.77/24", "fd00:0::77/64"]
-        .map(|net| net.parse().unwrap())
-        .into();
-    ingress.endpoints.insert(id("ti"), Arc::new(alone));
+    let alone = alone_on_ingress(ingress);
+    ingress.endpoints.insert(id("ti"), alone);
     lab.converge(&view).await;
     for n in 1..=2 {
         bridges.create(bridge(n)).await.unwrap();

@@ -14,11 +14,12 @@ use std::{
     time::Duration,
 };
 
-use lab::{Lab, Traffic, dual, lab, view};
+use lab::{Lab, Traffic, alone_on_ingress, bridged_packets_pass_rules, dual, id, lab, view};
 use shoal_api::{
     network::{IngressPort, NetworkView, Protocol},
     spec::Affinity,
 };
+use shoal_overlay::core::state::Family;
 
 const ROUND: usize = 12;
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -132,6 +133,42 @@ async fn a_port_with_an_address_listens_only_there() {
     assert_eq!(here.lines().count(), 1, "{here}");
     assert!(here.contains("192.0.2.11:8080"), "{here}");
     assert_eq!(there, "", "the address is another node's");
+    assert!(lab.plan(0, &view).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_container_on_ingress_alone_is_answered_at_published_ports_of_every_host() {
+    let mut view = dual();
+    let ingress = view.networks.get_mut("ingress").unwrap();
+    let alone = alone_on_ingress(ingress);
+    ingress.endpoints.insert(id("ti"), alone);
+    let (mut lab, view) = or_skip!(published(view, |_| ()).await);
+    lab.container("ti", 0);
+    lab.converge(&view).await;
+    let tasks = ["t1", "t2", "t3", "ti"];
+    for task in tasks {
+        lab.serve(task, "[::]:80");
+    }
+    for family in Family::ALL {
+        for passes in bridged_packets_pass_rules(&lab, family) {
+            let hosts = match family {
+                Family::V4 => ["192.0.2.1:8080", "192.0.2.2:8080"],
+                Family::V6 => ["[fd99::1]:8080", "[fd99::2]:8080"],
+            };
+            for at in hosts {
+                // One of another network, too, whose way is another.
+                for from in ["ti", "t1"] {
+                    let answers = lab.count(from, at, ROUND);
+                    let seen = who(&answers);
+                    assert_eq!(
+                        seen,
+                        BTreeSet::from(tasks),
+                        "{from} asked {at}, {passes}: {answers:?}"
+                    );
+                }
+            }
+        }
+    }
     assert!(lab.plan(0, &view).await.is_empty());
 }
 

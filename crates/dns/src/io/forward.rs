@@ -154,6 +154,8 @@ async fn ask_udp(
     socket: &UdpSocket,
 ) -> io::Result<Vec<u8>> {
     socket.send(sent).await?;
+    // Thousands may wait: a buffer is had when there is something to read.
+    socket.readable().await?;
     let mut reply = vec![0; UDP_BYTES_MAX + 1];
     loop {
         let length = socket.recv(&mut reply).await?;

@@ -27,7 +27,6 @@ use super::{
     state::{Delta, Event, State},
 };
 
-pub(crate) use endpoint::named_by;
 pub use ipam::Given;
 pub(crate) use ipam::subnet_of_host;
 

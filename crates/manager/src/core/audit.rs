@@ -27,6 +27,7 @@ pub fn audit_objects(state: &State) -> Vec<String> {
     slots(state, &mut broken);
     networks(state, &mut broken);
     ports(state, &mut broken);
+    asked_addresses(state, &mut broken);
     nodes(state, &mut broken);
     names(state, &mut broken);
     broken
@@ -195,6 +196,24 @@ fn ports(state: &State, broken: &mut Vec<String>) {
                 ));
             }
             users.push((service.as_ref(), port.mode));
+        }
+    }
+}
+
+/// No virtual address is asked for by two services.
+fn asked_addresses(state: &State, broken: &mut Vec<String>) {
+    let mut used = BTreeMap::new();
+    for service in state.services() {
+        for asked in &service.spec.endpoint.addresses {
+            let network = state.network_called(&service.spec, &asked.network);
+            let other = used.insert((network, asked.address), service);
+            if let Some(other) = other.filter(|other| other.id != service.id) {
+                let [other, name] = [other, service].map(|one| &one.spec.annotations.name);
+                broken.push(format!(
+                    "address {} is asked for by {other} and by {name}",
+                    asked.address
+                ));
+            }
         }
     }
 }

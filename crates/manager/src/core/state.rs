@@ -4,6 +4,7 @@
 //! control loops plan on copies, and a batch that is refused leaves no trace because it was tried on a copy.
 //! What is looked up by something else than its id has an index here; indexes are derived, never written to the log.
 
+mod addresses;
 mod apply;
 mod change;
 mod claim;
@@ -29,6 +30,7 @@ use shoal_api::{
 
 pub use shoal_api::table::{Groups, Table};
 
+pub use addresses::AddressClash;
 pub(crate) use apply::specs_of_service;
 pub use change::{Delta, Event, LogIndex, Rejected};
 pub use claim::{Claim, Kind, overlap};

@@ -17,7 +17,7 @@ use shoal_api::{
 };
 
 use super::{
-    naming::{self, UPLINK, VXLAN},
+    naming::{self, LOOPBACK6, UPLINK, VXLAN},
     nft::Table,
     observed::Facts,
     ruleset,
@@ -299,6 +299,13 @@ impl Cx<'_> {
         }
     }
 
+    /// Addresses of the host and of the ingress router on the link between them alone: the last of the bridge's subnet,
+    /// where no router is.
+    fn loopback6_ends(&self) -> Option<[IpAddr; 2]> {
+        let last = u128::from(self.params.gwbridge_subnet6?.broadcast());
+        Some([last - 1, last].map(|at| Ipv6Addr::from(at).into()))
+    }
+
     /// Everything of a router namespace but the ports of its local endpoints.
     fn router(&self, slice: &NetworkSlice, uplink: Option<&Uplink>) -> SpaceState {
         let mut router = SpaceState::default();
@@ -344,6 +351,9 @@ impl Cx<'_> {
         }
         for (family, gateway) in self.families(slice) {
             self.router_family(&mut router, slice, family, gateway, &involved);
+            if slice.ingress && family == Family::V6 {
+                self.router_loopback6(&mut router);
+            }
             let (Some(uplink), Some(host)) = (
                 uplink.and_then(|uplink| uplink.address(family)),
                 self.bridge_address(family),
@@ -371,6 +381,26 @@ impl Cx<'_> {
             });
         }
         router
+    }
+
+    /// The ingress router's end of its link to the host.
+    fn router_loopback6(&self, router: &mut SpaceState) {
+        let Some([host, own]) = self.loopback6_ends() else {
+            return;
+        };
+        let objects = &mut router.objects;
+        let link = || LOOPBACK6.to_owned();
+        objects.addresses.insert((link(), host_route(own)));
+        let mac = naming::mac_of(host);
+        objects.neighbours.insert((link(), host), mac);
+        objects.routes.insert(Route {
+            local: false,
+            table: MAIN_TABLE,
+            to: host_route(host),
+            via: None,
+            link: link(),
+            protocol: OVERLAY_PROTOCOL,
+        });
     }
 
     /// From which address packets of tunnels leave: any, where the node's own is given by a router on the way.

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::{
     ipvs_wire::{Edit, Service, ServiceKey},
     lb::Elements,
-    naming::Mac,
+    naming::{self, Mac},
     nft::{Element, Table},
     nft_wire::ElementEdit,
     observed::{Observed, ObservedLink, ObservedSpace},
@@ -220,9 +220,10 @@ fn surplus_links(space: &Space, wanted: &SpaceState, have: &Observed) -> Vec<Str
         .links
         .iter()
         .filter(|(_, link)| OURS.contains(&link.kind.as_str()));
-    // A router's uplink is the far end of a port in the host, which decides about both.
-    let held = held
-        .filter(|(name, _)| !(matches!(space, Space::Router(_)) && *name == super::naming::UPLINK));
+    // A router's links to the host are far ends of some there, which decide about both.
+    let of_host = |name: &str| [naming::UPLINK, naming::LOOPBACK6].contains(&name);
+    let held =
+        held.filter(|(name, _)| !(matches!(space, Space::Router(_)) && of_host(name.as_str())));
     let surplus = held.filter(|(name, found)| match wanted.links.get(*name) {
         None => true,
         Some(link) => !same_device(link, found) || !far_end_is_there(link, have),

@@ -13,6 +13,8 @@ use super::state::Family;
 pub const VXLAN: &str = "vx0";
 /// Port of a router namespace on the host's gateway bridge.
 pub const UPLINK: &str = "up0";
+/// Port of the ingress router on a link of its own to the host: the way of what the host asks at `::1`.
+pub const LOOPBACK6: &str = "lo6";
 /// Start of the names of endpoint ports inside a router namespace.
 pub const ENDPOINT_PREFIX: &str = "e";
 /// Start of the file names of router namespaces.
@@ -101,6 +103,11 @@ pub fn uplink_port(prefix: &str, network: &NetworkId) -> String {
     format!("{prefix}u{:08x}", hash32(network.as_str()))
 }
 
+/// Name of the host's end of that link.
+pub fn loopback6_link(prefix: &str) -> String {
+    format!("{prefix}lo6")
+}
+
 /// Setting that has IPv6 forwarded, below `/proc/sys/net`.
 pub const FORWARDING6: &str = "ipv6/conf/all/forwarding";
 
@@ -138,6 +145,7 @@ mod tests {
         assert!(endpoint_port(&task).len() <= 15);
         assert!(uplink_port("sixsix", &network).len() <= 15);
         assert!(tunnel_link("sixsix").len() <= 15);
+        assert!(loopback6_link("sixsix").len() <= 15);
         assert_eq!(network_of_handle(&router_handle(&network)), Some(network));
     }
 

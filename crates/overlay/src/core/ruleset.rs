@@ -2,15 +2,15 @@
 
 mod balance;
 mod everything;
+mod host;
 
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
-use shoal_api::network::Protocol;
 
 use super::{
     lb::{self, CLASSES, PORT, VIP, key},
-    naming::{self, Mac, UPLINK, VXLAN},
+    naming::{self, LOOPBACK6, Mac, UPLINK, VXLAN},
     nft::{Base, Ct, Element, Expr, Hook, HookPoint, Meta, Part, RuleText, SetData, Table},
     state::Family,
 };
@@ -18,6 +18,7 @@ use super::{
 pub use balance::hashing;
 use balance::{port_by_source, port_class, vip_by_source, vip_class};
 pub use everything::everything;
+pub use host::{Host, host};
 
 pub(crate) const PRE_NAT: Hook = Hook {
     kind: "nat",
@@ -151,9 +152,11 @@ pub fn router(name: &str, router: &Router<'_>) -> Table {
             if router.source_hash {
                 port_by_source(&mut table);
             }
-            let lookup = vec![Expr::VerdictMap(0, PORT.into())];
-            let lookup = [came_by(UPLINK), protocol_and_port(), lookup].concat();
-            dnat.insert(0, rule("published port to its slots", lookup));
+            for way in published_by(family) {
+                let lookup = vec![Expr::VerdictMap(0, PORT.into())];
+                let lookup = [came_by(way), protocol_and_port(), lookup].concat();
+                dnat.insert(0, rule("published port to its slots", lookup));
+            }
         }
         let from = vec![source_mac(0), map(0, "entries", 0), Expr::SetCtMark(0)];
         table.set("entries", &[Part::Ether], SetData::Parts(vec![Part::Mark]));
@@ -181,8 +184,10 @@ pub fn router(name: &str, router: &Router<'_>) -> Table {
             mark(vec![destination(family, 0)], lb::VIP_MARK),
         ));
         if router.ingress {
-            let key = [came_by(UPLINK), protocol_and_port()].concat();
-            entry.push(rule("published port for IPVS", mark(key, lb::PORT_MARK)));
+            for way in published_by(family) {
+                let key = [came_by(way), protocol_and_port()].concat();
+                entry.push(rule("published port for IPVS", mark(key, lb::PORT_MARK)));
+            }
         }
     }
     // IPVS rewrites without telling the connection's status; nothing else leads an endpoint to itself.
@@ -226,6 +231,14 @@ pub fn router(name: &str, router: &Router<'_>) -> Table {
     table
 }
 
+/// The interfaces by which the ingress router is asked at published ports.
+fn published_by(family: Family) -> &'static [&'static str] {
+    match family {
+        Family::V4 => &[UPLINK],
+        Family::V6 => &[UPLINK, LOOPBACK6],
+    }
+}
+
 /// A container sends from its own address and from no other's.
 fn only_own_source(family: Family) -> RuleText {
     let is_other = |name: &str| Expr::IsNot(0, interface(name));
@@ -236,6 +249,7 @@ fn only_own_source(family: Family) -> RuleText {
         is_other("lo"),
     ];
     if family == Family::V6 {
+        does.push(is_other(LOOPBACK6));
         // Neighbours are found by link-local addresses, which no router passes on.
         does.push(Expr::Payload {
             base: Base::Network,
@@ -254,235 +268,6 @@ fn only_own_source(family: Family) -> RuleText {
     rule("nobody sends under another's address", does)
 }
 
-/// What the host's rules depend on.
-#[derive(Debug)]
-pub struct Host<'a> {
-    /// Family of the rules and of all addresses but those of peers.
-    pub family: Family,
-    /// Bridge of the routers' uplinks.
-    pub bridge: &'a str,
-    /// Its subnet.
-    pub subnet: IpNet,
-    /// UDP port of VXLAN.
-    pub vxlan_port: u16,
-    /// The host's own address at which tunnels end; `None` if a router on the way gives it.
-    pub tunnels: Option<IpAddr>,
-    /// VXLAN network identifiers in use.
-    pub vnis: &'a [u32],
-    /// Addresses of the nodes that take part in a network, with its identifier: on the underlay, or inside the tunnel.
-    pub members: &'a [(IpAddr, u32)],
-    /// The tunnel's device.
-    pub tunnel: &'a str,
-    /// Identifiers that are carried by the tunnel alone.
-    pub sealed: &'a [u32],
-    /// Published ports with the uplink address of the router that takes them.
-    pub published: &'a [(Protocol, u16, IpAddr)],
-    /// Those that listen at one address of the host, with that address first.
-    pub published_at: &'a [(IpAddr, Protocol, u16, IpAddr)],
-}
-
-/// Rules of the host's namespace.
-pub fn host(name: &str, host: &Host<'_>) -> Table {
-    let family = host.family;
-    let (address, width) = (Part::address(family), registers(family));
-    let mut table = Table::new(family, name);
-    table
-        .set(
-            "published",
-            &[Part::Protocol, Part::Port],
-            SetData::Parts(vec![address]),
-        )
-        .set(
-            "published_at",
-            &[address, Part::Protocol, Part::Port],
-            SetData::Parts(vec![address]),
-        )
-        .set("vnis", &[Part::Mark], SetData::None)
-        .set("sealed", &[Part::Mark], SetData::None)
-        .set("members", &[address, Part::Mark], SetData::None);
-    let local = vec![
-        Expr::DestinationType(0),
-        Expr::Is(0, LOCAL.to_ne_bytes().to_vec()),
-    ];
-    let publish = |why| {
-        let to_router = vec![map(0, "published", 0), Expr::Dnat(0, None)];
-        rule(
-            why,
-            [local.clone(), protocol_and_port(), to_router].concat(),
-        )
-    };
-    let publish_at = |why| {
-        let port = vec![
-            Expr::Meta(Meta::Protocol, width),
-            destination_port(width + 1),
-        ];
-        let to_router = vec![map(0, "published_at", 0), Expr::Dnat(0, None)];
-        let key = [vec![destination(family, 0)], port].concat();
-        rule(why, [local.clone(), key, to_router].concat())
-    };
-    let loopback = |of: End| loopback(family, of);
-    // The identifier's three bytes and a reserved one, after UDP's 8 bytes and 4 of flags (RFC 7348 §5).
-    let identifier = |to| Expr::Payload {
-        base: Base::Transport,
-        offset: 12,
-        len: 4,
-        to,
-    };
-    let vxlan_of = |set: &str| {
-        vec![
-            Expr::Meta(Meta::Protocol, 0),
-            Expr::Is(0, vec![lb::protocol_number(Protocol::Udp)]),
-            destination_port(0),
-            Expr::Is(0, host.vxlan_port.to_be_bytes().to_vec()),
-            identifier(0),
-            Expr::InSet(0, set.into()),
-        ]
-    };
-    let no_member = vec![
-        source(family, 0),
-        identifier(width),
-        Expr::NotInSet(0, "members".into()),
-        Expr::Drop,
-    ];
-    let stranger = [vxlan_of("vnis"), no_member].concat();
-    let in_the_open = |side| {
-        let elsewhere = vec![
-            Expr::Meta(side, 0),
-            Expr::IsNot(0, interface(host.tunnel)),
-            Expr::Drop,
-        ];
-        [vxlan_of("sealed"), elsewhere].concat()
-    };
-    let way_out = [
-        net(family, End::Source, host.subnet),
-        vec![
-            Expr::Meta(Meta::OutName, 0),
-            Expr::IsNot(0, interface(host.bridge)),
-            Expr::Masquerade,
-        ],
-    ]
-    .concat();
-    let not_for_containers = [
-        came_by(host.bridge),
-        loopback(End::Destination),
-        vec![Expr::Drop],
-    ]
-    .concat();
-    let unanswerable = [
-        leaves_by(host.bridge),
-        loopback(End::Source),
-        vec![Expr::Masquerade],
-    ]
-    .concat();
-    table
-        .chain(
-            "raw",
-            Some(RAW),
-            [
-                vec![rule("loopback is not for containers", not_for_containers)],
-                untracked(host, End::Destination),
-            ]
-            .concat(),
-        )
-        .chain("raw_out", Some(RAW_OUT), untracked(host, End::Source))
-        .chain(
-            "input",
-            Some(INPUT),
-            vec![
-                rule(
-                    "encrypted networks come by the tunnel",
-                    in_the_open(Meta::InName),
-                ),
-                rule("VXLAN from nodes of its network only", stranger),
-            ],
-        )
-        .chain(
-            "leaves",
-            Some(LEAVES),
-            vec![rule(
-                "encrypted networks leave by the tunnel",
-                in_the_open(Meta::OutName),
-            )],
-        )
-        .chain(
-            "prerouting",
-            Some(PRE_NAT),
-            vec![
-                publish("published port to its router"),
-                publish_at("port published at one address to its router"),
-            ],
-        )
-        .chain(
-            "output",
-            Some(OUT_NAT),
-            vec![
-                publish("published port for the host itself"),
-                publish_at("port published at one address for the host itself"),
-            ],
-        )
-        .chain(
-            "postrouting",
-            Some(POST_NAT),
-            vec![
-                rule("loopback cannot be answered", unanswerable),
-                rule("way out", way_out),
-            ],
-        )
-        .chain(
-            "forward",
-            Some(FORWARD),
-            only_answers_and_published_out(host.bridge),
-        );
-    for vni in host.vnis {
-        table.element("vnis", on_wire(*vni), Element::Member);
-    }
-    for vni in host.sealed {
-        table.element("sealed", on_wire(*vni), Element::Member);
-    }
-    for (peer, vni) in host
-        .members
-        .iter()
-        .filter(|(peer, _)| Family::of(*peer) == family)
-    {
-        let member = key(&[&lb::octets(*peer), &on_wire(*vni)]);
-        table.element("members", member, Element::Member);
-    }
-    for (protocol, port, router) in host.published {
-        table.element(
-            "published",
-            lb::port_key(*protocol, *port),
-            Element::Value(lb::octets(*router)),
-        );
-    }
-    for (at, protocol, port, router) in host.published_at {
-        let at = [lb::octets(*at), lb::port_key(*protocol, *port)].concat();
-        let router = Element::Value(lb::octets(*router));
-        table.element("published_at", at, router);
-    }
-    table
-}
-
-/// Tunnels' packets need no record of connections: the packets inside have theirs.
-fn untracked(host: &Host<'_>, end: End) -> Vec<RuleText> {
-    let Some(own) = host.tunnels.filter(|own| Family::of(*own) == host.family) else {
-        return Vec::new();
-    };
-    let of_tunnel = vec![
-        Expr::Meta(Meta::Protocol, 0),
-        Expr::Is(0, vec![lb::protocol_number(Protocol::Udp)]),
-        destination_port(0),
-        Expr::Is(0, host.vxlan_port.to_be_bytes().to_vec()),
-    ];
-    let own = net(host.family, end, own.into());
-    let does = [of_tunnel, own, vec![Expr::Notrack]].concat();
-    vec![rule("tunnels are not tracked", does)]
-}
-
-/// An identifier as VXLAN carries it.
-fn on_wire(vni: u32) -> Vec<u8> {
-    (vni << 8).to_be_bytes().to_vec()
-}
-
 const SOURCE: u32 = 12;
 
 fn only_answers_and_published(name: &str) -> Vec<RuleText> {
@@ -494,10 +279,6 @@ fn only_answers_and_published(name: &str) -> Vec<RuleText> {
     let mut rules = vec![rule("what stays among endpoints", others.to_vec())];
     rules.extend(guard(&[]));
     rules
-}
-
-fn only_answers_and_published_out(interface: &str) -> Vec<RuleText> {
-    guard(&leaves_by(interface))
 }
 
 fn guard(which: &[Expr]) -> Vec<RuleText> {

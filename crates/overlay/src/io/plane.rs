@@ -48,9 +48,6 @@ use crate::core::{
 use facts::underlay_link;
 pub use keys::KeyState;
 
-/// Whether bridged packets pass the rules of IPv6 before it sees them. Those turn back addresses, and IPv6 takes nothing
-/// for loopback from outside.
-const BRIDGE_CALLS_IP6: &str = "bridge/bridge-nf-call-ip6tables";
 /// MTU taken for an underlay whose interface is not on this host (an address behind NAT), in bytes.
 const UNDERLAY_MTU_DEFAULT: u32 = 1500;
 
@@ -277,16 +274,6 @@ impl Worker {
                 "this kernel lacks IPv6 or nftables for it: the cluster's networks have IPv4 alone here"
             );
         }
-        if abilities.ipv6
-            && observe::settings([BRIDGE_CALLS_IP6.to_owned()].iter())
-                .values()
-                .any(|value| value != "0")
-        {
-            tracing::info!(
-                "net.{} is on: published ports are not reached at [::1], only at other addresses",
-                BRIDGE_CALLS_IP6.replace('/', ".")
-            );
-        }
         self.ipv6 = abilities.ipv6;
         self.source_hash = abilities.source_hash;
         self.families = abilities.families;
@@ -451,8 +438,16 @@ impl Worker {
             let host = read.get(&Space::Host).map(|(_, host)| host);
             watched.extend(host.and_then(|host| underlay_link(host, underlay?).cloned()));
         } else {
-            links.insert(naming::UPLINK.to_owned());
+            links.extend([naming::UPLINK, naming::LOOPBACK6].map(str::to_owned));
         }
+        let loopback = naming::loopback6_link(&self.config.prefix);
+        let with_neighbours = [
+            naming::VXLAN,
+            naming::UPLINK,
+            naming::LOOPBACK6,
+            &self.config.gwbridge,
+            &loopback,
+        ];
         let (mut indices, mut neighbours) = (BTreeSet::new(), BTreeSet::new());
         let held = read.get(space).map(|(_, found)| &found.links);
         let held = held
@@ -463,7 +458,7 @@ impl Worker {
             if links.contains(name) || name == "lo" {
                 indices.insert(index);
             }
-            if [naming::VXLAN, naming::UPLINK, &self.config.gwbridge].contains(&name.as_str()) {
+            if with_neighbours.contains(&name.as_str()) {
                 neighbours.insert(index);
             }
         }

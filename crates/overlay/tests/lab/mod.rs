@@ -24,7 +24,7 @@ use shoal_api::{
 };
 use shoal_overlay::{
     Plane, PlaneConfig, PlaneError,
-    core::{diff::NetOp, keyring::KeyTimes},
+    core::{diff::NetOp, keyring::KeyTimes, state::Family},
     netns,
 };
 
@@ -134,6 +134,35 @@ pub fn dual() -> NetworkView {
         }
     }
     view
+}
+
+/// A task of h1's `web` that is on no network but ingress.
+pub fn alone_on_ingress(ingress: &NetworkSlice) -> Arc<Endpoint> {
+    let mut alone = Endpoint::clone(&ingress.endpoints["t1"]);
+    alone.addresses = ["10.0.0.77/24", "fd00:0::77/64"]
+        .map(|net| net.parse().unwrap())
+        .into();
+    Arc::new(alone)
+}
+
+/// Has bridged packets pass the rules of IP on both hosts (`br_netfilter`), and then not; says which it is. Once, as it is,
+/// where the kernel cannot.
+pub fn bridged_packets_pass_rules(lab: &Lab, family: Family) -> impl Iterator<Item = &'static str> {
+    let name = match family {
+        Family::V4 => "iptables",
+        Family::V6 => "ip6tables",
+    };
+    let set = move |value: u8| {
+        let word = format!("net.bridge.bridge-nf-call-{name}={value}");
+        let mut hosts = HOSTS.iter();
+        hosts.all(|host| lab.run(host, "sysctl", &["-qw", &word]))
+    };
+    let ways = [(1, "by the rules"), (0, "past the rules")];
+    let possible = set(1);
+    let tried = ways.into_iter().filter(move |(value, _)| set(*value));
+    tried
+        .map(|(_, what)| what)
+        .chain((!possible).then_some("without br_netfilter"))
 }
 
 /// Makes the underlay and the planes, or says what the machine lacks.

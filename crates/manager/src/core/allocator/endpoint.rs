@@ -5,12 +5,12 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use shoal_api::{
     NetworkId,
-    object::{ObjectKey, Service, ServiceEndpoint, VirtualIp},
+    object::{Service, ServiceEndpoint, VirtualIp},
     spec::{EndpointMode, ServiceSpec},
 };
 
 use super::{Given, networks_of, ports};
-use crate::core::state::{Kind, State};
+use crate::core::state::State;
 
 /// The endpoint that a service should have; `None` if it has it.
 ///
@@ -108,20 +108,7 @@ pub(super) fn allocate(
 /// The addresses that the user chose for a service in a network.
 fn fixed(state: &State, spec: &ServiceSpec, network: &NetworkId) -> Vec<IpAddr> {
     let all = spec.endpoint.addresses.iter();
-    let here = all.filter(|fixed| named_by(state, spec, &fixed.network).as_ref() == Some(network));
+    let here =
+        all.filter(|fixed| state.network_called(spec, &fixed.network).as_ref() == Some(network));
     here.map(|fixed| fixed.address).collect()
-}
-
-/// The network that a service means: by its id, its name, or its name within the service's stack.
-pub(crate) fn named_by(state: &State, spec: &ServiceSpec, text: &str) -> Option<NetworkId> {
-    let by_id = || state.network(&text.parse().ok()?).map(|n| n.id.clone());
-    let by_name = |name: &str| match state.named(Kind::Network, name) {
-        Some(ObjectKey::Network(id)) => Some(id.clone()),
-        _ => None,
-    };
-    let in_stack = || {
-        let stack = spec.annotations.labels.get(shoal_api::stack::NAMESPACE)?;
-        by_name(&format!("{stack}_{text}"))
-    };
-    in_stack().or_else(|| by_name(text)).or_else(by_id)
 }

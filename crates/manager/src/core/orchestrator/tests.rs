@@ -4,6 +4,7 @@ mod depends;
 mod drain;
 mod everywhere;
 mod restart;
+mod rollback;
 mod update;
 
 use std::time::Duration;

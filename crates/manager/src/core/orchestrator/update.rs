@@ -296,12 +296,17 @@ fn fail(
     }
     let mut previous = fleet.service.previous_spec.clone();
     previous = previous.filter(|_| action == FailureAction::Rollback);
-    // A secret that only the earlier spec names may have been removed meanwhile, and a port may be another's.
+    // A secret that only the earlier spec names may have been removed meanwhile, and a port or an address may be
+    // another's.
     let obstacle = previous.as_ref().and_then(|spec| {
         let missing = fleet.state.missing_reference(&spec.task);
         let state = fleet.state;
-        let clash = || state.port_clash(Some(&fleet.service.id), &spec.endpoint.ports);
-        missing.or_else(|| clash().map(|clash| clash.to_string()))
+        let (id, endpoint) = (Some(&fleet.service.id), &spec.endpoint);
+        let port = || state.port_clash(id, &endpoint.ports);
+        let address = || state.address_clash(id, spec, &endpoint.addresses);
+        missing
+            .or_else(|| port().map(|clash| clash.to_string()))
+            .or_else(|| address().map(|clash| clash.to_string()))
     });
     if let Some(obstacle) = obstacle {
         because += &format!("; it cannot be rolled back: {obstacle}");

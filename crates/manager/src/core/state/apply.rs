@@ -9,7 +9,9 @@ use shoal_api::{
     spec::TaskSpec,
 };
 
-use super::{Delta, Event, LogIndex, Rejected, State, claim, ownership, ports, references};
+use super::{
+    Delta, Event, LogIndex, Rejected, State, addresses, claim, ownership, ports, references,
+};
 
 impl State {
     /// Applies the batch at `index` of the log and tells what changed.
@@ -89,6 +91,7 @@ impl State {
         self.check_rules(&key, old.as_ref(), new)?;
         self.check_specs(new)?;
         ports::check(self, old.as_ref(), new)?;
+        addresses::check(self, old.as_ref(), new)?;
         self.exchange_claims(&key, old.as_ref(), new)?;
         let new = new.map(|object| {
             let mut object = object.clone();

@@ -1,20 +1,20 @@
 //! How a service wants to be reached beyond what docker has flags for: chosen addresses, options of ports, affinity.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use shoal_api::{
-    NetworkId, ServiceId,
-    object::ObjectKey,
+    ServiceId,
+    object::Network,
     spec::{
-        Affinity, EndpointMode, EndpointSpec, Protocol, PublishMode, ServiceSpec,
+        Affinity, EndpointMode, EndpointSpec, NetworkTarget, Protocol, PublishMode, ServiceSpec,
         labels::{IP, PUBLISH},
     },
 };
 
 use super::Refusal;
 use crate::core::{
-    allocator::{named_by, networks_of, subnet_of_host},
-    state::{Claim, State},
+    allocator::{networks_of, subnet_of_host},
+    state::State,
 };
 
 /// Checks the options of published ports by themselves.
@@ -93,10 +93,18 @@ pub(super) fn addresses(
     let joined = networks_of(state, &spec.endpoint, &spec.task).unwrap_or_default();
     let mut seen = BTreeSet::new();
     for fixed in asked {
-        let network = named_by(state, spec, &fixed.network).and_then(|id| state.network(&id));
+        let network = state.network_called(spec, &fixed.network);
+        let network = network.and_then(|id| state.network(&id));
         let Some(network) = network.filter(|network| joined.contains(&network.id)) else {
+            // Nobody means ingress who has not named it.
+            let is_named = |network: &&Arc<Network>| {
+                let target = NetworkTarget::Cluster(network.id.clone());
+                let mut named = spec.task.networks.iter();
+                named.any(|attached| attached.target == target)
+            };
             let names = joined.iter().filter_map(|id| state.network(id));
             let names: Vec<_> = names
+                .filter(is_named)
                 .map(|network| network.spec.annotations.name.clone())
                 .collect();
             let expected = match &names[..] {
@@ -120,43 +128,9 @@ pub(super) fn addresses(
         {
             return refuse(why);
         }
-        if let Some(holder) = holder(state, &network.id, address, id) {
-            return refuse(format!(
-                "address {address} of network {} is already in use by {holder}: expected one that is free",
-                network.spec.annotations.name
-            ));
+        if let Some(clash) = state.address_clash(id, spec, [fixed]) {
+            return refuse(format!("{clash}: expected one that is free"));
         }
     }
     Ok(())
-}
-
-/// Who else has an address, or asks for it, in words.
-fn holder(
-    state: &State,
-    network: &NetworkId,
-    address: IpAddr,
-    id: Option<&ServiceId>,
-) -> Option<String> {
-    match state.holder(&Claim::Address(network.clone(), address)) {
-        Some(ObjectKey::Service(holder)) if Some(holder) == id => return None,
-        Some(ObjectKey::Service(holder)) => {
-            let service = state.service(holder)?;
-            let name = &service.spec.annotations.name;
-            return Some(format!("service '{name}' ({holder})"));
-        }
-        Some(ObjectKey::Task(task)) => return Some(format!("task {task}")),
-        Some(ObjectKey::Network(_)) => return Some("the network's gateway".to_owned()),
-        Some(_) | None => {}
-    }
-    // What others ask for counts as well, since it may not be allocated yet.
-    let others = state.services().filter(|other| Some(&other.id) != id);
-    let mut asking = others.filter(|other| {
-        let asked = other.spec.endpoint.addresses.iter();
-        let same = asked.filter(|asked| asked.address == address);
-        same.map(|asked| named_by(state, &other.spec, &asked.network))
-            .any(|of| of.as_ref() == Some(network))
-    });
-    let other = asking.next()?;
-    let name = &other.spec.annotations.name;
-    Some(format!("service '{name}' ({})", other.id))
 }

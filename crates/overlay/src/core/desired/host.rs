@@ -9,10 +9,11 @@ use shoal_api::{NetworkId, network::NetworkSlice};
 
 use super::{Cx, Uplink, gateway, host_route};
 use crate::core::{
-    naming::{self, UPLINK},
+    naming::{self, LOOPBACK6, UPLINK},
     ruleset,
     state::{
-        Family, LOCAL_TABLE, Link, LinkKind, OVERLAY_PROTOCOL, Route, Space, SpaceState, VethPeer,
+        Family, LOCAL_TABLE, Link, LinkKind, MAIN_TABLE, OVERLAY_PROTOCOL, Route, Space,
+        SpaceState, VethPeer,
     },
 };
 
@@ -58,10 +59,16 @@ impl Cx<'_> {
                 mtu: None,
                 master: Some(bridge.clone()),
                 isolated: !is_ingress,
-                hairpin: false,
+                // And one of a container that is on ingress alone goes back by this port.
+                hairpin: is_ingress,
             };
             host.links
                 .insert(naming::uplink_port(&self.params.prefix, network), link);
+        }
+        if let Some((id, slice)) = ingress
+            && self.families(slice).any(|(family, _)| family == Family::V6)
+        {
+            self.loopback6(&mut host, id);
         }
         self.tunnel(&mut host, carried);
         let underlay = Family::of(self.underlay);
@@ -105,17 +112,52 @@ impl Cx<'_> {
         if family == Family::V6 {
             let settings = &mut host.objects.settings;
             settings.insert(naming::FORWARDING6.to_owned(), "1".to_owned());
-            // Answers to what the host asked itself come back by the bridge, and are for loopback once their address is
-            // turned back; the kernel takes loopback's packets only where a route of that very interface says so.
-            host.objects.routes.insert(Route {
-                local: true,
-                table: LOCAL_TABLE,
-                to: host_route(Ipv6Addr::LOCALHOST.into()),
-                via: None,
-                link: bridge.clone(),
-                protocol: OVERLAY_PROTOCOL,
-            });
         }
+    }
+
+    /// The host's link to the ingress router alone. On the bridge, where `bridge-nf-call-ip6tables` is on, an answer's
+    /// address is turned back to `::1` before IPv6 sees the packet, and IPv6 takes nothing for `::1` from outside.
+    fn loopback6(&self, host: &mut SpaceState, ingress: &NetworkId) {
+        let Some([own, router]) = self.loopback6_ends() else {
+            return;
+        };
+        let name = naming::loopback6_link(&self.params.prefix);
+        let peer = VethPeer {
+            space: Space::Router(ingress.clone()),
+            name: LOOPBACK6.to_owned(),
+            mac: naming::mac_of(router),
+            mtu: None,
+            ipv6: true,
+        };
+        let link = Link {
+            kind: LinkKind::Veth { peer },
+            mac: Some(naming::mac_of(own)),
+            mtu: None,
+            master: None,
+            isolated: false,
+            hairpin: false,
+        };
+        host.links.insert(name.clone(), link);
+        let objects = &mut host.objects;
+        let settings = &mut objects.settings;
+        settings.insert(naming::listens_to_routers(&name), "0".to_owned());
+        objects.addresses.insert((name.clone(), host_route(own)));
+        let mac = naming::mac_of(router);
+        objects.neighbours.insert((name.clone(), router), mac);
+        let mut route = |local, table, to| {
+            objects.routes.insert(Route {
+                local,
+                table,
+                to: host_route(to),
+                via: None,
+                link: name.clone(),
+                protocol: OVERLAY_PROTOCOL,
+            })
+        };
+        route(false, MAIN_TABLE, router);
+        // Answers are for loopback once their address is turned back; the kernel takes them only where a route of the
+        // very interface by which they come says so.
+        route(true, LOCAL_TABLE, Ipv6Addr::LOCALHOST.into());
     }
 
     /// Rules of one family in the host's namespace.
@@ -130,12 +172,14 @@ impl Cx<'_> {
             return;
         };
         let (mut published, mut published_at) = (Vec::new(), Vec::new());
+        let mut asked = None;
         let ingress = carried.iter().filter(|(_, slice)| slice.ingress);
         for (id, slice) in ingress.filter(|(_, slice)| gateway(slice, family).is_some()) {
             let uplink = uplinks.get(*id);
             let Some(router) = uplink.and_then(|uplink| uplink.address(family)) else {
                 continue;
             };
+            asked = Some(router);
             let ports = slice.services.values().flat_map(|service| &service.ports);
             // What is told to tasks by a header comes to a program of ours first.
             for port in ports.filter(|port| !port.proxy_protocol) {
@@ -157,6 +201,9 @@ impl Cx<'_> {
         let members: Vec<(IpAddr, u32)> = members.collect();
         let sealed = carried.iter().filter(|(_, slice)| slice.encrypted);
         let sealed: Vec<u32> = sealed.map(|(_, slice)| slice.vni).collect();
+        let loopback_link = naming::loopback6_link(&self.params.prefix);
+        let loopback_end = self.loopback6_ends().map(|[_, router]| router);
+        let loopback_end = loopback_end.filter(|_| asked.is_some() && family == Family::V6);
         let table = ruleset::host(
             &self.params.prefix,
             &ruleset::Host {
@@ -171,6 +218,8 @@ impl Cx<'_> {
                 sealed: &sealed,
                 published: &published,
                 published_at: &published_at,
+                ingress: asked,
+                loopback: loopback_end.map(|end| (&*loopback_link, end)),
             },
         );
         host.tables

@@ -39,6 +39,8 @@ pub fn everything(family: Family, name: &str) -> Table {
             sealed: &[],
             published: &[],
             published_at: &[],
+            ingress: Some(none),
+            loopback: Some(("lo", none)),
         },
     );
     // Chains of the same names are as in a router.

@@ -48,14 +48,15 @@ impl Worker {
         let (bridge, port) = (&self.config.gwbridge, format!("{}u", self.config.prefix));
         let is_port = |name: &String| name.strip_prefix(&port).is_some_and(|rest| rest.len() == 8);
         let tunnel = naming::tunnel_link(&self.config.prefix);
-        let ours = |name: &String| name == bridge || *name == tunnel;
+        let loopback = naming::loopback6_link(&self.config.prefix);
+        let ours = |name: &String| [bridge, &tunnel, &loopback].contains(&name);
         host.links.retain(|name, _| ours(name) || is_port(name));
         host.objects.addresses.retain(|(name, _)| ours(name));
         host.objects.routes.retain(|route| ours(&route.link));
         host.objects.rules.clear();
         host.objects
             .neighbours
-            .retain(|(name, _), _| name == bridge);
+            .retain(|(name, _), _| [bridge, &loopback].contains(&name));
         host.objects.fdb.clear();
     }
 }

@@ -51,7 +51,11 @@ fn an_address_that_a_service_cannot_have_is_named_with_what_it_can() {
     check(&|spec| spec.endpoint.addresses = vec![at("front", "10.7.0.255")]);
     check(&|spec| spec.endpoint.addresses = vec![at("front", "10.7.0.50")]);
     check(&|spec| spec.endpoint.addresses = vec![at("front", "10.7.0.1")]);
-    check(&|spec| spec.endpoint.addresses = vec![at("back", "10.7.0.60")]);
+    check(&|spec| {
+        // By its port it is on ingress, too.
+        spec.endpoint.ports = vec![publish(8080, PublishMode::Ingress)];
+        spec.endpoint.addresses = vec![at("back", "10.7.0.60")];
+    });
     check(&|spec| {
         spec.endpoint.addresses = vec![at("front", "10.7.0.60"), at("front", "10.7.0.61")];
     });
@@ -68,6 +72,75 @@ fn an_address_that_a_service_cannot_have_is_named_with_what_it_can() {
         label 'shoal.ip': network "front" is given two addresses of one family: expected one
         label 'shoal.ip': a service has no virtual address in the endpoint mode dnsrr: expected vip"#]]
     .assert_eq(&said.join("\n"));
+}
+
+#[test]
+fn of_services_that_ask_for_an_address_at_once_one_gets_it() {
+    let mut world = World::new(&["n1"]);
+    let made =
+        world.user(|state, cx| create_network(state, cx, network("front", Some("10.7.0.0/24"))));
+    let Ok(ObjectKey::Network(front)) = made else {
+        panic!("{made:?} is no network")
+    };
+    world.settle();
+    let asks = |name: &str, network: &str| {
+        let mut spec = service(name, 1);
+        in_front(&mut spec, &front);
+        spec.endpoint.addresses = vec![at(network, "10.7.0.50")];
+        spec
+    };
+    let mut other = service("other", 1);
+    in_front(&mut other, &front);
+    let other = world.create(other);
+    let create = |spec: ServiceSpec| Write::new(Intent::Create(Spec::Service(Box::new(spec))));
+    let mut writes = [
+        create(asks("first", "front")),
+        // By the network's id, too.
+        create(asks("second", front.as_str())),
+        Write::new(Intent::Update {
+            key: ObjectKey::Service(other.clone()),
+            version: world.service(&other).meta.version,
+            spec: Spec::Service(Box::new(asks("other", "front"))),
+        }),
+    ];
+    // All are decided before any is known.
+    let before = world.state.clone();
+    let decided = writes
+        .each_mut()
+        .map(|write| match write.next(&before, &mut world.cx()) {
+            Turn::Propose(decision) => decision,
+            turn => panic!("nothing is in the way yet: {turn:?}"),
+        });
+    let [first, others @ ..] = decided;
+    world.apply(first.batch).unwrap();
+    let ObjectKey::Service(first) = first.key else {
+        panic!("it is a service");
+    };
+    let [_, writes @ ..] = &mut writes;
+    for (write, decision) in writes.iter_mut().zip(others) {
+        let rejected = world.apply(decision.batch).unwrap_err();
+        assert_eq!(write.rejected(rejected), None);
+        let state = world.state.clone();
+        let Turn::Refuse(refusal) = write.next(&state, &mut world.cx()) else {
+            panic!("the address is taken");
+        };
+        let words = format!(
+            "label 'shoal.ip': address 10.7.0.50 of network front is already in use by service 'first' ({first}): \
+             expected one that is free"
+        );
+        assert_eq!(
+            (refusal.kind, refusal.text),
+            (RefusalKind::InvalidArgument, words)
+        );
+    }
+    world.settle();
+    assert_eq!((world.running(&first), world.running(&other)), (1, 1));
+    // Nobody is in the way of the first one's next spec.
+    world.update(&first, |spec| {
+        "demo:2".clone_into(&mut spec.task.container.image)
+    });
+    world.settle();
+    assert_eq!(world.running(&first), 1);
 }
 
 #[test]
