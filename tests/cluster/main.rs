@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod autolock;
+mod beyond;
 mod certificates;
 mod crash;
 mod damage;

@@ -1,11 +1,14 @@
 //! Every option of a service, given by docker's own client, seen where it takes effect.
 
+mod given;
+mod gone;
+
 use std::{
     fs,
     process::{Command, Stdio},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use shoal_tests::{
     busybox::{self, BUSYBOX},
     lab::{TestLab, text},
@@ -13,7 +16,7 @@ use shoal_tests::{
 };
 
 /// Docker's client pointed at the lab's first host.
-fn docker(lab: &TestLab, words: &[&str]) -> Result<String> {
+pub(crate) fn docker(lab: &TestLab, words: &[&str]) -> Result<String> {
     let mut docker = Command::new("docker");
     docker.env("DOCKER_HOST", lab.docker_host("n1"));
     docker.args(words).stdin(Stdio::null());
@@ -21,276 +24,91 @@ fn docker(lab: &TestLab, words: &[&str]) -> Result<String> {
 }
 
 /// Where an option is seen.
-enum Seen {
+pub(crate) enum Seen {
     /// Output of a shell command in the task.
     Inside(&'static str, &'static str),
     /// A template over the container.
     Container(&'static str, &'static str),
     /// A template over the service.
     Service(&'static str, &'static str),
+    /// A template over a volume.
+    Volume(&'static str, &'static str, &'static str),
 }
-use Seen::{Container, Inside, Service};
+use Seen::{Container, Inside, Service, Volume};
 
 impl Seen {
-    fn check(&self, lab: &TestLab, service: &str, option: &str) -> Result<()> {
-        let ask = |words: &[&str], want: &str| -> Result<()> {
-            // An update may still be replacing the task.
-            wait(&format!("{option} to show {want:?}"), || {
-                let seen = docker(lab, words)?;
-                let seen = seen.trim();
-                Ok(if seen == want {
-                    Ok(())
-                } else {
-                    Err(seen.to_owned())
-                })
+    /// Waits until it is seen: an update may still be replacing the task.
+    pub(crate) fn check(&self, lab: &TestLab, service: &str, option: &str) -> Result<()> {
+        let (Inside(_, want) | Container(_, want) | Service(_, want) | Volume(_, _, want)) = self;
+        wait(&format!("{option} to show {want:?}"), || {
+            let seen = self.look(lab, service)?;
+            let seen = seen.trim();
+            Ok(if seen == *want {
+                Ok(())
+            } else {
+                Err(seen.to_owned())
             })
-        };
+        })
+    }
+
+    fn look(&self, lab: &TestLab, service: &str) -> Result<String> {
+        // Asked for each time: the container of an earlier look may be that of the task before.
         let container = || -> Result<String> {
             let filter = format!("label=com.docker.swarm.service.name={service}");
-            wait("the container", || {
-                let ids = docker(lab, &["ps", "-q", "-f", &filter])?;
-                let mut lines = ids.lines();
-                Ok(match (lines.next(), lines.next()) {
-                    (Some(id), None) => Ok(id.to_owned()),
-                    _ => Err(ids.clone()),
-                })
-            })
+            let ids = docker(lab, &["ps", "-q", "-f", &filter])?;
+            let mut lines = ids.lines();
+            match (lines.next(), lines.next()) {
+                (Some(id), None) => Ok(id.to_owned()),
+                _ => bail!("not one container: {ids:?}"),
+            }
         };
         match self {
-            Inside(command, want) => ask(&["exec", &container()?, "sh", "-c", command], want),
-            Container(template, want) => ask(&["inspect", "-f", template, &container()?], want),
-            Service(template, want) => ask(&["service", "inspect", "-f", template, service], want),
+            Inside(command, _) => docker(lab, &["exec", &container()?, "sh", "-c", command]),
+            Container(template, _) => docker(lab, &["inspect", "-f", template, &container()?]),
+            Service(template, _) => docker(lab, &["service", "inspect", "-f", template, service]),
+            Volume(volume, template, _) => {
+                docker(lab, &["volume", "inspect", "-f", template, volume])
+            }
         }
     }
 }
 
-/// Options of `docker service create` and where they are seen.
-const CREATE: &[(&[&str], Seen)] = &[
+/// Options of one command, and where each is seen. One without words is another look at the one before.
+pub(crate) type Given = &'static [(&'static [&'static str], Seen)];
+
+/// A service by its name, what only its creation can say, its options, and its command.
+type Subject = (
+    &'static str,
+    &'static [&'static str],
+    Given,
+    &'static [&'static str],
+);
+
+const SUBJECTS: [Subject; 4] = [
+    ("all", &[], given::ALL, &["sleep 100000"]),
+    ("apart", &[], given::APART, &["sleep", "100000"]),
+    ("many", &[], given::MANY, &["sleep", "100000"]),
     (
-        &["--hostname", "{{.Service.Name}}-{{.Task.Slot}}"],
-        Inside("hostname", "all-1"),
-    ),
-    (
-        &["--env", "A=b {{.Node.Hostname}}"],
-        Inside("echo $A", "b n1"),
-    ),
-    (
-        &["--env-file", "/tmp/shoal-options.env"],
-        Inside("echo $FROM_FILE", "yes"),
-    ),
-    (
-        &["--workdir", "/tmp"],
-        Inside("readlink /proc/1/cwd", "/tmp"),
-    ),
-    (
-        &["--user", "1000:1000"],
-        Inside(
-            "awk '/^Uid|^Gid/ {print $2}' /proc/1/status | xargs",
-            "1000 1000",
-        ),
-    ),
-    (
-        &["--group", "extra"],
-        Inside("awk '/^Groups/ {print $NF}' /proc/1/status", "2000"),
-    ),
-    (
-        &["--read-only"],
-        Inside("touch /new 2>&1 | grep -c 'Read-only file system'", "1"),
-    ),
-    (
-        &["--tty"],
-        Inside("readlink /proc/1/fd/1 | cut -d/ -f1-3", "/dev/pts"),
-    ),
-    (
-        &["--stop-signal", "SIGQUIT"],
-        Container("{{.Config.StopSignal}}", "SIGQUIT"),
-    ),
-    (
-        &["--stop-grace-period", "1s"],
-        Container("{{.Config.StopTimeout}}", "1"),
-    ),
-    (
-        &["--container-label", "c=d"],
-        Container("{{.Config.Labels.c}}", "d"),
-    ),
-    (&["--label", "e=f"], Service("{{.Spec.Labels.e}}", "f")),
-    (
-        &[
-            "--mount",
-            "type=tmpfs,target=/scratch,tmpfs-size=1m,tmpfs-mode=0700",
-        ],
-        Inside(
-            "stat -c %a /scratch; df -k /scratch | awk 'NR==2 {print $2}'",
-            "700\n1024",
-        ),
-    ),
-    (
-        &["--mount", "type=bind,source=/etc,target=/host,readonly"],
-        Inside("touch /host/x 2>&1 | grep -c 'Read-only'", "1"),
-    ),
-    (
-        &[
-            "--mount",
-            "type=volume,source=data-{{.Task.Slot}},target=/data,volume-label=v=w",
-        ],
-        Inside("grep -c ' /data ' /proc/mounts", "1"),
-    ),
-    (
-        &[
-            "--secret",
-            "source=key,target=pw,uid=1000,gid=2000,mode=0440",
-        ],
-        Inside(
-            "stat -c '%u %g %a' /run/secrets/pw; cat /run/secrets/pw",
-            "1000 2000 440\nhunter2",
-        ),
-    ),
-    (
-        &["--config", "source=site,target=/etc/site.conf,mode=0444"],
-        Inside("cat /etc/site.conf", "site of all"),
-    ),
-    (
-        &["--cap-add", "NET_ADMIN", "--cap-drop", "CHOWN"],
-        Container(
-            "{{.HostConfig.CapAdd}} {{.HostConfig.CapDrop}}",
-            "[CAP_NET_ADMIN] [CAP_CHOWN]",
-        ),
-    ),
-    (
-        &["--ulimit", "nofile=1234:2345"],
-        Inside(
-            "awk '/open files/ {print $4, $5}' /proc/1/limits",
-            "1234 2345",
-        ),
-    ),
-    (
-        &["--sysctl", "net.ipv4.ip_unprivileged_port_start=7"],
-        Inside("cat /proc/sys/net/ipv4/ip_unprivileged_port_start", "7"),
-    ),
-    (
-        &["--oom-score-adj", "123"],
-        Inside("cat /proc/1/oom_score_adj", "123"),
-    ),
-    (
-        &[
-            "--dns",
-            "10.1.2.3",
-            "--dns-search",
-            "example.org",
-            "--dns-option",
-            "ndots:3",
-        ],
-        Inside(
-            "grep -E '^(search|options)' /etc/resolv.conf | xargs",
-            "search example.org options ndots:3",
-        ),
-    ),
-    (
-        &["--host", "db:10.0.0.9"],
-        Inside("awk '/10.0.0.9/ {print $2}' /etc/hosts", "db"),
-    ),
-    (
-        &[
-            "--health-cmd",
-            "true",
-            "--health-interval",
-            "1s",
-            "--health-timeout",
-            "2s",
-            "--health-retries",
-            "4",
-            "--health-start-period",
-            "3s",
-            "--health-start-interval",
-            "500ms",
-        ],
-        Container(
-            "{{.State.Health.Status}} {{.Config.Healthcheck.Test}} {{.Config.Healthcheck.Interval}} {{.Config.Healthcheck.Timeout}} {{.Config.Healthcheck.Retries}} {{.Config.Healthcheck.StartPeriod}} {{.Config.Healthcheck.StartInterval}}",
-            "healthy [CMD-SHELL true] 1s 2s 4 3s 500ms",
-        ),
-    ),
-    (
-        &["--log-driver", "json-file", "--log-opt", "max-size=1m"],
-        Container(
-            "{{.HostConfig.LogConfig.Type}} {{index .HostConfig.LogConfig.Config \"max-size\"}}",
-            "json-file 1m",
-        ),
-    ),
-    (
-        &[
-            "--limit-cpu",
-            "0.5",
-            "--limit-memory",
-            "64m",
-            "--limit-pids",
-            "50",
-        ],
-        Container(
-            "{{.HostConfig.NanoCpus}} {{.HostConfig.Memory}} {{.HostConfig.PidsLimit}}",
-            "500000000 67108864 50",
-        ),
-    ),
-    (
-        &["--reserve-cpu", "0.1", "--reserve-memory", "16m"],
-        Container("{{.HostConfig.MemoryReservation}}", "16777216"),
-    ),
-    (
-        &["--entrypoint", "sh -c"],
-        Inside(
-            "tr '\\0' ' ' < /proc/1/cmdline | grep -c 'sleep 100000'",
-            "1",
-        ),
+        "job",
+        &["--mode", "replicated-job", "--replicas", "3"],
+        given::JOB,
+        &["true"],
     ),
 ];
 
-/// Those that go badly with some of the others.
-const APART: &[(&[&str], Seen)] = &[
-    (&["--init"], Container("{{.HostConfig.Init}}", "true")),
-    (
-        &["--network", "name=net,alias=also"],
-        Inside("ping -c 1 -w 5 also > /dev/null && echo reached", "reached"),
-    ),
-    (
-        &["--endpoint-mode", "dnsrr"],
-        Service(
-            "{{.Spec.EndpointSpec.Mode}} {{.Endpoint.VirtualIPs}}",
-            "dnsrr []",
-        ),
-    ),
-    (
-        &[
-            "--publish",
-            "mode=host,published=8099,target=80,protocol=udp",
-        ],
-        Service(
-            "{{range .Spec.EndpointSpec.Ports}}{{.PublishMode}} {{.PublishedPort}} {{.TargetPort}} {{.Protocol}}{{end}}",
-            "host 8099 80 udp",
-        ),
-    ),
-    // Nodes must say that they have it, or no task would be placed.
-    (
-        &["--log-driver", "local", "--log-opt", "max-file=2"],
-        Container(
-            "{{.HostConfig.LogConfig.Type}} {{index .HostConfig.LogConfig.Config \"max-file\"}}",
-            "local 2",
-        ),
-    ),
-    (
-        &["--replicas-max-per-node", "1"],
-        Service("{{.Spec.TaskTemplate.Placement.MaxReplicas}}", "1"),
-    ),
-];
+/// A file of variables, on the machine.
+const VARIABLES: &str = "/tmp/shoal-options.env";
 
-#[test]
-fn every_option_of_a_service_takes_effect_in_its_task() -> Result<()> {
+/// A lab of one host with what the options refer to, and the folder of their files.
+fn ready() -> Result<Option<(TestLab, tempfile::TempDir)>> {
     let found = Command::new("docker").arg("--version").output();
     if !found.is_ok_and(|said| said.status.success()) {
         skipped("docker's client is not on PATH");
-        return Ok(());
+        return Ok(None);
     }
-    let lab = TestLab::up(1, 1)?;
+    let apples = ["--daemon-arg", "--node-generic-resource=apple=3"];
+    let lab = TestLab::up_with(1, 1, &apples)?;
     busybox::load(&lab, &["n1"])?;
-    fs::write("/tmp/shoal-options.env", "FROM_FILE=yes\n")?;
     let folder = tempfile::tempdir()?;
     let file = |name: &str, text: &str| -> Result<String> {
         let path = folder.path().join(name);
@@ -310,22 +128,41 @@ fn every_option_of_a_service_takes_effect_in_its_task() -> Result<()> {
         ],
     )?;
     docker(&lab, &["network", "create", "-d", "overlay", "net"])?;
+    let deep = ["run", "--rm", "-v", "deep:/deep", BUSYBOX, "sh", "-c"];
+    let fill = ["mkdir /deep/inner; touch /deep/inner/here"];
+    docker(&lab, &[&deep[..], &fill].concat())?;
+    let shared = "mkdir -p /run/shared && mount -t tmpfs none /run/shared && mount --make-shared /run/shared";
+    text(&lab.output("n1", &["sh", "-c", shared])?)?;
+    Ok(Some((lab, folder)))
+}
 
-    for (name, options, command) in [
-        ("all", CREATE, &["sleep 100000"][..]),
-        ("apart", APART, &["sleep", "100000"]),
-    ] {
+#[test]
+fn every_option_of_a_service_takes_effect_in_its_task() -> Result<()> {
+    let Some((lab, _folder)) = ready()? else {
+        return Ok(());
+    };
+    fs::write(VARIABLES, "FROM_FILE=yes\n")?;
+    for (name, more, options, command) in SUBJECTS {
         let mut words = vec!["service", "create", "--detach", "--no-resolve-image"];
         words.extend(["--name", name]);
+        words.extend(more);
         words.extend(options.iter().flat_map(|(option, _)| *option));
         words.push(BUSYBOX);
         words.extend(command);
         docker(&lab, &words)?;
-        lab.wait_running(name, 1)?;
         for (option, seen) in options {
             seen.check(&lab, name, &option.join(" "))?;
         }
+        // Both clients show the same of it; docker's leaves out what jobs are.
+        if name != "job" {
+            let inspect = ["service", "inspect", "--pretty", name];
+            assert_eq!(lab.on("n1", &inspect)?, docker(&lab, &inspect)?);
+        }
     }
+    fs::remove_file(VARIABLES)?;
+    let ports = docker(&lab, &["service", "ps", "--format", "{{.Ports}}", "apart"])?;
+    assert_eq!(ports.trim(), "*:8099->80/udp");
+
     // Each node's own network, by docker's id for it.
     let words = "service create --detach --no-resolve-image --name own --network host";
     let words: Vec<&str> = words
@@ -333,100 +170,174 @@ fn every_option_of_a_service_takes_effect_in_its_task() -> Result<()> {
         .chain([BUSYBOX, "sleep", "100000"])
         .collect();
     docker(&lab, &words)?;
-    lab.wait_running("own", 1)?;
     Inside("hostname", "n1").check(&lab, "own", "--network host")?;
 
-    let ports = docker(&lab, &["service", "ps", "--format", "{{.Ports}}", "apart"])?;
-    assert_eq!(ports.trim(), "*:8099->80/udp");
-
-    docker(&lab, &["service", "rm", "all", "apart", "own"])?;
-    fs::remove_file("/tmp/shoal-options.env")?;
-
-    let refused = docker(
-        &lab,
-        &[
-            "service",
-            "create",
-            "--label",
-            "shoal.privilege=true",
-            BUSYBOX,
-        ],
-    );
-    let said = format!("{:#}", refused.unwrap_err());
-    assert!(
-        said.contains("label 'shoal.privilege' is unknown"),
-        "{said}"
-    );
+    // Those that there cannot be.
+    for (option, problem) in [
+        (
+            ["--label", "shoal.privilege=true"],
+            "label 'shoal.privilege' is unknown",
+        ),
+        (["--isolation", "hyperv"], "\"hyperv\" is not linux's"),
+        (["--credential-spec", "file://spec.json"], "Privileges"),
+    ] {
+        let words = [
+            &["service", "create", "--name", "no"],
+            &option[..],
+            &[BUSYBOX],
+        ]
+        .concat();
+        let said = format!("{:#}", docker(&lab, &words).unwrap_err());
+        assert!(said.contains(problem), "{said}");
+    }
     Ok(())
 }
 
-/// What Swarm has no options for, in the labels that docker's client carries: of a service that is confined, and of one
-/// that is not.
-const BEYOND: [(&str, &[(&str, Seen)]); 2] = [
-    (
-        "tight",
-        &[
-            (
-                "shoal.shm-size=32m",
-                Inside("df -k /dev/shm | awk 'NR==2 {print $2}'", "32768"),
-            ),
-            (
-                "shoal.security-opt=no-new-privileges",
-                Inside("awk '/NoNewPrivs/ {print $2}' /proc/1/status", "1"),
-            ),
-            (
-                "shoal.devices=/dev/zero:/dev/zap:r",
-                Inside("head -c 3 /dev/zap | wc -c", "3"),
-            ),
-            (
-                "shoal.memory-swap=128m",
-                Container("{{.HostConfig.MemorySwap}}", "134217728"),
-            ),
-        ],
-    ),
-    (
-        "open",
-        &[
-            (
-                "shoal.privileged=true",
-                Inside("awk '/^Seccomp:/ {print $2}' /proc/self/status", "0"),
-            ),
-            (
-                "shoal.pid=host",
-                Inside("test $(cat /proc/1/comm) != sleep && echo others", "others"),
-            ),
-            (
-                "shoal.ipc=host",
-                Container("{{.HostConfig.IpcMode}}", "host"),
-            ),
-            ("shoal.uts=host", Inside("hostname", "n1")),
-        ],
-    ),
+/// A client with its words.
+type Client<'a> = &'a dyn Fn(&[&str]) -> Result<String>;
+
+#[test]
+fn every_option_of_an_update_reaches_the_task_and_is_taken_out_again() -> Result<()> {
+    let Some((lab, _folder)) = ready()? else {
+        return Ok(());
+    };
+    docker(&lab, &["tag", BUSYBOX, "shoal-busybox:other"])?;
+    let ours = |words: &[&str]| lab.on("n1", words);
+    let dockers = |words: &[&str]| docker(&lab, words);
+    // Docker's client keeps these to itself where a service is updated.
+    const UNSAID: &[&str] = &["--health-start-interval", "--max-concurrent"];
+    let clients: [(Client<'_>, &[&str]); 2] = [(&dockers, UNSAID), (&ours, &[])];
+    for (client, unsaid) in clients {
+        let update = |name: &str, options: &[Vec<String>], looks: Given, more: &[&str]| {
+            let mut words = vec!["service", "update", "--detach", "--no-resolve-image"];
+            words.extend(options.iter().flatten().map(String::as_str));
+            words.extend(more);
+            words.push(name);
+            client(&words)?;
+            for (option, seen) in looks {
+                let first = option.first().copied().unwrap_or_default();
+                if first != "--env-file" && !unsaid.contains(&first) {
+                    seen.check(&lab, name, &option.join(" "))?;
+                }
+            }
+            anyhow::Ok(())
+        };
+        for (name, more, options, command) in SUBJECTS {
+            // With none of them at first.
+            let create = "service create --detach --no-resolve-image --name";
+            let mut words: Vec<&str> = create.split(' ').collect();
+            words.push(name);
+            words.extend(more);
+            words.extend([BUSYBOX, "sleep", "100000"]);
+            client(&words)?;
+            let words: Vec<_> = options
+                .iter()
+                .filter_map(|(option, _)| of_update(option))
+                .collect();
+            let command = format!("'{}'", command.join("' '"));
+            update(name, &words, options, &["--args", &command])?;
+        }
+        for (name, options) in gone::GONE {
+            let words: Vec<Vec<String>> = options
+                .iter()
+                .map(|(option, _)| option.iter().map(|&word| word.to_owned()).collect())
+                .collect();
+            update(name, &words, options, &[])?;
+        }
+        // The one before all of that.
+        client(&["service", "update", "--detach", "--rollback", "all"])?;
+        Inside("echo $A", "b n1").check(&lab, "all", "--rollback")?;
+        client(&["service", "rm", "all", "apart", "many", "job"])?;
+    }
+    Ok(())
+}
+
+/// What is seen elsewhere: by the words that come out of the client, in tests of their own, or above.
+const ELSEWHERE: [&str; 10] = [
+    "--credential-spec",
+    "--detach",
+    "--help",
+    "--isolation",
+    "--mode",
+    "--name",
+    "--no-resolve-image",
+    "--quiet",
+    "--rollback",
+    "--with-registry-auth",
 ];
 
 #[test]
-fn what_swarm_refuses_takes_effect_by_labels() -> Result<()> {
-    let found = Command::new("docker").arg("--version").output();
-    if !found.is_ok_and(|said| said.status.success()) {
-        skipped("docker's client is not on PATH");
-        return Ok(());
-    }
-    let lab = TestLab::up(1, 1)?;
-    busybox::load(&lab, &["n1"])?;
-    for (service, options) in BEYOND {
-        let mut words = vec!["service", "create", "--detach", "--no-resolve-image"];
-        words.extend(["--name", service, "--limit-memory", "64m"]);
-        words.extend(options.iter().flat_map(|(label, _)| ["--label", *label]));
-        words.extend([BUSYBOX, "sleep", "100000"]);
-        docker(&lab, &words)?;
-    }
-    for (service, options) in BEYOND {
-        lab.wait_running(service, 1)?;
-        for (label, seen) in options {
-            seen.check(&lab, service, label)?;
-        }
+fn no_option_of_dockers_client_is_left_out_of_the_tables() -> Result<()> {
+    let given: Vec<&[&str]> = SUBJECTS
+        .iter()
+        .flat_map(|(_, _, options, _)| options.iter())
+        .map(|(option, _)| *option)
+        .collect();
+    let gone = gone::GONE.iter().flat_map(|(_, options)| options.iter());
+    let updated: Vec<String> = given
+        .iter()
+        .filter_map(|option| of_update(option))
+        .flatten()
+        .chain(gone.flat_map(|(option, _)| option.iter().map(|&word| word.to_owned())))
+        .collect();
+    let created: Vec<String> = given.concat().iter().map(|&word| word.to_owned()).collect();
+    for (verb, tables) in [("create", created), ("update", updated)] {
+        let help = Command::new("docker")
+            .args(["service", verb, "--help"])
+            .output();
+        let Ok(help) = help else {
+            skipped("docker's client is not on PATH");
+            return Ok(());
+        };
+        let help = text(&help)?;
+        // What a line before goes on with stands further in.
+        let indent = |line: &str| line.len() - line.trim_start().len();
+        let options = help.lines().filter(|line| indent(line) < 8);
+        let options = options.filter_map(|line| {
+            let words = line.split_whitespace();
+            words.take(2).find(|word| word.starts_with("--"))
+        });
+        let missing: Vec<&str> = options
+            .filter(|option| {
+                let is_it = |word: &String| word.split('=').next() == Some(option);
+                !ELSEWHERE.contains(option) && !tables.iter().any(is_it)
+            })
+            .collect();
+        assert!(missing.is_empty(), "service {verb}: {missing:?}");
     }
     Ok(())
+}
+
+/// An option of `service create` as `service update` has it; none for a file of variables.
+fn of_update(option: &[&str]) -> Option<Vec<String>> {
+    const LISTS: [&str; 18] = [
+        "--config",
+        "--constraint",
+        "--container-label",
+        "--dns",
+        "--dns-option",
+        "--dns-search",
+        "--env",
+        "--generic-resource",
+        "--group",
+        "--host",
+        "--label",
+        "--mount",
+        "--network",
+        "--placement-pref",
+        "--publish",
+        "--secret",
+        "--sysctl",
+        "--ulimit",
+    ];
+    if option.first() == Some(&"--env-file") {
+        return None;
+    }
+    let word = |word: &&str| match *word {
+        list if LISTS.contains(&list) => format!("{list}-add"),
+        other => other.to_owned(),
+    };
+    Some(option.iter().map(word).collect())
 }
 
 #[test]

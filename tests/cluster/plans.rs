@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::Result;
-use shoal_tests::lab::TestLab;
+use shoal_tests::{lab::TestLab, wait};
 
 use crate::stacks::write;
 
@@ -36,7 +36,7 @@ fn plans_and_deployments_read_the_same_and_agree_on_what_cannot_change() -> Resu
     assert_eq!(
         plan,
         format!(
-            "{made}+ service s_web\nPlan: 3 to create, 0 to update, 0 to remove, 0 unchanged\n"
+            "{made}+ service s_web\n    places: 1 of 1, 1 on n1\nPlan: 3 to create, 0 to update, 0 to remove, 0 unchanged\n"
         )
     );
     let plan = stack(&["plan", "--profile", "debug"], &["s"])?;
@@ -74,6 +74,79 @@ fn plans_and_deployments_read_the_same_and_agree_on_what_cannot_change() -> Resu
         let warning = "network s_default is there with another definition and stays as it is (Attachable: false → true)";
         assert!(said.contains(warning), "{verb}: {said}");
     }
+    lab.on("n1", &["stack", "rm", "s"])?;
+    Ok(())
+}
+
+const PLACES: &str = "
+x-common: &common {image: 'shoal-demo:latest', command: idle}
+services:
+  web: {<<: *common, deploy: {replicas: 3}}
+  far: {<<: *common, deploy: {replicas: 2, placement: {constraints: [node.hostname==n9]}}}
+  vast: {<<: *common, deploy: {resources: {reservations: {memory: 1000t}}}}
+  one-each: {<<: *common, deploy: {replicas: 2, placement: {max_replicas_per_node: 1}}}
+  agent: {<<: *common, deploy: {mode: global}}
+";
+
+#[test]
+fn a_plan_says_where_the_tasks_of_new_services_will_go_and_why_some_go_nowhere() -> Result<()> {
+    let lab = TestLab::up(2, 1)?;
+    lab.on("n1", &["node", "update", "--availability", "pause", "n2"])?;
+    let folder = tempfile::tempdir()?;
+    let file = write(folder.path(), "stack.yml", PLACES)?;
+    let plan = lab.on("n1", &["stack", "plan", "-c", &file, "s"])?;
+    // As it is said of tasks that wait, each node counts once.
+    let paused = "1 node not available for new tasks";
+    let nowhere = [
+        (
+            "s_far",
+            format!("{paused}; scheduling constraints not satisfied on 1 node"),
+        ),
+        (
+            "s_vast",
+            format!("{paused}; insufficient resources on 1 node"),
+        ),
+        (
+            "s_one-each",
+            format!("{paused}; max replicas per node limit exceed on 1 node"),
+        ),
+    ];
+    let [far, vast, one_each] = nowhere.each_ref().map(|(_, why)| why);
+    assert_eq!(
+        plan,
+        format!(
+            "Stack s\n+ network s_default\n\
+             + service s_agent\n    places: 1 of 2, 1 on n1 ({paused})\n\
+             + service s_far\n    places: 0 of 2 ({far})\n\
+             + service s_one-each\n    places: 1 of 2, 1 on n1 ({one_each})\n\
+             + service s_vast\n    places: 0 of 1 ({vast})\n\
+             + service s_web\n    places: 3 of 3, 3 on n1\n\
+             Plan: 6 to create, 0 to update, 0 to remove, 0 unchanged\n"
+        )
+    );
+
+    // That is what comes of it.
+    lab.on("n1", &["stack", "deploy", "-c", &file, "s"])?;
+    lab.wait_running("s_web", 3)?;
+    lab.wait_running("s_agent", 1)?;
+    for (service, why) in nowhere {
+        wait("a task that waits to say why", || {
+            let format = "{{.CurrentState}} {{.Error}}";
+            let words = ["service", "ps", "--no-trunc", "--format", format, service];
+            let seen = lab.on("n1", &words)?;
+            let is_it = |line: &str| {
+                line.starts_with("Pending") && line.contains(&format!("no suitable node ({why})"))
+            };
+            Ok(if seen.lines().any(is_it) {
+                Ok(())
+            } else {
+                Err(seen)
+            })
+        })?;
+    }
+    let plan = lab.on("n1", &["stack", "plan", "-c", &file, "s"])?;
+    let unchanged = "Stack s\nPlan: 0 to create, 0 to update, 0 to remove, 6 unchanged\n";
+    assert_eq!(plan, unchanged);
     lab.on("n1", &["stack", "rm", "s"])?;
     Ok(())
 }

@@ -51,3 +51,17 @@ pub struct WaitingTask {
     /// What it says itself.
     pub err: String,
 }
+
+/// Where the tasks of a service that is yet to be made would go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Foresight {
+    /// The service's name.
+    pub name: String,
+    /// Tasks that it would have; of a global service as many as there are nodes.
+    pub wanted: u64,
+    /// Tasks by hostname, in the order of the nodes' ids.
+    pub places: Vec<(String, u64)>,
+    /// Why not all of them have a place: each node counts once, by the first reason; empty if they have.
+    pub why: String,
+}

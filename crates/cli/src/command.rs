@@ -29,6 +29,7 @@ mod service_flags;
 mod service_logs;
 mod service_more;
 mod service_parts;
+mod service_pretty;
 mod service_update;
 mod stack;
 mod stats;

@@ -7,7 +7,7 @@ pub mod io;
 
 pub use crate::core::{
     control::{Decision, Intent, Spec},
-    scheduler::explain,
+    scheduler::{explain, foresee},
     state::{Event, State},
     validate::{Refusal, RefusalKind},
 };

@@ -3,9 +3,11 @@
 use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
+use shoal_api::Timestamp;
 
 use super::{
-    ListArgs, image, service_exec, service_flags, service_logs, service_more, service_update, task,
+    ListArgs, image, service_exec, service_flags, service_logs, service_more, service_pretty,
+    service_update, task,
 };
 use crate::{
     client::{Client, Target, is_not_found},
@@ -275,7 +277,9 @@ async fn inspect(args: Inspect, client: &Client) -> Result<()> {
         for name in &args.services {
             let target = Target::new("/services/{}", &[name]).arg("insertDefaults", true);
             let service = client.get(target).await?;
-            output::write(pretty(&service).as_bytes());
+            let networks = service_pretty::networks(&service, client).await;
+            let shown = service_pretty::pretty(&service, &networks, Timestamp::now());
+            output::write(shown.as_bytes());
         }
         return Ok(());
     }
@@ -288,110 +292,6 @@ async fn inspect(args: Inspect, client: &Client) -> Result<()> {
         },
     )
     .await
-}
-
-fn pretty(service: &Value) -> String {
-    let mut out = String::new();
-    let mut say = |indent: usize, name: &str, value: String| {
-        let line = format!("{}{name}:\t{value}", " ".repeat(indent));
-        out.push_str(line.trim_end());
-        out.push('\n');
-    };
-    let template = "/Spec/TaskTemplate";
-    let field = |pointer: &str| text(service, &format!("{template}{pointer}")).to_owned();
-    let duration = |value: &Value, pointer: &str| {
-        crate::flags::quantity::show_duration(number(value, pointer))
-    };
-    say(0, "ID", text(service, "/ID").to_owned());
-    say(0, "Name", text(service, "/Spec/Name").to_owned());
-    for (key, value) in crate::json::pairs(service, "/Spec/Labels") {
-        say(1, key, value.as_str().unwrap_or_default().to_owned());
-    }
-    say(0, "Service Mode", mode(service).to_owned());
-    if mode(service) == "replicated" {
-        say(
-            1,
-            "Replicas",
-            number(service, "/Spec/Mode/Replicated/Replicas").to_string(),
-        );
-    }
-    if let Some(status) = service
-        .get("UpdateStatus")
-        .filter(|status| !status.is_null())
-    {
-        say(0, "UpdateStatus", String::new());
-        say(1, "State", text(status, "/State").to_owned());
-        say(1, "Started", text(status, "/StartedAt").to_owned());
-        say(1, "Message", text(status, "/Message").to_owned());
-    }
-    for (name, title) in [
-        ("UpdateConfig", "UpdateConfig"),
-        ("RollbackConfig", "RollbackConfig"),
-    ] {
-        if let Some(config) = service
-            .pointer(&format!("/Spec/{name}"))
-            .filter(|config| !config.is_null())
-        {
-            say(0, title, String::new());
-            say(1, "Parallelism", number(config, "/Parallelism").to_string());
-            say(1, "Delay", duration(config, "/Delay"));
-            say(1, "On failure", text(config, "/FailureAction").to_owned());
-            say(1, "Monitoring Period", duration(config, "/Monitor"));
-            let ratio = config["MaxFailureRatio"].as_f64().unwrap_or_default();
-            say(1, "Max failure ratio", ratio.to_string());
-            say(1, "Update order", text(config, "/Order").to_owned());
-        }
-    }
-    say(0, "ContainerSpec", String::new());
-    say(1, "Image", field("/ContainerSpec/Image"));
-    let list = |pointer: &str| texts(service, &format!("{template}{pointer}"));
-    for (name, pointer) in [
-        ("Command", "/ContainerSpec/Command"),
-        ("Args", "/ContainerSpec/Args"),
-        ("Env", "/ContainerSpec/Env"),
-    ] {
-        let list = list(pointer);
-        if !list.is_empty() {
-            say(1, name, list.join(" "));
-        }
-    }
-    for mount in items(service, &format!("{template}/ContainerSpec/Mounts")) {
-        say(
-            1,
-            "Mount",
-            format!(
-                "{} -> {} ({})",
-                text(mount, "/Source"),
-                text(mount, "/Target"),
-                text(mount, "/Type")
-            ),
-        );
-    }
-    let constraints = list("/Placement/Constraints");
-    if !constraints.is_empty() {
-        say(0, "Placement", String::new());
-        say(1, "Constraints", format!("[{}]", constraints.join(" ")));
-    }
-    say(
-        0,
-        "Endpoint Mode",
-        text(service, "/Spec/EndpointSpec/Mode").to_owned(),
-    );
-    for port in items(service, "/Endpoint/Ports") {
-        say(
-            0,
-            "Port",
-            format!(
-                "{} -> {}/{} ({})",
-                number(port, "/PublishedPort"),
-                number(port, "/TargetPort"),
-                text(port, "/Protocol"),
-                text(port, "/PublishMode")
-            ),
-        );
-    }
-    out.push('\n');
-    out
 }
 
 async fn ps(args: Ps, client: &Client) -> Result<()> {

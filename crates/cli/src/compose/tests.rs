@@ -6,6 +6,7 @@ mod beyond;
 mod files;
 mod refused;
 mod spec;
+mod whole;
 
 fn settings() -> Settings<'static> {
     Settings {

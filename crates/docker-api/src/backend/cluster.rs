@@ -7,7 +7,7 @@ use shoal_api::{
     ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId,
     container::{Event, ExecSpec, LogLine, LogQuery},
     doctor,
-    explain::Explanation,
+    explain::{Explanation, Foresight},
     object::{Cluster, Config, Network, Node, Secret, Service, Task},
     spec::{Availability, ClusterSpec, ConfigSpec, NetworkSpec, NodeSpec, SecretSpec, ServiceSpec},
     stack::VolumesRemoved,
@@ -247,6 +247,15 @@ pub struct TaskExec {
     pub exit: watch::Receiver<Option<i32>>,
 }
 
+/// What became of services that were only looked at.
+#[derive(Debug)]
+pub struct ServicesChecked {
+    /// What would be refused, by the service's name.
+    pub refused: Vec<(String, ApiError)>,
+    /// Where the tasks of those that would be new would go.
+    pub foreseen: Vec<Foresight>,
+}
+
 /// The cluster. On a node that is no manager everything but [`ClusterBackend::swarm_info`], init, join, leave and
 /// unlock answers [`ApiError::no_swarm`], [`ApiError::not_a_manager`] or [`ApiError::swarm_locked`]; the routes check
 /// that by `swarm_info` before they call.
@@ -331,8 +340,8 @@ pub trait ClusterBackend: Send + Sync + 'static {
         spec: ServiceSpec,
         rollback: bool,
     ) -> ApiResult<Vec<String>>;
-    /// Says what would be refused if these services were made or updated one after the other, by name; nothing is.
-    async fn services_check(&self, _specs: Vec<ServiceSpec>) -> ApiResult<Vec<(String, ApiError)>> {
+    /// Says what would be if these services were made or updated one after the other; nothing is.
+    async fn services_check(&self, _specs: Vec<ServiceSpec>) -> ApiResult<ServicesChecked> {
         Err(ApiError::not_implemented("checking services"))
     }
     /// Removes it with its tasks.

@@ -34,12 +34,16 @@ pub(super) async fn answer(api: &Api, call: Call, path: &[&str]) -> ApiResult<Re
                     }
                 }
             }
-            refused.extend(api.cluster.services_check(specs).await?);
+            let checked = api.cluster.services_check(specs).await?;
+            refused.extend(checked.refused);
             let refused: Vec<Value> = refused
                 .into_iter()
                 .map(|(name, error)| json!({"Name": name, "Message": error.message}))
                 .collect();
-            Ok(reply::ok(&refused))
+            let foreseen = checked.foreseen;
+            Ok(reply::ok(
+                &json!({"Refused": refused, "Foreseen": foreseen}),
+            ))
         }
         ("GET", ["services", name, "explain"]) => {
             let service = find(api, name).await?;

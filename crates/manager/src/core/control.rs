@@ -33,7 +33,7 @@ pub use network::{create_network, remove_network};
 pub(super) use node::shut_out;
 pub use node::{node_leaves, remove_node, update_node};
 pub use service::{
-    check_services, create_service, remove_service, rollback_service, update_service,
+    Checked, check_services, create_service, remove_service, rollback_service, update_service,
 };
 pub use write::{Turn, Write};
 

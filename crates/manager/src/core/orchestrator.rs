@@ -26,6 +26,7 @@ use super::{
     state::{Event, State},
 };
 
+pub(super) use fleet::born;
 pub use fleet::is_dirty;
 pub use reap::Reaper;
 

@@ -8,6 +8,7 @@ mod class;
 pub mod constraint;
 mod explain;
 mod filter;
+mod foresee;
 mod ledger;
 mod rank;
 mod volumes;
@@ -28,6 +29,7 @@ use super::{
 };
 
 pub use explain::explain;
+pub use foresee::foresee;
 
 use filter::TaskNeeds;
 use ledger::{Ledger, Slot};

@@ -18,13 +18,13 @@ use shoal_api::{
 use shoal_ca::UnlockKey;
 use shoal_docker_api::backend::{
     ApiError, ApiResult, ClusterBackend, ClusterRestore, CreatedService, ItemStream, LocalNetwork,
-    LocalNodeState, LogSelection, ManagerView, NodeView, RemoteManager, Rotations, SwarmInfo,
-    SwarmInit, SwarmJoin, SwarmView, TaskExec, TaskLogLine, TaskSelection,
+    LocalNodeState, LogSelection, ManagerView, NodeView, RemoteManager, Rotations, ServicesChecked,
+    SwarmInfo, SwarmInit, SwarmJoin, SwarmView, TaskExec, TaskLogLine, TaskSelection,
 };
 use shoal_manager::{
     Intent, Manager, Refusal, Spec, State, WriteError,
     core::{control::check_services, dispatch::seen, orchestrator::is_dirty, reconcile::Ctx},
-    explain,
+    explain, foresee,
     io::store::Notice,
 };
 
@@ -474,17 +474,20 @@ impl ClusterBackend for ClusterNode {
             .ok_or_else(|| ApiError::not_found(format!("service {id} not found")))
     }
 
-    async fn services_check(&self, specs: Vec<ServiceSpec>) -> ApiResult<Vec<(String, ApiError)>> {
+    async fn services_check(&self, specs: Vec<ServiceSpec>) -> ApiResult<ServicesChecked> {
         let state = self.latest().await?;
         let mut cx = Ctx {
             now: Timestamp::now(),
             ids: &mut RandomIds,
         };
-        let refusals = check_services(&state, &mut cx, specs);
-        let refusals = refusals.into_iter();
-        Ok(refusals
-            .map(|(name, refusal)| (name, refused(&refusal)))
-            .collect())
+        let checked = check_services(&state, &mut cx, specs);
+        let refused_ones = checked.refused.into_iter();
+        Ok(ServicesChecked {
+            foreseen: foresee(&checked.state, &checked.made, &mut cx),
+            refused: refused_ones
+                .map(|(name, refusal)| (name, refused(&refusal)))
+                .collect(),
+        })
     }
 
     async fn service_remove(&self, id: &ServiceId) -> ApiResult<()> {

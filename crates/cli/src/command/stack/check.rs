@@ -151,7 +151,8 @@ fn network_differences(found: &Value, wanted: &Value) -> Vec<String> {
     differences
 }
 
-/// Has the managers look at the services as they would be, and refuses what they would.
+/// Has the managers look at the services as they would be, and refuses what they would. Returns where the tasks of new ones
+/// would go.
 ///
 /// What the stack is yet to make is left out of the services: that it will be there has been checked with the files. A
 /// daemon that cannot be asked says no when its turn comes.
@@ -160,7 +161,7 @@ pub(super) async fn services(
     ids: &Ids,
     known: &Known,
     client: &Client,
-) -> Result<()> {
+) -> Result<Vec<Value>> {
     let mut asked = Vec::new();
     for spec in services {
         let mut spec = spec.clone();
@@ -169,12 +170,12 @@ pub(super) async fn services(
         asked.push(spec);
     }
     let target = Target::new("/shoal/services/check", &[]);
-    let refused = match client.post(target, Value::from(asked)).await {
-        Err(error) if is_not_found(&error) => return Ok(()),
+    let said = match client.post(target, Value::from(asked)).await {
+        Err(error) if is_not_found(&error) => return Ok(Vec::new()),
         answer => answer?,
     };
     let mut errors = Vec::new();
-    for one in items(&refused, "") {
+    for one in items(&said, "/Refused") {
         errors.push(format!(
             "service {} is refused: {}",
             text(one, "/Name"),
@@ -182,7 +183,7 @@ pub(super) async fn services(
         ));
     }
     if errors.is_empty() {
-        return Ok(());
+        return Ok(items(&said, "/Foreseen").to_vec());
     }
     bail!("{}", errors.join("\n"))
 }

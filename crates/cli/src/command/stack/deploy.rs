@@ -177,14 +177,22 @@ impl Plan {
             }
         }
         let ids = known_ids(&stack, &known);
-        check::services(&stack.services, &ids, &known, client).await?;
-        let mut names = Vec::new();
+        // As they would be made: an image says for which platforms it is.
+        let (mut specs, mut found) = (Vec::new(), Vec::new());
         for spec in stack.services {
-            let name = text(&spec, "/Name").to_owned();
-            let (spec, found) = self.shape.finish(spec, &known, &ids, client).await?;
-            let action = match found {
-                None => Action::Create,
-                Some(found) => match plan::differences(&found["Spec"], &spec) {
+            let (spec, before) = self.shape.finish(spec, &known, &ids, client).await?;
+            specs.push(spec);
+            found.push(before);
+        }
+        let foreseen = check::services(&specs, &ids, &known, client).await?;
+        let mut names = Vec::new();
+        for (spec, before) in specs.iter().zip(found) {
+            let name = text(spec, "/Name").to_owned();
+            let place = foreseen.iter().find(|one| text(one, "/Name") == name);
+            let action = match (before, place) {
+                (None, None) => Action::Create,
+                (None, Some(place)) => Action::Place(plan::places(place)),
+                (Some(before), _) => match plan::differences(&before["Spec"], spec) {
                     none if none.is_empty() => Action::Unchanged,
                     some => Action::Update(some),
                 },

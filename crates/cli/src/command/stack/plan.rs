@@ -4,12 +4,14 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
-use crate::json::significant;
+use crate::json::{items, number, significant, text};
 
 /// What happens to one object.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Action {
     Create,
+    /// A service, with where its tasks would go.
+    Place(String),
     Update(Vec<Difference>),
     Unchanged,
     Remove,
@@ -61,6 +63,10 @@ pub(super) fn show(stack: &str, steps: &[Step]) -> String {
                 created += 1;
                 out.push_str(&format!("+ {kind} {name}\n"));
             }
+            Action::Place(places) => {
+                created += 1;
+                out.push_str(&format!("+ {kind} {name}\n    {places}\n"));
+            }
             Action::Update(differences) => {
                 updated += 1;
                 out.push_str(&format!("~ {kind} {name}\n"));
@@ -78,6 +84,34 @@ pub(super) fn show(stack: &str, steps: &[Step]) -> String {
     out.push_str(&format!(
         "Plan: {created} to create, {updated} to update, {removed} to remove, {kept} unchanged\n"
     ));
+    out
+}
+
+/// Hosts of a service that are named; the others are counted.
+const HOSTS_MAX: usize = 8;
+
+/// Where the tasks of a new service would go, as the managers foresee it.
+pub(super) fn places(foreseen: &Value) -> String {
+    let wanted = number(foreseen, "/Wanted");
+    let places = items(foreseen, "/Places");
+    let tasks = |place: &Value| number(place, "/1");
+    let placed: i64 = places.iter().map(tasks).sum();
+    let hosts = places.iter().take(HOSTS_MAX);
+    let mut hosts: Vec<String> = hosts
+        .map(|place| format!("{} on {}", tasks(place), text(place, "/0")))
+        .collect();
+    if places.len() > HOSTS_MAX {
+        let rest: i64 = places[HOSTS_MAX..].iter().map(tasks).sum();
+        hosts.push(format!("{rest} on {} more", places.len() - HOSTS_MAX));
+    }
+    let mut out = format!("places: {placed} of {wanted}");
+    if !hosts.is_empty() {
+        out.push_str(&format!(", {}", hosts.join(", ")));
+    }
+    let why = text(foreseen, "/Why");
+    if !why.is_empty() {
+        out.push_str(&format!(" ({why})"));
+    }
     out
 }
 
@@ -223,13 +257,22 @@ mod tests {
         let steps = [
             step("network", "demo_default", Action::Create),
             step("service", "demo_web", Action::Update(vec![change])),
+            step(
+                "service",
+                "demo_new",
+                Action::Place(places(&json!({
+                    "Name": "demo_new", "Wanted": 4, "Places": [["n1", 2], ["n2", 1]],
+                    "Why": "insufficient resources on 2 nodes; 1 node not available for new tasks",
+                }))),
+            ),
             step("service", "demo_db", Action::Unchanged),
             step("service", "demo_old", Action::Remove),
         ];
         assert_eq!(
             show("demo", &steps),
-            "Stack demo\n+ network demo_default\n~ service demo_web\n    Mode.Replicated.Replicas: 3 → 5\n- service demo_old\n\
-             Plan: 1 to create, 1 to update, 1 to remove, 1 unchanged\n"
+            "Stack demo\n+ network demo_default\n~ service demo_web\n    Mode.Replicated.Replicas: 3 → 5\n+ service demo_new\n    \
+             places: 3 of 4, 2 on n1, 1 on n2 (insufficient resources on 2 nodes; 1 node not available for new tasks)\n\
+             - service demo_old\nPlan: 2 to create, 1 to update, 1 to remove, 1 unchanged\n"
         );
     }
 }

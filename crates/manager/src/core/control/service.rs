@@ -153,35 +153,50 @@ fn revision(service: &Service, number: u64) -> Result<(Arc<ServiceSpec>, u64), R
     }))
 }
 
-/// Says what would be refused if these services were made or updated one after the other, by name; nothing is.
-pub fn check_services(
-    state: &State,
-    cx: &mut Ctx<'_>,
-    specs: Vec<ServiceSpec>,
-) -> Vec<(String, Refusal)> {
-    let mut scratch = state.clone();
-    let mut refused = Vec::new();
+/// What became of services that were only looked at.
+#[derive(Debug)]
+pub struct Checked {
+    /// By name, why those that are not possible would be refused.
+    pub refused: Vec<(String, Refusal)>,
+    /// The state as it would be with all others.
+    pub state: State,
+    /// Services that would be new in it.
+    pub made: Vec<ServiceId>,
+}
+
+/// Makes or updates these services one after the other in a copy of the state.
+pub fn check_services(state: &State, cx: &mut Ctx<'_>, specs: Vec<ServiceSpec>) -> Checked {
+    let mut checked = Checked {
+        refused: Vec::new(),
+        state: state.clone(),
+        made: Vec::new(),
+    };
+    let scratch = &mut checked.state;
     for spec in specs {
         let name = spec.annotations.name.clone();
         let old = match scratch.named(Kind::Service, &name) {
             Some(ObjectKey::Service(id)) => scratch.service(id).cloned(),
             _ => None,
         };
+        let is_new = old.is_none();
         let decided = match old {
-            Some(old) => update_service(&scratch, cx, &old.id, old.meta.version, spec),
-            None => create_service(&scratch, cx, spec),
+            Some(old) => update_service(scratch, cx, &old.id, old.meta.version, spec),
+            None => create_service(scratch, cx, spec),
         };
         let applied = decided.and_then(|decision| {
             let index = scratch.index() + 1;
             let applied = scratch.apply(index, &decision.batch);
             applied.map_err(Refusal::from)?;
-            release(&mut scratch, cx, &decision.key)
+            release(scratch, cx, &decision.key)?;
+            Ok(decision.key)
         });
-        if let Err(refusal) = applied {
-            refused.push((name, refusal));
+        match applied {
+            Ok(ObjectKey::Service(id)) if is_new => checked.made.push(id),
+            Ok(_) => {}
+            Err(refusal) => checked.refused.push((name, refusal)),
         }
     }
-    refused
+    checked
 }
 
 /// Gives back what a service was given for an earlier spec, as the allocator does before anybody can ask for it.

@@ -155,51 +155,21 @@ impl<'a, 'c> Fleet<'a, 'c> {
     pub(super) fn create(&mut self, slot: &SlotKey, birth: Birth) {
         let service = self.service;
         let spec = self.state.task_spec(&service.id, service.spec_version);
-        let task = Task {
-            id: self.cx.ids.next(),
-            meta: shoal_api::object::Meta {
-                version: 0,
-                created_at: self.now,
-                updated_at: self.now,
-            },
-            service: service.id.clone(),
-            slot: match slot {
-                SlotKey::Number(number) => *number,
-                SlotKey::Node(_) => 0,
-            },
-            node: match slot {
-                SlotKey::Number(_) => None,
-                SlotKey::Node(node) => Some(node.clone()),
-            },
-            spec_version: service.spec_version,
-            spec: spec
-                .cloned()
-                .unwrap_or_else(|| Arc::new(service.spec.task.clone())),
-            service_name: service.spec.annotations.name.as_str().into(),
-            service_labels: if names_labels(&service.spec.task.container) {
-                service.spec.annotations.labels.clone()
-            } else {
-                Labels::new()
-            },
-            desired_state: if self.gate.is_open() {
-                birth.desired
-            } else {
-                TaskState::Ready
-            },
-            status: TaskStatus {
-                state: TaskState::New,
-                at: self.now,
-                message: "created".into(),
-                ..TaskStatus::default()
-            },
-            networks: Vec::new(),
-            ports: Vec::new(),
-            attempts: birth.attempts,
-            start_after: birth.start_after,
-            job_iteration: service.job.map(|job| job.iteration),
-            drained: false,
-            assigned: None,
+        let spec = spec
+            .cloned()
+            .unwrap_or_else(|| Arc::new(service.spec.task.clone()));
+        let mut task = born(service, spec, self.cx);
+        match slot {
+            SlotKey::Number(number) => task.slot = *number,
+            SlotKey::Node(node) => task.node = Some(node.clone()),
+        }
+        task.desired_state = if self.gate.is_open() {
+            birth.desired
+        } else {
+            TaskState::Ready
         };
+        task.attempts = birth.attempts;
+        task.start_after = birth.start_after;
         self.created += 1;
         let entry = Entry {
             task: Arc::new(task),
@@ -380,6 +350,44 @@ impl Birth {
 
 fn age(task: &Task) -> (Timestamp, u64, &TaskId) {
     (task.meta.created_at, task.attempts, &task.id)
+}
+
+/// A task of a service as it is now, in no slot yet and meant to run.
+pub(in crate::core) fn born(service: &Service, spec: Arc<TaskSpec>, cx: &mut Ctx<'_>) -> Task {
+    let labels = if names_labels(&service.spec.task.container) {
+        service.spec.annotations.labels.clone()
+    } else {
+        Labels::new()
+    };
+    Task {
+        id: cx.ids.next(),
+        meta: shoal_api::object::Meta {
+            version: 0,
+            created_at: cx.now,
+            updated_at: cx.now,
+        },
+        service: service.id.clone(),
+        slot: 0,
+        node: None,
+        spec_version: service.spec_version,
+        spec,
+        service_name: service.spec.annotations.name.as_str().into(),
+        service_labels: labels,
+        desired_state: TaskState::Running,
+        status: TaskStatus {
+            state: TaskState::New,
+            at: cx.now,
+            message: "created".into(),
+            ..TaskStatus::default()
+        },
+        networks: Vec::new(),
+        ports: Vec::new(),
+        attempts: 0,
+        start_after: None,
+        job_iteration: service.job.map(|job| job.iteration),
+        drained: false,
+        assigned: None,
+    }
 }
 
 /// Whether a task differs from its service's spec in a way that only a replacement mends.

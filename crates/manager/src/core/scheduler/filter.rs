@@ -479,8 +479,18 @@ pub(super) fn has_room(task: &TaskNeeds, ledger: &Ledger, slot: Slot) -> bool {
         && Volumes.check(task, &node)
 }
 
-/// Says why no node can run a task: each node counts once, the most frequent reason comes first.
+/// Says why no node can run a task.
 pub(super) fn explain_all(task: &TaskNeeds, ledger: &Ledger) -> String {
+    let reasons = counts(task, ledger);
+    if reasons.is_empty() {
+        "no suitable node".to_owned()
+    } else {
+        format!("no suitable node ({reasons})")
+    }
+}
+
+/// What speaks against nodes: each one counts once, the most frequent reason comes first.
+pub(super) fn counts(task: &TaskNeeds, ledger: &Ledger) -> String {
     let mut failed = [0usize; FILTERS.len()];
     for (slot, _) in ledger.iter() {
         let node = candidate(ledger, slot);
@@ -495,9 +505,5 @@ pub(super) fn explain_all(task: &TaskNeeds, ledger: &Ledger) -> String {
         .into_iter()
         .map(|(place, nodes)| FILTERS[place].explain(nodes))
         .collect();
-    if reasons.is_empty() {
-        "no suitable node".to_owned()
-    } else {
-        format!("no suitable node ({})", reasons.join("; "))
-    }
+    reasons.join("; ")
 }

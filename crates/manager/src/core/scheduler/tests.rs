@@ -1,5 +1,6 @@
 //! Where tasks go, and why they go nowhere.
 
+mod foresight;
 mod possessions;
 
 use std::time::Duration;

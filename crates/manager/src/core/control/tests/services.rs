@@ -336,7 +336,7 @@ fn services_are_checked_together_and_nothing_is_made() {
         published("two", 80),
         service("two", 1),
     ];
-    let refused = check_services(&state, &mut world.cx(), specs);
+    let refused = check_services(&state, &mut world.cx(), specs).refused;
     let refused: Vec<_> = refused
         .iter()
         .map(|(name, refusal)| format!("{name}: {}", refusal.text))
