@@ -16,8 +16,6 @@ use crate::core::limits;
 
 mod make;
 
-pub use make::MakeError;
-
 /// How often a group that still has dying processes in it is tried again, with pauses that double from 5 ms.
 const REMOVE_ATTEMPTS: u32 = 8;
 

@@ -18,7 +18,7 @@ const CONTROLLERS: &[&str] = &["cpuset", "cpu", "io", "memory", "pids"];
 
 /// Why a container's groups could not be made.
 #[derive(Debug, thiserror::Error)]
-pub enum MakeError {
+pub(in crate::io) enum MakeError {
     #[error("cannot make the control group {}: {source}", path.display())]
     Group { path: PathBuf, source: io::Error },
     #[error("cannot set {file} to {value:?}: {source}")]

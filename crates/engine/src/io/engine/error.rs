@@ -78,7 +78,7 @@ pub enum EngineError {
     #[error("no container can run on this host: {0}")]
     SelfTest(String),
     #[error("failed to start container: {0}")]
-    Groups(#[from] crate::io::cgroup::MakeError),
+    Groups(String),
     #[error("cannot {action} {}", path.display())]
     Io {
         action: &'static str,

@@ -180,7 +180,8 @@ impl Engine {
         let group = self.group_of(record);
         let limits = &spec.host.resources;
         let cgroups = &self.inner.cgroups;
-        cgroups.make(&group, limits, &throttles(host)?, &rules)?;
+        let made = cgroups.make(&group, limits, &throttles(host)?, &rules);
+        made.map_err(|err| EngineError::Groups(err.to_string()))?;
         let launch = Launch {
             spec: oci,
             user: spec.user.clone().unwrap_or_default(),
