@@ -70,7 +70,15 @@ pub fn program(rules: &[LinuxDeviceCgroup]) -> Vec<Instruction> {
         instruction(LOAD, MINOR, QUESTION, 8, 0),
     ];
     for rule in rules.iter().rev() {
-        program.extend(answer_by(rule));
+        let code = answer_by(rule);
+        let is_about_all = !code
+            .iter()
+            .any(|one| matches!(one.code, UNLESS | UNLESS_SAME));
+        program.extend(code);
+        // The kernel refuses what is never reached.
+        if is_about_all {
+            return program;
+        }
     }
     program.extend(answer(false));
     program
@@ -174,5 +182,9 @@ mod tests {
         let denied = program(&rules);
         assert!(!ask(&denied, CHAR, write, 1, 3) && ask(&denied, CHAR, read, 1, 3));
         assert!(!ask(&program(&[]), CHAR, read, 1, 3));
+        // Nothing stands behind a rule about everything.
+        let mut all = parse_rule("a *:* rwm").expect("a rule");
+        all.set_allow(false);
+        assert_eq!(program(&[rules[0].clone(), all]), program(&[]));
     }
 }
