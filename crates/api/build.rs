@@ -24,6 +24,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .btree_map(".")
         // Shared among the agents that are sent them.
         .bytes(".shoal.v1.AssignmentsMessage")
+        // An object takes as much room as the largest kind, and is passed on a dozen times on its way.
+        .boxed(".shoal.v1.Object.kind.node")
+        .boxed(".shoal.v1.Object.kind.service")
+        .boxed(".shoal.v1.Object.kind.task")
+        .boxed(".shoal.v1.Object.kind.network")
+        .boxed(".shoal.v1.Object.kind.cluster")
+        .boxed(".shoal.v1.Spec.kind.service")
+        .boxed(".shoal.v1.Spec.kind.cluster")
         // Their fields are secrets, which no log may show; `wire.rs` writes these by hand.
         .skip_debug([
             ".shoal.v1.SecretSpec",

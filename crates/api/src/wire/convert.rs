@@ -54,6 +54,20 @@ pub(super) trait Field<W>: Sized {
     fn from_wire(wire: W) -> Result<Self, DecodeError>;
 }
 
+/// Messages that stand beside the one that they are part of, because they are large.
+macro_rules! boxed {
+    ($($name:ident),*) => {$(
+        impl Field<Box<wire::$name>> for $name {
+            fn to_wire(&self) -> Box<wire::$name> {
+                Box::new(self.to_wire())
+            }
+            fn from_wire(wire: Box<wire::$name>) -> Result<Self, DecodeError> {
+                Self::from_wire(*wire)
+            }
+        }
+    )*};
+}
+
 /// Field by field, same names on both sides; forgetting one does not compile.
 macro_rules! messages {
     ($($name:ident { $($field:ident),* $(,)? })*) => {$(
@@ -147,7 +161,7 @@ macro_rules! oneof {
     };
 }
 
-use {bridge, enums, messages, oneof};
+use {boxed, bridge, enums, messages, oneof};
 
 macro_rules! verbatim {
     ($($kind:ty),*) => {$(

@@ -531,6 +531,9 @@ impl Desk {
     pub(crate) async fn require_leader(&self) -> Result<(), Status> {
         let own = self.store.raft().raft_id();
         let mut leadership = self.store.raft().leadership();
+        if leadership.borrow().is_leader {
+            return Ok(());
+        }
         let settled = leadership
             .wait_for(|now| now.is_leader || now.leader.is_some_and(|leader| leader != own));
         match tokio::time::timeout(ELECTION_TIMEOUT, settled).await {

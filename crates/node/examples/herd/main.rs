@@ -16,6 +16,9 @@ mod manager;
 mod program;
 mod puts;
 
+// The managers of the product have its allocator.
+use shoal_node as _;
+
 use anyhow::{Context, Result, bail};
 use rustix::process::{Resource, getrlimit, setrlimit};
 

@@ -1,6 +1,6 @@
 //! Objects, their names, and the changes of them.
 
-use super::{DecodeError, Field, bridge, enums, messages, oneof};
+use super::{DecodeError, Field, boxed, bridge, enums, messages, oneof};
 use crate::{
     Actor, TaskState,
     object::{
@@ -61,6 +61,7 @@ messages! {
     Wishes { forgotten, granted }
 }
 
+boxed!(Node, Service, Task, Network, Cluster);
 oneof!(Object in object { Node, Service, Task, Network, Secret, Config, Cluster });
 oneof!(ObjectKey in object_key {
     Node, Service, Task, Network, Secret, Config; Cluster => TheCluster

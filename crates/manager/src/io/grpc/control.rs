@@ -226,11 +226,11 @@ impl From<&Spec> for wire::Spec {
     fn from(spec: &Spec) -> Self {
         let kind = match spec {
             Spec::Node(spec) => Kind::Node(spec.into()),
-            Spec::Service(spec) => Kind::Service(spec.as_ref().into()),
+            Spec::Service(spec) => Kind::Service(Box::new(spec.as_ref().into())),
             Spec::Network(spec) => Kind::Network(spec.into()),
             Spec::Secret(spec) => Kind::Secret(spec.into()),
             Spec::Config(spec) => Kind::Config(spec.into()),
-            Spec::Cluster(spec) => Kind::Cluster(spec.into()),
+            Spec::Cluster(spec) => Kind::Cluster(Box::new(spec.into())),
         };
         Self { kind: Some(kind) }
     }
@@ -242,11 +242,11 @@ impl TryFrom<wire::Spec> for Spec {
     fn try_from(spec: wire::Spec) -> Result<Self, DecodeError> {
         Ok(match spec.kind.ok_or_else(|| missing("Spec", "kind"))? {
             Kind::Node(spec) => Self::Node(spec.try_into()?),
-            Kind::Service(spec) => Self::Service(Box::new(spec.try_into()?)),
+            Kind::Service(spec) => Self::Service(Box::new((*spec).try_into()?)),
             Kind::Network(spec) => Self::Network(spec.try_into()?),
             Kind::Secret(spec) => Self::Secret(spec.try_into()?),
             Kind::Config(spec) => Self::Config(spec.try_into()?),
-            Kind::Cluster(spec) => Self::Cluster(spec.try_into()?),
+            Kind::Cluster(spec) => Self::Cluster((*spec).try_into()?),
         })
     }
 }
