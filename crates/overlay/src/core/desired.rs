@@ -508,6 +508,11 @@ impl Cx<'_> {
                 Some((naming::endpoint_port(task), address))
             });
         let local: Vec<(String, IpAddr)> = local.collect();
+        let services = slice.services.values();
+        let mut vips = services.flat_map(|service| &service.vips);
+        let is_plain = !slice.ingress && !vips.any(|vip| Family::of(*vip) == family);
+        let mut subnets = slice.subnets.iter().map(|subnet| subnet.range);
+        let plain = subnets.find(|subnet| is_plain && subnet.contains(&gateway));
         let mut table = ruleset::router(
             &self.params.prefix,
             &ruleset::Router {
@@ -515,6 +520,7 @@ impl Cx<'_> {
                 ingress: slice.ingress,
                 ipvs: self.params.ipvs.is_some(),
                 source_hash: self.params.source_hash,
+                plain,
                 gateway,
                 peers: &peers,
                 local: &local,

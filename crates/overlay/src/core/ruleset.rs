@@ -92,6 +92,9 @@ pub struct Router<'a> {
     pub ipvs: bool,
     /// Whether the kernel can draw slots by the client's address.
     pub source_hash: bool,
+    /// The network, if nothing of it is asked by another address than its own: then its endpoints reach one another without a
+    /// record of their connections, which costs a stream some tenth of its rate.
+    pub plain: Option<IpNet>,
     /// Gateway address: the source that a task sees when it reaches itself through a virtual address.
     pub gateway: IpAddr,
     /// The other nodes' underlay addresses.
@@ -131,11 +134,7 @@ pub fn router(name: &str, router: &Router<'_>) -> Table {
         let lookup = vec![destination(family, 0), Expr::VerdictMap(0, VIP.into())];
         dnat.push(rule("virtual address to its slots", lookup));
     }
-    let by_stranger = vec![source_mac(0), Expr::NotInSet(0, "peers".into()), Expr::Drop];
-    let mut entry = vec![rule(
-        "only nodes of this cluster",
-        [came_by(VXLAN), by_stranger].concat(),
-    )];
+    let mut entry = Vec::new();
     if router.ingress {
         let proto_port = [Part::Protocol, Part::Port];
         if router.ipvs {
@@ -204,9 +203,11 @@ pub fn router(name: &str, router: &Router<'_>) -> Table {
     ];
     let itself = [rewritten, itself].concat();
     let out = [leaves_by(UPLINK), vec![Expr::Masquerade]].concat();
+    if !entry.is_empty() {
+        table.chain("entry", Some(ENTRY), entry);
+    }
     table
-        .chain("raw", Some(RAW), vec![only_own_source(family)])
-        .chain("entry", Some(ENTRY), entry)
+        .chain("raw", Some(RAW), first(router))
         .chain("prerouting", Some(PRE_NAT), dnat)
         .chain(
             "postrouting",
@@ -237,6 +238,38 @@ fn published_by(family: Family) -> &'static [&'static str] {
         Family::V4 => &[UPLINK],
         Family::V6 => &[UPLINK, LOOPBACK6],
     }
+}
+
+/// Who may send at all, and what needs no record.
+fn first(router: &Router<'_>) -> Vec<RuleText> {
+    let family = router.family;
+    let by_peer = [came_by(VXLAN), vec![source_mac(0)]].concat();
+    let unrecorded = vec![Expr::Notrack, Expr::Accept];
+    let mut rules = Vec::new();
+    if let Some(network) = router.plain {
+        let of_peer = vec![Expr::InSet(0, "peers".into())];
+        let to_endpoint = net(family, End::Destination, network);
+        let of_container = vec![
+            Expr::Meta(Meta::InName, 0),
+            source(family, 4),
+            Expr::InSet(0, "sources".into()),
+        ];
+        rules.push(rule(
+            "what comes from another node's containers",
+            [by_peer.clone(), of_peer, unrecorded.clone()].concat(),
+        ));
+        rules.push(rule(
+            "what one container sends another",
+            [of_container, to_endpoint, unrecorded].concat(),
+        ));
+    }
+    let by_stranger = vec![Expr::NotInSet(0, "peers".into()), Expr::Drop];
+    rules.push(rule(
+        "only nodes of this cluster",
+        [by_peer, by_stranger].concat(),
+    ));
+    rules.push(only_own_source(family));
+    rules
 }
 
 /// A container sends from its own address and from no other's.

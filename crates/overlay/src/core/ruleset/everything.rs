@@ -20,6 +20,7 @@ pub fn everything(family: Family, name: &str) -> Table {
             ingress: true,
             ipvs: false,
             source_hash: false,
+            plain: Some(IpNet::new_assert(none, 8)),
             gateway: none,
             peers: &[],
             local: &[],
