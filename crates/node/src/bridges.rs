@@ -361,9 +361,12 @@ impl Bridges {
         endpoint: &Endpoint,
     ) -> Result<(), BridgesError> {
         let (netns, attachment) = (member.netns.clone(), endpoint.attachment.clone());
+        let mut endpoints = member.endpoints.iter();
+        let place = endpoints.position(|other| other.id == endpoint.id);
+        let place = place.unwrap_or(member.endpoints.len());
         Ok(self
             .kernel
-            .attach(member.container.as_str(), netns, attachment)
+            .attach(member.container.as_str(), netns, attachment, place)
             .await?)
     }
 
@@ -512,7 +515,7 @@ impl Bridges {
                 published: Vec::new(),
                 exposed: BTreeSet::new(),
             });
-        member.endpoints.push(endpoint.clone());
+        member.insert(endpoint.clone());
         let joined = match self.files.save_member(&member) {
             Ok(()) => self.attach_endpoint(&member, &endpoint).await,
             Err(error) => Err(error),
@@ -577,7 +580,7 @@ impl Bridges {
             };
         }
         self.kernel
-            .detach(container.as_str(), Some(&network.id))
+            .detach(container.as_str(), member.netns.clone(), &network.id)
             .await?;
         state.release(&endpoint);
         self.files.save_member(&member)?;
