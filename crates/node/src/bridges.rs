@@ -361,9 +361,7 @@ impl Bridges {
         endpoint: &Endpoint,
     ) -> Result<(), BridgesError> {
         let (netns, attachment) = (member.netns.clone(), endpoint.attachment.clone());
-        let mut endpoints = member.endpoints.iter();
-        let place = endpoints.position(|other| other.id == endpoint.id);
-        let place = place.unwrap_or(member.endpoints.len());
+        let place = member.rank(endpoint);
         Ok(self
             .kernel
             .attach(member.container.as_str(), netns, attachment, place)

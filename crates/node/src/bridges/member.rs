@@ -79,6 +79,13 @@ impl Member {
             .insert(place.unwrap_or(self.endpoints.len()), endpoint);
     }
 
+    /// The place of an endpoint among all of them.
+    pub(super) fn rank(&self, endpoint: &Endpoint) -> usize {
+        let mut all = self.endpoints.iter();
+        let place = all.position(|other| other.id == endpoint.id);
+        place.unwrap_or(self.endpoints.len())
+    }
+
     /// The endpoint in a network, by its id.
     pub(super) fn endpoint(&self, network: &str) -> Option<&Endpoint> {
         self.endpoints
