@@ -28,6 +28,7 @@ mod refusals;
 mod scenarios;
 mod services;
 mod stack;
+mod stack_keys;
 mod stacks;
 mod underlay;
 mod updates;

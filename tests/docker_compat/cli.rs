@@ -69,10 +69,19 @@ fn drive(lab: &TestLab, script: &str, words: &[&Path]) -> Result<()> {
 fn a_hundred_commands_do_what_they_do_with_docker() -> Result<()> {
     let lab = host(&[])?;
     let commands = scripts().join("commands.txt");
-    drive(&lab, "commands.py", &[&program(), &commands])?;
+    let drive = |client: &Path| -> Result<()> {
+        drive(&lab, "commands.py", &[client, &commands])?;
+        // What they made they have removed.
+        let socket = lab.docker_host("n1");
+        let row = "{{.Names}} {{.Image}} {{.Command}} {{.Status}}";
+        let words = ["-H", &socket, "ps", "-a", "--no-trunc", "--format", row];
+        assert_eq!(lab.shoal(&words)?, "", "{}", client.display());
+        Ok(())
+    };
+    drive(&program())?;
     // The file tells the truth about docker, too.
     if there_is_a_client() {
-        drive(&lab, "commands.py", &[Path::new("docker"), &commands])?;
+        drive(Path::new("docker"))?;
     }
     Ok(())
 }

@@ -202,8 +202,32 @@ fn published_ports_of_every_form_are_reached() -> Result<()> {
     let told: serde_json::Value = serde_json::from_str(&told)?;
     assert_eq!(told["IPAMConfig"]["LinkLocalIPs"][0], "169.254.7.7");
     assert_eq!(told["GwPriority"], 9);
+
+    // The highest priority has the way out, from the moment that it is there until it goes.
+    let way_out = || -> Result<String> {
+        let routes = shoal.said("exec many ip route")?;
+        let ways: Vec<&str> = routes
+            .lines()
+            .filter(|line| line.starts_with("default"))
+            .map(str::trim)
+            .collect();
+        Ok(ways.join("\n"))
+    };
+    assert_eq!(way_out()?, "default via 10.223.0.1 dev side0 onlink");
     shoal.said("network disconnect other many")?;
+    let first = way_out()?;
+    assert!(first.contains(" dev eth0 "), "{first}");
     shoal.said("network connect other many")?;
+    assert_eq!(way_out()?, first);
+    shoal.said("network disconnect other many")?;
+    shoal.said("network connect --gw-priority -1 other many")?;
+    assert_eq!(way_out()?, first);
+    // Without the one before the next one has it.
+    shoal.said("network disconnect fixed many")?;
+    let last = way_out()?;
+    assert!(last.contains("default via 10.223.0.1 dev "), "{last}");
+    shoal.said("network connect fixed many")?;
+    assert_eq!(way_out()?, first);
     shoal.said("stop -t 0 many")?;
     shoal.said("network disconnect -f other many")?;
     shoal.said("network rm other")?;

@@ -361,9 +361,10 @@ impl Bridges {
         endpoint: &Endpoint,
     ) -> Result<(), BridgesError> {
         let (netns, attachment) = (member.netns.clone(), endpoint.attachment.clone());
+        let place = member.rank(endpoint);
         Ok(self
             .kernel
-            .attach(member.container.as_str(), netns, attachment)
+            .attach(member.container.as_str(), netns, attachment, place)
             .await?)
     }
 
@@ -512,7 +513,7 @@ impl Bridges {
                 published: Vec::new(),
                 exposed: BTreeSet::new(),
             });
-        member.endpoints.push(endpoint.clone());
+        member.insert(endpoint.clone());
         let joined = match self.files.save_member(&member) {
             Ok(()) => self.attach_endpoint(&member, &endpoint).await,
             Err(error) => Err(error),
@@ -577,7 +578,7 @@ impl Bridges {
             };
         }
         self.kernel
-            .detach(container.as_str(), Some(&network.id))
+            .detach(container.as_str(), member.netns.clone(), &network.id)
             .await?;
         state.release(&endpoint);
         self.files.save_member(&member)?;

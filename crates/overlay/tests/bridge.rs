@@ -55,7 +55,7 @@ async fn attach(lab: &Lab, bridges: &Bridges, container: &str, n: u8, last: u8) 
         link_local: Vec::new(),
     };
     bridges
-        .attach(container, lab.place(container), attachment)
+        .attach(container, lab.place(container), attachment, usize::MAX)
         .await
         .unwrap_or_else(|error| panic!("{error:?}"));
 }
@@ -179,7 +179,10 @@ async fn a_port_published_on_a_second_network_answers_by_that_network() {
         ipv6: None,
         link_local: Vec::new(),
     };
-    bridges.attach("c1", lab.place("c1"), second).await.unwrap();
+    bridges
+        .attach("c1", lab.place("c1"), second, 1)
+        .await
+        .unwrap();
     lab.serve("c1", "0.0.0.0:80");
     bridges
         .publish("c1", vec![request([0; 4], 8081, [172, 22, 0, 9])])
@@ -189,7 +192,7 @@ async fn a_port_published_on_a_second_network_answers_by_that_network() {
         lab.ask("client", "192.0.2.1:8081").unwrap(),
         "c1 sees 192.0.2.99"
     );
-    bridges.detach("c1", Some("net2")).await.unwrap();
+    bridges.detach("c1", lab.place("c1"), "net2").await.unwrap();
     assert!(!lab.text("c1", "ip", &["link"]).contains("eth1"));
     assert!(lab.ping("c1", "172.21.0.3"));
 }
@@ -212,7 +215,10 @@ async fn a_container_on_cluster_networks_can_publish_by_a_bridge() {
         ipv6: None,
         link_local: Vec::new(),
     };
-    bridges.attach("t1", lab.place("t1"), place).await.unwrap();
+    bridges
+        .attach("t1", lab.place("t1"), place, 0)
+        .await
+        .unwrap();
     lab.serve("t1", "0.0.0.0:80");
     bridges
         .publish("t1", vec![request([0; 4], 8081, [172, 21, 0, 2])])
@@ -329,7 +335,7 @@ async fn a_restart_adopts_and_removal_leaves_nothing() {
     ));
     bridges.unpublish("c2").await.unwrap();
     for container in ["c1", "c2", "c3"] {
-        bridges.detach(container, None).await.unwrap();
+        bridges.detach_all(container).await.unwrap();
     }
     assert_eq!(
         lab.text("c1", "ip", &["-br", "link"]).lines().count(),
@@ -367,7 +373,7 @@ async fn overlapping_subnets_and_unknown_networks_are_refused_without_trace() {
     };
     assert!(
         bridges
-            .attach("c1", lab.place("c1"), nowhere)
+            .attach("c1", lab.place("c1"), nowhere, 0)
             .await
             .is_err()
     );
@@ -380,7 +386,12 @@ async fn overlapping_subnets_and_unknown_networks_are_refused_without_trace() {
         link_local: Vec::new(),
     };
     let before = bridges.view().await.unwrap();
-    assert!(bridges.attach("c9", lab.place("c9"), lost).await.is_err());
+    assert!(
+        bridges
+            .attach("c9", lab.place("c9"), lost, 0)
+            .await
+            .is_err()
+    );
     assert_eq!(bridges.view().await.unwrap(), before);
 }
 

@@ -95,7 +95,10 @@ async fn everybody() -> Result<(Lab, Bridges), String> {
             link_local: Vec::new(),
         };
         let netns = lab.place(&container);
-        bridges.attach(&container, netns, attachment).await.unwrap();
+        bridges
+            .attach(&container, netns, attachment, 0)
+            .await
+            .unwrap();
     }
     for (place, ..) in EVERYBODY {
         lab.serve(place, "[::]:80");

@@ -23,20 +23,20 @@ pub(super) fn restart_policy(node: &Node) -> Result<Value, Problem> {
     })
 }
 
-/// Reads `deploy` into the parts of a service's spec.
+/// Reads `deploy` into the parts of a service's spec, and devices that it asks for by name into `cdi`.
 pub(super) fn deploy(
     node: &Node,
     spec: &mut Value,
     task: &mut Value,
     endpoint: &mut Value,
     labels: &mut Map<String, Value>,
+    cdi: &mut Vec<String>,
     scope: &mut Scope<'_>,
 ) -> Result<(), Problem> {
     let mut fields = Fields::of(node, &node.path)?;
     if let Some(given) = fields.maybe("labels", Node::labels)? {
         *labels = given;
     }
-    let mut cdi = Vec::new();
     let modes = ["replicated", "global", "replicated-job", "global-job"];
     let mode = fields.maybe("mode", |node| node.one_of(&modes))?;
     let replicas_node = fields.take("replicas");
@@ -100,14 +100,10 @@ pub(super) fn deploy(
         let mut inner = Fields::of(node, &node.path)?;
         let limits = inner.maybe("limits", |node| resources(node, None))?;
         let reservations = inner.maybe("reservations", |node| {
-            resources(node, Some((&mut cdi, &mut *scope)))
+            resources(node, Some((&mut *cdi, &mut *scope)))
         })?;
         inner.finish()?;
         task["Resources"] = json!({"Limits": limits, "Reservations": reservations});
-    }
-    if !cdi.is_empty() {
-        let devices = shoal_api::spec::labels::list(&cdi);
-        labels.entry("shoal.cdi-devices").or_insert(devices.into());
     }
     fields.finish()
 }

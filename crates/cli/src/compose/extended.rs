@@ -26,9 +26,10 @@ const TEXTS: [(&str, &str, &[&str]); 9] = [
     ("mem_swappiness", "shoal.memory-swappiness", &[]),
 ];
 
-/// Reads these keys into labels.
+/// Reads these keys into labels, and devices by name into `cdi`.
 pub(super) fn labels(
     fields: &mut Fields<'_>,
+    cdi: &mut Vec<String>,
     scope: &mut Scope<'_>,
 ) -> Result<Map<String, Value>, Problem> {
     let mut labels = Map::new();
@@ -94,7 +95,7 @@ pub(super) fn labels(
             }
         }
     }
-    let mut cdi = gpus(fields.take("gpus"), scope)?;
+    cdi.extend(gpus(fields.take("gpus"), scope)?);
     let mut devices = Vec::new();
     if let Some(list) = fields.take("devices") {
         for item in list.items()? {
@@ -110,7 +111,6 @@ pub(super) fn labels(
     let options = fields.all("security_opt", Node::texts)?;
     for (label, items) in [
         ("shoal.devices", devices),
-        ("shoal.cdi-devices", cdi),
         ("shoal.device-cgroup-rules", rules),
         ("shoal.security-opt", options),
     ] {

@@ -1,6 +1,6 @@
 //! Services of a compose file as service specs of the API.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use serde_json::{Map, Value, json};
@@ -125,7 +125,8 @@ pub(super) fn convert(
     }
     let restart = fields.take("restart");
     let scale = fields.take("scale");
-    let extended = extended::labels(&mut fields, scope)?;
+    let mut cdi = Vec::new();
+    let mut extended = extended::labels(&mut fields, &mut cdi, scope)?;
     let depends_on = depends::label(fields.take("depends_on"), scope)?;
     let mut spec = json!({"Name": scope.name(&key.name), "Mode": {"Replicated": {"Replicas": 1}}});
     let mut service_labels = Map::new();
@@ -136,8 +137,16 @@ pub(super) fn convert(
             &mut task,
             &mut endpoint,
             &mut service_labels,
+            &mut cdi,
             scope,
         )?;
+    }
+    if !cdi.is_empty() {
+        // One may be asked for in several ways.
+        let mut seen = BTreeSet::new();
+        cdi.retain(|device| seen.insert(device.clone()));
+        let devices = shoal_api::spec::labels::list(&cdi);
+        extended.insert("shoal.cdi-devices".to_owned(), devices.into());
     }
     if let (Some(restart), true) = (restart, task["RestartPolicy"].is_null()) {
         task["RestartPolicy"] = deploy::restart_policy(restart)?;

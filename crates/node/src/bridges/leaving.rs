@@ -66,7 +66,7 @@ impl Bridges {
         let Some(member) = self.leave_names(state, container).await? else {
             return Ok(());
         };
-        let detached = self.kernel.detach(container.as_str(), None).await;
+        let detached = self.kernel.detach_all(container.as_str()).await;
         for endpoint in &member.endpoints {
             state.release(endpoint);
         }

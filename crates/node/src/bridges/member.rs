@@ -70,6 +70,22 @@ impl Endpoint {
 }
 
 impl Member {
+    /// Adds an endpoint behind those with the same priority as the way out.
+    pub(super) fn insert(&mut self, endpoint: Endpoint) {
+        let priority = endpoint.spec.gw_priority;
+        let mut others = self.endpoints.iter();
+        let place = others.position(|other| other.spec.gw_priority < priority);
+        self.endpoints
+            .insert(place.unwrap_or(self.endpoints.len()), endpoint);
+    }
+
+    /// The place of an endpoint among all of them.
+    pub(super) fn rank(&self, endpoint: &Endpoint) -> usize {
+        let mut all = self.endpoints.iter();
+        let place = all.position(|other| other.id == endpoint.id);
+        place.unwrap_or(self.endpoints.len())
+    }
+
     /// The endpoint in a network, by its id.
     pub(super) fn endpoint(&self, network: &str) -> Option<&Endpoint> {
         self.endpoints

@@ -206,12 +206,14 @@ impl Bridges {
         .await
     }
 
-    /// Connects the container with this namespace to a network; it keeps its other attachments.
+    /// Connects the container with this namespace to a network; it keeps its other attachments. Of all of them the first
+    /// one with a gateway is its way out, so that the new one's place among them decides whether it is.
     pub async fn attach(
         &self,
         container: &str,
         netns: PathBuf,
         attachment: Attachment,
+        place: usize,
     ) -> Result<(), BridgeError> {
         let container = container.to_owned();
         self.run(move |worker| {
@@ -221,7 +223,7 @@ impl Bridges {
             let held = worker.view.attachments.get(&container);
             let mut attachments = held.cloned().unwrap_or_default();
             attachments.retain(|other| other.network != attachment.network);
-            attachments.push(attachment);
+            attachments.insert(place.min(attachments.len()), attachment);
             worker.place(&container, netns.clone(), attachments)?;
             worker.places.insert(container, netns);
             Ok(())
@@ -229,23 +231,38 @@ impl Bridges {
         .await
     }
 
-    /// Disconnects a container from a network, or from all of them. Its published ports stay until [`Self::unpublish`].
-    pub async fn detach(&self, container: &str, network: Option<&str>) -> Result<(), BridgeError> {
-        let (container, network) = (container.to_owned(), network.map(str::to_owned));
+    /// Disconnects the container with this namespace from a network; if that was its way out, the next one is. Its
+    /// published ports stay until [`Self::unpublish`].
+    pub async fn detach(
+        &self,
+        container: &str,
+        netns: PathBuf,
+        network: &str,
+    ) -> Result<(), BridgeError> {
+        let (container, network) = (container.to_owned(), network.to_owned());
         self.run(move |worker| {
-            worker.change(None, |view| {
-                let Some(attachments) = view.attachments.get_mut(&container) else {
-                    return;
-                };
-                attachments.retain(|other| {
-                    network
-                        .as_ref()
-                        .is_some_and(|network| other.network != *network)
-                });
-                if attachments.is_empty() {
+            let held = worker.view.attachments.get(&container);
+            let mut attachments = held.cloned().unwrap_or_default();
+            attachments.retain(|other| other.network != network);
+            // Whoever has no namespace any more has no routes either.
+            if attachments.is_empty() || !netns.exists() {
+                return worker.change(None, |view| {
                     view.attachments.remove(&container);
-                }
-            })
+                    if !attachments.is_empty() {
+                        view.attachments.insert(container, attachments);
+                    }
+                });
+            }
+            worker.place(&container, netns, attachments)
+        })
+        .await
+    }
+
+    /// Disconnects a container from all networks at once. Its published ports stay until [`Self::unpublish`].
+    pub async fn detach_all(&self, container: &str) -> Result<(), BridgeError> {
+        let container = container.to_owned();
+        self.run(move |worker| {
+            worker.change(None, |view| drop(view.attachments.remove(&container)))
         })
         .await
     }

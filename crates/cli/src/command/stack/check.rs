@@ -4,7 +4,7 @@ use anyhow::{Result, anyhow, bail};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::Value;
 use shoal_api::{
-    spec::Labels,
+    spec::{Labels, labels::IP},
     template::task::{DRIVER, File, check_files},
 };
 
@@ -190,16 +190,26 @@ pub(super) async fn services(
 
 /// Takes out what there is not yet.
 fn leave_out(spec: &mut Value, known: &Known) {
+    let is_known = |name: &str| {
+        let mut networks = known.networks.iter();
+        NODE_NETWORKS.contains(&name)
+            || networks
+                .any(|network| [text(network, "/Id"), text(network, "/Name")].contains(&name))
+    };
+    // Addresses go with their networks.
+    if let Some(label) = spec["Labels"].as_object_mut()
+        && let Some(addresses) = label.get(IP).and_then(Value::as_str)
+    {
+        let of_known = |address: &&str| is_known(crate::flags::pair(address).0.trim());
+        let kept: Vec<&str> = addresses.split(',').filter(of_known).collect();
+        let kept = kept.join(",");
+        label.insert(IP.to_owned(), kept.into());
+    }
     let Some(task) = spec["TaskTemplate"].as_object_mut() else {
         return;
     };
     keep(task.get_mut("Networks"), |attachment| {
-        let target = text(attachment, "/Target");
-        NODE_NETWORKS.contains(&target)
-            || known
-                .networks
-                .iter()
-                .any(|network| [text(network, "/Id"), text(network, "/Name")].contains(&target))
+        is_known(text(attachment, "/Target"))
     });
     let Some(container) = task.get_mut("ContainerSpec") else {
         return;
