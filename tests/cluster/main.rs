@@ -3,6 +3,7 @@
 
 mod autolock;
 mod certificates;
+mod churn;
 mod crash;
 mod damage;
 mod encrypted;
