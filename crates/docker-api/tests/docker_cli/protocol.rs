@@ -159,7 +159,8 @@ async fn addresses_that_are_none_are_refused_with_their_place() {
         400 {"message":"no matching subnet for aux-address a=10.0.1.1"}
         400 {"message":"IPAM.Config[0].Mask is not supported"}
         400 {"message":"invalid IPAM.Config[0]: expected an object, not a number"}
-    "#]].assert_eq(&answers(&daemon, &requests).await);
+    "#]]
+    .assert_eq(&answers(&daemon, &requests).await);
     daemon.stop().await;
 }
 
