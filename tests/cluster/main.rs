@@ -4,6 +4,7 @@
 mod autolock;
 mod beyond;
 mod certificates;
+mod churn;
 mod crash;
 mod damage;
 mod encrypted;

@@ -367,6 +367,24 @@ fn the_doctor_names_the_way_that_is_blocked_and_the_one_that_is_narrow() -> Resu
     );
     let (code, said) = lab.refused("n1", &["doctor", "network"])?;
     ensure!(code == 1 && said.contains(&expected), "{said}");
+    // One that takes datagrams alone, as a network card does that makes wrong checksums: the type of the frame inside,
+    // after the headers of UDP and VXLAN and two addresses, is that of IPv6.
+    program(&lab, "n3", &["nft", "flush chain inet wall in"])?;
+    let datagrams = format!(
+        "add rule inet wall in ip saddr {} udp dport 4789 @th,224,16 0x86dd drop",
+        lab.addr("n2")
+    );
+    program(&lab, "n3", &["nft", &datagrams])?;
+    let (report, well) = doctor(&lab, "n1")?;
+    let expected = format!("datagrams are damaged or lost from n2 ({second}) to n3 ({third})");
+    let problems = report["Problems"].as_array().context("a list")?;
+    ensure!(!well && problems.len() == 1, "{report}");
+    ensure!(
+        problems[0]
+            .as_str()
+            .is_some_and(|said| said.starts_with(&expected)),
+        "{report}"
+    );
     program(&lab, "n3", &["nft", "delete table inet wall"])?;
 
     // A host whose own link is narrower than that of the others.

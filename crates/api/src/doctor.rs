@@ -25,6 +25,9 @@ pub struct NodeLook {
     pub heard: BTreeMap<IpAddr, Heard>,
     /// The MTU that the kernel knows of the way to each node, in bytes.
     pub path_mtu: BTreeMap<IpAddr, u32>,
+    /// Whether it sent datagrams by the tunnel itself, and listened for them; it does where it carries IPv6.
+    #[serde(default)]
+    pub datagrams: bool,
 }
 
 /// Frames of one node that arrived at another.
@@ -34,6 +37,10 @@ pub struct Heard {
     pub short: bool,
     /// Whether one of the sender's full size did.
     pub full: bool,
+    /// Whether a datagram did whose checksum the sender's kernel left to its network card, as it does with those of
+    /// containers, if the card offers that.
+    #[serde(default)]
+    pub datagram: bool,
 }
 
 /// What is known of a node.
@@ -70,6 +77,8 @@ pub struct Way {
     pub reachable: bool,
     /// Whether frames of full size arrived.
     pub full_size: bool,
+    /// Whether datagrams arrived whole, whose checksums a network card may have made; unknown where none were sent.
+    pub checksums: Option<bool>,
     /// The MTU that the sender's kernel knows of the way, in bytes.
     #[serde(rename = "PathMTU")]
     pub path_mtu: Option<u32>,
@@ -164,6 +173,13 @@ impl Report {
                     "packets of {bytes} bytes, {from}'s MTU, are lost {ends}"
                 ));
             }
+            if way.reachable && way.checksums == Some(false) {
+                problems.push(format!(
+                    "datagrams are damaged or lost {ends} where other packets arrive: {from}'s network card makes wrong \
+                     checksums inside of tunnels; 'ethtool -K INTERFACE tx-checksum-ip-generic off' on {from} has the \
+                     kernel make them"
+                ));
+            }
         }
         problems
     }
@@ -204,6 +220,7 @@ fn way(from: &Answer, sender: &NodeLook, to: &Answer, listener: &NodeLook) -> Wa
         to: to.hostname.clone(),
         reachable: heard.short || heard.full,
         // A kernel that has learnt of a narrower way sends what is too long in pieces, which also arrive.
+        checksums: (sender.datagrams && listener.datagrams).then_some(heard.datagram),
         full_size: heard.full && path_mtu.is_none_or(|known| known >= sender.underlay_mtu),
         path_mtu,
     }
@@ -225,10 +242,17 @@ mod tests {
                 .iter()
                 .map(|(from, short, full)| {
                     let (short, full) = (*short, *full);
-                    (of(*from), Heard { short, full })
+                    let datagram = short;
+                    let heard = Heard {
+                        short,
+                        full,
+                        datagram,
+                    };
+                    (of(*from), heard)
                 })
                 .collect(),
             path_mtu: BTreeMap::new(),
+            datagrams: true,
         };
         Answer {
             id: format!("id{n}"),
@@ -247,6 +271,40 @@ mod tests {
         assert_eq!(report.problems, Vec::<String>::new());
         assert_eq!(report.ways.len(), 2);
         assert_eq!(report.nodes[0].clock_offset_ms, Some(0.0));
+    }
+
+    #[test]
+    fn checksums_that_a_network_card_spoils_are_told_from_a_blocked_way() {
+        let well = answer(1, &[(2, true, true)]);
+        let look = |answer: &mut Answer, change: &dyn Fn(&mut NodeLook)| {
+            change(answer.look.as_mut().expect("it answered"));
+        };
+        let mut spoilt = answer(2, &[(1, true, true)]);
+        look(&mut spoilt, &|look| {
+            for heard in look.heard.values_mut() {
+                heard.datagram = false;
+            }
+        });
+        let report = Report::of(4789, &[well.clone(), spoilt.clone()]);
+        assert_eq!(
+            report.problems,
+            [
+                "datagrams are damaged or lost from h1 (192.0.2.1) to h2 (192.0.2.2) where other packets arrive: h1's network \
+                 card makes wrong checksums inside of tunnels; 'ethtool -K INTERFACE tx-checksum-ip-generic off' on h1 has \
+                 the kernel make them"
+            ]
+        );
+        // Who sends none, since its kernel has no IPv6, has none to be lost.
+        let mut without = well;
+        look(&mut without, &|look| look.datagrams = false);
+        let report = Report::of(4789, &[without, spoilt]);
+        assert_eq!(report.problems, Vec::<String>::new());
+        // And where nothing arrives at all, that is what is wrong.
+        let report = Report::of(4789, &[answer(1, &[(2, true, true)]), answer(2, &[])]);
+        assert_eq!(
+            report.problems,
+            ["4789/udp is blocked from h1 (192.0.2.1) to h2 (192.0.2.2)"]
+        );
     }
 
     #[test]

@@ -132,6 +132,7 @@ impl ClusterPlane {
             kernel: overlay.features(),
             heard: found.heard,
             path_mtu: found.path_mtu,
+            datagrams: found.datagrams,
         })
     }
 

@@ -9,8 +9,10 @@ mod lab;
 use std::sync::Arc;
 
 use lab::{Lab, Traffic, alone_on_ingress, dual, id, lab, view};
-use shoal_api::network::{Endpoint, NetworkView};
-use shoal_overlay::{Attachment, BridgeSpec, BridgeView, Bridges, BridgesConfig, Ipv6Place};
+use shoal_api::network::{Endpoint, NetworkView, Protocol};
+use shoal_overlay::{
+    Attachment, BridgeSpec, BridgeView, Bridges, BridgesConfig, Ipv6Place, PortRequest,
+};
 
 macro_rules! or_skip {
     ($lab:expr) => {
@@ -27,7 +29,7 @@ fn bridge(n: u8) -> BridgeSpec {
         ifname: format!("br-net{n}"),
         subnet: format!("172.{}.0.0/16", 20 + n).parse().unwrap(),
         gateway: [172, 20 + n, 0, 1].into(),
-        internal: false,
+        internal: n == 3,
         mtu: None,
         icc: true,
         masquerade: true,
@@ -39,7 +41,7 @@ fn bridge(n: u8) -> BridgeSpec {
 }
 
 /// Whoever is asked, with an address of each family.
-const EVERYBODY: [(&str, &str, &str); 11] = [
+const EVERYBODY: [(&str, &str, &str); 13] = [
     ("t1", "10.0.1.11", "fd00:1::11"),
     ("t2", "10.0.1.12", "fd00:1::12"),
     ("t4", "10.0.2.11", "fd00:2::11"),
@@ -48,13 +50,17 @@ const EVERYBODY: [(&str, &str, &str); 11] = [
     ("ti", "10.0.0.77", "fd00:0::77"),
     ("b1", "172.21.0.2", "fd21::2"),
     ("b2", "172.22.0.2", "fd22::2"),
+    ("b3", "172.21.0.3", "fd21::3"),
+    ("bi", "172.23.0.2", "fd23::2"),
     ("h1", "192.0.2.1", "fd11::1"),
     ("h2", "192.0.2.2", "fd11::2"),
     ("client", "192.0.2.99", "fd11::99"),
 ];
 
-/// On h1: t1 on n1 and ingress, t4 on n2, t5 on the internal n3, ti on ingress alone, b1 and b2 on bridges of their own. At
-/// h2: t2 on n1 and ingress, t6 on n3. Each serves at port 80, and so do the hosts and the client.
+/// On h1: t1 on n1 and ingress, t4 on n2, t5 on the internal n3, ti on ingress alone; b1 and b3 on one bridge, b2 on another,
+/// bi on an internal one; `none` without any network. On h2: t2 on n1 and ingress, t6 on n3. Each serves at port 80, and so
+/// do the hosts and the client, whose namespaces are those of containers that have no own. b1's port is published at 8090,
+/// the tasks' at 8080 of every host.
 async fn everybody() -> Result<(Lab, Bridges), String> {
     let mut lab = lab().await?;
     for (place, last) in [("h1", 1), ("h2", 2), ("client", 99)] {
@@ -78,28 +84,40 @@ async fn everybody() -> Result<(Lab, Bridges), String> {
         lab.container(task, host);
     }
     let mut view = dual();
+    for network in view.networks.values_mut() {
+        network.endpoints.remove("t3");
+    }
     let ingress = view.networks.get_mut("ingress").unwrap();
     let alone = alone_on_ingress(ingress);
     ingress.endpoints.insert(id("ti"), alone);
     lab.converge(&view).await;
-    for n in 1..=2 {
+    for n in 1..=3 {
         bridges.create(bridge(n)).await.unwrap();
-        let container = format!("b{n}");
-        lab.place_only(&container);
+    }
+    for (container, n, last) in [("b1", 1, 2), ("b3", 1, 3), ("b2", 2, 2), ("bi", 3, 2)] {
+        lab.place_only(container);
         let attachment = Attachment {
             network: format!("net{n}"),
-            address: [172, 20 + n, 0, 2].into(),
+            address: [172, 20 + n, 0, last].into(),
             mac: None,
             ifname: "eth0".into(),
-            ipv6: Some(format!("fd2{n}::2").parse().unwrap()),
+            ipv6: Some(format!("fd2{n}::{last}").parse().unwrap()),
             link_local: Vec::new(),
         };
-        let netns = lab.place(&container);
-        bridges
-            .attach(&container, netns, attachment, 0)
-            .await
-            .unwrap();
+        let netns = lab.place(container);
+        let attached = bridges.attach(container, netns, attachment, 0);
+        attached.await.unwrap();
     }
+    lab.place_only("none");
+    let published = PortRequest {
+        host_ip: [0; 4].into(),
+        host_ports: 8090..=8090,
+        protocol: Protocol::Tcp,
+        address: [172, 21, 0, 2].into(),
+        port: 80,
+        twin: Some(["::", "fd21::2"].map(|at| at.parse().unwrap()).into()),
+    };
+    bridges.publish("b1", vec![published]).await.unwrap();
     for (place, ..) in EVERYBODY {
         lab.serve(place, "[::]:80");
     }
@@ -110,6 +128,9 @@ async fn everybody() -> Result<(Lab, Bridges), String> {
     Ok((lab, bridges))
 }
 
+/// Those whose only network leads nowhere else, and who has none.
+const INTERNAL: [&str; 4] = ["t5", "t6", "bi", "none"];
+
 /// Who may reach whom: those of one network; hosts and the outside, unless a network is internal; and a host the containers of
 /// its own bridges.
 fn may_reach(from: &str, to: &str) -> bool {
@@ -118,18 +139,30 @@ fn may_reach(from: &str, to: &str) -> bool {
         ("t1", "t2") | ("t2", "t1") | ("t5", "t6") | ("t6", "t5") => true,
         // By ingress, of which they are too.
         ("t1" | "t2", "ti") => true,
-        ("h1", "b1" | "b2") => true,
-        ("t5" | "t6", _) => false,
+        ("b1", "b3") | ("b3", "b1") => true,
+        ("h1", "b1" | "b2" | "b3" | "bi") => true,
+        (from, _) if INTERNAL.contains(&from) => false,
         (_, to) => OUTSIDE.contains(&to),
     }
 }
+
+/// Where something is published, and by whom.
+const PUBLISHED: [(&str, &[&str]); 6] = [
+    ("192.0.2.1:8080", &["t1", "t2", "ti"]),
+    ("[fd11::1]:8080", &["t1", "t2", "ti"]),
+    ("192.0.2.2:8080", &["t1", "t2", "ti"]),
+    ("[fd11::2]:8080", &["t1", "t2", "ti"]),
+    ("192.0.2.1:8090", &["b1"]),
+    ("[fd11::1]:8090", &["b1"]),
+];
 
 #[tokio::test]
 async fn only_those_with_a_common_network_reach_one_another() {
     let (lab, _bridges) = or_skip!(everybody().await);
     let lab = &lab;
     std::thread::scope(|scope| {
-        for (from, ..) in EVERYBODY {
+        let askers = EVERYBODY.map(|(from, ..)| from);
+        for from in askers.into_iter().chain(["none"]) {
             scope.spawn(move || {
                 for (to, v4, v6) in EVERYBODY.into_iter().filter(|(to, ..)| *to != from) {
                     for at in [format!("{v4}:80"), format!("[{v6}]:80")] {
@@ -140,6 +173,16 @@ async fn only_those_with_a_common_network_reach_one_another() {
                             "{from} asked {to} at {at}: {answer:?}"
                         );
                     }
+                }
+                // What is published is for all who get out of their networks, at every host that publishes it.
+                for (at, to) in PUBLISHED {
+                    let answer = lab.ask(from, at);
+                    let may = !INTERNAL.contains(&from);
+                    assert_eq!(answer.is_ok(), may, "{from} asked {at}: {answer:?}");
+                    assert!(
+                        !may || answer.as_ref().is_ok_and(|who| to.contains(&&who[..2])),
+                        "{answer:?}"
+                    );
                 }
             });
         }
@@ -158,6 +201,28 @@ async fn only_those_with_a_common_network_reach_one_another() {
         ("t5", "[fd11::1]:80"),
     ] {
         assert!(lab.ask(from, to).is_err(), "{from} asked {to}");
+    }
+    // Nor does a route that somebody with the right to make one makes.
+    for (from, v4, v6) in [
+        ("t5", "10.0.3.1", "fe80::1"),
+        ("bi", "172.23.0.1", "fd23::1"),
+    ] {
+        for (family, via) in [("-4", v4), ("-6", v6)] {
+            let words = [family, "route", "add", "default", "via", via, "dev", "eth0"];
+            assert!(lab.run(from, "ip", &words), "{from}: a route by {via}");
+        }
+        for to in [
+            "192.0.2.99:80",
+            "[fd11::99]:80",
+            "10.0.1.11:80",
+            "172.21.0.2:80",
+            "[fd00:1::11]:80",
+        ] {
+            assert!(
+                lab.ask(from, to).is_err(),
+                "{from} asked {to} by a route of its own"
+            );
+        }
     }
 }
 

@@ -18,8 +18,8 @@ pub(crate) enum Command {
 
 /// Try the ways that packets take between nodes
 ///
-/// Every node sends packets to every other as overlay networks do, short ones and ones of full size, and says which of
-/// them arrived; beside that, what its kernel has and how far its clock is off. Takes three seconds. The exit code is 1 if
+/// Every node sends packets to every other as overlay networks do, short ones, ones of full size, and ones whose checksums
+/// are left to the network card, and says which of them arrived; beside that, what its kernel has and how far its clock is off. Takes three seconds. The exit code is 1 if
 /// anything is wrong.
 #[derive(Args)]
 #[command(
@@ -79,12 +79,14 @@ fn show(report: &Value) -> Result<()> {
     output::line("");
     let port = number(report, "/Port");
     let ways = items(report, "/Ways").iter().map(|way| {
+        let checksums = way.pointer("/Checksums").and_then(Value::as_bool);
         row! {
             "From" => text(way, "/From"),
             "To" => text(way, "/To"),
             "Port" => format!("{port}/udp"),
             "Reachable" => word(is(way, "/Reachable")),
             "FullSize" => word(is(way, "/FullSize")),
+            "Checksums" => checksums.map_or("-", word),
         }
     });
     let columns = [
@@ -93,6 +95,7 @@ fn show(report: &Value) -> Result<()> {
         column("Port", "PORT"),
         column("Reachable", "REACHABLE"),
         column("FullSize", "FULL-SIZE PACKETS"),
+        column("Checksums", "CHECKSUMS"),
     ];
     ListFormat::default().print(&columns, "From", ways.collect())
 }

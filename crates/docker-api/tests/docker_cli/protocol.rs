@@ -122,6 +122,48 @@ async fn rubbish_is_refused_with_its_place() {
     daemon.stop().await;
 }
 
+#[tokio::test]
+async fn addresses_that_are_none_are_refused_with_their_place() {
+    let daemon = Daemon::start();
+    let configs = [
+        r#"{"Subnet":"10.0.0.0/33"}"#,
+        r#"{"Subnet":"10.0.0.0"}"#,
+        r#"{"Subnet":"10.0.0/24"}"#,
+        r#"{"Subnet":"10.0.0.0/-1"}"#,
+        r#"{"Subnet":"fd00::/129"}"#,
+        r#"{"Subnet":["10.0.0.0/24"]}"#,
+        r#"{"Subnet":"10.0.0.0/24","IPRange":"10.0.0.0/x"}"#,
+        r#"{"Subnet":"10.0.0.0/24","Gateway":"10.0.0.256"}"#,
+        r#"{"Subnet":"10.0.0.0/24","Gateway":"10.0.0.1/24"}"#,
+        r#"{"Subnet":"10.0.0.0/24","AuxiliaryAddresses":{"a":"10.0.1.1"}}"#,
+        r#"{"Subnet":"10.0.0.0/24","Mask":"255.0.0.0"}"#,
+        "7",
+    ];
+    let bodies = configs.map(|config| {
+        format!(r#"{{"Name":"odd","Driver":"overlay","IPAM":{{"Config":[{config}]}}}}"#)
+    });
+    let requests: Vec<_> = bodies
+        .iter()
+        .map(|body| ("POST", "/networks/create", &**body))
+        .collect();
+    expect![[r#"
+        400 {"message":"invalid IPAM.Config[0].Subnet: \"10.0.0.0/33\": invalid IP address syntax"}
+        400 {"message":"invalid IPAM.Config[0].Subnet: \"10.0.0.0\": invalid IP address syntax"}
+        400 {"message":"invalid IPAM.Config[0].Subnet: \"10.0.0/24\": invalid IP address syntax"}
+        400 {"message":"invalid IPAM.Config[0].Subnet: \"10.0.0.0/-1\": invalid IP address syntax"}
+        400 {"message":"invalid IPAM.Config[0].Subnet: \"fd00::/129\": invalid IP address syntax"}
+        400 {"message":"invalid IPAM.Config[0].Subnet: invalid type: sequence, expected a string"}
+        400 {"message":"invalid IPAM.Config[0].IPRange: \"10.0.0.0/x\": invalid IP address syntax"}
+        400 {"message":"invalid IPAM.Config[0].Gateway: \"10.0.0.256\": invalid IP address syntax"}
+        400 {"message":"invalid IPAM.Config[0].Gateway: \"10.0.0.1/24\": invalid IP address syntax"}
+        400 {"message":"no matching subnet for aux-address a=10.0.1.1"}
+        400 {"message":"IPAM.Config[0].Mask is not supported"}
+        400 {"message":"invalid IPAM.Config[0]: expected an object, not a number"}
+    "#]]
+    .assert_eq(&answers(&daemon, &requests).await);
+    daemon.stop().await;
+}
+
 async fn with_auth(daemon: &Daemon, auth: &str) -> String {
     let request = format!(
         "POST /images/create?fromImage=a HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Registry-Auth: {auth}\r\n\r\n"

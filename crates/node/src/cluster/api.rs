@@ -155,8 +155,13 @@ impl ClusterNode {
     }
 }
 
-/// Whether a network is in use only by tasks that have been told to stop, or will be since their service is gone.
-fn is_being_left(state: &State, network: &NetworkId) -> bool {
+/// Whether a network is in use only by tasks that have been told to stop, or will be since their service is gone, and by
+/// places of containers that have been given back.
+fn is_being_left(
+    state: &State,
+    network: &NetworkId,
+    is_given_back: impl Fn(&Task) -> bool,
+) -> bool {
     let on_it = |task: &&Arc<Task>| {
         let attached = task.networks.iter().any(|at| at.network == *network);
         attached && !task.status.state.is_terminal()
@@ -165,7 +170,7 @@ fn is_being_left(state: &State, network: &NetworkId) -> bool {
     users.peek().is_some()
         && users.all(|task| {
             let orphaned = state.service(&task.service).is_none() && !task.is_attachment();
-            task.desired_state > TaskState::Running || orphaned
+            task.desired_state > TaskState::Running || orphaned || is_given_back(task)
         })
 }
 
@@ -611,10 +616,16 @@ impl ClusterBackend for ClusterNode {
 
     async fn network_remove(&self, id: &NetworkId) -> ApiResult<()> {
         let manager = self.managing().await?;
-        // `stack rm` removes a service and then its networks at once. What is stopping already is waited for.
+        // `stack rm` removes a service and then its networks at once, and users a container and then its network. What is
+        // stopping already is waited for, and what a manager is about to hear from this node.
+        let me = self.swarm_info().await.node_id;
+        let is_given_back = |task: &Task| {
+            let held = self.networks.attachments().container(&task.id);
+            task.is_attachment() && task.node == me && held.is_none()
+        };
         let released = async {
             let mut watch = manager.watch();
-            while is_being_left(&manager.state(), id) {
+            while is_being_left(&manager.state(), id, is_given_back) {
                 watch.next().await;
             }
         };

@@ -62,6 +62,8 @@ impl EngineApi {
         container: &str,
         endpoint: EndpointSpec,
     ) -> ApiResult<()> {
+        // Managers are asked by what the user says: this node may still know one of that name which is gone.
+        let asked = network.to_owned();
         let network = self.known_network(network).await?;
         let networks = Arc::clone(&self.networks);
         let wanted = network.clone();
@@ -88,7 +90,7 @@ impl EngineApi {
                         hostname: place.hostname.clone(),
                         netns,
                     };
-                    let (name, info) = networks.join(&wanted.id, &who, endpoint.clone()).await?;
+                    let (name, info) = networks.join(&asked, &who, endpoint.clone()).await?;
                     if place.settings.networks.is_empty() {
                         place.mode = NetworkMode::Network(name.clone());
                     }
@@ -111,6 +113,7 @@ impl EngineApi {
 
     /// Takes a container from a network, now if it runs, and for its next starts.
     pub(super) async fn leave_network(&self, network: &str, container: &str) -> ApiResult<()> {
+        let asked = network.to_owned();
         let network = self.known_network(network).await?;
         let networks = Arc::clone(&self.networks);
         let wanted = network.clone();
@@ -120,7 +123,7 @@ impl EngineApi {
                 check_own_stack(&place)?;
                 let of_mode = is_of_mode(&place.mode, &wanted);
                 if place.up {
-                    let left = networks.leave(&wanted.id, &place.id).await?;
+                    let left = networks.leave(&asked, &place.id).await?;
                     place.settings.ports = left.ports;
                 } else if !of_mode && !place.endpoints.contains_key(&wanted.name) {
                     let (container, network) = (place.id.to_string(), wanted.name);

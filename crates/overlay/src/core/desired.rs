@@ -353,6 +353,11 @@ impl Cx<'_> {
             self.router_family(&mut router, slice, family, gateway, &involved);
             if slice.ingress && family == Family::V6 {
                 self.router_loopback6(&mut router);
+                // By it other routers send what tries the way between them.
+                let own = naming::peer_hop(family, self.underlay);
+                let own = IpNet::new(own, 64).expect("64 is a prefix length");
+                let addresses = &mut router.objects.addresses;
+                addresses.insert((VXLAN.to_owned(), own));
             }
             let (Some(uplink), Some(host)) = (
                 uplink.and_then(|uplink| uplink.address(family)),

@@ -78,7 +78,8 @@ pub fn peer_mark(underlay: IpAddr) -> u32 {
     u32::from_be_bytes(four_bytes(underlay))
 }
 
-/// Next hop that stands for a peer inside router namespaces; it exists only there, as a permanent neighbour.
+/// Next hop that stands for a peer inside router namespaces; it exists only there, as a permanent neighbour. The ingress
+/// router of the peer has that of IPv6 as an address of its tunnel.
 pub fn peer_hop(family: Family, underlay: IpAddr) -> IpAddr {
     let [a, b, c, d] = four_bytes(underlay);
     match family {
@@ -88,6 +89,11 @@ pub fn peer_hop(family: Family, underlay: IpAddr) -> IpAddr {
             Ipv6Addr::new(0xfe80, 0, 0, 0, 0, PEER_HOP_TAG, high, low).into()
         }
     }
+}
+
+/// Whether an address is one by which routers know each other.
+pub fn is_peer_hop(address: Ipv6Addr) -> bool {
+    matches!(address.segments(), [0xfe80, 0, 0, 0, 0, PEER_HOP_TAG, ..])
 }
 
 /// Name of an endpoint's port in its router namespace.
@@ -167,5 +173,9 @@ mod tests {
         assert_eq!(mac_of(peer).to_string(), "02:42:c0:00:02:01");
         assert_eq!(peer_mark(peer), 0xc000_0201);
         assert_eq!(peer_hop(Family::V4, peer).to_string(), "192.0.2.1");
+        let IpAddr::V6(hop) = peer_hop(Family::V6, peer) else {
+            panic!("a hop of IPv6");
+        };
+        assert!(is_peer_hop(hop) && !is_peer_hop(ROUTER_HOP), "{hop}");
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::Path,
     time::{Duration, Instant},
@@ -27,7 +27,7 @@ use super::{
     netns,
     socket::{Kind, Socket},
 };
-use crate::core::{naming, probe_frame, rtnl_wire};
+use crate::core::{naming, probe_frame, rtnl_wire, state::Family};
 
 /// How long frames are sent. The nodes are asked at the same time, but begin when the question reaches them.
 const SEND_FOR: Duration = Duration::from_millis(1_500);
@@ -35,6 +35,8 @@ const SEND_FOR: Duration = Duration::from_millis(1_500);
 const LISTEN_FOR: Duration = Duration::from_millis(2_500);
 /// Pause between two rounds of frames: one that is lost by itself is no verdict.
 const SEND_EVERY: Duration = Duration::from_millis(100);
+/// Port at which routers hear datagrams: that for what nobody answers (RFC 863).
+const DATAGRAM_PORT: u16 = 9;
 /// Largest frame that is read; nothing of a longer one matters.
 const FRAME_BYTES_MAX: usize = 70_000;
 
@@ -47,6 +49,8 @@ pub struct Look {
     pub path_mtu: BTreeMap<IpAddr, u32>,
     /// MTU of this node's underlay, in bytes.
     pub underlay_mtu: u32,
+    /// Whether datagrams were sent by the tunnel itself, and listened for.
+    pub datagrams: bool,
 }
 
 /// Where a node looks from.
@@ -76,7 +80,17 @@ pub(super) fn look(
 
     // Threads of their own enter namespaces, which those of the runtime must not.
     let router = post.handles.join(naming::router_handle(id));
-    let (ear, mtu) = netns::run_in(&router, listen).map_err(io::Error::other)??;
+    let Ears {
+        frames: ear,
+        datagrams,
+        vxlan,
+        mtu,
+    } = netns::run_in(&router, move || listen(own)).map_err(io::Error::other)??;
+    let scoped = |peer: &IpAddr| datagram_end(*peer, vxlan);
+    let by_end: BTreeMap<_, _> = peers
+        .iter()
+        .filter_map(|peer| Some((*scoped(peer)?.ip(), *peer)))
+        .collect();
     let home = post.home.try_clone()?;
     let mouths = {
         let (peers, port) = (peers.clone(), view.data_path_port);
@@ -95,7 +109,10 @@ pub(super) fn look(
         .iter()
         .map(|peer| (naming::mac_of(*peer), *peer))
         .collect();
-    let mut found = Look::default();
+    let mut found = Look {
+        datagrams: datagrams.is_some(),
+        ..Look::default()
+    };
     let began = Instant::now();
     let mut next = began;
     let mut frame = vec![0; FRAME_BYTES_MAX];
@@ -108,17 +125,37 @@ pub(super) fn look(
                     let _ = socket.send(packet);
                 }
             }
+            for end in peers.iter().filter_map(scoped) {
+                if let Some(socket) = &datagrams {
+                    let _ = socket.send_to(token.as_bytes(), end);
+                }
+            }
             next = now + SEND_EVERY;
         }
         let is_sending = began.elapsed() < SEND_FOR;
         let until = if is_sending { next } else { began + LISTEN_FOR };
         let wait = until.saturating_duration_since(Instant::now());
         let wait = PollTimeout::try_from(wait).unwrap_or(PollTimeout::ZERO);
-        let mut ready = [PollFd::new(ear.as_fd(), PollFlags::POLLIN)];
+        let ears = [Some(ear.as_fd()), datagrams.as_ref().map(AsFd::as_fd)];
+        let ears = ears.into_iter().flatten();
+        let mut ready: Vec<PollFd<'_>> = ears
+            .map(|ear| PollFd::new(ear, PollFlags::POLLIN))
+            .collect();
         match poll(&mut ready, wait) {
             Ok(0) | Err(Errno::EINTR) => continue,
             Ok(_) => {}
             Err(errno) => return Err(errno.into()),
+        }
+        // The kernel has looked at the checksums of these, as it does for containers.
+        while let Some(Ok((length, SocketAddr::V6(from)))) = datagrams
+            .as_ref()
+            .map(|socket| socket.recv_from(&mut frame))
+        {
+            if let Some(peer) = by_end.get(from.ip())
+                && frame[..length] == *token.as_bytes()
+            {
+                found.heard.entry(*peer).or_default().datagram = true;
+            }
         }
         while let Ok(length) = recv(ear.as_raw_fd(), &mut frame, MsgFlags::MSG_DONTWAIT) {
             let Some((from, bytes)) = probe_frame::read(&frame[..length], token) else {
@@ -149,22 +186,51 @@ pub(super) fn look(
     Ok(found)
 }
 
-/// Hears every frame of the calling thread's namespace, a router's; with the MTU of its tunnel in bytes.
-fn listen() -> io::Result<(OwnedFd, u32)> {
+/// What listens in a router.
+struct Ears {
+    /// Hears every frame.
+    frames: OwnedFd,
+    /// Sends datagrams by the tunnel and hears those of others, where IPv6 is carried.
+    datagrams: Option<UdpSocket>,
+    /// Number of the tunnel's interface.
+    vxlan: u32,
+    /// Its MTU in bytes.
+    mtu: u32,
+}
+
+/// Where the router of a node hears datagrams, seen from another one.
+fn datagram_end(node: IpAddr, vxlan: u32) -> Option<SocketAddrV6> {
+    match naming::peer_hop(Family::V6, node) {
+        IpAddr::V6(hop) => Some(SocketAddrV6::new(hop, DATAGRAM_PORT, 0, vxlan)),
+        IpAddr::V4(_) => None,
+    }
+}
+
+/// Opens ears in the calling thread's namespace, that of this node's router.
+fn listen(own: IpAddr) -> io::Result<Ears> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let ear = socket(
+    let frames = socket(
         AddressFamily::Packet,
         SockType::Raw,
         flags,
         SockProtocol::EthAll,
     )?;
-    let mut mtu = None;
+    let mut vxlan = None;
     Socket::open(Kind::Route)?.dump(rtnl_wire::list_links(), |body| {
         let link = rtnl_wire::read_link(body).filter(|(name, _)| name == naming::VXLAN);
-        mtu = mtu.or(link.map(|(_, link)| link.mtu));
+        vxlan = vxlan.or(link.map(|(_, link)| (link.index, link.mtu)));
     })?;
-    let mtu = mtu.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-    Ok((ear, mtu))
+    let (vxlan, mtu) = vxlan.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+    let datagrams = datagram_end(own, vxlan).and_then(|end| UdpSocket::bind(end).ok());
+    if let Some(socket) = &datagrams {
+        socket.set_nonblocking(true)?;
+    }
+    Ok(Ears {
+        frames,
+        datagrams,
+        vxlan,
+        mtu,
+    })
 }
 
 /// Sockets to the tunnels of others, from this node's own address.

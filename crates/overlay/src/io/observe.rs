@@ -100,7 +100,11 @@ pub(crate) fn link(handle: &mut Handle, name: &str) -> io::Result<Option<(String
 fn may_be_ours(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => !v4.is_loopback(),
-        IpAddr::V6(v6) => v6 == ROUTER_HOP || !(v6.is_loopback() || v6.is_unicast_link_local()),
+        IpAddr::V6(v6) => {
+            v6 == ROUTER_HOP
+                || naming::is_peer_hop(v6)
+                || !(v6.is_loopback() || v6.is_unicast_link_local())
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What users are told when the answer is no, and what is written when it is yes.
 
 mod encrypted;
+mod networks;
 mod reach;
 mod services;
 
