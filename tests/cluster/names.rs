@@ -335,7 +335,16 @@ fn doctor(lab: &TestLab, host: &str) -> Result<(Value, bool)> {
 #[test]
 fn the_doctor_names_the_way_that_is_blocked_and_the_one_that_is_narrow() -> Result<()> {
     let lab = TestLab::up(3, 1)?;
-    let (report, well) = doctor(&lab, "n1")?;
+    // A node that has just joined may have no tunnel yet.
+    let (report, well) = wait("every node to have looked", || {
+        let (report, well) = doctor(&lab, "n1")?;
+        let nodes = report["Nodes"].as_array().context("nodes")?;
+        Ok(if nodes.iter().all(|node| node["Error"] == "") {
+            Ok((report, well))
+        } else {
+            Err(report.to_string())
+        })
+    })?;
     ensure!(
         well && report["Ways"]
             .as_array()

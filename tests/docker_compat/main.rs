@@ -9,6 +9,7 @@ mod exposure;
 mod faults;
 mod golden;
 mod grammar;
+mod hooks;
 mod host;
 mod ports;
 mod promises;

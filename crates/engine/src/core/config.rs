@@ -1,11 +1,12 @@
 //! A container's spec made whole: the image's configuration merged in, and what the engine cannot honour refused.
 
+use std::collections::BTreeSet;
 use std::path::{Component, Path};
 
 use shoal_api::container::{ContainerSpec, HealthCheck, MountKind, NetworkMode, Port};
 use shoal_api::image::ImageConfig;
 
-use super::oci::{self, overlay_env};
+use super::oci;
 use super::{links, logging, security};
 
 /// A wish the engine does not fulfil. Never passed over in silence.
@@ -44,9 +45,11 @@ pub fn merge(mut spec: ContainerSpec, image: &ImageConfig) -> ContainerSpec {
             spec.cmd.clone_from(&image.cmd);
         }
     }
-    let mut env = image.env.clone();
-    overlay_env(&mut env, &spec.env);
-    spec.env = env;
+    // A bare name stays, and keeps the image's variable out.
+    let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
+    let own: BTreeSet<String> = spec.env.iter().map(|entry| name(entry)).collect();
+    let inherited = image.env.iter().filter(|entry| !own.contains(&name(entry)));
+    spec.env.extend(inherited.cloned());
     if spec.working_dir.as_ref().is_none_or(String::is_empty) {
         spec.working_dir = Some(image.working_dir.clone()).filter(|dir| !dir.is_empty());
     }
@@ -408,7 +411,7 @@ mod tests {
             env: vec!["B=3".into(), "A".into(), "C=4".into()],
             ..ContainerSpec::default()
         };
-        assert_eq!(merge(spec, &image()).env, ["B=3", "C=4"]);
+        assert_eq!(merge(spec, &image()).env, ["B=3", "A", "C=4"]);
     }
 
     fn refused(change: impl FnOnce(&mut ContainerSpec), expect: Expect) {

@@ -1,18 +1,15 @@
 //! Memory that the allocator keeps for later.
 #![allow(unsafe_code)]
 
-/// Heaps of the allocator. It makes up to eight per processor for threads that do not want to wait for one another, and
-/// keeps in each what was ever used; ours allocate little and seldom at the same time.
-#[cfg(target_env = "gnu")]
-const HEAPS_MAX: libc::c_int = 2;
-
-/// Has the allocator share its heaps among all threads. To be called before there are any.
+/// Has the kernel give memory by small pages. Allocators ask for huge ones, which idle daemons fill with nothing: a good 30 MB.
 pub fn keep_small() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: sets a number of the allocator, and refuses one that it does not like.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, HEAPS_MAX);
-    }
+    // An older kernel gives what it gives.
+    let _ = nix::sys::prctl::set_thp_disable(true);
+}
+
+/// Takes [`keep_small`] back, for what fills huge pages.
+pub fn grow() {
+    let _ = nix::sys::prctl::set_thp_disable(false);
 }
 
 /// Gives what was used once, as by a start, back to the kernel: free memory, and the program's own pages, of which those

@@ -25,6 +25,8 @@ pub(super) fn assume(spec: &Spec, filter: Option<&Filter>) -> Result<(), Failure
         set_limit(limit).map_err(fail("set a resource limit"))?;
     }
     umask(Mode::from_bits_truncate(0o022));
+    // What the daemon wishes for itself is not for containers.
+    crate::io::memory::grow();
     let cwd = process.cwd();
     chdir(cwd).map_err(|errno| {
         Failure::new(format!(

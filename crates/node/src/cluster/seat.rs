@@ -189,6 +189,8 @@ impl Seat {
             begin
         };
         let identity = NodeIdentity::clone(&self.identity());
+        // The state of a cluster, which every write looks through.
+        shoal_engine::io::memory::grow();
         let manager = Manager::start(config, identity, begin).await?;
         let manager = Arc::new(manager);
         self.held().manager = Some(Arc::clone(&manager));

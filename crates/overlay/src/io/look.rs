@@ -220,7 +220,8 @@ fn listen(own: IpAddr) -> io::Result<Ears> {
         let link = rtnl_wire::read_link(body).filter(|(name, _)| name == naming::VXLAN);
         vxlan = vxlan.or(link.map(|(_, link)| (link.index, link.mtu)));
     })?;
-    let (vxlan, mtu) = vxlan.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+    let (vxlan, mtu) = vxlan
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the tunnel is not there yet"))?;
     let datagrams = datagram_end(own, vxlan).and_then(|end| UdpSocket::bind(end).ok());
     if let Some(socket) = &datagrams {
         socket.set_nonblocking(true)?;
