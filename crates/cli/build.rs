@@ -9,14 +9,12 @@ use std::{env, fs, path::PathBuf, process::Command};
 const LIBRARIES: &[(&str, &[&str])] = &[
     ("c", &["libc.a"]),
     ("dl", &["libdl.a"]),
-    ("elf", &["libelf.a"]),
     ("gcc_s", &["libgcc_eh.a", "libgcc.a"]),
     ("m", &["libm.a"]),
     ("pthread", &["libpthread.a"]),
     ("rt", &["librt.a"]),
     ("seccomp", &["libseccomp.a"]),
     ("util", &["libutil.a"]),
-    ("z", &["libz.a"]),
 ];
 
 fn main() {
