@@ -13,7 +13,7 @@ mod ending;
 mod exec;
 mod executor;
 mod filter;
-mod groups;
+pub(crate) mod groups;
 mod hooks;
 mod init;
 mod launch;

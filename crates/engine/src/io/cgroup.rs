@@ -313,12 +313,6 @@ fn is_controller(option: &str) -> bool {
     )
 }
 
-/// Writes to a file that is there. To one that is not the kernel would say that nobody may make it.
-fn put(path: &Path, text: &str) -> io::Result<()> {
-    let mut file = std::fs::File::options().write(true).open(path)?;
-    io::Write::write_all(&mut file, text.as_bytes())
-}
-
 /// Removes a group and those that the container made below it.
 fn remove_tree(dir: &Path) -> io::Result<()> {
     match std::fs::remove_dir(dir) {

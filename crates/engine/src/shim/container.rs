@@ -14,17 +14,17 @@ use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::Mode;
-use nix::unistd::{chdir, dup2_stderr, dup2_stdin, dup2_stdout, fchdir, pivot_root, setsid};
+use nix::unistd::{chdir, fchdir, pivot_root, setsid};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
-use super::exec::{clone_sibling, open_terminal};
+use super::exec::{clone_sibling, open_terminal, set_streams};
 use super::executor::{self, Payload, describe};
 use super::filter::Filter;
 use super::launch::{CONSOLE_SOCKET, Ends};
 use super::protocol::{Failure, Launch, Supervise};
 use super::rootfs::Root;
 use super::stage::{self, Late};
-use super::trees::{Attributes, READ_ONLY, Tree};
+use super::trees::{Attributes, Tree};
 use super::{groups, hooks, mounts, privileges};
 
 /// What the builder has got together.
@@ -38,7 +38,6 @@ pub(super) struct Parts<'a> {
     /// See [`super::launch::Building`].
     pub go: OwnedFd,
     pub report: RawFd,
-    pub network: Option<OwnedFd>,
 }
 
 fn fail(what: &str) -> impl FnOnce(Errno) -> Failure {
@@ -64,7 +63,6 @@ fn prepare(parts: Parts<'_>) -> Result<(Spec, Payload), Failure> {
         late,
         go,
         report,
-        network,
     } = parts;
     let filter = Filter::read(&sup.run_dir)?;
     let process = privileges::process_of(&spec)?;
@@ -82,7 +80,7 @@ fn prepare(parts: Parts<'_>) -> Result<(Spec, Payload), Failure> {
         hooks.and_then(|hooks| hooks.create_runtime().as_ref()),
         "creating",
     )?;
-    enter(&spec, network, report)?;
+    enter(&spec, report)?;
     call(
         hooks.and_then(|hooks| hooks.create_container().as_ref()),
         "creating",
@@ -107,18 +105,12 @@ fn prepare(parts: Parts<'_>) -> Result<(Spec, Payload), Failure> {
     stage::place_late(&late)?;
     drop(late);
     match (ends, console) {
-        (Some(ends), _) => {
-            dup2_stdin(ends.stdin).map_err(fail("set stdin"))?;
-            dup2_stdout(ends.stdout).map_err(fail("set stdout"))?;
-            dup2_stderr(ends.stderr).map_err(fail("set stderr"))?;
-        }
+        (Some(ends), _) => set_streams(&ends.stdin, &ends.stdout, &ends.stderr)?,
         (None, Some(console)) => {
             let terminal = open_terminal(&console, sup.console_size);
             let terminal = terminal.map_err(fail("open a terminal"))?;
             place_console(&terminal).map_err(fail("make /dev/console"))?;
-            dup2_stdin(&terminal).map_err(fail("set stdin"))?;
-            dup2_stdout(&terminal).map_err(fail("set stdout"))?;
-            dup2_stderr(&terminal).map_err(fail("set stderr"))?;
+            set_streams(&terminal, &terminal, &terminal)?;
         }
         (None, None) => return Err(Failure::new("the container has no streams")),
     }
@@ -158,7 +150,7 @@ fn wait(go: &OwnedFd) -> Result<(), Failure> {
 }
 
 /// Enters the container's namespaces, but for that of its mounts, in which the builder is already.
-fn enter(spec: &Spec, network: Option<OwnedFd>, report: RawFd) -> Result<(), Failure> {
+fn enter(spec: &Spec, report: RawFd) -> Result<(), Failure> {
     let linux = spec.linux().as_ref();
     let namespaces = linux
         .and_then(|linux| linux.namespaces().as_deref())
@@ -170,8 +162,7 @@ fn enter(spec: &Spec, network: Option<OwnedFd>, report: RawFd) -> Result<(), Fai
             LinuxNamespaceType::Ipc => CloneFlags::CLONE_NEWIPC,
             LinuxNamespaceType::Uts => CloneFlags::CLONE_NEWUTS,
             LinuxNamespaceType::Cgroup => CloneFlags::CLONE_NEWCGROUP,
-            // It was opened before its name was let go.
-            LinuxNamespaceType::Network => continue,
+            LinuxNamespaceType::Network => CloneFlags::CLONE_NEWNET,
             LinuxNamespaceType::Pid if namespace.path().is_some() => CloneFlags::CLONE_NEWPID,
             _ => continue,
         };
@@ -184,9 +175,6 @@ fn enter(spec: &Spec, network: Option<OwnedFd>, report: RawFd) -> Result<(), Fai
                 joined.push((opened, kind));
             }
         }
-    }
-    if let Some(network) = network {
-        joined.push((network, CloneFlags::CLONE_NEWNET));
     }
     unshare(own).map_err(fail("make namespaces"))?;
     let mut numbers = false;
@@ -230,11 +218,7 @@ fn pivot(root: &Root, read_only: bool) -> Result<(), Failure> {
         .and_then(|()| chdir("/"))
         .map_err(entered)?;
     if read_only {
-        let attributes = Attributes {
-            set: READ_ONLY,
-            clear: 0,
-        };
-        super::trees::restrict(Path::new("/"), attributes)
+        super::trees::restrict(Path::new("/"), Attributes::READ_ONLY)
             .map_err(fail("protect the root filesystem"))?;
     }
     Ok(())

@@ -168,7 +168,12 @@ fn enter(
 
 /// Forks with this process's parent as the parent; `None` in the child.
 pub(super) fn clone_sibling() -> Result<Option<Pid>, Errno> {
-    let flags = libc::CLONE_PARENT | libc::SIGCHLD;
+    fork_with(libc::CLONE_PARENT)
+}
+
+/// Forks with these flags of `clone`, of which none shares memory; `None` in the child.
+pub(super) fn fork_with(flags: libc::c_int) -> Result<Option<Pid>, Errno> {
+    let flags = flags | libc::SIGCHLD;
     // SAFETY: without CLONE_VM and with a null stack this is fork; the process has one thread, and the other
     // arguments are not used with these flags.
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0_usize, 0_usize, 0_usize, 0_usize) };
@@ -245,20 +250,28 @@ fn prepare(
     let _ = prctl::set_pdeathsig(None);
     setsid().map_err(fail("begin a session"))?;
     match ends {
-        Some([stdin, stdout, stderr]) => {
-            dup2_stdin(stdin).map_err(fail("set stdin"))?;
-            dup2_stdout(stdout).map_err(fail("set stdout"))?;
-            dup2_stderr(stderr).map_err(fail("set stderr"))?;
-        }
+        Some([stdin, stdout, stderr]) => set_streams(&stdin, &stdout, &stderr)?,
         None => {
             let slave =
                 open_terminal(terminal, launch.console_size).map_err(fail("open a terminal"))?;
-            dup2_stdin(&slave).map_err(fail("set stdin"))?;
-            dup2_stdout(&slave).map_err(fail("set stdout"))?;
-            dup2_stderr(&slave).map_err(fail("set stderr"))?;
+            set_streams(&slave, &slave, &slave)?;
         }
     }
     privileges::assume(spec, filter)
+}
+
+/// Makes these the standard streams of this process.
+pub(super) fn set_streams(
+    stdin: &OwnedFd,
+    stdout: &OwnedFd,
+    stderr: &OwnedFd,
+) -> Result<(), Failure> {
+    let fail = |name: &'static str| {
+        move |errno: Errno| Failure::new(format!("cannot set {name}: {}", describe(errno)))
+    };
+    dup2_stdin(stdin).map_err(fail("stdin"))?;
+    dup2_stdout(stdout).map_err(fail("stdout"))?;
+    dup2_stderr(stderr).map_err(fail("stderr"))
 }
 
 /// Lets the container's user open its own streams again, as programs that log to `/dev/stdout` do.

@@ -17,7 +17,7 @@ pub(super) fn join(dir: &Path) -> io::Result<()> {
 }
 
 /// Writes to a file that is there. To one that is not the kernel would say that nobody may make it.
-fn put(path: &Path, text: &str) -> io::Result<()> {
+pub(crate) fn put(path: &Path, text: &str) -> io::Result<()> {
     let mut file = std::fs::File::options().write(true).open(path)?;
     file.write_all(text.as_bytes())
 }

@@ -18,7 +18,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, pipe2};
-use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec, User};
+use oci_spec::runtime::{Mount, Spec, User};
 
 use super::ending;
 use super::exec::{self, pidfd_open};
@@ -76,7 +76,8 @@ impl Building {
         };
         let (report_out, report_in) = pipe2(OFlag::O_CLOEXEC).map_err(os)?;
         let (go_out, go_in) = pipe2(OFlag::O_CLOEXEC).map_err(os)?;
-        match fork_for(sup).map_err(os)? {
+        let numbers = if sup.own_pids { libc::CLONE_NEWPID } else { 0 };
+        match exec::fork_with(numbers).map_err(os)? {
             None => {
                 drop((report_out, go_in));
                 let report = report_in.into_raw_fd();
@@ -165,17 +166,6 @@ impl Drop for Building {
     }
 }
 
-/// Forks, with numbers of its own for the child's processes if the container is to have them; `None` in the child.
-fn fork_for(sup: &Supervise) -> Result<Option<Pid>, Errno> {
-    let numbers = if sup.own_pids { libc::CLONE_NEWPID } else { 0 };
-    let flags = numbers | libc::SIGCHLD;
-    // SAFETY: without CLONE_VM and with a null stack this is fork; the shim has one thread, and the other arguments are
-    // not used with these flags.
-    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0_usize, 0_usize, 0_usize, 0_usize) };
-    let pid = Errno::result(pid)?;
-    Ok((pid != 0).then(|| Pid::from_raw(i32::try_from(pid).expect("process ids are 32 bits"))))
-}
-
 /// Reads a report to its end; `None` when all of `askers` have gone before.
 fn read_notes(report: &mut File, askers: &[BorrowedFd<'_>]) -> Result<Option<Vec<u8>>, Errno> {
     let (mut waiting, mut notes) = (askers.to_vec(), Vec::new());
@@ -247,7 +237,7 @@ fn streams(stdin: bool) -> Result<(Ours, Ends), Errno> {
 /// Runs in the child: everything from the mount of the root filesystem to the exec of the container's process. Returns only to
 /// say why that does not run.
 fn build(sup: &Supervise, ends: Option<Ends>, go: OwnedFd, report: RawFd) -> Failure {
-    let told = prepare(sup, ends.as_ref()).map(|(launch, spec, root, late, network)| {
+    let told = prepare(sup, ends.as_ref()).map(|(launch, spec, root, late)| {
         container::become_container(container::Parts {
             sup,
             launch: &launch,
@@ -257,13 +247,12 @@ fn build(sup: &Supervise, ends: Option<Ends>, go: OwnedFd, report: RawFd) -> Fai
             late,
             go,
             report,
-            network,
         })
     });
     told.unwrap_or_else(|failure| failure)
 }
 
-type Prepared = (Launch, Spec, Root, Vec<stage::Late>, Option<OwnedFd>);
+type Prepared = (Launch, Spec, Root, Vec<stage::Late>);
 
 fn prepare(sup: &Supervise, ends: Option<&Ends>) -> Result<Prepared, Failure> {
     // When the shim dies half-way, so does what it began.
@@ -274,7 +263,6 @@ fn prepare(sup: &Supervise, ends: Option<&Ends>) -> Result<Prepared, Failure> {
         .map_err(|err| Failure::new(format!("cannot understand {LAUNCH_NAME}: {err}")))?;
     let fetched = stage::fetch(&launch.staged)?;
     enter_namespaces(launch.loopback_only)?;
-    let network = network_of(&launch.spec)?;
 
     let at = |err: io::Error| {
         Failure::new(format!(
@@ -298,7 +286,7 @@ fn prepare(sup: &Supervise, ends: Option<&Ends>) -> Result<Prepared, Failure> {
             exec::give(fd, process.user());
         }
     }
-    Ok((launch, spec, root, late, network))
+    Ok((launch, spec, root, late))
 }
 
 /// A mount namespace that hears of the host's mounts and tells it none, and perhaps a network of loopback alone.
@@ -321,22 +309,6 @@ fn enter_namespaces(loopback_only: bool) -> Result<(), Failure> {
         loopback_up().map_err(os)?;
     }
     Ok(())
-}
-
-/// Opens the handle of the container's network.
-fn network_of(spec: &Spec) -> Result<Option<OwnedFd>, Failure> {
-    let linux = spec.linux().as_ref();
-    let namespaces = linux.and_then(|linux| linux.namespaces().as_ref());
-    let mut namespaces = namespaces.into_iter().flatten();
-    let network = namespaces.find(|namespace| namespace.typ() == LinuxNamespaceType::Network);
-    let Some(path) = network.and_then(|namespace| namespace.path().as_ref()) else {
-        return Ok(None);
-    };
-    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-    let opened = nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty());
-    opened
-        .map(Some)
-        .map_err(|errno| Failure::new(format!("cannot open {}: {}", path.display(), errno.desc())))
 }
 
 /// Sets the loopback interface up.

@@ -270,11 +270,7 @@ fn mount_groups(
             Some(host) => {
                 let tree = Tree::of(host, false).map_err(fail("mount", host))?;
                 if flags.contains(MsFlags::MS_RDONLY) {
-                    let read_only = Attributes {
-                        set: READ_ONLY,
-                        clear: 0,
-                    };
-                    tree.restrict(read_only, false)
+                    tree.restrict(Attributes::READ_ONLY, false)
                         .map_err(fail("protect", host))?;
                 }
                 tree.attach(Path::new(name)).map_err(fail("mount", host))?;
@@ -340,11 +336,7 @@ fn hierarchies(is_own: bool) -> io::Result<Vec<Hierarchy>> {
 
 /// Takes the right to write away from a mount.
 fn protect(place: &OwnedFd) -> Result<(), Errno> {
-    let read_only = Attributes {
-        set: READ_ONLY,
-        clear: 0,
-    };
-    super::trees::restrict(Path::new(&by_descriptor(place)), read_only)
+    super::trees::restrict(Path::new(&by_descriptor(place)), Attributes::READ_ONLY)
 }
 
 /// Makes the nodes of `/dev`, those that the spec asks for among them, unless the user has put something else there.
@@ -455,13 +447,9 @@ pub(super) fn hide(root: &Root, spec: &Spec) -> Result<(), Failure> {
         let Some(place) = root.place_if_any(path).map_err(fail("open", path))? else {
             continue;
         };
-        let read_only = Attributes {
-            set: READ_ONLY,
-            clear: 0,
-        };
         Tree::of_place(&place, true)
             .and_then(|tree| {
-                tree.restrict(read_only, false)?;
+                tree.restrict(Attributes::READ_ONLY, false)?;
                 tree.attach_at(&place)
             })
             .map_err(fail("protect", path))?;

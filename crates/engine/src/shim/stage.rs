@@ -11,7 +11,7 @@ use nix::sys::stat::{Mode, fstat};
 
 use super::protocol::{Failure, STAGE_NAME, Staged};
 use super::rootfs;
-use super::trees::{Attributes, READ_ONLY, Tree};
+use super::trees::{Attributes, Tree};
 
 /// What has to be fetched out of other mount namespaces, before the builder has its own.
 pub(super) fn fetch(staged: &[Staged]) -> Result<Vec<Option<Tree>>, Failure> {
@@ -31,11 +31,7 @@ pub(super) fn fetch(staged: &[Staged]) -> Result<Vec<Option<Tree>>, Failure> {
         } => {
             let tree = Tree::of(source, *recursive).and_then(|tree| {
                 if *read_only {
-                    let read_only = Attributes {
-                        set: READ_ONLY,
-                        clear: 0,
-                    };
-                    tree.restrict(read_only, *recursive && *read_only_below)?;
+                    tree.restrict(Attributes::READ_ONLY, *recursive && *read_only_below)?;
                 }
                 Ok(tree)
             });

@@ -20,6 +20,12 @@ pub(super) struct Attributes {
 }
 
 impl Attributes {
+    /// Nothing is written.
+    pub(super) const READ_ONLY: Self = Self {
+        set: READ_ONLY,
+        clear: 0,
+    };
+
     /// Lays others over these.
     pub(super) fn add(&mut self, later: Self) {
         self.set = self.set & !later.clear | later.set;

@@ -42,10 +42,17 @@ impl Cgroups {
     ) -> Result<(), MakeError> {
         for dir in self.dirs(group) {
             let made = match &self.mounts {
-                Mounts::V1(_) => make_v1(&dir),
+                Mounts::V1(_) => std::fs::create_dir_all(&dir),
                 Mounts::V2(root) => make_v2(root, group),
             };
             made.map_err(|source| MakeError::Group { path: dir, source })?;
+        }
+        if let (Mounts::V1(_), Some(dir)) = (&self.mounts, self.dir("cpuset", group)) {
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                let inherited = inherit(&dir, file);
+                let path = dir.clone();
+                inherited.map_err(|source| MakeError::Group { path, source })?;
+            }
         }
         let swap = self.has_swap_limit();
         for write in limits::of_new(limits, throttles, rules, self.version(), swap) {
@@ -62,7 +69,7 @@ impl Cgroups {
         let Some(dir) = self.dir(write.controller, group) else {
             return Ok(());
         };
-        match super::put(&dir.join(write.file), &write.value) {
+        match crate::shim::groups::put(&dir.join(write.file), &write.value) {
             Ok(()) => Ok(()),
             // Schedulers of block devices that this kernel does not have.
             Err(err) if err.kind() == io::ErrorKind::NotFound && write.file.contains("weight") => {
@@ -81,20 +88,12 @@ fn allows_all(rule: &LinuxDeviceCgroup) -> bool {
     rule.allow() && rule.to_string().starts_with('a')
 }
 
-fn make_v1(dir: &Path) -> io::Result<()> {
-    std::fs::create_dir_all(dir)?;
-    for file in ["cpuset.cpus", "cpuset.mems"] {
-        inherit(dir, file)?;
-    }
-    Ok(())
-}
-
 /// A group of `cpuset` has nothing at first, and no process can be where there is no processor: it gets what the group
 /// above it has.
 fn inherit(dir: &Path, file: &str) -> io::Result<String> {
     let path = dir.join(file);
     let own = match std::fs::read_to_string(&path) {
-        // Not such a group.
+        // Above the root of all.
         Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(String::new()),
         own => own?,
     };
@@ -105,7 +104,7 @@ fn inherit(dir: &Path, file: &str) -> io::Result<String> {
         return Ok(own);
     };
     let inherited = inherit(above, file)?;
-    super::put(&path, inherited.trim())?;
+    crate::shim::groups::put(&path, inherited.trim())?;
     Ok(inherited)
 }
 
@@ -120,7 +119,7 @@ fn make_v2(root: &Path, group: &Path) -> io::Result<()> {
         for controller in CONTROLLERS {
             let is_in = |list: &str| list.split_whitespace().any(|one| one == *controller);
             if is_in(&there) && !is_in(&already) {
-                let _ = super::put(&given, &format!("+{controller}"));
+                let _ = crate::shim::groups::put(&given, &format!("+{controller}"));
             }
         }
         at.push(name);
