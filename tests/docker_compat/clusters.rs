@@ -4,11 +4,12 @@ use std::{process::Command, time::Instant};
 
 use anyhow::{Context, Result};
 use shoal_tests::{
+    images,
     lab::{TestLab, text},
     wait,
 };
 
-use crate::there_is_a_client;
+use crate::{sdk::scripts, there_is_a_client};
 
 /// Runs docker's client against a host.
 fn docker(lab: &TestLab, host: &str, words: &[&str]) -> Result<String> {
@@ -94,4 +95,20 @@ fn three_managers_and_three_workers_come_together_and_roles_change_under_their_t
         "{refused:#}"
     );
     Ok(())
+}
+
+/// What became of services and their tasks with Docker 20.10 is in `golden/updates.json`, as `scripts/updates.py` recorded it.
+#[test]
+fn updates_and_rollbacks_go_as_swarms() -> Result<()> {
+    let lab = TestLab::up(1, 1)?;
+    let folder = tempfile::tempdir()?;
+    let output = Command::new("python3")
+        .arg(scripts().join("updates.py"))
+        .arg(lab.folder("n1").join("run/shoal.sock"))
+        .arg(images::busybox(folder.path())?)
+        .arg(scripts().join("../golden/updates.json"))
+        .output()?;
+    text(&output)
+        .map(drop)
+        .map_err(|error| error.context(String::from_utf8_lossy(&output.stdout).into_owned()))
 }

@@ -1,7 +1,7 @@
 //! Clients that others wrote: Docker's SDK for Python, dockerode, docker-compose 1.29 and today's.
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -32,10 +32,12 @@ fn is_on_path(program: &str) -> bool {
     found.is_ok_and(|said| said.status.success())
 }
 
-/// A folder that is made once and kept below the build's folder, with what `make` puts into it.
+/// A folder that is made once and kept below the build's folder, with what `make` puts into it. Who comes meanwhile waits.
 fn kept(name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let whole = folder.join("whole");
+    let turn = File::create(folder.with_extension("lock"))?;
+    turn.lock()?;
     if !whole.exists() {
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder)?;

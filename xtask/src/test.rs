@@ -1,7 +1,7 @@
 //! All tests, rung by rung, with one line at the end that says how many ran and what was skipped because of what.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fs,
     io::{BufRead, BufReader, Write},
     process::{Command, Stdio},
@@ -28,8 +28,22 @@ struct Tally {
     failed: u64,
     /// Reason → number of tests.
     skipped: BTreeMap<String, u64>,
+    /// What tests that failed said: it is told again at the end, where it is looked for.
+    complaints: Vec<Complaint>,
+    /// Whether what comes belongs to the last of them.
+    is_complaining: bool,
     broken: Vec<String>,
 }
+
+/// The first and the last lines of what a test said that failed.
+struct Complaint {
+    test: String,
+    first: Vec<String>,
+    last: VecDeque<String>,
+}
+
+/// How many lines of each are kept.
+const COMPLAINT_LINES: usize = 20;
 
 /// Runs the named rungs, or all.
 pub(crate) fn run(rungs: &[&str]) -> Result<()> {
@@ -144,6 +158,8 @@ fn cargo_test_with(words: &[&str], env: &[(&str, &str)], tally: &mut Tally) -> R
     command
         .current_dir(shell::root())
         .envs(env.iter().copied())
+        // Where the stack stood says less than the message, and pushes it out of sight.
+        .env("RUST_BACKTRACE", "0")
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
     let mut child = command.spawn().context("cannot run cargo test")?;
@@ -179,6 +195,33 @@ impl Tally {
         if let Some((_, reason)) = line.split_once("skipped, because ") {
             *self.skipped.entry(reason.trim().to_owned()).or_default() += 1;
         }
+        self.hear(line);
+    }
+
+    /// Keeps what the harness says of the tests that failed, below a line with the name of each.
+    fn hear(&mut self, line: &str) {
+        let named = line.strip_prefix("---- ");
+        if let Some(test) = named.and_then(|rest| rest.strip_suffix(" stdout ----")) {
+            self.is_complaining = true;
+            self.complaints.push(Complaint {
+                test: test.to_owned(),
+                first: Vec::new(),
+                last: VecDeque::new(),
+            });
+        } else if line == "failures:" {
+            self.is_complaining = false;
+        } else if self.is_complaining
+            && let Some(complaint) = self.complaints.last_mut()
+        {
+            if complaint.first.len() < COMPLAINT_LINES {
+                complaint.first.push(line.to_owned());
+                return;
+            }
+            complaint.last.push_back(line.to_owned());
+            if complaint.last.len() > COMPLAINT_LINES {
+                complaint.last.pop_front();
+            }
+        }
     }
 
     fn tell(self) -> Result<()> {
@@ -186,6 +229,12 @@ impl Tally {
         println!();
         for (reason, count) in &self.skipped {
             println!("skipped {count}, because {reason}");
+        }
+        for Complaint { test, first, last } in &self.complaints {
+            println!("-- {test}");
+            for line in first.iter().chain(last).filter(|line| !line.is_empty()) {
+                println!("   {line}");
+            }
         }
         for broken in &self.broken {
             println!("failed: {broken}");

@@ -219,6 +219,11 @@ pub enum UpdateState {
 }
 
 impl UpdateState {
+    /// Whether tasks are being replaced.
+    pub fn is_in_flight(self) -> bool {
+        matches!(self, Self::Updating | Self::RollbackStarted)
+    }
+
     /// Name as docker's REST API writes it.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -19,6 +19,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use shoal_api::spec::Availability;
@@ -98,6 +99,12 @@ pub enum ClusterError {
     /// Not admitted.
     #[error(transparent)]
     Join(#[from] JoinError),
+    /// Admitted, and no part of the cluster yet. In docker's words.
+    #[error(
+        "Timeout was reached before node joined. The attempt to join the swarm will continue in the background. Use the \
+         \"docker info\" command to see the current swarm status of your node."
+    )]
+    JoinTakesLong,
     /// The manager cannot begin.
     #[error("cannot start the manager: {}", chain(.0))]
     Manager(#[from] ManagerError),
@@ -119,6 +126,9 @@ pub enum ClusterError {
     #[error("cannot describe this node: {0}")]
     Describe(String),
 }
+
+/// How long a join waits for the node to be a part of the cluster. Docker's.
+const JOIN_MAX: Duration = Duration::from_secs(20);
 
 /// A membership that is in force.
 struct Active {
@@ -257,6 +267,31 @@ impl ClusterNode {
 
     /// Joins the cluster that a token is for.
     async fn join(
+        &self,
+        place: Place,
+        remotes: Vec<String>,
+        token: &str,
+    ) -> Result<(), ClusterError> {
+        self.begin_to_join(place, remotes, token).await?;
+        let joined = tokio::time::timeout(JOIN_MAX, self.takes_part()).await;
+        joined.map_err(|_| ClusterError::JoinTakesLong)
+    }
+
+    /// Waits until the node is a whole part of its cluster: a manager serves it, and where it is to be one it votes, so that
+    /// the others can do without one more of them.
+    async fn takes_part(&self) {
+        let (manager, mut session) = match &*self.active.read().await {
+            Some(active) => (active.seat.manager(), active.agent.state()),
+            None => return, // left at once
+        };
+        if let Some(manager) = manager {
+            manager.votes().await;
+        }
+        // An agent that ends meanwhile is not waited for.
+        let _ = session.wait_for(|session| session.manager.is_some()).await;
+    }
+
+    async fn begin_to_join(
         &self,
         place: Place,
         remotes: Vec<String>,

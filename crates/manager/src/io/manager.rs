@@ -261,7 +261,7 @@ impl Manager {
         let raft = {
             let tls = client_tls_now.clone();
             Raft::start(config.raft, vault, start, replica.clone(), |mailbox| {
-                Box::new(GrpcTransport::new(runtime, mailbox, tls))
+                Box::new(GrpcTransport::new(runtime, mailbox, tls, &config.advertise))
             })?
         };
         let desk = Desk {
@@ -396,6 +396,14 @@ impl Manager {
     /// The managers, now and from now on.
     pub fn members(&self) -> watch::Receiver<Arc<Members>> {
         self.desk.store.raft().members()
+    }
+
+    /// Waits until this manager votes, which it does when it has caught up with the others.
+    pub async fn votes(&self) {
+        let raft_id = self.desk.store.raft().raft_id();
+        let mut members = self.members();
+        // One that has stopped does not come to vote.
+        let _ = members.wait_for(|members| members.is_voter(raft_id)).await;
     }
 
     /// Bytes that this manager has written to its log since its start.

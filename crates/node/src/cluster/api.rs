@@ -82,9 +82,10 @@ fn cluster_error(error: ClusterError) -> ApiError {
     let text = chain(&error);
     match error {
         // Docker's statuses for these.
-        ClusterError::AlreadyIn | ClusterError::NotIn | ClusterError::ManagerLeaves(_) => {
-            ApiError::unavailable(text)
-        }
+        ClusterError::AlreadyIn
+        | ClusterError::NotIn
+        | ClusterError::ManagerLeaves(_)
+        | ClusterError::JoinTakesLong => ApiError::unavailable(text),
         ClusterError::Locked => ApiError::swarm_locked(),
         ClusterError::NotManager => ApiError::not_a_manager(),
         ClusterError::Restore(_) => ApiError::invalid(text),

@@ -120,9 +120,12 @@ fn judge(fleet: &Fleet<'_, '_>, slot: &[Entry], entry: &Entry) -> Judgement {
     if let Some(at) = task.start_after.filter(|at| *at > fleet.now) {
         return Judgement::Later(at);
     }
-    let start_after = Some(fleet.now + rest_after(policy, task));
+    // What takes the place of an older version's task has not failed yet, and the update waits for it.
+    let status = fleet.service.update_status.as_ref();
+    let is_update = entry.dirty && status.is_some_and(|status| status.state.is_in_flight());
+    let start_after = (!is_update).then(|| fleet.now + rest_after(policy, task));
     Judgement::Replace(Birth {
-        attempts: attempts + 1,
+        attempts: attempts + u64::from(!is_update),
         start_after,
         ..Birth::NEXT
     })

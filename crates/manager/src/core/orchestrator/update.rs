@@ -34,7 +34,7 @@ pub(super) fn reconcile(fleet: &mut Fleet<'_, '_>, slots: &[SlotKey]) {
         return;
     }
     let rolls_back = state == Some(UpdateState::RollbackStarted);
-    let in_flight = rolls_back || state == Some(UpdateState::Updating);
+    let in_flight = state.is_some_and(UpdateState::is_in_flight);
     let spec = &fleet.service.spec;
     let config = if rolls_back {
         spec.rollback
@@ -286,12 +286,9 @@ fn fail(
         }
     }
     if rolls_back {
-        set_status(
-            fleet,
-            UpdateState::RollbackPaused,
-            format!("rollback paused {because}"),
-            None,
-        );
+        // The state says what was paused; the words are SwarmKit's, on which scripts match.
+        let message = format!("update paused {because}");
+        set_status(fleet, UpdateState::RollbackPaused, message, None);
         return;
     }
     let mut previous = fleet.service.previous_spec.clone();

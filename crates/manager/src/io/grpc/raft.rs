@@ -32,7 +32,7 @@ pub(crate) struct RaftService {
 impl RaftService {
     /// Messages of a member are believed from that member's node alone. Gives who the sender is if we have not heard of it:
     /// its admission may be in the very messages that it sends us, and its certificate says that it is a manager of this
-    /// cluster.
+    /// cluster. The same if it is elsewhere now: without an answer there may be no leader to tell its new address to.
     fn check_sender(
         &self,
         from: RaftId,
@@ -45,7 +45,13 @@ impl RaftService {
             return Err(client::removed(from));
         }
         match members.get(from) {
-            Some(member) if member.node_id == caller.node_id => Ok(None),
+            Some(member) if member.node_id == caller.node_id => {
+                let has_moved = addr != member.address && is_address(addr);
+                Ok(has_moved.then(|| Member {
+                    node_id: caller.node_id.clone(),
+                    address: addr.to_owned(),
+                }))
+            }
             Some(_) => Err(Status::permission_denied(format!(
                 "raft member {from} is another node"
             ))),

@@ -33,8 +33,8 @@ pub struct GrpcTransport {
     mailbox: Mailbox,
     tls: watch::Receiver<Arc<ClientConfig>>,
     peers: BTreeMap<RaftId, Peer>,
-    /// Addresses of the members, of which one is ours.
-    addresses: BTreeMap<RaftId, Arc<str>>,
+    /// Where the others reach us, whatever the members say.
+    own: Arc<str>,
 }
 
 struct Peer {
@@ -42,21 +42,26 @@ struct Peer {
     queue: mpsc::Sender<Letter>,
 }
 
-/// A message with our address, for a peer that does not know us yet.
+/// A message with our address, for a peer that does not know us yet, or not where we are.
 struct Letter {
     message: Message,
     sender: Arc<str>,
 }
 
 impl GrpcTransport {
-    /// Sends as `tls` says who we are, from tasks on `runtime`; what fails is reported to `mailbox`.
-    pub fn new(runtime: Handle, mailbox: Mailbox, tls: watch::Receiver<Arc<ClientConfig>>) -> Self {
+    /// Sends as `tls` says who we are and as `own` where, from tasks on `runtime`; what fails is reported to `mailbox`.
+    pub fn new(
+        runtime: Handle,
+        mailbox: Mailbox,
+        tls: watch::Receiver<Arc<ClientConfig>>,
+        own: &str,
+    ) -> Self {
         Self {
             runtime,
             mailbox,
             tls,
             peers: BTreeMap::new(),
-            addresses: BTreeMap::new(),
+            own: own.into(),
         }
     }
 
@@ -85,10 +90,9 @@ impl Transport for GrpcTransport {
     fn send(&mut self, message: Message) {
         let to = message.to;
         let is_snapshot = message.snapshot.is_some();
-        let sender = self.addresses.get(&message.from).cloned();
         let letter = Letter {
             message,
-            sender: sender.unwrap_or_default(),
+            sender: Arc::clone(&self.own),
         };
         let sent = self
             .peers
@@ -109,9 +113,7 @@ impl Transport for GrpcTransport {
                 .get(*id)
                 .is_some_and(|member| member.address == peer.address)
         });
-        self.addresses.clear();
         for (id, member) in members.iter() {
-            self.addresses.insert(id, member.address.as_str().into());
             self.add_peer(id, &member.address);
         }
     }

@@ -1,5 +1,6 @@
 //! Managers whose admission has not reached us. A leader may be one: then the entry that admits it is among what it sends
-//! us, and if we did not answer it would never send more.
+//! us, and if we did not answer it would never send more. And members that are elsewhere than the log says: where they are
+//! is written there by a leader, whom it may take their votes to elect.
 
 use raft::eraftpb::{Message, MessageType};
 
@@ -10,10 +11,17 @@ use crate::core::consensus::{Member, RaftId};
 const SILENCE: u64 = 4;
 
 impl Node {
-    /// Remembers where to answer somebody who is no member yet. A node is a guest under one id, its newest.
+    /// Remembers where to answer somebody who is no member yet, or has moved. A node is a guest under one id, its newest.
     pub(super) fn receive_guest(&mut self, id: RaftId, guest: Member) {
-        let is_known = self.members.get(id).is_some() || self.members.was_removed(id);
-        if is_known || self.guests.get(&id) == Some(&guest) {
+        let is_known = match self.members.get(id) {
+            Some(known) => known.node_id != guest.node_id || known.address == guest.address,
+            None => self.members.was_removed(id),
+        };
+        if is_known {
+            self.guests.remove(&id);
+            return;
+        }
+        if self.guests.get(&id) == Some(&guest) {
             return;
         }
         self.guests
@@ -73,6 +81,16 @@ mod tests {
         }
     }
 
+    /// A member that knows of itself only as 2, and of a first one.
+    fn kept() -> Kept {
+        Kept {
+            raft_id: 2,
+            members: Members::genesis(1, member("one")),
+            snapshot: Snapshot::default(),
+            records: Vec::new(),
+        }
+    }
+
     /// Does what the node says, and gives what it would do about others.
     fn settle(node: &mut Node) -> Vec<Effect> {
         let mut seen = Vec::new();
@@ -91,14 +109,40 @@ mod tests {
     }
 
     #[test]
-    fn a_leader_of_whose_admission_we_have_not_heard_is_answered() {
-        let kept = Kept {
-            raft_id: 2,
-            members: Members::genesis(1, member("one")),
-            snapshot: Snapshot::default(),
-            records: Vec::new(),
+    fn a_member_is_answered_where_it_is_now_until_the_members_say_so() {
+        let moved = |address: &str| Member {
+            address: address.to_owned(),
+            ..member("one")
         };
-        let mut node = Node::new(limits(), kept, Box::new(Nothing), 1).unwrap();
+        let mut node = Node::new(limits(), kept(), Box::new(Nothing), 1).unwrap();
+        settle(&mut node);
+        let mut ask = |from: Member| {
+            let mut message = Message {
+                from: 1,
+                to: 2,
+                term: 1,
+                ..Message::default()
+            };
+            message.set_msg_type(MessageType::MsgHeartbeat);
+            node.step(message, Some(from));
+            let told = settle(&mut node)
+                .into_iter()
+                .find_map(|effect| match effect {
+                    Effect::Guest(1, guest) => Some(guest),
+                    _ => None,
+                });
+            told.map(|guest| guest.address)
+        };
+        assert_eq!(ask(moved("elsewhere:1")), Some("elsewhere:1".to_owned()));
+        assert_eq!(ask(moved("elsewhere:1")), None, "it is told once");
+        assert_eq!(ask(moved("again:1")), Some("again:1".to_owned()));
+        assert_eq!(ask(member("one")), None, "that is where the members say");
+        assert_eq!(ask(member("two")), None, "that is somebody else");
+    }
+
+    #[test]
+    fn a_leader_of_whose_admission_we_have_not_heard_is_answered() {
+        let mut node = Node::new(limits(), kept(), Box::new(Nothing), 1).unwrap();
         settle(&mut node);
         let mut append = Message {
             from: 7,

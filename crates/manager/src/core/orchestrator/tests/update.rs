@@ -433,6 +433,33 @@ fn a_failed_update_rolls_back_by_itself() {
 }
 
 #[test]
+fn an_old_task_that_ends_meanwhile_is_replaced_at_once() {
+    let mut world = World::new(&["n1", "n2", "n3"]);
+    let ends = Behaviour::Exits(Duration::from_secs(30), 1);
+    world.behaviours.insert("demo:1".into(), ends);
+    let mut spec = service("web", 2);
+    spec.task.restart.delay = Duration::from_secs(600);
+    spec.update = Some(UpdateConfig {
+        delay: Duration::from_secs(60),
+        ..UpdateConfig::default()
+    });
+    let id = world.create(spec);
+    world.settle();
+    image(&mut world, &id, "demo:2");
+    world.advance(20 * SECOND);
+    let images = |world: &World| {
+        let runnable = world.runnable(&id).into_iter();
+        runnable
+            .filter(|task| task.status.state == TaskState::Running)
+            .map(|task| task.spec.container.image.clone())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(images(&world), ["demo:2", "demo:1"], "the second waits");
+    world.advance(15 * SECOND);
+    assert_eq!(images(&world), ["demo:2", "demo:2"], "no delay of restarts");
+}
+
+#[test]
 fn a_failed_rollback_pauses() {
     let config = UpdateConfig {
         failure_action: FailureAction::Rollback,
@@ -447,7 +474,7 @@ fn a_failed_rollback_pauses() {
     world.advance(20 * SECOND);
     let (state, message) = update_status(&world, &id).unwrap();
     assert_eq!(state, UpdateState::RollbackPaused);
-    assert!(message.starts_with("rollback paused due to failure or early termination of task "));
+    assert!(message.starts_with("update paused due to failure or early termination of task "));
 }
 
 #[test]
