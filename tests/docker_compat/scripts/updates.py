@@ -1,8 +1,8 @@
 """Has services updated in every way that updates can go, and tells what became of their tasks.
 
 Usage: updates.py SOCKET ARCHIVE RECORDED [--add]. SOCKET belongs to the manager of a swarm of one node, ARCHIVE holds the
-image `busybox:test`. RECORDED holds by story all that came of it with Docker 20.10, where who is first may decide; what
-does not stand there is told. With `--add`, of Docker's own daemon, it is added.
+image `busybox:test`. RECORDED holds by story what came of it with Docker 20.10 in several runs; what does not stand there
+is told. With `--add`, of Docker's own daemon, it is added.
 """
 
 import http.client
@@ -38,9 +38,10 @@ def call(method, path, body=None, raw=None):
 
 SECOND = 1_000_000_000
 WORKS = "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done"
-FAILS = "exit 3"
+# Not before everybody has seen that it runs.
+FAILS = "sleep 1; exit 3"
 # Only in its second slot.
-FAILS_IN_2 = 'test "$SLOT" = 2 && exit 3; ' + WORKS
+FAILS_IN_2 = f'test "$SLOT" = 2 && {{ {FAILS}; }}; {WORKS}'
 ENDED = {"complete", "failed", "shutdown", "rejected", "orphaned", "remove"}
 
 
@@ -88,7 +89,7 @@ def stories():
             all_at_once = how(action, order, parallelism=0)
             yield f"one of four fails all at once {action} {order}", WORKS, FAILS_IN_2, all_at_once, back, 4
         # What is gone back to fails as well: the old version works only the first time.
-        once = 'test -e /once/$SLOT && exit 3; touch /once/$SLOT; ' + WORKS
+        once = f"test -e /once/$SLOT && {{ {FAILS}; }}; touch /once/$SLOT; {WORKS}"
         for action in ("pause", "continue"):
             yield f"the way back fails {action} {order}", once, FAILS, how("rollback", order), how(action, order), 3
 
@@ -156,9 +157,11 @@ def told(story):
     for task in sorted(tasks, key=lambda task: task["CreatedAt"]):
         slots.setdefault(task["Slot"], []).append(task)
     seen = {
-        "state": now["UpdateStatus"]["State"],
-        "message": re.sub(r"task [0-9a-z]{25}", "task <ID>", now["UpdateStatus"]["Message"]),
-        "version": version({"Spec": now["Spec"]["TaskTemplate"]}),
+        "end": [
+            now["UpdateStatus"]["State"],
+            re.sub(r"task [0-9a-z]{25}", "task <ID>", now["UpdateStatus"]["Message"]),
+            version({"Spec": now["Spec"]["TaskTemplate"]}),
+        ],
         # Which slot is first is nobody's promise.
         "slots": sorted(map(of_slot, slots.values())),
         "never fewer": least >= replicas,
@@ -166,6 +169,25 @@ def told(story):
     }
     call("DELETE", "/services/" + service)
     return seen
+
+
+PROMISES = ("never fewer", "never more")
+
+
+def add(recorded, name, seen):
+    """Which of them is late decides about each slot, so they are kept apart."""
+    known = recorded.setdefault(name, {"ends": [], "slots": [], **{promise: True for promise in PROMISES}})
+    known["ends"] = sorted(known["ends"] + [seen["end"]] * (seen["end"] not in known["ends"]))
+    known["slots"] = sorted({*known["slots"], *seen["slots"]})
+    for promise in PROMISES:
+        known[promise] &= seen[promise]
+
+
+def is_like(recorded, seen):
+    """Whether it came as it did with Docker, and kept at least what Docker kept each time."""
+    if recorded is None or seen["end"] not in recorded["ends"] or not set(seen["slots"]) <= set(recorded["slots"]):
+        return False
+    return all(seen[promise] or not recorded[promise] for promise in PROMISES)
 
 
 def main():
@@ -190,19 +212,18 @@ def main():
     seen = dict(sorted(seen.items()))
     with open(sys.argv[3], encoding="utf-8") as file:
         recorded = json.load(file)
-    unlike = {name: ours for name, ours in seen.items() if ours not in recorded.get(name, [])}
     if sys.argv[4:] == ["--add"]:
         if failed:
             sys.exit("\n".join(failed))
-        for name, theirs in unlike.items():
-            recorded.setdefault(name, []).append(theirs)
+        for name, theirs in seen.items():
+            add(recorded, name, theirs)
         with open(sys.argv[3], "w", encoding="utf-8") as file:
             json.dump(dict(sorted(recorded.items())), file, indent=1)
             file.write("\n")
         return
+    unlike = {name: ours for name, ours in seen.items() if not is_like(recorded.get(name), ours)}
     for name, ours in unlike.items():
-        print(name, *(f"  docker: {json.dumps(theirs)}" for theirs in recorded.get(name, [])), sep="\n")
-        print(f"  ours:   {json.dumps(ours)}")
+        print(f"{name}\n  docker: {json.dumps(recorded.get(name))}\n  ours:   {json.dumps(ours)}")
     print(*failed, sep="\n")
     print(f"{len(seen) - len(unlike)} of {len(seen)} updates went as Docker's")
     sys.exit(1 if unlike or failed else 0)
