@@ -202,6 +202,8 @@ fn survey(
             }
             None => {}
             Some(current) if current.task.status.state > TaskState::Running => {}
+            // It has run long enough and ended since: that too is a matter of the restart policy.
+            Some(current) if current.task.attempts > 0 && !current.runs() => {}
             Some(current) => match current.task.status.running_since.filter(|_| current.runs()) {
                 None => {
                     let since = current.task.meta.created_at.max(started_at);

@@ -460,6 +460,25 @@ fn an_old_task_that_ends_meanwhile_is_replaced_at_once() {
 }
 
 #[test]
+fn an_update_does_not_wait_for_what_ended_after_it_was_watched() {
+    let config = UpdateConfig {
+        monitor: 5 * SECOND,
+        delay: 10 * SECOND,
+        ..UpdateConfig::default()
+    };
+    let (mut world, id) = updatable(2, config);
+    let ends = Behaviour::Exits(Duration::from_secs(7), 1);
+    world.behaviours.insert("demo:2".into(), ends);
+    world.update(&id, |spec| {
+        spec.task.container.image = "demo:2".into();
+        spec.task.restart.delay = Duration::from_secs(3600);
+    });
+    world.advance(60 * SECOND);
+    let (state, _) = update_status(&world, &id).unwrap();
+    assert_eq!(state, UpdateState::Completed, "{}", world.table(&id));
+}
+
+#[test]
 fn a_failed_rollback_pauses() {
     let config = UpdateConfig {
         failure_action: FailureAction::Rollback,
