@@ -48,39 +48,41 @@ fn replicas(bench: &Bench) -> Result<()> {
     sides.ours(&["swarm", "init", "--advertise-addr", OURS])?;
     sides.theirs(&["swarm", "init", "--advertise-addr", THEIRS])?;
     // What is asked meanwhile is asked of the API: a client program each time would take a processor from what is measured.
-    let round =
-        |side: &dyn Fn(&[&str]) -> Result<String>, api: &Api| -> Result<(Duration, Duration)> {
-            let began = Instant::now();
-            let words = [
-                "service",
-                "create",
-                "--detach",
-                "--quiet",
-                "--name",
-                "idle",
-                "--replicas",
-                "50",
-            ];
-            // It ends when it is asked to, so that no side waits for its grace.
-            let ends = "trap 'exit 0' TERM; sleep 100000 & wait";
-            let rest = [IMAGE, "sh", "-c", ends];
-            side(&[words.as_slice(), rest.as_slice()].concat())?;
-            until("50 tasks", || {
-                let listed = api.call("GET", "/v1.41/services?status=true", "")?;
-                Ok(listed.contains(r#""RunningTasks":50"#))
-            })?;
-            let up = began.elapsed();
-            let began = Instant::now();
-            side(&["service", "rm", "idle"])?;
-            until("no containers", || {
-                Ok(api.call("GET", "/v1.41/containers/json?all=1", "")?.trim() == "[]")
-            })?;
-            Ok((up, began.elapsed()))
-        };
+    let round = |who: &str,
+                 side: &dyn Fn(&[&str]) -> Result<String>,
+                 api: &Api|
+     -> Result<(Duration, Duration)> {
+        let began = Instant::now();
+        let words = [
+            "service",
+            "create",
+            "--detach",
+            "--quiet",
+            "--name",
+            "idle",
+            "--replicas",
+            "50",
+        ];
+        // It ends when it is asked to, so that no side waits for its grace.
+        let ends = "trap 'exit 0' TERM; sleep 100000 & wait";
+        let rest = [IMAGE, "sh", "-c", ends];
+        side(&[words.as_slice(), rest.as_slice()].concat())?;
+        until(&format!("50 tasks of {who}"), || {
+            let listed = api.call("GET", "/v1.41/services?status=true", "")?;
+            Ok(listed.contains(r#""RunningTasks":50"#))
+        })?;
+        let up = began.elapsed();
+        let began = Instant::now();
+        side(&["service", "rm", "idle"])?;
+        until(&format!("no containers of {who}"), || {
+            Ok(api.call("GET", "/v1.41/containers/json?all=1", "")?.trim() == "[]")
+        })?;
+        Ok((up, began.elapsed()))
+    };
     let (mut up, mut down) = (Vec::new(), Vec::new());
     for _ in 0..3 {
-        let ours = round(&|words| sides.ours(words), &sides.our_api())?;
-        let theirs = round(&|words| sides.theirs(words), &sides.their_api())?;
+        let ours = round("shoal", &|words| sides.ours(words), &sides.our_api())?;
+        let theirs = round("docker", &|words| sides.theirs(words), &sides.their_api())?;
         up.push((ours.0, theirs.0));
         down.push((ours.1, theirs.1));
     }
