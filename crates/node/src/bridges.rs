@@ -11,7 +11,7 @@ mod state;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -25,7 +25,7 @@ use shoal_api::{
 use shoal_dns::{Records, Zone};
 use shoal_docker_api::backend::{LocalNetwork, LocalNetworkSpec};
 use shoal_engine::io::network::{NetworkError, NetworkRequest};
-use shoal_overlay::{Attachment, BridgeError, BridgesConfig, PortRequest, netns};
+use shoal_overlay::{Attachment, BridgesConfig, PortRequest};
 
 pub use definition::{BRIDGE, is_predefined};
 pub use error::BridgesError;
@@ -33,7 +33,7 @@ pub use error::BridgesError;
 use crate::config::{DaemonConfig, NetworkDefaults};
 use definition::Definition;
 use files::Files;
-use member::{Endpoint, Member, moved, parse_mac, port_requests};
+use member::{Endpoint, Member, interfaces_in, moved, parse_mac, port_requests};
 use state::{State, random_id};
 
 /// Option of an endpoint that names its interface inside the container.
@@ -143,6 +143,12 @@ impl Bridges {
     pub async fn get(&self, name: &str) -> Result<LocalNetwork, BridgesError> {
         let state = self.state.lock().await;
         Ok(state.show(state.find(name)?))
+    }
+
+    /// The same without its containers, which costs nothing however many there are.
+    pub async fn look(&self, name: &str) -> Result<LocalNetwork, BridgesError> {
+        let state = self.state.lock().await;
+        Ok(state.find(name)?.show())
     }
 
     /// Makes a network; returns its id.
@@ -684,17 +690,4 @@ fn bindings_of(
     published
         .filter(|(_, bindings)| !bindings.is_empty())
         .collect()
-}
-
-/// Names of the interfaces in a namespace, whoever made them.
-fn interfaces_in(netns: &Path) -> Result<BTreeSet<String>, BridgesError> {
-    let names = netns::run_in(netns, || {
-        let interfaces = nix::net::if_::if_nameindex()?;
-        let names = interfaces
-            .iter()
-            .map(|one| one.name().to_string_lossy().into_owned());
-        Ok(names.collect())
-    });
-    let names: nix::Result<BTreeSet<String>> = names.map_err(BridgeError::from)?;
-    names.map_err(|errno| BridgesError::io("list the interfaces of", netns)(errno.into()))
 }

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     ops::RangeInclusive,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -19,8 +19,9 @@ use shoal_api::{
 use shoal_dns::Host;
 use shoal_docker_api::backend::NetworkMember;
 use shoal_overlay::{
-    Attachment, DYNAMIC_PORTS, PortRequest, PublishedPort,
+    Attachment, BridgeError, DYNAMIC_PORTS, PortRequest, PublishedPort,
     core::naming::{Mac, mac_of},
+    netns,
 };
 
 use super::{BridgesError, definition::Definition};
@@ -308,6 +309,19 @@ fn protocol(protocol: PortProtocol) -> Protocol {
         PortProtocol::Udp => Protocol::Udp,
         PortProtocol::Sctp => Protocol::Sctp,
     }
+}
+
+/// Names of the interfaces in a namespace, whoever made them.
+pub(super) fn interfaces_in(netns: &Path) -> Result<BTreeSet<String>, BridgesError> {
+    let names = netns::run_in(netns, || {
+        let interfaces = nix::net::if_::if_nameindex()?;
+        let names = interfaces
+            .iter()
+            .map(|one| one.name().to_string_lossy().into_owned());
+        Ok(names.collect())
+    });
+    let names: nix::Result<BTreeSet<String>> = names.map_err(BridgeError::from)?;
+    names.map_err(|errno| BridgesError::io("list the interfaces of", netns)(errno.into()))
 }
 
 #[cfg(test)]

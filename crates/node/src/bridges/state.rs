@@ -165,7 +165,6 @@ impl State {
     /// What containers call others by their links: a zone for each of them that has some, known to it alone.
     pub(super) fn links(&self) -> Vec<(NetworkId, Zone)> {
         let of = |member: &Member| {
-            let id = member.container.as_str().parse::<NetworkId>().ok()?;
             let mut hosts = Vec::new();
             for endpoint in &member.endpoints {
                 for link in &endpoint.spec.links {
@@ -184,7 +183,11 @@ impl State {
                     });
                 }
             }
-            (!hosts.is_empty()).then(|| (id, Zone::local("", true, Vec::new(), &hosts)))
+            if hosts.is_empty() {
+                return None;
+            }
+            let id = member.container.as_str().parse::<NetworkId>().ok()?;
+            Some((id, Zone::local("", true, Vec::new(), &hosts)))
         };
         self.members.values().filter_map(of).collect()
     }
