@@ -421,17 +421,19 @@ impl Bridges {
             exposed: settings.ports.keys().copied().collect(),
         };
         for (index, info) in settings.networks.values().enumerate() {
-            let (Some(network), Some(address)) = (state.networks.get(&info.network_id), info.ipv4)
-            else {
+            let Some(network) = state.networks.get(&info.network_id) else {
                 continue;
             };
+            if info.ipv4.is_none() && info.ipv6.is_none() {
+                continue;
+            }
             let Some(bridge) = &network.bridge else {
                 continue;
             };
             member.name = info.dns_names.first().cloned().unwrap_or_default();
             let attachment = Attachment {
                 network: network.id.clone(),
-                address,
+                address: info.ipv4,
                 mac: info.mac_address.as_deref().map(parse_mac).transpose()?,
                 ifname: format!("{}{index}", bridge.interface_prefix),
                 ipv6: info.ipv6,
@@ -632,8 +634,9 @@ impl Bridges {
                 .values()
                 .filter_map(|member| member.host(id))
                 .collect();
-            let mut subnets = vec![IpNet::V4(bridge.spec.subnet)];
-            subnets.extend(bridge.spec.ipv6.map(|place| IpNet::V6(place.subnet)));
+            let v4 = bridge.spec.ipv4.map(|place| IpNet::V4(place.subnet));
+            let v6 = bridge.spec.ipv6.map(|place| IpNet::V6(place.subnet));
+            let subnets = v4.into_iter().chain(v6).collect();
             let zone = Zone::local(&network.name, bridge.spec.internal, subnets, &hosts);
             state.records.insert(zone_id, zone);
         }
