@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use shoal_tests::{
     lab::{TestLab, get, program, text},
-    wait,
+    skipped, wait,
 };
 
 use super::cli::{host, said};
@@ -231,5 +231,78 @@ fn published_ports_of_every_form_are_reached() -> Result<()> {
     shoal.said("stop -t 0 many")?;
     shoal.said("network disconnect -f other many")?;
     shoal.said("network rm other")?;
+    Ok(())
+}
+
+#[test]
+fn a_network_may_have_ipv6_alone() -> Result<()> {
+    let lab = host(&[])?;
+    let shoal = Shoal(&lab);
+    if text(&lab.output("n1", &["test", "-e", "/proc/sys/net/ipv6"])?).is_err() {
+        skipped("this kernel has no IPv6");
+        return Ok(());
+    }
+    shoal.said("network create --ipv6 --ipv4=false --subnet fd00:221::/64 six")?;
+    let shown = "{{.EnableIPv4}},{{.EnableIPv6}}";
+    let shown = shoal.said(&format!("network inspect -f {shown} six"))?;
+    assert_eq!(shown, "false,true");
+    let run = "run -d --network six --name";
+    let serve = "busybox:test httpd -f -p [::]:80 -h /etc";
+    shoal.said(&format!("{run} web --hostname web -p 8080:80 {serve}"))?;
+    shoal.said(&format!("{run} peer busybox:test sleep 1000"))?;
+    let six = ".NetworkSettings.Networks.six";
+    let at = format!(
+        "{{{{{six}.IPAddress}}}},{{{{{six}.GlobalIPv6Address}}}},{{{{{six}.IPv6Gateway}}}}"
+    );
+    let shown = shoal.said(&format!("inspect -f {at} web"))?;
+    assert_eq!(shown, ",fd00:221::2,fd00:221::1");
+    assert_eq!(shoal.said("exec web ip -4 -o addr show dev eth0")?, "");
+    assert_eq!(shoal.said("port web")?, "80/tcp -> [::]:8080");
+    let works = |shoal: &Shoal<'_>| {
+        let asked = "exec peer wget -qO- http://web/hostname";
+        wait(asked, || {
+            let said = shoal.said(asked);
+            Ok(said.map_err(|error| format!("{error:#}")).and_then(|said| {
+                let is_right = said == "web";
+                is_right.then_some(()).ok_or(said)
+            }))
+        })?;
+        let published = ["curl", "-sgm5", "http://[fd00:221::1]:8080/hostname"];
+        assert_eq!(text(&lab.output("n1", &published)?)?, "web\n");
+        anyhow::Ok(())
+    };
+    works(&shoal)?;
+    // What was written down is read again.
+    lab.lab("kill", &["--daemon", "n1"])?;
+    lab.lab("start", &["n1"])?;
+    works(&shoal)?;
+    // Beside another network.
+    shoal.said("run -d --name both busybox:test sleep 1000")?;
+    shoal.said("network connect --ip6 fd00:221::77 six both")?;
+    shoal.said("exec peer ping -c1 -W5 fd00:221::77")?;
+    shoal.said("exec both ping -c1 -W5 172.17.0.1")?;
+    for (line, why) in [
+        (
+            "network create --ipv4=false neither",
+            "IPv4 or IPv6 must be enabled",
+        ),
+        (
+            "network create --ipv6 --ipv4=false --subnet 10.221.0.0/24 four",
+            "an IPv4 subnet needs a network with IPv4",
+        ),
+        (
+            "run --rm --network six -p 127.0.0.1:8090:80 busybox:test true",
+            "the container has no IPv4 address",
+        ),
+        (
+            "run --rm --network six --ip 10.221.0.9 busybox:test true",
+            "10.221.0.9",
+        ),
+    ] {
+        let refused = shoal.refused(line)?;
+        ensure!(refused.contains(why), "{line}: {refused}");
+    }
+    shoal.said("rm -f web peer both")?;
+    shoal.said("network rm six")?;
     Ok(())
 }

@@ -35,6 +35,8 @@ fn main() {
     match args.next().as_deref().and_then(|first| first.to_str()) {
         Some("shim") => shoal_engine::shim::main(args),
         Some("lab-host") => lab_host(args),
+        // Before the allocator has filled anything: what it has of huge pages by then it keeps.
+        Some("daemon") => shoal_engine::io::memory::keep_small(),
         _ => {}
     }
     let cli = match command::parse() {

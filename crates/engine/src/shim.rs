@@ -7,6 +7,7 @@
 
 pub mod protocol;
 
+mod birthplace;
 mod container;
 mod copy_tree;
 mod ending;

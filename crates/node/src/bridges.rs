@@ -11,7 +11,7 @@ mod state;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -25,7 +25,7 @@ use shoal_api::{
 use shoal_dns::{Records, Zone};
 use shoal_docker_api::backend::{LocalNetwork, LocalNetworkSpec};
 use shoal_engine::io::network::{NetworkError, NetworkRequest};
-use shoal_overlay::{Attachment, BridgeError, BridgesConfig, PortRequest, netns};
+use shoal_overlay::{Attachment, BridgesConfig, PortRequest};
 
 pub use definition::{BRIDGE, is_predefined};
 pub use error::BridgesError;
@@ -33,7 +33,7 @@ pub use error::BridgesError;
 use crate::config::{DaemonConfig, NetworkDefaults};
 use definition::Definition;
 use files::Files;
-use member::{Endpoint, Member, moved, parse_mac, port_requests};
+use member::{Endpoint, Member, interfaces_in, moved, parse_mac, port_requests};
 use state::{State, random_id};
 
 /// Option of an endpoint that names its interface inside the container.
@@ -143,6 +143,12 @@ impl Bridges {
     pub async fn get(&self, name: &str) -> Result<LocalNetwork, BridgesError> {
         let state = self.state.lock().await;
         Ok(state.show(state.find(name)?))
+    }
+
+    /// The same without its containers, which costs nothing however many there are.
+    pub async fn look(&self, name: &str) -> Result<LocalNetwork, BridgesError> {
+        let state = self.state.lock().await;
+        Ok(state.find(name)?.show())
     }
 
     /// Makes a network; returns its id.
@@ -415,17 +421,19 @@ impl Bridges {
             exposed: settings.ports.keys().copied().collect(),
         };
         for (index, info) in settings.networks.values().enumerate() {
-            let (Some(network), Some(address)) = (state.networks.get(&info.network_id), info.ipv4)
-            else {
+            let Some(network) = state.networks.get(&info.network_id) else {
                 continue;
             };
+            if info.ipv4.is_none() && info.ipv6.is_none() {
+                continue;
+            }
             let Some(bridge) = &network.bridge else {
                 continue;
             };
             member.name = info.dns_names.first().cloned().unwrap_or_default();
             let attachment = Attachment {
                 network: network.id.clone(),
-                address,
+                address: info.ipv4,
                 mac: info.mac_address.as_deref().map(parse_mac).transpose()?,
                 ifname: format!("{}{index}", bridge.interface_prefix),
                 ipv6: info.ipv6,
@@ -626,8 +634,9 @@ impl Bridges {
                 .values()
                 .filter_map(|member| member.host(id))
                 .collect();
-            let mut subnets = vec![IpNet::V4(bridge.spec.subnet)];
-            subnets.extend(bridge.spec.ipv6.map(|place| IpNet::V6(place.subnet)));
+            let v4 = bridge.spec.ipv4.map(|place| IpNet::V4(place.subnet));
+            let v6 = bridge.spec.ipv6.map(|place| IpNet::V6(place.subnet));
+            let subnets = v4.into_iter().chain(v6).collect();
             let zone = Zone::local(&network.name, bridge.spec.internal, subnets, &hosts);
             state.records.insert(zone_id, zone);
         }
@@ -684,17 +693,4 @@ fn bindings_of(
     published
         .filter(|(_, bindings)| !bindings.is_empty())
         .collect()
-}
-
-/// Names of the interfaces in a namespace, whoever made them.
-fn interfaces_in(netns: &Path) -> Result<BTreeSet<String>, BridgesError> {
-    let names = netns::run_in(netns, || {
-        let interfaces = nix::net::if_::if_nameindex()?;
-        let names = interfaces
-            .iter()
-            .map(|one| one.name().to_string_lossy().into_owned());
-        Ok(names.collect())
-    });
-    let names: nix::Result<BTreeSet<String>> = names.map_err(BridgeError::from)?;
-    names.map_err(|errno| BridgesError::io("list the interfaces of", netns)(errno.into()))
 }

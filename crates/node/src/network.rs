@@ -179,7 +179,7 @@ impl NodeNetworks {
         who: &Joining,
         spec: EndpointSpec,
     ) -> Result<(String, EndpointInfo), BridgesError> {
-        let (name, info) = match self.bridges.get(network).await {
+        let (name, info) = match self.bridges.look(network).await {
             Ok(_) => self.bridges.join(network, who, spec).await?,
             Err(_) => self.join_cluster_network(network, who, &spec).await?,
         };
@@ -201,7 +201,7 @@ impl NodeNetworks {
         network: &str,
         container: &ContainerId,
     ) -> Result<NetworkSettings, BridgesError> {
-        let left = match self.bridges.get(network).await {
+        let left = match self.bridges.look(network).await {
             Ok(_) => self.bridges.leave(network, container).await?,
             Err(_) => self.leave_cluster_network(network, container).await?,
         };

@@ -9,7 +9,7 @@ pub mod io;
 pub use io::{
     bridge::{
         Attachment, BridgeError, BridgeSpec, BridgeView, Bridges, BridgesConfig, DYNAMIC_PORTS,
-        Ipv6Place, PortRequest, PublishedPort,
+        Ipv4Place, Ipv6Place, PortRequest, PublishedPort,
     },
     config::{LbDriver, PlaneConfig},
     error::PlaneError,

@@ -12,7 +12,7 @@ use lab::{Lab, Traffic, lab, view};
 use shoal_api::network::Protocol;
 use shoal_overlay::{
     Attachment, BridgeError, BridgeSpec, BridgeView, Bridges, BridgesConfig, DYNAMIC_PORTS,
-    PortRequest,
+    Ipv4Place, PortRequest,
 };
 
 macro_rules! or_skip {
@@ -28,8 +28,10 @@ fn spec(n: u8) -> BridgeSpec {
     BridgeSpec {
         id: format!("net{n}"),
         ifname: format!("br-net{n}"),
-        subnet: format!("172.{}.0.0/16", 20 + n).parse().unwrap(),
-        gateway: [172, 20 + n, 0, 1].into(),
+        ipv4: Some(Ipv4Place {
+            subnet: format!("172.{}.0.0/16", 20 + n).parse().unwrap(),
+            gateway: [172, 20 + n, 0, 1].into(),
+        }),
         internal: false,
         mtu: None,
         icc: true,
@@ -48,7 +50,7 @@ fn config(lab: &Lab) -> BridgesConfig {
 async fn attach(lab: &Lab, bridges: &Bridges, container: &str, n: u8, last: u8) {
     let attachment = Attachment {
         network: format!("net{n}"),
-        address: [172, 20 + n, 0, last].into(),
+        address: Some([172, 20 + n, 0, last].into()),
         mac: None,
         ifname: format!("eth{}", u8::from(n == 9)),
         ipv6: None,
@@ -173,7 +175,7 @@ async fn a_port_published_on_a_second_network_answers_by_that_network() {
     let (lab, bridges) = or_skip!(three_containers().await);
     let second = Attachment {
         network: "net2".into(),
-        address: [172, 22, 0, 9].into(),
+        address: Some([172, 22, 0, 9].into()),
         mac: None,
         ifname: "eth1".into(),
         ipv6: None,
@@ -209,7 +211,7 @@ async fn a_container_on_cluster_networks_can_publish_by_a_bridge() {
     lab.converge(&view()).await;
     let place = Attachment {
         network: "net1".into(),
-        address: [172, 21, 0, 2].into(),
+        address: Some([172, 21, 0, 2].into()),
         mac: None,
         ifname: "eth2".into(),
         ipv6: None,
@@ -365,7 +367,7 @@ async fn overlapping_subnets_and_unknown_networks_are_refused_without_trace() {
     let address = Ipv4Addr::new(172, 21, 0, 9);
     let nowhere = Attachment {
         network: "none".into(),
-        address,
+        address: Some(address),
         mac: None,
         ifname: "eth9".into(),
         ipv6: None,
@@ -379,7 +381,7 @@ async fn overlapping_subnets_and_unknown_networks_are_refused_without_trace() {
     );
     let lost = Attachment {
         network: "net1".into(),
-        address,
+        address: Some(address),
         mac: None,
         ifname: "eth0".into(),
         ipv6: None,

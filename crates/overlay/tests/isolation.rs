@@ -11,7 +11,7 @@ use std::sync::Arc;
 use lab::{Lab, Traffic, alone_on_ingress, dual, id, lab, view};
 use shoal_api::network::{Endpoint, NetworkView, Protocol};
 use shoal_overlay::{
-    Attachment, BridgeSpec, BridgeView, Bridges, BridgesConfig, Ipv6Place, PortRequest,
+    Attachment, BridgeSpec, BridgeView, Bridges, BridgesConfig, Ipv4Place, Ipv6Place, PortRequest,
 };
 
 macro_rules! or_skip {
@@ -27,8 +27,10 @@ fn bridge(n: u8) -> BridgeSpec {
     BridgeSpec {
         id: format!("net{n}"),
         ifname: format!("br-net{n}"),
-        subnet: format!("172.{}.0.0/16", 20 + n).parse().unwrap(),
-        gateway: [172, 20 + n, 0, 1].into(),
+        ipv4: Some(Ipv4Place {
+            subnet: format!("172.{}.0.0/16", 20 + n).parse().unwrap(),
+            gateway: [172, 20 + n, 0, 1].into(),
+        }),
         internal: n == 3,
         mtu: None,
         icc: true,
@@ -98,7 +100,7 @@ async fn everybody() -> Result<(Lab, Bridges), String> {
         lab.place_only(container);
         let attachment = Attachment {
             network: format!("net{n}"),
-            address: [172, 20 + n, 0, last].into(),
+            address: Some([172, 20 + n, 0, last].into()),
             mac: None,
             ifname: "eth0".into(),
             ipv6: Some(format!("fd2{n}::{last}").parse().unwrap()),

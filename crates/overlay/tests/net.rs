@@ -16,7 +16,7 @@ use std::{
 
 use lab::{Lab, Traffic, id, lab, view};
 use shoal_api::network::{Endpoint, IngressPort, NetworkView, Protocol, ServiceSlice};
-use shoal_overlay::core::lb;
+use shoal_overlay::{core::lb, netns};
 
 /// Asks as often as there are slots per round, so that every backend must have had its share.
 const ROUND: usize = 12;
@@ -608,4 +608,43 @@ async fn tunnels_leave_no_records_of_connections_on_the_host() {
     assert!(lab.ask("t1", "192.0.2.99:7000").is_ok());
     let records = lab.text("h1", "cat", &["/proc/self/net/nf_conntrack"]);
     assert!(records.contains("dport=7000"), "{records}");
+}
+
+#[test]
+#[allow(unsafe_code)]
+fn handles_are_in_no_clone_of_the_hosts_mounts() {
+    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+    if !nix::unistd::Uid::effective().is_root() {
+        return eprintln!("skipped, because this needs root");
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let handles = folder.path().join("netns");
+    netns::make_directory(&handles).expect("root may mount");
+    netns::make_directory(&handles).expect("once more, as at the next start");
+    let handle = handles.join("c1");
+    netns::create(&handle).expect("a namespace");
+    const OPEN_TREE_CLONE: i32 = 1;
+    let flags = OPEN_TREE_CLONE | nix::libc::O_CLOEXEC | nix::libc::AT_RECURSIVE;
+    let here = std::fs::File::open(folder.path()).expect("a folder");
+    // SAFETY: takes a descriptor and a text that live until after the call, and gives a descriptor that nobody else owns.
+    let clone = unsafe {
+        let fd = nix::libc::syscall(
+            nix::libc::SYS_open_tree,
+            here.as_raw_fd(),
+            c".".as_ptr(),
+            flags,
+        );
+        OwnedFd::from_raw_fd(i32::try_from(fd).expect("the kernel clones mounts"))
+    };
+    let seen = format!("/proc/self/fd/{}/netns/c1", clone.as_raw_fd());
+    let kind = |path: &std::path::Path| {
+        let found = nix::sys::statfs::statfs(path).expect("a file");
+        found.filesystem_type()
+    };
+    let (handle_is, clone_has) = (kind(&handle), kind(seen.as_ref()));
+    netns::delete(&handle).expect("the handle is removed");
+    netns::release_directory(&handles);
+    assert_eq!(handle_is, nix::sys::statfs::NSFS_MAGIC);
+    // The file that the handle is mounted on.
+    assert_ne!(clone_has, nix::sys::statfs::NSFS_MAGIC);
 }

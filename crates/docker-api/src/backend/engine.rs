@@ -151,8 +151,10 @@ pub struct LocalNetwork {
     pub created: Timestamp,
     /// Whether it has no way out.
     pub internal: bool,
-    /// Whether it has IPv6 too.
+    /// Whether it has IPv6.
     pub ipv6: bool,
+    /// Whether it has no IPv4.
+    pub without_ipv4: bool,
     /// Subnets in force.
     pub ipam: Vec<IpamConfig>,
     /// Whether plain containers may join it, of a network of the cluster.
@@ -197,8 +199,10 @@ pub struct LocalNetworkSpec {
     pub driver: String,
     /// Whether it has no way out.
     pub internal: bool,
-    /// Whether it has IPv6 too.
+    /// Whether it has IPv6.
     pub ipv6: bool,
+    /// Whether it has no IPv4.
+    pub without_ipv4: bool,
     /// Subnets asked for; empty lets the engine choose.
     pub ipam: Vec<IpamConfig>,
     /// Options of the driver.

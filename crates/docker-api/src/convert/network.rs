@@ -48,9 +48,7 @@ pub(crate) fn read(body: &[u8]) -> ApiResult<NetworkRequest> {
     let mut from = f.object_or_empty("ConfigFrom")?;
     let config_from = from.text("Network")?;
     from.finish()?;
-    if f.take::<bool>("EnableIPv4")? == Some(false) {
-        return Err(f.invalid("EnableIPv4", "a network without IPv4 is not supported"));
-    }
+    let without_ipv4 = f.take::<bool>("EnableIPv4")? == Some(false);
     let scope = f.text("Scope")?;
     f.ignore(&["CheckDuplicate"]);
     f.finish()?;
@@ -67,6 +65,7 @@ pub(crate) fn read(body: &[u8]) -> ApiResult<NetworkRequest> {
         }
         for (field, said) in [
             ("IPAM.Config.AuxiliaryAddresses", !auxiliary.is_empty()),
+            ("EnableIPv4=false", without_ipv4),
             ("ConfigOnly", config_only),
             ("ConfigFrom", config_from.is_some()),
         ] {
@@ -94,6 +93,7 @@ pub(crate) fn read(body: &[u8]) -> ApiResult<NetworkRequest> {
         driver,
         internal,
         ipv6,
+        without_ipv4,
         ipam,
         options,
         labels,
@@ -193,7 +193,7 @@ pub(crate) fn local(network: &LocalNetwork, with_members: bool) -> Value {
         "Created": instant(network.created),
         "Scope": if of_cluster { "swarm" } else { "local" },
         "Driver": network.driver,
-        "EnableIPv4": true,
+        "EnableIPv4": !network.without_ipv4,
         "EnableIPv6": network.ipv6,
         "IPAM": {"Driver": "default", "Options": null, "Config": local_ipam(network)},
         "Internal": network.internal,

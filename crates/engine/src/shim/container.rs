@@ -7,34 +7,29 @@
 
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::Mode;
-use nix::unistd::{chdir, fchdir, pivot_root, setsid};
+use nix::unistd::setsid;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::exec::{clone_sibling, open_terminal, set_streams};
 use super::executor::{self, Payload, describe};
 use super::filter::Filter;
-use super::launch::{CONSOLE_SOCKET, Ends};
-use super::protocol::{Failure, Launch, Supervise};
-use super::rootfs::Root;
-use super::stage::{self, Late};
+use super::launch::{CONSOLE_SOCKET, Ends, Prepared};
+use super::protocol::{Failure, Supervise};
+use super::stage;
 use super::trees::{Attributes, Tree};
 use super::{groups, hooks, mounts, privileges};
 
 /// What the builder has got together.
 pub(super) struct Parts<'a> {
     pub sup: &'a Supervise,
-    pub launch: &'a Launch,
-    pub spec: Spec,
-    pub root: Root,
+    pub prepared: Prepared,
     pub ends: Option<Ends>,
-    pub late: Vec<Late>,
     /// See [`super::launch::Building`].
     pub go: OwnedFd,
     pub report: RawFd,
@@ -56,14 +51,19 @@ pub(super) fn become_container(parts: Parts<'_>) -> Failure {
 fn prepare(parts: Parts<'_>) -> Result<(Spec, Payload), Failure> {
     let Parts {
         sup,
-        launch,
-        spec,
-        root,
+        prepared,
         ends,
-        late,
         go,
         report,
     } = parts;
+    let Prepared {
+        launch,
+        spec,
+        birthplace,
+        root,
+        joined,
+        late,
+    } = prepared;
     let filter = Filter::read(&sup.run_dir)?;
     let process = privileges::process_of(&spec)?;
     if let Some(adjust) = process.oom_score_adj() {
@@ -80,7 +80,7 @@ fn prepare(parts: Parts<'_>) -> Result<(Spec, Payload), Failure> {
         hooks.and_then(|hooks| hooks.create_runtime().as_ref()),
         "creating",
     )?;
-    enter(&spec, report)?;
+    enter(&spec, joined, report)?;
     call(
         hooks.and_then(|hooks| hooks.create_container().as_ref()),
         "creating",
@@ -96,10 +96,12 @@ fn prepare(parts: Parts<'_>) -> Result<(Spec, Payload), Failure> {
     mounts::make_devices(&root, &spec)?;
     mounts::set_sysctls(&root, &spec)?;
     mounts::hide(&root, &spec)?;
-    pivot(
-        &root,
-        spec.root().as_ref().and_then(|root| root.readonly()) == Some(true),
-    )?;
+    let left = birthplace.leave_for(&root);
+    left.map_err(fail("enter the root filesystem"))?;
+    if spec.root().as_ref().and_then(|root| root.readonly()) == Some(true) {
+        super::trees::restrict(Path::new("/"), Attributes::READ_ONLY)
+            .map_err(fail("protect the root filesystem"))?;
+    }
     // Nothing of the host may stay open by which the container's process could come back to it.
     drop(root);
     stage::place_late(&late)?;
@@ -149,33 +151,43 @@ fn wait(go: &OwnedFd) -> Result<(), Failure> {
     }
 }
 
-/// Enters the container's namespaces, but for that of its mounts, in which the builder is already.
-fn enter(spec: &Spec, report: RawFd) -> Result<(), Failure> {
+/// A namespace that the container shares with others.
+pub(super) type Joined = (OwnedFd, CloneFlags);
+
+/// Namespaces of a spec that the builder has to see to, with the paths of those that are there already.
+fn namespaces(spec: &Spec) -> impl Iterator<Item = (CloneFlags, Option<&PathBuf>)> {
     let linux = spec.linux().as_ref();
-    let namespaces = linux
-        .and_then(|linux| linux.namespaces().as_deref())
-        .unwrap_or_default();
-    let mut own = CloneFlags::empty();
-    let (mut joined, mut has_host_name) = (Vec::new(), false);
-    for namespace in namespaces {
+    let all = linux.and_then(|linux| linux.namespaces().as_deref());
+    all.unwrap_or_default().iter().filter_map(|namespace| {
+        let path = namespace.path().as_ref();
         let kind = match namespace.typ() {
             LinuxNamespaceType::Ipc => CloneFlags::CLONE_NEWIPC,
             LinuxNamespaceType::Uts => CloneFlags::CLONE_NEWUTS,
             LinuxNamespaceType::Cgroup => CloneFlags::CLONE_NEWCGROUP,
             LinuxNamespaceType::Network => CloneFlags::CLONE_NEWNET,
-            LinuxNamespaceType::Pid if namespace.path().is_some() => CloneFlags::CLONE_NEWPID,
-            _ => continue,
+            LinuxNamespaceType::Pid if path.is_some() => CloneFlags::CLONE_NEWPID,
+            _ => return None,
         };
-        has_host_name |= kind == CloneFlags::CLONE_NEWUTS;
-        match namespace.path() {
-            None => own |= kind,
-            Some(path) => {
-                let opened = open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
-                let opened = opened.map_err(fail(&format!("open {}", path.display())))?;
-                joined.push((opened, kind));
-            }
-        }
-    }
+        Some((kind, path))
+    })
+}
+
+/// Opens the namespaces that are to be joined.
+pub(super) fn joined(spec: &Spec) -> Result<Vec<Joined>, Failure> {
+    let there = namespaces(spec).filter_map(|(kind, path)| Some((kind, path?)));
+    let opened = there.map(|(kind, path)| {
+        let opened = open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
+        let opened = opened.map_err(fail(&format!("open {}", path.display())))?;
+        Ok((opened, kind))
+    });
+    opened.collect()
+}
+
+/// Enters the container's namespaces, but for that of its mounts, in which the builder is already.
+fn enter(spec: &Spec, joined: Vec<Joined>, report: RawFd) -> Result<(), Failure> {
+    let own = namespaces(spec).filter(|(_, path)| path.is_none());
+    let own = own.fold(CloneFlags::empty(), |all, (kind, _)| all | kind);
+    let has_host_name = namespaces(spec).any(|(kind, _)| kind == CloneFlags::CLONE_NEWUTS);
     unshare(own).map_err(fail("make namespaces"))?;
     let mut numbers = false;
     for (namespace, kind) in joined {
@@ -202,26 +214,6 @@ fn enter(spec: &Spec, report: RawFd) -> Result<(), Failure> {
 fn set_domain(name: &str) -> Result<(), Errno> {
     // SAFETY: the kernel reads as many bytes as it is told, which live until after the call.
     Errno::result(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) }).map(drop)
-}
-
-/// Makes the container's root the root of this process, and lets go of the host's.
-fn pivot(root: &Root, read_only: bool) -> Result<(), Failure> {
-    let entered = fail("enter the root filesystem");
-    fchdir(root.descriptor())
-        .and_then(|()| pivot_root(".", "."))
-        .and_then(|()| {
-            // The host's, which lies over the new one. What is let go here must not be let go there.
-            let none = None::<&str>;
-            mount(none, ".", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none)
-        })
-        .and_then(|()| umount2(".", MntFlags::MNT_DETACH))
-        .and_then(|()| chdir("/"))
-        .map_err(entered)?;
-    if read_only {
-        super::trees::restrict(Path::new("/"), Attributes::READ_ONLY)
-            .map_err(fail("protect the root filesystem"))?;
-    }
-    Ok(())
 }
 
 /// Lets `/dev/console` be the container's terminal.

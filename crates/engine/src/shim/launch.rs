@@ -12,14 +12,14 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, pipe2};
 use oci_spec::runtime::{Mount, Spec, User};
 
+use super::birthplace::{Base, Birthplace};
 use super::ending;
 use super::exec::{self, pidfd_open};
 use super::protocol::{Failure, LAUNCH_NAME, Launch, Supervise};
@@ -53,7 +53,7 @@ pub(super) struct Building {
 
 impl Building {
     /// Begins; the working directory is the container's run directory.
-    pub(super) fn begin(sup: &Supervise) -> Result<Self, Failure> {
+    pub(super) fn begin(sup: &Supervise, base: &Base) -> Result<Self, Failure> {
         let os = |errno: Errno| {
             Failure::new(format!(
                 "cannot make the container's streams: {}",
@@ -81,7 +81,7 @@ impl Building {
             None => {
                 drop((report_out, go_in));
                 let report = report_in.into_raw_fd();
-                let failure = build(sup, ends, go_out, report);
+                let failure = build(sup, base, ends, go_out, report);
                 executor::report(report, &failure);
                 // SAFETY: ends this process at once; destructors and exit handlers are the shim's, not ours.
                 unsafe { libc::_exit(0) }
@@ -236,15 +236,12 @@ fn streams(stdin: bool) -> Result<(Ours, Ends), Errno> {
 
 /// Runs in the child: everything from the mount of the root filesystem to the exec of the container's process. Returns only to
 /// say why that does not run.
-fn build(sup: &Supervise, ends: Option<Ends>, go: OwnedFd, report: RawFd) -> Failure {
-    let told = prepare(sup, ends.as_ref()).map(|(launch, spec, root, late)| {
+fn build(sup: &Supervise, base: &Base, ends: Option<Ends>, go: OwnedFd, report: RawFd) -> Failure {
+    let told = prepare(sup, base, ends.as_ref()).map(|prepared| {
         container::become_container(container::Parts {
             sup,
-            launch: &launch,
-            spec,
-            root,
+            prepared,
             ends,
-            late,
             go,
             report,
         })
@@ -252,9 +249,17 @@ fn build(sup: &Supervise, ends: Option<Ends>, go: OwnedFd, report: RawFd) -> Fai
     told.unwrap_or_else(|failure| failure)
 }
 
-type Prepared = (Launch, Spec, Root, Vec<stage::Late>);
+/// A container's root filesystem, and what is to be done in it.
+pub(super) struct Prepared {
+    pub launch: Launch,
+    pub spec: Spec,
+    pub birthplace: Birthplace,
+    pub root: Root,
+    pub joined: Vec<container::Joined>,
+    pub late: Vec<stage::Late>,
+}
 
-fn prepare(sup: &Supervise, ends: Option<&Ends>) -> Result<Prepared, Failure> {
+fn prepare(sup: &Supervise, base: &Base, ends: Option<&Ends>) -> Result<Prepared, Failure> {
     // When the shim dies half-way, so does what it began.
     let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
     let text = std::fs::read(LAUNCH_NAME)
@@ -262,7 +267,9 @@ fn prepare(sup: &Supervise, ends: Option<&Ends>) -> Result<Prepared, Failure> {
     let launch: Launch = serde_json::from_slice(&text)
         .map_err(|err| Failure::new(format!("cannot understand {LAUNCH_NAME}: {err}")))?;
     let fetched = stage::fetch(&launch.staged)?;
-    enter_namespaces(launch.loopback_only)?;
+    // Handles of networks are not among the mounts that come along.
+    let joined = container::joined(&launch.spec)?;
+    let birthplace = enter_namespaces(base, launch.loopback_only)?;
 
     let at = |err: io::Error| {
         Failure::new(format!(
@@ -286,29 +293,29 @@ fn prepare(sup: &Supervise, ends: Option<&Ends>) -> Result<Prepared, Failure> {
             exec::give(fd, process.user());
         }
     }
-    Ok((launch, spec, root, late))
+    Ok(Prepared {
+        launch,
+        spec,
+        birthplace,
+        root,
+        joined,
+        late,
+    })
 }
 
 /// A mount namespace that hears of the host's mounts and tells it none, and perhaps a network of loopback alone.
-fn enter_namespaces(loopback_only: bool) -> Result<(), Failure> {
-    let mut flags = CloneFlags::CLONE_NEWNS;
-    if loopback_only {
-        flags |= CloneFlags::CLONE_NEWNET;
-    }
+fn enter_namespaces(base: &Base, loopback_only: bool) -> Result<Birthplace, Failure> {
     let os = |errno: Errno| Failure::new(format!("cannot make namespaces: {}", errno.desc()));
-    unshare(flags).map_err(os)?;
-    mount(
-        None::<&str>,
-        "/",
-        None::<&str>,
-        MsFlags::MS_REC | MsFlags::MS_SLAVE,
-        None::<&str>,
-    )
-    .map_err(os)?;
+    let also = if loopback_only {
+        CloneFlags::CLONE_NEWNET
+    } else {
+        CloneFlags::empty()
+    };
+    let birthplace = base.enter(also).map_err(os)?;
     if loopback_only {
         loopback_up().map_err(os)?;
     }
-    Ok(())
+    Ok(birthplace)
 }
 
 /// Sets the loopback interface up.

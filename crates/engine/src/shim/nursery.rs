@@ -11,6 +11,7 @@ use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::unistd::{ForkResult, fork, setsid};
 
+use super::birthplace::Base;
 use super::protocol::{FRAME_MAX, Supervise};
 use super::serve;
 
@@ -29,6 +30,9 @@ pub(super) fn run() -> i32 {
     let _ = nix::sys::prctl::set_name(c"shoal-shim");
     // What the shims read and write (environment, memory) is nobody's business, least of all a container's.
     let _ = nix::sys::prctl::set_dumpable(false);
+    let Ok(base) = Base::make() else {
+        return 71;
+    };
     let mut buffer = vec![0_u8; FRAME_MAX];
     loop {
         match receive(&mut buffer) {
@@ -38,7 +42,7 @@ pub(super) fn run() -> i32 {
                 match unsafe { fork() } {
                     Ok(ForkResult::Child) => {
                         drop(buffer);
-                        std::process::exit(shim(request, listener, control));
+                        std::process::exit(shim(request, listener, control, base));
                     }
                     // The daemon sees the control connection close.
                     Ok(ForkResult::Parent { .. }) | Err(_) => {}
@@ -50,7 +54,7 @@ pub(super) fn run() -> i32 {
     }
 }
 
-fn shim(request: Supervise, listener: UnixListener, control: UnixStream) -> i32 {
+fn shim(request: Supervise, listener: UnixListener, control: UnixStream, base: Base) -> i32 {
     // SAFETY: no handler is installed.
     let _ = unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) };
     let _ = setsid();
@@ -58,7 +62,7 @@ fn shim(request: Supervise, listener: UnixListener, control: UnixStream) -> i32 
     if let Ok(null) = std::fs::File::open("/dev/null") {
         let _ = nix::unistd::dup2_stdin(null);
     }
-    serve::run(request, listener, control)
+    serve::run(request, listener, control, base)
 }
 
 /// The next request with the socket to listen on and the daemon's own connection; `None` when the daemon is gone.

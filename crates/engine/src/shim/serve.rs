@@ -15,6 +15,7 @@ use nix::unistd::Pid;
 use shoal_api::Timestamp;
 use shoal_api::container::StdStream;
 
+use super::birthplace::Base;
 use super::ending::{cgroup_processes, was_oom_killed, write_exit};
 use super::exec;
 use super::launch::Building;
@@ -69,6 +70,7 @@ type Key = Option<String>;
 
 struct Shim {
     sup: Supervise,
+    base: Base,
     listener: UnixListener,
     clients: Vec<Client>,
     /// The container that is being built.
@@ -86,7 +88,7 @@ struct Shim {
 }
 
 /// Supervises one container; returns the exit code of the shim.
-pub(super) fn run(sup: Supervise, listener: UnixListener, control: UnixStream) -> i32 {
+pub(super) fn run(sup: Supervise, listener: UnixListener, control: UnixStream, base: Base) -> i32 {
     // Paths of sockets are short only when they are relative.
     if std::env::set_current_dir(&sup.run_dir).is_err() {
         return 73;
@@ -96,6 +98,7 @@ pub(super) fn run(sup: Supervise, listener: UnixListener, control: UnixStream) -
     }
     let mut shim = Shim {
         sup,
+        base,
         listener,
         clients: vec![Client::new(control)],
         building: None,
@@ -276,7 +279,7 @@ impl Shim {
             Request::Prepare => {
                 // What fails now fails again, with an answer, at the start.
                 if self.pid == 0 && self.building.is_none() {
-                    self.building = Building::begin(&self.sup).ok();
+                    self.building = Building::begin(&self.sup, &self.base).ok();
                 }
                 return;
             }
@@ -340,7 +343,7 @@ impl Shim {
         self.logger = Some(Logger::open(log).map_err(Failure::new)?);
         let building = match self.building.take() {
             Some(building) => building,
-            None => Building::begin(&self.sup)?,
+            None => Building::begin(&self.sup, &self.base)?,
         };
         let askers: Vec<_> = self.clients.iter().map(|one| one.socket.as_fd()).collect();
         let spawned = building.finish(&self.sup, &askers)?;

@@ -133,28 +133,44 @@ impl Tree {
 
     /// Attaches it at a path.
     pub(super) fn attach(&self, at: &Path) -> Result<(), Errno> {
-        self.move_to(AT_FDCWD, &text(at)?, 0)
+        move_mount(self.as_fd(), AT_FDCWD, &text(at)?, 0)
     }
 
     /// Attaches it at a place that is open.
     pub(super) fn attach_at(&self, place: &OwnedFd) -> Result<(), Errno> {
-        const MOVE_MOUNT_T_EMPTY_PATH: libc::c_uint = 0x40;
-        self.move_to(place.as_fd(), &CString::default(), MOVE_MOUNT_T_EMPTY_PATH)
+        move_to_place(self.as_fd(), place.as_fd())
     }
+}
 
-    fn move_to(&self, at: BorrowedFd<'_>, path: &CString, more: libc::c_uint) -> Result<(), Errno> {
-        const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
-        // SAFETY: takes descriptors, and strings that live until after the call.
-        Errno::result(unsafe {
-            libc::syscall(
-                libc::SYS_move_mount,
-                self.0.as_raw_fd(),
-                c"".as_ptr(),
-                at.as_raw_fd(),
-                path.as_ptr(),
-                MOVE_MOUNT_F_EMPTY_PATH | more,
-            )
-        })
-        .map(drop)
+impl AsFd for Tree {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
+}
+
+/// Moves what is mounted at one open place, with all below it, to another.
+pub(super) fn move_to_place(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
+    const MOVE_MOUNT_T_EMPTY_PATH: libc::c_uint = 0x40;
+    move_mount(from, to, &CString::default(), MOVE_MOUNT_T_EMPTY_PATH)
+}
+
+fn move_mount(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    path: &CString,
+    more: libc::c_uint,
+) -> Result<(), Errno> {
+    const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
+    // SAFETY: takes descriptors, and strings that live until after the call.
+    Errno::result(unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            from.as_raw_fd(),
+            c"".as_ptr(),
+            to.as_raw_fd(),
+            path.as_ptr(),
+            MOVE_MOUNT_F_EMPTY_PATH | more,
+        )
+    })
+    .map(drop)
 }

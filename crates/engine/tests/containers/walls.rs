@@ -1,8 +1,9 @@
 //! What a container can see and do, and what a hostile image cannot.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::process::Command;
 
 use shoal_api::container::{ContainerSpec, HostSpec, Resources};
 use shoal_api::image::ImageConfig;
@@ -48,6 +49,40 @@ async fn a_container_is_walled_in() {
         let (code, said) = host.sh(check).await;
         assert_eq!(code, 0, "{check}: {said}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_lies_above_a_containers_root() {
+    let host = Host::bare().await;
+    let program = host.root.join("escape");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/containers/escape.c");
+    let built = Command::new("cc")
+        .args(["-O1", "-static", "-o"])
+        .arg(&program)
+        .arg(source)
+        .output()
+        .expect("cc links this test, too");
+    let said = String::from_utf8_lossy(&built.stderr);
+    assert!(built.status.success(), "{said}");
+    let program = std::fs::read(program).expect("program");
+    host.import("escape:latest", |tar| {
+        file(tar, "escape", &program, 0o755);
+    })
+    .await;
+    let mut spec = cmd(&["/escape"]);
+    spec.image = "escape".into();
+    spec.host.privileged = true;
+    let (code, said) = host.run(spec).await;
+    assert_eq!(code, 0, "{said}");
+    let mut seen: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for (way, name) in said.lines().filter_map(|line| line.split_once(' ')) {
+        seen.entry(way).or_default().insert(name);
+    }
+    let own = BTreeSet::from(["below", "dev", "escape", "etc", "proc", "sys"]);
+    assert_eq!(
+        seen,
+        BTreeMap::from([("chroot", own.clone()), ("setns", own)])
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,7 @@
 
 mod archives;
 mod bench;
+mod corpus;
 mod travel;
 mod trouble;
 mod ways;

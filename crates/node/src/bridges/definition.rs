@@ -68,8 +68,11 @@ pub(super) struct Definition {
 pub(super) struct Configuration {
     /// Subnets.
     pub ipam: Vec<IpamConfig>,
-    /// Whether there is IPv6 too.
+    /// Whether there is IPv6.
     pub ipv6: bool,
+    /// Whether there is no IPv4.
+    #[serde(default)]
+    pub without_ipv4: bool,
 }
 
 /// What a network with a bridge has besides.
@@ -88,6 +91,18 @@ pub(super) struct Bridge {
     /// Part of the IPv6 subnet from which addresses are given.
     #[serde(default)]
     pub range6: Option<Ipv6Net>,
+}
+
+impl Bridge {
+    /// Its addresses of IPv4.
+    fn ipam4(&self) -> Option<IpamConfig> {
+        let place = self.spec.ipv4?;
+        Some(IpamConfig {
+            subnet: Some(IpNet::V4(place.subnet)),
+            ip_range: self.range.map(IpNet::V4),
+            gateway: Some(IpAddr::V4(place.gateway)),
+        })
+    }
 }
 
 impl Definition {
@@ -121,11 +136,7 @@ impl Definition {
                 ip_range: None,
                 gateway: None,
             }),
-            (None, None) => held.map(|held| IpamConfig {
-                subnet: Some(held.spec.subnet.into()),
-                ip_range: held.range.map(IpNet::V4),
-                gateway: Some(held.spec.gateway.into()),
-            }),
+            (None, None) => held.and_then(Bridge::ipam4),
         };
         let held6 = held.and_then(|held| Some((held.spec.ipv6?, held.range6)));
         let v6 = match (said.address6, said.range6, held6) {
@@ -171,6 +182,7 @@ impl Definition {
             config: Some(Configuration {
                 ipam: wish.ipam,
                 ipv6: wish.ipv6,
+                without_ipv4: wish.without_ipv4,
             }),
         }
     }
@@ -187,6 +199,7 @@ impl Definition {
         }
         wish.ipam.clone_from(&config.ipam);
         wish.ipv6 |= config.ipv6;
+        wish.without_ipv4 |= config.without_ipv4;
         wish.options.clone_from(&self.options);
         wish.auxiliary.clone_from(&self.auxiliary);
         for (key, value) in &self.labels {
@@ -295,8 +308,7 @@ impl Definition {
         let spec = BridgeSpec {
             id: id.clone(),
             ifname,
-            subnet: addresses.subnet,
-            gateway: addresses.gateway,
+            ipv4: addresses.v4.map(|(place, _)| place),
             internal: wish.internal,
             mtu,
             icc: flag(OPTION_ICC, true)?,
@@ -305,7 +317,7 @@ impl Definition {
         };
         let bridge = Bridge {
             spec,
-            range: addresses.range,
+            range: addresses.v4.and_then(|(_, range)| range),
             subnet_by_user: addresses.by_user,
             host_binding,
             interface_prefix,
@@ -339,11 +351,7 @@ impl Definition {
         let bridge = self.bridge.as_ref();
         let mut ipam = Vec::new();
         if let Some(bridge) = bridge {
-            ipam.push(IpamConfig {
-                subnet: Some(IpNet::V4(bridge.spec.subnet)),
-                ip_range: bridge.range.map(IpNet::V4),
-                gateway: Some(IpAddr::V4(bridge.spec.gateway)),
-            });
+            ipam.extend(bridge.ipam4());
             let v6 = |place: Ipv6Place| IpamConfig {
                 subnet: Some(IpNet::V6(place.subnet)),
                 ip_range: bridge.range6.map(IpNet::V6),
@@ -368,6 +376,11 @@ impl Definition {
             internal: bridge.is_some_and(|bridge| bridge.spec.internal),
             ipv6: bridge.is_some_and(|bridge| bridge.spec.ipv6.is_some())
                 || self.config.as_ref().is_some_and(|config| config.ipv6),
+            without_ipv4: bridge.is_some_and(|bridge| bridge.spec.ipv4.is_none())
+                || self
+                    .config
+                    .as_ref()
+                    .is_some_and(|config| config.without_ipv4),
             ipam,
             attachable: false,
             ingress: false,
@@ -434,7 +447,8 @@ mod tests {
 
     fn addresses(wish: LocalNetworkSpec, taken: &[&str]) -> Result<String, String> {
         let spec = make(wish, taken)?.bridge.unwrap().spec;
-        Ok(format!("{} {}", spec.subnet, spec.gateway))
+        let place = spec.ipv4.unwrap();
+        Ok(format!("{} {}", place.subnet, place.gateway))
     }
 
     #[test]
@@ -578,6 +592,34 @@ mod tests {
         ] {
             both(subnet, gateway, taken).unwrap_err();
         }
+    }
+
+    #[test]
+    fn a_network_has_addresses_of_one_family_at_least() {
+        let without = |subnet: &str, ipv6| {
+            let wish = LocalNetworkSpec {
+                ipv6,
+                without_ipv4: true,
+                ..wish(subnet, "", "")
+            };
+            make(wish, &[])
+        };
+        let made = without("fd00:9::/64", true).unwrap();
+        let shown = made.show();
+        assert!(shown.ipv6 && shown.without_ipv4, "{shown:?}");
+        assert_eq!(shown.ipam.len(), 1, "{shown:?}");
+        assert_eq!(
+            without("", false).unwrap_err(),
+            "IPv4 or IPv6 must be enabled"
+        );
+        without("10.9.0.0/24", true).unwrap_err();
+        // What an earlier daemon wrote down, and what this one does.
+        let kept = serde_json::to_string(&made).unwrap();
+        assert_eq!(serde_json::from_str::<Definition>(&kept).unwrap(), made);
+        let both = make(wish("10.9.0.0/24", "", ""), &[]).unwrap();
+        let kept = serde_json::to_value(&both).unwrap();
+        assert_eq!(kept["bridge"]["spec"]["subnet"], "10.9.0.0/24");
+        assert_eq!(serde_json::from_value::<Definition>(kept).unwrap(), both);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     ops::RangeInclusive,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -18,10 +18,7 @@ use shoal_api::{
 };
 use shoal_dns::Host;
 use shoal_docker_api::backend::NetworkMember;
-use shoal_overlay::{
-    Attachment, DYNAMIC_PORTS, PortRequest, PublishedPort,
-    core::naming::{Mac, mac_of},
-};
+use shoal_overlay::{Attachment, BridgeError, DYNAMIC_PORTS, PortRequest, PublishedPort, netns};
 
 use super::{BridgesError, definition::Definition};
 
@@ -56,16 +53,9 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
-    fn mac(&self) -> Mac {
-        self.attachment
-            .mac
-            .map_or_else(|| mac_of(self.attachment.address.into()), Mac)
-    }
-
     /// Its addresses, IPv4 first.
     pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
-        let v6 = self.attachment.ipv6.map(IpAddr::V6);
-        std::iter::once(IpAddr::V4(self.attachment.address)).chain(v6)
+        self.attachment.addresses()
     }
 }
 
@@ -121,8 +111,8 @@ impl Member {
         Some(NetworkMember {
             name: self.name.clone(),
             endpoint_id: endpoint.id.clone(),
-            mac_address: endpoint.mac().to_string(),
-            ipv4: net_of(endpoint.attachment.address, network).map(IpNet::V4),
+            mac_address: endpoint.attachment.mac().to_string(),
+            ipv4: net_of(endpoint, network).map(IpNet::V4),
             ipv6: net6_of(endpoint, network).map(IpNet::V6),
         })
     }
@@ -133,16 +123,17 @@ impl Member {
         EndpointInfo {
             network_id: network.id.clone(),
             endpoint_id: endpoint.id.clone(),
-            ipv4: Some(endpoint.attachment.address),
-            ipv4_prefix_len: net_of(endpoint.attachment.address, network)
-                .map_or(0, |net| net.prefix_len()),
-            gateway: spec.filter(|spec| !spec.internal).map(|spec| spec.gateway),
+            ipv4: endpoint.attachment.address,
+            ipv4_prefix_len: net_of(endpoint, network).map_or(0, |net| net.prefix_len()),
+            gateway: spec
+                .filter(|spec| !spec.internal)
+                .and_then(|spec| Some(spec.ipv4?.gateway)),
             ipv6: endpoint.attachment.ipv6,
             ipv6_prefix_len: net6_of(endpoint, network).map_or(0, |net| net.prefix_len()),
             ipv6_gateway: spec
                 .filter(|spec| !spec.internal && endpoint.attachment.ipv6.is_some())
                 .and_then(|spec| Some(spec.ipv6?.gateway)),
-            mac_address: Some(endpoint.mac().to_string()),
+            mac_address: Some(endpoint.attachment.mac().to_string()),
             dns_names: if network.has_names() {
                 self.names(endpoint)
             } else {
@@ -168,9 +159,9 @@ impl Member {
     }
 }
 
-fn net_of(address: Ipv4Addr, network: &Definition) -> Option<Ipv4Net> {
-    let subnet = network.bridge.as_ref()?.spec.subnet;
-    Ipv4Net::new(address, subnet.prefix_len()).ok()
+fn net_of(endpoint: &Endpoint, network: &Definition) -> Option<Ipv4Net> {
+    let place = network.bridge.as_ref()?.spec.ipv4?;
+    Ipv4Net::new(endpoint.attachment.address?, place.subnet.prefix_len()).ok()
 }
 
 fn net6_of(endpoint: &Endpoint, network: &Definition) -> Option<Ipv6Net> {
@@ -214,21 +205,29 @@ pub(super) fn port_requests(
         .iter()
         .map(|(port, bindings)| (port, bindings.as_slice()));
     let (v4, v6) = (
-        IpAddr::V4(attachment.address),
+        attachment.address.map(IpAddr::V4),
         attachment.ipv6.map(IpAddr::V6),
     );
+    let everywhere = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
     let mut requests = Vec::new();
     for (port, bindings) in named.chain(unnamed) {
         for binding in bindings {
-            let (host_ip, address, twin) = match (binding.host_ip, v6) {
-                (None, Some(v6)) if host_binding.is_unspecified() => {
-                    let everywhere = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+            let (host_ip, address, twin) = match (binding.host_ip, v4, v6) {
+                (None, Some(v4), Some(v6)) if host_binding.is_unspecified() => {
                     (host_binding.into(), v4, Some((everywhere, v6)))
                 }
-                (None, _) => (host_binding.into(), v4, None),
-                (Some(ip @ IpAddr::V4(_)), _) => (ip, v4, None),
-                (Some(ip @ IpAddr::V6(_)), Some(v6)) => (ip, v6, None),
-                (Some(ip @ IpAddr::V6(_)), None) => {
+                (None, Some(v4), _) => (host_binding.into(), v4, None),
+                (None, None, Some(v6)) => (everywhere, v6, None),
+                // It has no address that a port could lead to.
+                (None, None, None) => continue,
+                (Some(ip @ IpAddr::V4(_)), Some(v4), _) => (ip, v4, None),
+                (Some(ip @ IpAddr::V4(_)), None, _) => {
+                    return Err(BridgesError::Invalid(format!(
+                        "cannot publish port {port} on {ip}: the container has no IPv4 address"
+                    )));
+                }
+                (Some(ip @ IpAddr::V6(_)), _, Some(v6)) => (ip, v6, None),
+                (Some(ip @ IpAddr::V6(_)), _, None) => {
                     return Err(BridgesError::Invalid(format!(
                         "cannot publish port {port} on [{ip}]: the container has no IPv6 address; make its network with --ipv6"
                     )));
@@ -253,7 +252,7 @@ pub(super) fn port_requests(
 pub(super) fn moved(published: &[PublishedPort], to: &Attachment) -> Vec<PortRequest> {
     let again = published.iter().filter_map(|port| {
         let address = match port.address {
-            IpAddr::V4(_) => to.address.into(),
+            IpAddr::V4(_) => to.address?.into(),
             IpAddr::V6(_) => to.ipv6?.into(),
         };
         Some(PortRequest {
@@ -310,6 +309,19 @@ fn protocol(protocol: PortProtocol) -> Protocol {
     }
 }
 
+/// Names of the interfaces in a namespace, whoever made them.
+pub(super) fn interfaces_in(netns: &Path) -> Result<BTreeSet<String>, BridgesError> {
+    let names = netns::run_in(netns, || {
+        let interfaces = nix::net::if_::if_nameindex()?;
+        let names = interfaces
+            .iter()
+            .map(|one| one.name().to_string_lossy().into_owned());
+        Ok(names.collect())
+    });
+    let names: nix::Result<BTreeSet<String>> = names.map_err(BridgeError::from)?;
+    names.map_err(|errno| BridgesError::io("list the interfaces of", netns)(errno.into()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -340,7 +352,7 @@ mod tests {
         let exposed = BTreeSet::from([port("80"), port("443")]);
         let mut place = Attachment {
             network: "n".to_owned(),
-            address: Ipv4Addr::new(172, 17, 0, 2),
+            address: Some(Ipv4Addr::new(172, 17, 0, 2)),
             mac: None,
             ifname: "eth0".to_owned(),
             ipv6: None,
@@ -389,6 +401,11 @@ mod tests {
             twins, 2,
             "what names no address is published in both families"
         );
+        place.address = None;
+        let requests = port_requests(&v6, &exposed, true, &place, Ipv4Addr::UNSPECIFIED).unwrap();
+        let ips = requests.iter().map(|request| request.host_ip.to_string());
+        assert_eq!(ips.collect::<Vec<_>>(), ["::1", "::"]);
+        port_requests(&bindings, &exposed, false, &place, Ipv4Addr::UNSPECIFIED).unwrap_err();
     }
 
     #[test]

@@ -32,7 +32,7 @@ use super::{
 pub(super) struct State {
     /// By id.
     pub(super) networks: BTreeMap<String, Definition>,
-    /// Free addresses by network.
+    /// Free addresses of IPv4 by network.
     pub(super) pools: BTreeMap<String, AddressPool>,
     /// The same for IPv6.
     pub(super) pools6: BTreeMap<String, AddressPool6>,
@@ -67,7 +67,7 @@ impl State {
             }
             let places = |network: &Definition| {
                 let spec = network.bridge.as_ref().map(|bridge| &bridge.spec);
-                spec.map(|spec| (spec.subnet, spec.gateway, spec.ipv6))
+                spec.map(|spec| (spec.ipv4, spec.ipv6))
             };
             if before.is_some_and(|before| places(before) != places(&network))
                 && in_use(&network.id)
@@ -97,21 +97,24 @@ impl State {
         else {
             return Ok(());
         };
-        let mut pool = AddressPool::new(spec.subnet, *range, spec.gateway);
-        let place = spec.ipv6;
-        let mut pool6 = place.map(|place| AddressPool6::new(place.subnet, *range6, place.gateway));
+        let mut pool = spec
+            .ipv4
+            .map(|place| AddressPool::new(place.subnet, *range, place.gateway));
+        let mut pool6 = spec
+            .ipv6
+            .map(|place| AddressPool6::new(place.subnet, *range6, place.gateway));
         for address in network.auxiliary.values() {
-            match (address, &mut pool6) {
-                (IpAddr::V4(address), _) => drop(pool.take(Some(*address))?),
-                (IpAddr::V6(address), Some(pool6)) => drop(pool6.take(Some(*address))?),
-                (IpAddr::V6(address), None) => {
+            match (address, &mut pool, &mut pool6) {
+                (IpAddr::V4(address), Some(pool), _) => drop(pool.take(Some(*address))?),
+                (IpAddr::V6(address), _, Some(pool6)) => drop(pool6.take(Some(*address))?),
+                (address, ..) => {
                     return Err(BridgesError::Invalid(format!(
                         "no matching subnet for aux-address {address}"
                     )));
                 }
             }
         }
-        self.pools.insert(id.to_owned(), pool);
+        self.pools.extend(pool.map(|pool| (id.to_owned(), pool)));
         self.pools6.extend(pool6.map(|pool| (id.to_owned(), pool)));
         Ok(())
     }
@@ -125,11 +128,14 @@ impl State {
 
     /// Takes the addresses of an endpoint; says whether they were free.
     pub(super) fn take(&mut self, attachment: &Attachment) -> bool {
-        let Some(pool) = self.pools.get_mut(&attachment.network) else {
+        if !self.networks.contains_key(&attachment.network) {
             return false;
-        };
-        if pool.take(Some(attachment.address)).is_err() {
-            return false;
+        }
+        if let Some(address) = attachment.address {
+            let pool = self.pools.get_mut(&attachment.network);
+            if pool.is_none_or(|pool| pool.take(Some(address)).is_err()) {
+                return false;
+            }
         }
         let pool6 = self.pools6.get_mut(&attachment.network);
         if let (Some(address), Some(pool6)) = (attachment.ipv6, pool6) {
@@ -156,7 +162,7 @@ impl State {
             v6: ranges6_in_use(&read("ipv6_route"), except),
         };
         for bridge in self.bridges().filter(|bridge| bridge.spec.ifname != except) {
-            taken.v4.push(bridge.spec.subnet);
+            taken.v4.extend(bridge.spec.ipv4.map(|place| place.subnet));
             taken.v6.extend(bridge.spec.ipv6.map(|place| place.subnet));
         }
         taken
@@ -165,7 +171,6 @@ impl State {
     /// What containers call others by their links: a zone for each of them that has some, known to it alone.
     pub(super) fn links(&self) -> Vec<(NetworkId, Zone)> {
         let of = |member: &Member| {
-            let id = member.container.as_str().parse::<NetworkId>().ok()?;
             let mut hosts = Vec::new();
             for endpoint in &member.endpoints {
                 for link in &endpoint.spec.links {
@@ -184,7 +189,11 @@ impl State {
                     });
                 }
             }
-            (!hosts.is_empty()).then(|| (id, Zone::local("", true, Vec::new(), &hosts)))
+            if hosts.is_empty() {
+                return None;
+            }
+            let id = member.container.as_str().parse::<NetworkId>().ok()?;
+            Some((id, Zone::local("", true, Vec::new(), &hosts)))
         };
         self.members.values().filter_map(of).collect()
     }
@@ -328,37 +337,37 @@ impl State {
             .filter(|text| !text.is_empty())
             .map(parse_mac)
             .transpose()?;
-        let missing = || BridgesError::NotFound(network.name.clone());
-        let pool = self.pools.get_mut(&network.id).ok_or_else(missing)?;
-        let address = pool.take(spec.ipv4)?;
-        let ipv6 = match self.pools6.get_mut(&network.id) {
-            None => None,
-            Some(pool6) => match pool6.take(spec.ipv6) {
-                Ok(address) => Some(address),
+        let mut endpoint = Endpoint {
+            id: random_id(),
+            attachment: Attachment {
+                network: network.id.clone(),
+                address: None,
+                mac,
+                ifname,
+                ipv6: None,
+                link_local: spec.link_local.clone(),
+            },
+            spec,
+        };
+        if let Some(pool) = self.pools.get_mut(&network.id) {
+            endpoint.attachment.address = Some(pool.take(endpoint.spec.ipv4)?);
+        }
+        if let Some(pool6) = self.pools6.get_mut(&network.id) {
+            match pool6.take(endpoint.spec.ipv6) {
+                Ok(address) => endpoint.attachment.ipv6 = Some(address),
                 Err(error) => {
-                    pool.release(address);
+                    self.release(&endpoint);
                     return Err(error.into());
                 }
-            },
-        };
-        let attachment = Attachment {
-            network: network.id.clone(),
-            address,
-            mac,
-            ifname,
-            ipv6,
-            link_local: spec.link_local.clone(),
-        };
-        Ok(Endpoint {
-            id: random_id(),
-            attachment,
-            spec,
-        })
+            }
+        }
+        Ok(endpoint)
     }
 
     pub(super) fn release(&mut self, endpoint: &Endpoint) {
-        if let Some(pool) = self.pools.get_mut(&endpoint.attachment.network) {
-            pool.release(endpoint.attachment.address);
+        let pool = self.pools.get_mut(&endpoint.attachment.network);
+        if let (Some(pool), Some(address)) = (pool, endpoint.attachment.address) {
+            pool.release(address);
         }
         let pool6 = self.pools6.get_mut(&endpoint.attachment.network);
         if let (Some(pool6), Some(address)) = (pool6, endpoint.attachment.ipv6) {
@@ -382,13 +391,16 @@ fn check_endpoint(
     if !network.has_names() && said {
         return invalid("user specified IP address is supported on user defined networks only");
     }
-    if !bridge.subnet_by_user && spec.ipv4.is_some() {
+    if bridge.spec.ipv4.is_some() && !bridge.subnet_by_user && spec.ipv4.is_some() {
         return invalid(
             "user specified IP address is supported only when connecting to networks with user configured subnets",
         );
     }
     let subnet6 = bridge.spec.ipv6.as_ref().map(|place| place.subnet);
-    let foreign = spec.ipv4.filter(|ip| !bridge.spec.subnet.contains(ip));
+    let subnet = bridge.spec.ipv4.map(|place| place.subnet);
+    let foreign = spec
+        .ipv4
+        .filter(|ip| !subnet.is_some_and(|subnet| subnet.contains(ip)));
     let foreign6 = spec
         .ipv6
         .filter(|ip| !subnet6.is_some_and(|subnet| subnet.contains(ip)));

@@ -26,7 +26,7 @@ impl EngineApi {
                 };
                 let further = place.endpoints.keys().map(String::as_str);
                 for name in first.into_iter().chain(further) {
-                    if let Ok(network) = networks.bridges().get(name).await {
+                    if let Ok(network) = networks.bridges().look(name).await {
                         let spec = place.endpoints.get(name).cloned().unwrap_or_default();
                         let info = future_endpoint(&network, spec);
                         place.settings.networks.insert(network.name, info);

@@ -45,7 +45,7 @@ impl NodeNetworks {
     ) {
         for info in settings.networks.values() {
             // A place's endpoint is its task; one of a bridge has an id of its own.
-            if self.bridges.get(&info.network_id).await.is_err()
+            if self.bridges.look(&info.network_id).await.is_err()
                 && let Ok(place) = info.endpoint_id.parse::<TaskId>()
             {
                 self.attachments.adopt(place.clone(), container.clone());
@@ -118,7 +118,7 @@ impl NodeNetworks {
 
     /// Whether a name is not one of this host's networks, and there is a cluster that may know it.
     async fn is_cluster_network(&self, name: &str) -> bool {
-        self.attachments.is_in_cluster() && self.bridges.get(name).await.is_err()
+        self.attachments.is_in_cluster() && self.bridges.look(name).await.is_err()
     }
 
     /// Gets a container a place and connects it; returns the network's name.

@@ -30,10 +30,9 @@ pub struct BridgeSpec {
     pub id: String,
     /// Name of the bridge interface, at most 15 characters.
     pub ifname: String,
-    /// Its subnet.
-    pub subnet: Ipv4Net,
-    /// The host's address in it.
-    pub gateway: Ipv4Addr,
+    /// IPv4, if the network has it.
+    #[serde(flatten)]
+    pub ipv4: Option<Ipv4Place>,
     /// Whether it has no way out (`--internal`).
     pub internal: bool,
     /// MTU in bytes; `None` for the kernel's default.
@@ -42,9 +41,18 @@ pub struct BridgeSpec {
     pub icc: bool,
     /// Whether its containers leave under the host's address (`enable_ip_masquerade`).
     pub masquerade: bool,
-    /// IPv6, if the network has it too.
+    /// IPv6, if the network has it.
     #[serde(default)]
     pub ipv6: Option<Ipv6Place>,
+}
+
+/// IPv4 of a bridge network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ipv4Place {
+    /// Its subnet.
+    pub subnet: Ipv4Net,
+    /// The host's address in it.
+    pub gateway: Ipv4Addr,
 }
 
 /// IPv6 of a bridge network.
@@ -60,7 +68,9 @@ impl BridgeSpec {
     /// Subnet and gateway in a family.
     pub fn place(&self, family: Family) -> Option<(IpNet, IpAddr)> {
         match family {
-            Family::V4 => Some((self.subnet.into(), self.gateway.into())),
+            Family::V4 => self
+                .ipv4
+                .map(|place| (place.subnet.into(), place.gateway.into())),
             Family::V6 => self
                 .ipv6
                 .map(|place| (place.subnet.into(), place.gateway.into())),
@@ -73,9 +83,10 @@ impl BridgeSpec {
 pub struct Attachment {
     /// Id of the network.
     pub network: String,
-    /// Address in its subnet.
-    pub address: Ipv4Addr,
-    /// Ethernet address; `None` for the one derived from the address.
+    /// Address in its IPv4 subnet, if it has one.
+    #[serde(default)]
+    pub address: Option<Ipv4Addr>,
+    /// Ethernet address; `None` for the one derived from the first address.
     pub mac: Option<[u8; 6]>,
     /// Name of the interface inside the container.
     pub ifname: String,
@@ -91,9 +102,23 @@ impl Attachment {
     /// Its address in a family.
     pub fn address(&self, family: Family) -> Option<IpAddr> {
         match family {
-            Family::V4 => Some(self.address.into()),
+            Family::V4 => self.address.map(Into::into),
             Family::V6 => self.ipv6.map(Into::into),
         }
+    }
+
+    /// Its addresses, IPv4 first.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        Family::ALL
+            .into_iter()
+            .filter_map(|family| self.address(family))
+    }
+
+    /// Its Ethernet address.
+    pub fn mac(&self) -> Mac {
+        let own = |address: IpAddr| naming::mac_of(address);
+        let derived = || self.addresses().next().map_or(Mac([0x02; 6]), own);
+        self.mac.map_or_else(derived, Mac)
     }
 }
 
@@ -164,7 +189,10 @@ pub fn desired(
     let mut containers: BTreeMap<Space, SpaceState> = BTreeMap::new();
     for spec in view.networks.values() {
         let bridge = &spec.ifname;
-        let mac = Some(naming::mac_of(spec.gateway.into()));
+        let gateways = Family::ALL
+            .into_iter()
+            .filter_map(|family| spec.place(family));
+        let mac = gateways.map(|(_, gateway)| naming::mac_of(gateway)).next();
         let link = Link {
             kind: LinkKind::Bridge,
             mac,
@@ -202,13 +230,10 @@ pub fn desired(
             facts.is_none_or(|facts| !facts.foreign_default.contains(&family))
         });
         for (attachment, spec) in networks {
-            let mac = attachment
-                .mac
-                .map_or_else(|| naming::mac_of(attachment.address.into()), Mac);
             let peer = VethPeer {
                 space: space.clone(),
                 name: attachment.ifname.clone(),
-                mac,
+                mac: attachment.mac(),
                 mtu: spec.mtu,
                 ipv6: attachment.ipv6.is_some(),
             };

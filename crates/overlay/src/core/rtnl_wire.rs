@@ -59,9 +59,14 @@ pub struct LinkPlaces {
     pub master: Option<u32>,
 }
 
-/// Makes a link and brings it up; the other end of a veth is made too, but stays down.
+/// Makes a link and brings it up. Both ends of a veth are made, and stay down: up without the other one, an end tells the
+/// kernel of a broken line.
 pub fn create_link(name: &str, link: &Link, places: LinkPlaces) -> Message {
-    let mut m = Message::new(NEWLINK, MAKE, &link_header(0, 0, UP)).text(3, name);
+    let state = match &link.kind {
+        LinkKind::Veth { .. } => 0,
+        LinkKind::Bridge | LinkKind::Vxlan { .. } | LinkKind::Wireguard => UP,
+    };
+    let mut m = Message::new(NEWLINK, MAKE, &link_header(0, 0, state)).text(3, name);
     m = link.mac.iter().fold(m, |m, mac| m.attr(1, &mac.0));
     m = link.mtu.iter().fold(m, |m, mtu| m.u32(4, *mtu));
     m = places.master.iter().fold(m, |m, index| m.u32(10, *index));
@@ -88,7 +93,6 @@ pub fn create_link(name: &str, link: &Link, places: LinkPlaces) -> Message {
         }),
         LinkKind::Veth { peer } => info.text(1, "veth").nest(2, |data| {
             data.nest(1, |end| {
-                // Not up yet: the kernel opens a veth only once both ends exist.
                 let end = end
                     .raw(&link_header(0, 0, 0))
                     .text(3, &peer.name)
@@ -122,7 +126,7 @@ pub fn update_link(index: u32, link: &Link, master: Option<u32>) -> Message {
 
 /// Sets how a bridge port behaves: whether it may talk to other isolated ports, and to itself.
 pub fn port_mode(index: u32, link: &Link) -> Message {
-    Message::new(NEWLINK, 0, &link_header(0, index, UP)).nest(18, |info| {
+    Message::new(NEWLINK, 0, &link_header(0, index, 0)).nest(18, |info| {
         info.text(4, "bridge").nest(5, |port| {
             port.attr(4, &[u8::from(link.hairpin)])
                 .attr(33, &[u8::from(link.isolated)])

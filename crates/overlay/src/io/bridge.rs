@@ -27,7 +27,9 @@ use super::{
     observe,
     watch::{Held, Watch},
 };
-pub use crate::core::bridge::{Attachment, BridgeSpec, BridgeView, Ipv6Place, PublishedPort};
+pub use crate::core::bridge::{
+    Attachment, BridgeSpec, BridgeView, Ipv4Place, Ipv6Place, PublishedPort,
+};
 use crate::core::{
     bridge,
     diff::{NetOp, diff},
@@ -172,14 +174,15 @@ impl Bridges {
     /// Makes a network. One that exists with the same specification is left as it is.
     pub async fn create(&self, spec: BridgeSpec) -> Result<(), BridgeError> {
         self.run(move |worker| {
-            let clash = |other: &&BridgeSpec| {
-                other.id != spec.id && crate::core::ipam::overlap(spec.subnet, other.subnet)
+            let subnet = spec.ipv4.map(|place| place.subnet);
+            let clash = |other: &BridgeSpec| {
+                let (subnet, taken) = (subnet?, other.ipv4?.subnet);
+                let is_same = other.id == spec.id || !crate::core::ipam::overlap(subnet, taken);
+                let other = other.id.clone();
+                (!is_same).then_some(BridgeError::Overlap { subnet, other })
             };
-            if let Some(other) = worker.view.networks.values().find(clash) {
-                return Err(BridgeError::Overlap {
-                    subnet: spec.subnet,
-                    other: other.id.clone(),
-                });
+            if let Some(error) = worker.view.networks.values().find_map(clash) {
+                return Err(error);
             }
             worker.change(None, |view| {
                 drop(view.networks.insert(spec.id.clone(), spec))

@@ -420,14 +420,19 @@ impl<'a> Kernel<'a> {
             self.no_own_address(space, index)?;
         }
         self.learn(&peer.space, &peer.name)?;
-        let Some(index) = self.index(&peer.space, &peer.name) else {
+        if let Some(index) = self.index(&peer.space, &peer.name) {
+            if !peer.ipv6 {
+                self.no_own_address(&peer.space, index)?;
+            }
+            let route = &mut self.handle(&peer.space)?.route;
+            route.request(rtnl_wire::up(index))?;
+        }
+        // Last, since both ends begin to speak with it. A bridge, which looks at all its ports whenever a line comes or
+        // goes, sees this one come once.
+        let Some(index) = own else {
             return Ok(());
         };
-        if !peer.ipv6 {
-            self.no_own_address(&peer.space, index)?;
-        }
-        // Last, since both ends begin to speak with it.
-        let route = &mut self.handle(&peer.space)?.route;
+        let route = &mut self.handle(space)?.route;
         route.request(rtnl_wire::up(index))
     }
 

@@ -50,10 +50,10 @@ impl NetnsError {
     }
 }
 
-/// Makes a directory for handles that is a mount of its own, so that whoever has a copy of all mounts can let go of all
-/// handles at once: a start of a container reads its mounts again and again, and a thousand handles would be in the way.
+/// Makes a directory for handles that is a mount of its own and in no clone of the host's mounts: a start of a container
+/// has such a clone, and a thousand handles would be in its way.
 ///
-/// One that holds handles already, of an earlier program, stays as it is.
+/// One that holds handles already and is no mount, of an earlier program, stays as it is.
 pub fn make_directory(path: &Path) -> Result<(), NetnsError> {
     let made = (|| {
         fs::DirBuilder::new()
@@ -62,13 +62,14 @@ pub fn make_directory(path: &Path) -> Result<(), NetnsError> {
             .create(path)?;
         let table = fs::read_to_string("/proc/thread-self/mountinfo")?;
         let mut points = table.lines().filter_map(|line| line.split(' ').nth(4));
-        if points.any(|point| Path::new(point) == path) || fs::read_dir(path)?.next().is_some() {
-            return Ok(());
-        }
         let none = None::<&str>;
-        mount(Some(path), path, none, MsFlags::MS_BIND, none)?;
-        mount(none, path, none, MsFlags::MS_PRIVATE, none)?;
-        Ok(())
+        if !points.any(|point| Path::new(point) == path) {
+            if fs::read_dir(path)?.next().is_some() {
+                return Ok(());
+            }
+            mount(Some(path), path, none, MsFlags::MS_BIND, none)?;
+        }
+        Ok(mount(none, path, none, MsFlags::MS_UNBINDABLE, none)?)
     })();
     made.map_err(NetnsError::at("make the directory of", path))
 }

@@ -73,8 +73,21 @@ impl EntryPath {
 }
 
 impl<'a> Whiteout<'a> {
-    /// Classifies an entry by its last component.
-    pub fn of(name: &'a OsStr) -> Result<Self, InvalidEntry> {
+    /// Classifies an entry by its last component, and by those above: below a whiteout there is nothing.
+    pub fn of(parent: &'a Path, name: &'a OsStr) -> Result<Self, InvalidEntry> {
+        for above in parent {
+            match Self::of_component(above)? {
+                Self::None => {}
+                Self::Ignored => return Ok(Self::Ignored),
+                Self::Hide(_) | Self::Opaque => {
+                    return Err(InvalidEntry::Name(parent.join(name)));
+                }
+            }
+        }
+        Self::of_component(name)
+    }
+
+    fn of_component(name: &'a OsStr) -> Result<Self, InvalidEntry> {
         let bytes = name.as_bytes();
         let Some(hidden) = bytes.strip_prefix(b".wh.") else {
             return Ok(Self::None);
@@ -141,14 +154,22 @@ mod tests {
 
     #[test]
     fn whiteouts_are_told_by_their_names() {
-        let of = |name: &'static str| Whiteout::of(OsStr::new(name));
+        let below = |parent: &'static str, name: &'static str| {
+            Whiteout::of(Path::new(parent), OsStr::new(name))
+        };
+        let of = |name| below("", name);
         assert_eq!(of("a"), Ok(Whiteout::None));
         assert_eq!(of(".wh.a"), Ok(Whiteout::Hide(OsStr::new("a"))));
         assert_eq!(of(".wh..wh..opq"), Ok(Whiteout::Opaque));
         assert_eq!(of(".wh..wh.plnk"), Ok(Whiteout::Ignored));
         for bad in [".wh.", ".wh..", ".wh..."] {
             assert!(of(bad).is_err(), "{bad}");
+            assert!(below(bad, "a").is_err(), "{bad}");
         }
+        assert_eq!(below("a/b", "c"), Ok(Whiteout::None));
+        assert_eq!(below(".wh..wh.plnk", "1.2"), Ok(Whiteout::Ignored));
+        assert!(below("a/.wh.b", "c").is_err());
+        assert!(below(".wh..wh..opq", "c").is_err());
     }
 
     #[test]

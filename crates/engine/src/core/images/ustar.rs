@@ -66,6 +66,10 @@ pub enum InvalidTar {
     Kind(String, char),
     #[error("archive entry {0:?} has an owner beyond 32 bits")]
     Owner(String),
+    #[error("archive entry {0:?} is no file and has data")]
+    Data(String),
+    #[error("archive entry {0:?} has two names")]
+    Names(String),
     #[error("archive does not end where its last entry does")]
     End,
 }
@@ -112,10 +116,22 @@ impl Assembler {
     pub fn extension(&mut self, content: &[u8]) -> Result<(), InvalidTar> {
         let text = || until_nul(content).to_vec();
         match self.pending.take() {
-            Some(b'x') => self.pax = parse_pax(content)?,
+            // Readers differ in whether a second one adds to the first or replaces it.
+            Some(b'x') => {
+                let before = std::mem::replace(&mut self.pax, parse_pax(content)?);
+                if before.keys().any(|key| moves(key)) {
+                    return Err(InvalidTar::Extension);
+                }
+            }
+            // What it says of the whole archive concerns no image, unless some readers move entries by it.
+            Some(b'g') => {
+                let records = parse_pax(content)?;
+                if records.keys().any(|key| moves(key)) {
+                    return Err(InvalidTar::Extension);
+                }
+            }
             Some(b'L') => self.long_name = Some(text()),
             Some(b'K') => self.long_link = Some(text()),
-            // Defaults for the whole archive: none of what may stand there concerns an image.
             _ => {}
         }
         Ok(())
@@ -136,6 +152,14 @@ impl Assembler {
         let link = self.long_link.clone().or_else(|| pax("linkpath").cloned());
         let link = link.unwrap_or_else(|| until_nul(&block[157..257]).to_vec());
         let shown = || String::from_utf8_lossy(&path).into_owned();
+        // Go believes GNU's long name, and GNU the one of POSIX.
+        let differs = |long: &Option<Vec<u8>>, key: &str| {
+            let both = long.as_ref().zip(pax(key));
+            both.is_some_and(|(long, other)| long != other)
+        };
+        if differs(&self.long_name, "path") || differs(&self.long_link, "linkpath") {
+            return Err(InvalidTar::Names(shown()));
+        }
         if kind == b'S' || self.pax.keys().any(|key| key.starts_with("GNU.sparse.")) {
             return Err(InvalidTar::Sparse(shown()));
         }
@@ -173,8 +197,12 @@ impl Assembler {
             b'6' => MemberKind::Fifo,
             other => return Err(InvalidTar::Kind(shown(), char::from(other))),
         };
-        let size = match kind {
-            MemberKind::File => decimal("size")?.unwrap_or(size),
+        let size = match (&kind, decimal("size")?) {
+            (MemberKind::File, told) => told.unwrap_or(size),
+            // Some writers give another name of a file the file's size.
+            (MemberKind::HardLink(_), None) => 0,
+            // Go passes over what GNU takes for data.
+            (_, told) if told.unwrap_or(size) > 0 => return Err(InvalidTar::Data(shown())),
             _ => 0,
         };
         let xattrs = self
@@ -201,6 +229,11 @@ impl Assembler {
             xattrs,
         })
     }
+}
+
+/// Whether an extended header's record says where an entry is, or how long.
+fn moves(key: &str) -> bool {
+    matches!(key, "path" | "linkpath" | "size") || key.starts_with("GNU.sparse.")
 }
 
 /// Parses PAX records, `length key=value\n` each. The last of equal keys counts.
@@ -394,13 +427,11 @@ mod tests {
 
     #[test]
     fn only_files_have_data() {
-        assert_eq!(member("", &block("a", b'2', 512, |_| {})).unwrap().size, 0);
-        assert_eq!(
-            member("9 size=7\n", &block("a", b'5', 0, |_| {}))
-                .unwrap()
-                .size,
-            0
-        );
+        let data = Err(InvalidTar::Data("a".into()));
+        assert_eq!(member("", &block("a", b'2', 512, |_| {})), data);
+        assert_eq!(member("9 size=7\n", &block("a", b'5', 0, |_| {})), data);
+        assert_eq!(member("9 size=7\n", &block("a", b'1', 0, |_| {})), data);
+        assert_eq!(member("", &block("a", b'1', 512, |_| {})).unwrap().size, 0);
     }
 
     #[test]

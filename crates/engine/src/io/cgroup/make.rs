@@ -40,6 +40,9 @@ impl Cgroups {
         throttles: &[Throttle],
         rules: &[LinuxDeviceCgroup],
     ) -> Result<(), MakeError> {
+        if let (Mounts::V1(_), Some(dir)) = (&self.mounts, self.dir("cpuset", group)) {
+            hand_down(&dir);
+        }
         for dir in self.dirs(group) {
             let made = match &self.mounts {
                 Mounts::V1(_) => std::fs::create_dir_all(&dir),
@@ -86,6 +89,14 @@ impl Cgroups {
 
 fn allows_all(rule: &LinuxDeviceCgroup) -> bool {
     rule.allow() && rule.to_string().starts_with('a')
+}
+
+/// Lets new groups of `cpuset` begin with what the one above has: written to a group, the kernel compares it with all others.
+fn hand_down(dir: &Path) {
+    let above = dir.parent().unwrap_or(dir);
+    // What that fails to do is done by `inherit`.
+    let _ = std::fs::create_dir_all(above);
+    let _ = crate::shim::groups::put(&above.join("cgroup.clone_children"), "1");
 }
 
 /// A group of `cpuset` has nothing at first, and no process can be where there is no processor: it gets what the group

@@ -142,7 +142,7 @@ impl<W: Write> Packer<'_, W> {
                 continue;
             }
             // Whoever unpacks the layer would take it for something else.
-            if !matches!(Whiteout::of(name), Ok(Whiteout::None)) {
+            if !matches!(Whiteout::of(Path::new(""), name), Ok(Whiteout::None)) {
                 return Err(io::Error::other(format!(
                     "a layer cannot hold a file named {name:?}"
                 )));

@@ -50,7 +50,10 @@ impl<R: Read> TarReader<R> {
                         vec![0; usize::try_from(size).expect("bounded by the assembler")];
                     self.inner
                         .read_exact(&mut content)
-                        .map_err(ImageError::doing("read the archive"))?;
+                        .map_err(|error| match error.kind() {
+                            io::ErrorKind::UnexpectedEof => InvalidTar::End.into(),
+                            _ => ImageError::doing("read the archive")(error),
+                        })?;
                     self.padding = padding(size);
                     self.assembler.extension(&content)?;
                 }

@@ -101,7 +101,7 @@ impl Unpacker {
             EntryPath::Root => return Err(failed(io::Error::from(Errno::EISDIR))),
         };
         let mark = match self.trash {
-            Some(_) => Whiteout::of(name)?,
+            Some(_) => Whiteout::of(parent, name)?,
             None => Whiteout::None,
         };
         match mark {

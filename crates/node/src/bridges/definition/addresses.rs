@@ -6,7 +6,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use shoal_api::spec::IpamConfig;
 use shoal_docker_api::backend::LocalNetworkSpec;
 use shoal_overlay::{
-    Ipv6Place,
+    Ipv4Place, Ipv6Place,
     core::ipam::{self, SubnetPool},
 };
 
@@ -25,9 +25,9 @@ pub(in crate::bridges) struct Taken {
 }
 
 pub(super) struct Addresses {
-    pub subnet: Ipv4Net,
-    pub gateway: Ipv4Addr,
-    pub range: Option<Ipv4Net>,
+    /// IPv4, and the part of its subnet from which addresses are given.
+    pub v4: Option<(Ipv4Place, Option<Ipv4Net>)>,
+    /// Whether the user chose the subnet of IPv4.
     pub by_user: bool,
     /// IPv6, and the part of its subnet from which addresses are given.
     pub v6: Option<(Ipv6Place, Option<Ipv6Net>)>,
@@ -50,6 +50,16 @@ impl Addresses {
                 "an IPv6 subnet needs a network with --ipv6".to_owned(),
             ));
         }
+        if wish.without_ipv4 && !wish.ipv6 {
+            return Err(BridgesError::Invalid(
+                "IPv4 or IPv6 must be enabled".to_owned(),
+            ));
+        }
+        if v4 != (None, None, None) && wish.without_ipv4 {
+            return Err(BridgesError::Invalid(
+                "an IPv4 subnet needs a network with IPv4".to_owned(),
+            ));
+        }
         let usual = ipam::default_pools();
         let said: Vec<SubnetPool> = pools.to_vec();
         let has_v4 = said.iter().any(|pool| pool.base.addr().is_ipv4());
@@ -59,11 +69,13 @@ impl Addresses {
         } else {
             None
         };
-        let (subnet, gateway, range) = place4(v4, &taken.v4, pools4)?;
+        let place4 = if wish.without_ipv4 {
+            None
+        } else {
+            Some(place4(v4, &taken.v4, pools4)?)
+        };
         Ok(Self {
-            subnet,
-            gateway,
-            range,
+            v4: place4,
             by_user: v4.0.is_some(),
             v6,
         })
@@ -129,7 +141,7 @@ fn place4(
     (subnet, range, gateway): Wish<Ipv4Net, Ipv4Addr>,
     taken: &[Ipv4Net],
     pools: &[SubnetPool],
-) -> Result<(Ipv4Net, Ipv4Addr, Option<Ipv4Net>), BridgesError> {
+) -> Result<(Ipv4Place, Option<Ipv4Net>), BridgesError> {
     let by_user = subnet.is_some();
     let subnet = match subnet {
         Some(subnet) if subnet.trunc() != subnet => return Err(not_its_own(subnet)),
@@ -161,7 +173,7 @@ fn place4(
             first.ok_or(BridgesError::NoSubnet)?
         }
     };
-    Ok((subnet, gateway, range))
+    Ok((Ipv4Place { subnet, gateway }, range))
 }
 
 fn place6(
