@@ -616,8 +616,8 @@ impl Node {
             || self.applied_bytes >= self.limits.snapshot_bytes.max(grown);
         if self.is_snapshot_wished || due {
             self.is_keeping = true;
-            self.applied_bytes = 0;
             let frozen = self.freeze();
+            self.applied_bytes = 0;
             self.effects.push_back(Effect::Keep(frozen));
         }
     }
@@ -688,10 +688,14 @@ pub(crate) fn restore(
     Ok(members)
 }
 
-/// Writes what [`restore`] reads.
-pub(crate) fn snapshot_data(members: &Members, state: &[u8]) -> Bytes {
-    let mut out = Writer::default();
+/// Writes what [`restore`] reads, about so many bytes.
+pub(crate) fn snapshot_data(
+    members: &Members,
+    bytes_expected: usize,
+    state: impl FnOnce(&mut Writer),
+) -> Bytes {
+    let mut out = Writer::with_capacity(bytes_expected);
     members.encode(&mut out);
-    out.bytes(state);
+    out.part(state);
     out.finish().into()
 }

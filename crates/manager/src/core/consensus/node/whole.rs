@@ -22,10 +22,13 @@ impl Node {
         let mut metadata = SnapshotMetadata::default();
         (metadata.index, metadata.term) = (self.applied, self.applied_term);
         metadata.set_conf_state(self.raw.store().conf_state().clone());
+        // What was there, and what came since.
+        let bytes = self.raw.store().snapshot().data.len() as u64 + self.applied_bytes;
         Frozen {
             metadata,
             members: self.members.clone(),
             state: self.state.freeze(),
+            bytes_expected: usize::try_from(bytes).unwrap_or(0),
         }
     }
 }
