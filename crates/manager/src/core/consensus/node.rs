@@ -21,7 +21,6 @@ use std::{
     sync::Arc,
 };
 
-use bytes::Bytes;
 use raft::{
     Config, RawNode, Ready, SnapshotStatus, StateRole,
     eraftpb::{ConfChange, ConfChangeType, Entry, EntryType, Message, MessageType, Snapshot},
@@ -33,6 +32,7 @@ pub use self::values::{
     Answer, BeginError, Caller, Effect, Frozen, FrozenState, Kept, Leadership, Limits, Persist,
     ProposeError, RemoveError, StateMachine,
 };
+pub(crate) use self::whole::snapshot_data;
 use self::{batch::batches, places::MembershipQueue, transfer::Transfer, turns::turn};
 use super::{
     LogIndex, Member, MemberChange, Members, RaftId,
@@ -686,16 +686,4 @@ pub(crate) fn restore(
     let members = Members::decode(&mut input).map_err(|error| error.to_string())?;
     state.restore(input.bytes().map_err(|error| error.to_string())?)?;
     Ok(members)
-}
-
-/// Writes what [`restore`] reads, about so many bytes.
-pub(crate) fn snapshot_data(
-    members: &Members,
-    bytes_expected: usize,
-    state: impl FnOnce(&mut Writer),
-) -> Bytes {
-    let mut out = Writer::with_capacity(bytes_expected);
-    members.encode(&mut out);
-    out.part(state);
-    out.finish().into()
 }
