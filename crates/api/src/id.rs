@@ -1,6 +1,12 @@
 //! Identities of cluster objects: 128 random bits in base 36, 25 characters, as Swarm writes them.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{
+    cmp::Ordering,
+    fmt,
+    hash::{Hash, Hasher},
+    str::FromStr,
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -70,42 +76,112 @@ pub fn base36(mut bits: u128) -> String {
     String::from_utf8(digits.to_vec()).expect("base 36 digits are ASCII")
 }
 
+/// An id as written.
+///
+/// One of the usual length lies in place: ids are the keys of most tables, and a search compares a dozen of them, which would
+/// else each lie somewhere of their own.
+#[derive(Clone)]
+enum Text {
+    /// Letters and digits.
+    Usual([u8; ID_LENGTH]),
+    /// Of any other length.
+    Other(Arc<str>),
+}
+
+impl Text {
+    fn new(text: &str) -> Self {
+        match text.as_bytes().try_into() {
+            Ok(usual) if text.is_ascii() => Self::Usual(usual),
+            _ => Self::Other(text.into()),
+        }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Usual(bytes) => bytes,
+            Self::Other(text) => text.as_bytes(),
+        }
+    }
+
+    fn as_str(&self) -> &str {
+        match self {
+            Self::Usual(bytes) => str::from_utf8(bytes).expect("letters and digits are UTF-8"),
+            Self::Other(text) => text,
+        }
+    }
+}
+
+/// The order of the texts.
+impl Ord for Text {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let (own, others) = (self.as_bytes(), other.as_bytes());
+        match (own.first_chunk(), others.first_chunk()) {
+            // Two random ids nearly always differ in their first characters, which make one number.
+            (Some(first), Some(second)) if first != second => {
+                u128::from_be_bytes(*first).cmp(&u128::from_be_bytes(*second))
+            }
+            _ => own.cmp(others),
+        }
+    }
+}
+
+impl PartialOrd for Text {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Text {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for Text {}
+
+/// As that of the text, by which ids can be looked up.
+impl Hash for Text {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state);
+    }
+}
+
 macro_rules! ids {
     ($($(#[$doc:meta])* $name:ident = $kind:literal),* $(,)?) => {$(
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(Arc<str>);
+        pub struct $name(Text);
 
         impl ObjectId for $name {
             fn from_bits(bits: u128) -> Self {
-                Self(base36(bits).into())
+                Self(Text::new(&base36(bits)))
             }
             fn as_str(&self) -> &str {
-                &self.0
+                self.0.as_str()
             }
         }
         impl $name {
             /// The id as written.
             pub fn as_str(&self) -> &str {
-                &self.0
+                self.0.as_str()
             }
         }
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(&self.0)
+                f.pad(self.as_str())
             }
         }
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "{}:{}", $kind, self.0)
+                write!(f, "{}:{}", $kind, self.as_str())
             }
         }
         impl FromStr for $name {
             type Err = InvalidId;
             fn from_str(value: &str) -> Result<Self, InvalidId> {
                 let valid = (1..=64).contains(&value.len()) && value.bytes().all(|b| b.is_ascii_alphanumeric());
-                if valid { Ok(Self(value.into())) } else { Err(InvalidId { kind: $kind, value: value.to_owned() }) }
+                if valid { Ok(Self(Text::new(value))) } else { Err(InvalidId { kind: $kind, value: value.to_owned() }) }
             }
         }
         impl TryFrom<String> for $name {
@@ -116,17 +192,17 @@ macro_rules! ids {
         }
         impl From<$name> for String {
             fn from(id: $name) -> Self {
-                id.0.as_ref().to_owned()
+                id.as_str().to_owned()
             }
         }
         impl AsRef<str> for $name {
             fn as_ref(&self) -> &str {
-                &self.0
+                self.0.as_str()
             }
         }
         impl std::borrow::Borrow<str> for $name {
             fn borrow(&self) -> &str {
-                &self.0
+                self.0.as_str()
             }
         }
     )*};
@@ -159,6 +235,35 @@ mod tests {
         assert_eq!(base36(35), format!("{}z", "0".repeat(24)));
         assert_eq!(base36(u128::MAX), "f5lxx1zz5pnorynqglhzmsp33");
         assert_eq!(TaskId::random().as_str().len(), ID_LENGTH);
+    }
+
+    #[test]
+    fn ids_of_any_length_stand_in_the_order_of_their_texts() {
+        let usual = |bits| TaskId::from_bits(bits).to_string();
+        let long = usual(7);
+        let mut texts = vec![
+            usual(0),
+            usual(1),
+            usual(36),
+            usual(u128::MAX),
+            usual(u128::MAX - 1),
+            long.clone(),
+            format!("{long}0"),
+            long[..24].to_owned(),
+            long[..16].to_owned(),
+            "n1".to_owned(),
+            "N1".to_owned(),
+            "node10".to_owned(),
+            "z".repeat(64),
+        ];
+        let mut ids: Vec<TaskId> = texts.iter().map(|text| text.parse().unwrap()).collect();
+        texts.sort();
+        ids.sort();
+        let sorted: Vec<&str> = ids.iter().map(TaskId::as_str).collect();
+        assert_eq!(sorted, texts);
+        // A table can be asked for a text.
+        let known: std::collections::HashSet<TaskId> = ids.into_iter().collect();
+        assert!(texts.iter().all(|text| known.contains(text.as_str())));
     }
 
     #[test]

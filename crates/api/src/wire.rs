@@ -15,8 +15,8 @@ pub use assignment::{
     encode_change, encode_task_spec, encode_task_update, encode_view, encode_view_change,
 };
 pub use batch::{
-    SpecSource, decode_batch, decode_batch_with, decode_object, decode_wishes, encode_batch,
-    encode_batch_lean, encode_object, encode_wishes,
+    SpecSource, append_put, decode_batch, decode_batch_with, decode_object, decode_wishes,
+    encode_batch, encode_batch_lean, encode_object, encode_wishes,
 };
 pub use convert::DecodeError;
 pub use generated::*;

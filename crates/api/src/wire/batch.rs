@@ -1,13 +1,13 @@
 //! Batches and objects as bytes: what the log, snapshots and ledgers keep.
 
-use std::sync::Arc;
+use std::{cell::LazyCell, sync::Arc};
 
 use prost::Message;
 
 use super::{DecodeError, change, object};
 use crate::{
     ServiceId,
-    object::{Batch, Object, Wishes},
+    object::{Batch, Expect, Object, Wishes},
     spec::TaskSpec,
     wire,
 };
@@ -32,6 +32,24 @@ pub fn encode_batch_lean(batch: &Batch, known: SpecSource<'_>) -> Vec<u8> {
     message.encode_to_vec()
 }
 
+/// Adds to a batch that is written already that an object is put which is not there. Messages are joined by putting their
+/// bytes together.
+pub fn append_put(batch: &mut Vec<u8>, object: object::Kind) {
+    let put = change::Put {
+        object: Some(wire::Object { kind: Some(object) }),
+        expect: Some((&Expect::Absent).into()),
+    };
+    let change = wire::Change {
+        kind: Some(change::Kind::Put(put)),
+    };
+    let more = wire::Batch {
+        changes: vec![change],
+        ..wire::Batch::default()
+    };
+    more.encode(batch)
+        .expect("a buffer grows as far as it must");
+}
+
 /// Reads what [`encode_batch`] wrote.
 ///
 /// # Errors
@@ -46,7 +64,7 @@ pub fn decode_batch(bytes: &[u8]) -> Result<Batch, DecodeError> {
 /// The field that is missing or wrong, for instance a task's spec that is neither written nor known.
 pub fn decode_batch_with(bytes: &[u8], known: SpecSource<'_>) -> Result<Batch, DecodeError> {
     let mut message: wire::Batch = parse(bytes, "Batch")?;
-    let placeholder = wire::TaskSpec::from(&TaskSpec::default());
+    let placeholder = LazyCell::new(|| wire::TaskSpec::from(&TaskSpec::default()));
     let mut shared = Vec::new();
     for (place, change) in message.changes.iter_mut().enumerate() {
         let Some(task) = task_of(change).filter(|task| task.spec.is_none()) else {
@@ -54,7 +72,7 @@ pub fn decode_batch_with(bytes: &[u8], known: SpecSource<'_>) -> Result<Batch, D
         };
         let service = task.service.parse::<ServiceId>().ok();
         if let Some(spec) = service.and_then(|service| known(&service, task.spec_version)) {
-            task.spec = Some(placeholder.clone());
+            task.spec = Some(wire::TaskSpec::clone(&placeholder));
             shared.push((place, spec));
         }
     }

@@ -296,14 +296,8 @@ impl State {
         Some(spec)
     }
 
-    /// All objects, for a snapshot of the log. Cluster first, then by kind and id, tasks last.
+    /// All objects. Cluster first, then by kind and id, tasks last.
     pub fn snapshot(&self) -> Vec<Object> {
-        let tasks = self.tasks().map(|o| Object::Task(o.as_ref().clone()));
-        self.objects_but_tasks().chain(tasks).collect()
-    }
-
-    /// All objects but tasks. Cluster first, then by kind and id.
-    pub fn objects_but_tasks(&self) -> impl Iterator<Item = Object> {
         let own = |cluster: &Arc<Cluster>| Object::Cluster(cluster.as_ref().clone());
         self.cluster
             .iter()
@@ -313,6 +307,8 @@ impl State {
             .chain(self.secrets().map(|o| Object::Secret(o.as_ref().clone())))
             .chain(self.configs().map(|o| Object::Config(o.as_ref().clone())))
             .chain(self.services().map(|o| Object::Service(o.as_ref().clone())))
+            .chain(self.tasks().map(|o| Object::Task(o.as_ref().clone())))
+            .collect()
     }
 
     /// Whether two states hold the same, indexes included.

@@ -8,12 +8,12 @@ use std::{
 
 use shoal_api::{
     ServiceId, TaskState,
-    object::{Batch, Change, Expect, Object, ObjectKey, Service, Task},
+    object::{Batch, Change, Object, ObjectKey, Service, Task},
     planted::{Bug, planted},
     spec::TaskSpec,
     wire::{
-        SpecSource, decode_batch_with, decode_wishes, encode_batch, encode_batch_lean,
-        encode_wishes,
+        self, append_put, decode_batch_with, decode_wishes, encode_batch, encode_batch_lean,
+        encode_wishes, object::Kind,
     },
 };
 use tokio::sync::{broadcast, watch};
@@ -267,7 +267,7 @@ impl StateMachine for Replica {
 
     fn freeze(&self) -> FrozenState {
         let state = self.state();
-        Box::new(move || encode_state(&state))
+        Box::new(move |out| write_state(&state, out))
     }
 
     fn snapshot_entries(&self) -> Option<u64> {
@@ -281,35 +281,59 @@ impl StateMachine for Replica {
     }
 }
 
-/// Objects that are written at once; as many are in memory twice while a state is written.
-const OBJECTS_PER_PIECE: usize = 256;
-
 /// Writes a whole state. Tasks come last, without the specs that their services have.
 pub fn encode_state(state: &State) -> Vec<u8> {
-    let specs = specs(state.services().map(AsRef::as_ref));
-    let known = |service: &ServiceId, version| specs.get(&(service.clone(), version)).cloned();
-    let is_kept = |task: &&Arc<Task>| {
-        !(planted(Bug::SnapshotLosesTasks) && task.status.state < TaskState::Assigned)
-    };
-    let tasks = state.tasks().filter(is_kept);
-    let tasks = tasks.map(|task| Object::Task(task.as_ref().clone()));
     let mut out = Writer::default();
-    out.number(state.index());
-    out.bytes(&encode_objects(state.objects_but_tasks(), &|_, _| None));
-    out.bytes(&encode_objects(tasks, &known));
-    out.bytes(&encode_wishes(&state.wishes()));
+    write_state(state, &mut out);
     out.finish()
 }
 
-/// Writes objects as one batch, piece by piece: messages of repeated fields are joined by putting their bytes together.
-fn encode_objects(mut objects: impl Iterator<Item = Object>, known: SpecSource<'_>) -> Vec<u8> {
-    let mut bytes = encode_batch(&as_batch(Vec::new()));
-    loop {
-        let piece: Vec<Object> = objects.by_ref().take(OBJECTS_PER_PIECE).collect();
-        if piece.is_empty() {
-            return bytes;
+/// As [`encode_state`]. A state may be large: no more than one of its objects is in memory twice.
+fn write_state(state: &State, out: &mut Writer) {
+    let specs = specs(state.services().map(AsRef::as_ref));
+    let lean = |task: &Arc<Task>| {
+        let mut message: Box<wire::Task> = boxed(task);
+        if specs.contains_key(&(task.service.clone(), task.spec_version)) {
+            message.spec = None;
         }
-        bytes.extend(encode_batch_lean(&as_batch(piece), known));
+        Kind::Task(message)
+    };
+    let is_kept = |task: &&Arc<Task>| {
+        !(planted(Bug::SnapshotLosesTasks) && task.status.state < TaskState::Assigned)
+    };
+    let tasks = state.tasks().filter(is_kept).map(lean);
+    out.number(state.index());
+    out.part(|out| write_objects(objects_but_tasks(state), out.buffer()));
+    out.part(|out| write_objects(tasks, out.buffer()));
+    out.bytes(&encode_wishes(&state.wishes()));
+}
+
+/// All objects but tasks as messages. Cluster first, then by kind and id.
+fn objects_but_tasks(state: &State) -> impl Iterator<Item = Kind> {
+    let cluster = state.cluster().map(|o| Kind::Cluster(boxed(o)));
+    cluster
+        .into_iter()
+        .chain(state.nodes().map(|o| Kind::Node(boxed(o))))
+        .chain(state.networks().map(|o| Kind::Network(boxed(o))))
+        .chain(state.secrets().map(|o| Kind::Secret(o.as_ref().into())))
+        .chain(state.configs().map(|o| Kind::Config(o.as_ref().into())))
+        .chain(state.services().map(|o| Kind::Service(boxed(o))))
+}
+
+fn boxed<'o, T, W: From<&'o T>>(object: &'o Arc<T>) -> Box<W> {
+    Box::new(object.as_ref().into())
+}
+
+/// Writes objects as one batch that puts them all.
+fn write_objects(objects: impl Iterator<Item = Kind>, out: &mut Vec<u8>) {
+    out.extend(encode_batch(&Batch {
+        actor: shoal_api::Actor::User,
+        at: shoal_api::Timestamp::ZERO,
+        changes: Vec::new(),
+        wish: None,
+    }));
+    for object in objects {
+        append_put(out, object);
     }
 }
 
@@ -346,19 +370,6 @@ fn decode_state(bytes: &[u8]) -> Result<State, String> {
         state.set_wishes(wishes.map_err(|error| error.to_string())?);
     }
     Ok(state)
-}
-
-fn as_batch(objects: Vec<Object>) -> Batch {
-    let put = |object| Change::Put {
-        object: Box::new(object),
-        expect: Expect::Absent,
-    };
-    Batch {
-        actor: shoal_api::Actor::User,
-        at: shoal_api::Timestamp::ZERO,
-        changes: objects.into_iter().map(put).collect(),
-        wish: None,
-    }
 }
 
 fn as_objects(batch: Batch) -> Vec<Object> {
@@ -438,10 +449,23 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use shoal_api::Actor;
+    use shoal_api::{Actor, object::Expect};
 
     use super::*;
     use crate::core::{control, fixture::service, world::World};
+
+    fn as_batch(objects: Vec<Object>) -> Batch {
+        let put = |object| Change::Put {
+            object: Box::new(object),
+            expect: Expect::Absent,
+        };
+        Batch {
+            actor: Actor::User,
+            at: shoal_api::Timestamp::ZERO,
+            changes: objects.into_iter().map(put).collect(),
+            wish: None,
+        }
+    }
 
     fn replica(state: State) -> Replica {
         let replica = Replica::default();
@@ -482,7 +506,7 @@ mod tests {
 
         let mut old_hand = replica(world.state.clone());
         let mut newcomer = Replica::default();
-        newcomer.restore(&old_hand.snapshot()).unwrap();
+        newcomer.restore(&encode_state(&old_hand.state())).unwrap();
         let index = world.state.index() + 1;
         let refused = old_hand.apply(index, &report).unwrap_err();
         assert!(
@@ -494,6 +518,34 @@ mod tests {
         assert_eq!(old_hand.state().snapshot(), world.state.snapshot());
         // Who has the spec yet takes the same bytes.
         assert_eq!(replica(before.clone()).apply(index, &report), Ok(()));
+    }
+
+    #[test]
+    fn a_state_is_read_as_it_was_written() {
+        let mut world = World::new(&["n1", "n2"]);
+        for number in 0..3 {
+            let spec = shoal_api::spec::ConfigSpec {
+                annotations: shoal_api::spec::Annotations {
+                    name: format!("config{number}"),
+                    ..Default::default()
+                },
+                data: vec![number; 300],
+                templating: None,
+            };
+            world
+                .user(|state, cx| control::create_config(state, cx, spec))
+                .unwrap();
+        }
+        world.create(service("web", 3));
+        world.settle();
+        assert!(world.state.tasks().count() >= 3);
+        let written = encode_state(&world.state);
+        let read = decode_state(&written).unwrap();
+        assert_eq!(read.snapshot(), world.state.snapshot());
+        assert_eq!(encode_state(&read), written);
+        let spec = |task: &Arc<Task>| Arc::as_ptr(&task.spec);
+        let specs: std::collections::BTreeSet<_> = read.tasks().map(spec).collect();
+        assert_eq!(specs.len(), 1, "tasks of one version share their spec");
     }
 
     #[test]
@@ -514,7 +566,7 @@ mod tests {
         let index = old_hand.state().index();
         old_hand.apply(index + 1, &batch(7)).unwrap();
         let mut newcomer = Replica::default();
-        newcomer.restore(&old_hand.snapshot()).unwrap();
+        newcomer.restore(&encode_state(&old_hand.state())).unwrap();
         assert_eq!(newcomer.state().granted(7), Some((index + 1, &about)));
         let refused = newcomer.apply(index + 2, &batch(7)).unwrap_err();
         assert!(matches!(refused, Rejected::Granted { .. }), "{refused}");

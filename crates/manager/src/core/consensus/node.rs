@@ -21,7 +21,6 @@ use std::{
     sync::Arc,
 };
 
-use bytes::Bytes;
 use raft::{
     Config, RawNode, Ready, SnapshotStatus, StateRole,
     eraftpb::{ConfChange, ConfChangeType, Entry, EntryType, Message, MessageType, Snapshot},
@@ -33,6 +32,7 @@ pub use self::values::{
     Answer, BeginError, Caller, Effect, Frozen, FrozenState, Kept, Leadership, Limits, Persist,
     ProposeError, RemoveError, StateMachine,
 };
+pub(crate) use self::whole::snapshot_data;
 use self::{batch::batches, places::MembershipQueue, transfer::Transfer, turns::turn};
 use super::{
     LogIndex, Member, MemberChange, Members, RaftId,
@@ -616,8 +616,8 @@ impl Node {
             || self.applied_bytes >= self.limits.snapshot_bytes.max(grown);
         if self.is_snapshot_wished || due {
             self.is_keeping = true;
-            self.applied_bytes = 0;
             let frozen = self.freeze();
+            self.applied_bytes = 0;
             self.effects.push_back(Effect::Keep(frozen));
         }
     }
@@ -686,12 +686,4 @@ pub(crate) fn restore(
     let members = Members::decode(&mut input).map_err(|error| error.to_string())?;
     state.restore(input.bytes().map_err(|error| error.to_string())?)?;
     Ok(members)
-}
-
-/// Writes what [`restore`] reads.
-pub(crate) fn snapshot_data(members: &Members, state: &[u8]) -> Bytes {
-    let mut out = Writer::default();
-    members.encode(&mut out);
-    out.bytes(state);
-    out.finish().into()
 }

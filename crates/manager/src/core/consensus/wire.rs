@@ -21,7 +21,15 @@ const MESSAGE_VERSION: u8 = 1;
 #[derive(Debug, Default)]
 pub struct Writer(Vec<u8>);
 
+/// Bytes of a part's length, see [`Writer::part`]: enough for 32 GiB.
+const PART_LENGTH_BYTES: usize = 5;
+
 impl Writer {
+    /// Has room for so many bytes at once.
+    pub fn with_capacity(bytes: usize) -> Self {
+        Self(Vec::with_capacity(bytes))
+    }
+
     /// A number, 1 to 10 bytes.
     pub fn number(&mut self, mut value: u64) {
         while value >= 0x80 {
@@ -35,6 +43,26 @@ impl Writer {
     pub fn bytes(&mut self, value: &[u8]) {
         self.number(value.len() as u64);
         self.0.extend_from_slice(value);
+    }
+
+    /// A byte string of what `write` writes, which is not held a second time: room is left for its length, whose number then
+    /// has leading zeros.
+    pub fn part(&mut self, write: impl FnOnce(&mut Self)) {
+        let start = self.0.len() + PART_LENGTH_BYTES;
+        self.0.resize(start, 0);
+        write(self);
+        let mut length = self.0.len() - start;
+        for byte in &mut self.0[start - PART_LENGTH_BYTES..start] {
+            *byte = (length & 0x7f) as u8 | 0x80;
+            length >>= 7;
+        }
+        assert_eq!(length, 0, "a part is far below 32 GiB");
+        self.0[start - 1] &= 0x7f;
+    }
+
+    /// The buffer itself, for what has an encoding of its own.
+    pub fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.0
     }
 
     /// What was written.
@@ -334,6 +362,29 @@ mod tests {
             heartbeat
         }] {
             assert_eq!(decode_message(&encode_message(&message)), Ok(message));
+        }
+    }
+
+    #[test]
+    fn a_part_is_read_as_the_byte_string_that_it_is() {
+        for length in [0, 1, 127, 128, 300, 70_000] {
+            let text = vec![b'x'; length];
+            let mut out = Writer::default();
+            out.number(7);
+            out.part(|out| {
+                out.bytes(b"first");
+                out.part(|out| out.buffer().extend_from_slice(&text));
+            });
+            out.bytes(b"behind");
+            let all = out.finish();
+            let mut input = Reader::new(&all);
+            assert_eq!(input.number(), Ok(7));
+            let mut part = Reader::new(input.bytes().unwrap());
+            assert_eq!(part.bytes(), Ok(&b"first"[..]));
+            assert_eq!(part.bytes(), Ok(text.as_slice()));
+            assert!(part.is_empty());
+            assert_eq!(input.bytes(), Ok(&b"behind"[..]));
+            assert!(input.is_empty());
         }
     }
 

@@ -195,7 +195,7 @@ pub(super) fn exchange(
     }
     let mut given = Vec::new();
     for claim in new.difference(old) {
-        if let Some((claim, holder)) = holder(claims, claim) {
+        if let Some((claim, holder)) = take(claims, key, claim) {
             for claim in given {
                 claims.remove(claim);
             }
@@ -204,20 +204,26 @@ pub(super) fn exchange(
             }
             return Err(Rejected::Taken { claim, holder });
         }
-        claims.insert(claim.clone(), key.clone());
         given.push(claim);
     }
     Ok(())
 }
 
-/// Who holds a claim or one that excludes it, with that one.
-fn holder(claims: &Table<Claim, ObjectKey>, claim: &Claim) -> Option<(Claim, ObjectKey)> {
-    if let Claim::Subnet(range) = claim {
-        let (range, holder) = overlapping(claims, *range)?;
+/// Gives a claim to an object, unless another one holds it or one that excludes it: that one then, with its holder.
+fn take(
+    claims: &mut Table<Claim, ObjectKey>,
+    key: &ObjectKey,
+    claim: &Claim,
+) -> Option<(Claim, ObjectKey)> {
+    if let Claim::Subnet(range) = claim
+        && let Some((range, holder)) = overlapping(claims, *range)
+    {
         return Some((Claim::Subnet(range), holder.clone()));
     }
-    let holder = claims.get(claim)?;
-    Some((claim.clone(), holder.clone()))
+    // One search instead of two: nearly always nobody holds it.
+    let holder = claims.insert(claim.clone(), key.clone())?;
+    claims.insert(claim.clone(), holder.clone());
+    Some((claim.clone(), holder))
 }
 
 #[cfg(test)]

@@ -63,7 +63,7 @@ fn begin(
 ) -> Result<(RaftId, Members), StartError> {
     let (raft_id, members) = place;
     let mut genesis = Snapshot {
-        data: snapshot_data(&members, state),
+        data: snapshot_data(&members, state.len(), |out| out.buffer().extend(state)),
         ..Snapshot::default()
     };
     let metadata = genesis.mut_metadata();

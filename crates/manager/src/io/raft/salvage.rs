@@ -9,13 +9,13 @@ use crate::core::consensus::{
     LogIndex, MemberChange, Members,
     log::Log,
     node::restore,
-    wire::{Malformed, Reader},
+    wire::{Malformed, Reader, Writer},
 };
 
 /// A group's state as one of its managers had it.
 #[derive(Debug, Clone)]
 pub struct Salvaged {
-    /// The state, as [`StateMachine::snapshot`] writes it.
+    /// The state, as [`StateMachine::freeze`] has it written.
     pub state: Vec<u8>,
     /// The members.
     pub members: Members,
@@ -63,8 +63,10 @@ pub fn salvage(vault: Vault, state: &mut dyn StateMachine) -> Result<Salvaged, S
             }
         }
     }
+    let mut written = Writer::default();
+    state.freeze()(&mut written);
     Ok(Salvaged {
-        state: state.snapshot(),
+        state: written.finish(),
         members,
         index,
         term: term + 1,

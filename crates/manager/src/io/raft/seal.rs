@@ -4,7 +4,7 @@ use std::fmt;
 
 use chacha20poly1305::{
     KeyInit, XChaCha20Poly1305, XNonce,
-    aead::{Aead, Payload},
+    aead::{Aead, AeadInOut, Payload, inout::InOutBuf},
 };
 use sha2::{Digest, Sha256};
 use shoal_api::{ClusterId, NodeId};
@@ -61,18 +61,26 @@ impl DataKey {
 
     /// Seals `plain`; `about` is covered but not contained.
     pub fn seal(&self, plain: &[u8], about: &[u8]) -> Vec<u8> {
+        self.seal_parts(&[plain], about)
+    }
+
+    /// Seals these parts as one, each copied once: they may be large.
+    pub fn seal_parts(&self, parts: &[&[u8]], about: &[u8]) -> Vec<u8> {
         let nonce = random::<NONCE>();
-        let mut sealed = nonce.to_vec();
-        let body = XChaCha20Poly1305::new(&self.0.into())
-            .encrypt(
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        let mut sealed = Vec::with_capacity(length + OVERHEAD);
+        sealed.extend_from_slice(&nonce);
+        for part in parts {
+            sealed.extend_from_slice(part);
+        }
+        let tag = XChaCha20Poly1305::new(&self.0.into())
+            .encrypt_inout_detached(
                 &XNonce::from(nonce),
-                Payload {
-                    msg: plain,
-                    aad: about,
-                },
+                about,
+                InOutBuf::from(&mut sealed[NONCE..]),
             )
             .expect("what we seal is far below the cipher's limit of 256 GiB");
-        sealed.extend_from_slice(&body);
+        sealed.extend_from_slice(&tag);
         sealed
     }
 

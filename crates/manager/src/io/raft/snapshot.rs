@@ -66,9 +66,10 @@ impl Snapshots {
     pub fn save(&self, snapshot: &Snapshot) -> Result<LogIndex, WalError> {
         let mut out = Writer::default();
         wire::encode_snapshot_metadata(&mut out, snapshot.get_metadata());
-        out.bytes(&snapshot.data);
+        out.number(snapshot.data.len() as u64); // a byte string, whose second half need not be copied for it
         let header = self.header(self.keys.current());
-        let sealed = self.keys.current().seal(&out.finish(), &header);
+        let parts = [&out.finish(), &snapshot.data[..]];
+        let sealed = self.keys.current().seal_parts(&parts, &header);
         let name = snapshot_name(snapshot.get_metadata().index);
         let temporary = format!("{name}.tmp");
         let mut file = self

@@ -39,7 +39,7 @@ impl StateMachine for Journal {
     }
     fn freeze(&self) -> FrozenState {
         let lines = self.lines();
-        Box::new(move || lines.join("\n").into_bytes())
+        Box::new(move |out| out.buffer().extend(lines.join("\n").as_bytes()))
     }
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), String> {
         let text = String::from_utf8(snapshot.to_vec()).map_err(|error| error.to_string())?;

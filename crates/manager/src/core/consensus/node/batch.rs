@@ -123,7 +123,7 @@ mod tests {
             members.apply(&MemberChange::SetVoter(id, member(id)));
         }
         let mut snapshot = Snapshot {
-            data: snapshot_data(&members, b""),
+            data: snapshot_data(&members, 0, |_| {}),
             ..Snapshot::default()
         };
         let metadata = snapshot.mut_metadata();

@@ -6,12 +6,12 @@ use raft::eraftpb::{Message, Snapshot, SnapshotMetadata};
 
 use super::snapshot_data;
 use crate::core::{
-    consensus::{LogIndex, Member, Members, RaftId, RemovalRefused, record::Record},
+    consensus::{LogIndex, Member, Members, RaftId, RemovalRefused, record::Record, wire::Writer},
     state::Rejected,
 };
 
 /// Writes down a state that no longer changes.
-pub type FrozenState = Box<dyn FnOnce() -> Vec<u8> + Send>;
+pub type FrozenState = Box<dyn FnOnce(&mut Writer) + Send>;
 
 /// What the log's entries are applied to.
 pub trait StateMachine: Send + 'static {
@@ -27,11 +27,6 @@ pub trait StateMachine: Send + 'static {
     /// The whole state as it is after the last applied entry, to be written down by whoever has the time: the state goes on
     /// meanwhile.
     fn freeze(&self) -> FrozenState;
-
-    /// Writes the whole state as it is after the last applied entry, now.
-    fn snapshot(&self) -> Vec<u8> {
-        self.freeze()()
-    }
 
     /// After how many applied entries the users want a snapshot, if they have a say: instead of
     /// [`Limits::snapshot_entries`].
@@ -118,6 +113,8 @@ pub struct Frozen {
     pub(super) metadata: SnapshotMetadata,
     pub(super) members: Members,
     pub(super) state: FrozenState,
+    /// About how many bytes it will have; room for more costs nothing, since no memory is touched in vain.
+    pub(super) bytes_expected: usize,
 }
 
 impl Frozen {
@@ -129,7 +126,7 @@ impl Frozen {
     /// Writes it down.
     pub fn write(self) -> Snapshot {
         let mut snapshot = Snapshot {
-            data: snapshot_data(&self.members, &(self.state)()),
+            data: snapshot_data(&self.members, self.bytes_expected, self.state),
             ..Snapshot::default()
         };
         snapshot.set_metadata(self.metadata);

@@ -21,10 +21,10 @@ impl StateMachine for SlowJournal {
     fn freeze(&self) -> FrozenState {
         let (lines, began) = (self.journal.lines(), self.began.clone());
         let leave = Arc::clone(&self.leave);
-        Box::new(move || {
+        Box::new(move |out| {
             let _ = began.send(lines.len()); // the test may be over
             let _ = leave.lock().unwrap().recv();
-            lines.join("\n").into_bytes()
+            out.buffer().extend(lines.join("\n").as_bytes());
         })
     }
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), String> {
