@@ -13,11 +13,11 @@ use shoal_api::{
     RandomIds, Timestamp,
     object::Object,
     wire::{
-        RaftJoinRequest, RaftLeaveRequest, control_server::ControlServer,
-        dispatcher_server::DispatcherServer, exec_broker_server::ExecBrokerServer,
-        execs_server::ExecsServer, log_broker_server::LogBrokerServer, logs_server::LogsServer,
-        node_ca_server::NodeCaServer, raft_membership_client::RaftMembershipClient,
-        raft_membership_server::RaftMembershipServer, raft_server::RaftServer,
+        RaftLeaveRequest, control_server::ControlServer, dispatcher_server::DispatcherServer,
+        exec_broker_server::ExecBrokerServer, execs_server::ExecsServer,
+        log_broker_server::LogBrokerServer, logs_server::LogsServer, node_ca_server::NodeCaServer,
+        raft_membership_client::RaftMembershipClient, raft_membership_server::RaftMembershipServer,
+        raft_server::RaftServer,
     },
 };
 use shoal_ca::{CaError, ClientAuth, NodeIdentity, UnlockKey, client_config, server_config};
@@ -41,13 +41,13 @@ use super::{
     leader,
     log_broker::LogBroker,
     raft::{
-        Leadership, ProposeError, Raft, RaftConfig, Start, StartError, Vault, disk::OsDisk,
+        Leadership, ProposeError, Raft, RaftConfig, StartError, Vault, disk::OsDisk,
         membership::has_place, seal::Owner, transport::GrpcTransport, wal::WalError,
     },
     store::{NodeWatch, Replica, Store, Watch},
 };
 use crate::core::{
-    consensus::{Member, MemberChange, Members},
+    consensus::Members,
     control::{Intent, Turn, Write},
     reconcile::Ctx,
     state::{Rejected, State},
@@ -60,12 +60,14 @@ mod founding;
 mod locking;
 mod logs;
 mod passing;
+mod place;
 mod recovery;
 mod relocation;
 
 use forward::Line;
 use locking::Keys;
 use passing::Board;
+use place::place;
 
 pub(crate) use forward::WishName;
 
@@ -637,71 +639,6 @@ async fn wait_for_change(
 ) -> Result<(), watch::error::RecvError> {
     let changed = tokio::time::timeout(LEADER_RETRY, leadership.changed());
     changed.await.unwrap_or(Ok(()))
-}
-
-/// Finds the way into the group.
-async fn place(
-    config: &ManagerConfig,
-    vault: &Vault,
-    identity: &NodeIdentity,
-    tls: &watch::Receiver<Arc<ClientConfig>>,
-    begin: Begin,
-) -> Result<Start, ManagerError> {
-    match begin {
-        Begin::Restart => Ok(Start::Restart),
-        Begin::Anew(anew) => {
-            Ok(anew.start(identity.peer().node_id.clone(), config.advertise.clone()))
-        }
-        Begin::Found { state } => {
-            let node_id = identity.peer().node_id.clone();
-            Ok(Start::Bootstrap {
-                member: Member {
-                    node_id,
-                    address: config.advertise.clone(),
-                },
-                state,
-            })
-        }
-        // A join whose first attempt got this far has its place.
-        Begin::Join { .. } if has_place(vault)? => Ok(Start::Restart),
-        Begin::Join { managers } => {
-            let mut refused = Status::unavailable("no manager is known");
-            for manager in managers {
-                let tls = Arc::clone(&tls.borrow());
-                let answer = client::call_leader(&manager, &tls, |channel| {
-                    let request = Request::new(RaftJoinRequest {
-                        addr: config.advertise.clone(),
-                        raft_id: 0,
-                    });
-                    async move { RaftMembershipClient::new(channel).join(request).await }
-                });
-                match answer.await {
-                    Ok(answer) => {
-                        let mut members = Members::default();
-                        for member in answer.members {
-                            let node_id = member.node_id.parse();
-                            let node_id = node_id.map_err(|error| join_failed(&error))?;
-                            let address = member.addr;
-                            members.apply(&MemberChange::SetVoter(
-                                member.raft_id,
-                                Member { node_id, address },
-                            ));
-                        }
-                        return Ok(Start::Join {
-                            raft_id: answer.raft_id,
-                            members,
-                        });
-                    }
-                    Err(status) => refused = status,
-                }
-            }
-            Err(ManagerError::Join(Box::new(refused)))
-        }
-    }
-}
-
-fn join_failed(error: &dyn std::error::Error) -> ManagerError {
-    ManagerError::Join(Box::new(Status::internal(error.to_string())))
 }
 
 #[cfg(test)]

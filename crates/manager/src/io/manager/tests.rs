@@ -24,7 +24,7 @@ use crate::{
     core::control::Spec,
     io::grpc::client::{JoinError, join_cluster, renew_identity},
 };
-use shoal_api::wire::control_client::ControlClient;
+use shoal_api::wire::{RaftJoinRequest, control_client::ControlClient};
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
