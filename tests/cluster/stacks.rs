@@ -67,16 +67,16 @@ fn running(lab: &TestLab) -> Result<BTreeSet<String>> {
     Ok(lab.on("n1", &words)?.lines().map(str::to_owned).collect())
 }
 
-/// When the containers of a service were started, and when they ended, on both hosts.
-fn spans(lab: &TestLab, service: &str) -> Result<Vec<(String, String)>> {
+/// When the containers of a service were made, started, and when they ended, on both hosts.
+fn spans(lab: &TestLab, service: &str) -> Result<Vec<[String; 3]>> {
     let filter = format!("label=com.docker.swarm.service.name={service}");
-    let format = "{{.State.StartedAt}} {{.State.FinishedAt}}";
+    let format = "{{.Created}} {{.State.StartedAt}} {{.State.FinishedAt}}";
     let mut spans = Vec::new();
     for host in ["n1", "n2"] {
         for id in lab.on(host, &["ps", "-aq", "--filter", &filter])?.lines() {
             let times = lab.on(host, &["inspect", "--format", format, id])?;
-            let (started, ended) = times.split_once(' ').expect("two times");
-            spans.push((moment(started), moment(ended)));
+            let times: Vec<String> = times.split_whitespace().map(moment).collect();
+            spans.push(times.try_into().expect("three times"));
         }
     }
     Ok(spans)
@@ -122,12 +122,13 @@ fn a_stack_is_planned_deployed_and_changed_without_needless_restarts() -> Result
         ],
     )?;
     let web = lab.wait_running("shop_web", 2)?;
-    // Each began when that on which it depends was as far as it asks for: started, healthy, or done.
+    // Each began when that on which it depends was as far as it asks for: on its way to run, healthy, or done.
     let [db, migrate, served] =
         ["shop_db", "shop_migrate", "shop_web"].map(|service| spans(&lab, service));
     let (db, migrate, served) = (db?, migrate?, served?);
     assert_eq!((db.len(), migrate.len(), served.len()), (1, 1, 2));
-    assert!(db[0].0 <= migrate[0].0, "{db:?} {migrate:?}");
+    let [made, started, _] = &db[0];
+    assert!(*made <= migrate[0][1], "{db:?} {migrate:?}");
     let healthy = lab.wait_running("shop_db", 1)?;
     let words = [
         "inspect",
@@ -136,10 +137,10 @@ fn a_stack_is_planned_deployed_and_changed_without_needless_restarts() -> Result
         &healthy[0].0,
     ];
     let healthy = moment(&lab.on("n1", &words)?);
-    assert!(db[0].0 < healthy, "{db:?} {healthy}");
-    for (started, _) in &served {
+    assert!(*started < healthy, "{db:?} {healthy}");
+    for [_, started, _] in &served {
         assert!(*started >= healthy, "{started} {healthy}");
-        assert!(*started >= migrate[0].1, "{started} {migrate:?}");
+        assert!(*started >= migrate[0][2], "{started} {migrate:?}");
     }
     let inside = |command: &str| {
         lab.on(

@@ -366,7 +366,13 @@ def services():
         until("logs", lambda: b"".join(service.logs(stdout=True)).count(b"hush") == 3)
         service.update(env=["A=c"], fetch_current_spec=True)
         until("the update", lambda: all("A=c" in t["Spec"]["ContainerSpec"]["Env"] for t in running(3) or [{"Spec": {"ContainerSpec": {"Env": []}}}]))
-        service.reload()
+
+        def updated():
+            service.reload()
+            return service.attrs["UpdateStatus"]["State"] == "completed"
+
+        # That it is over is written down, too: whoever asks for more before is out of sequence.
+        until("the end of the update", updated)
         assert service.force_update()
         assert [s.name for s in client.services.list(filters={"label": "tier=front"})] == ["web"]
         assert "name conflicts" in fails(409, client.services.create, IMAGE, name="web")
