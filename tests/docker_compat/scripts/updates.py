@@ -107,7 +107,7 @@ def tasks_of(name):
 def until(what, name, check):
     """Waits for a state of the service and its tasks; what they were meanwhile is returned with it."""
     least = most = None
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while time.monotonic() < end:
         # In this order: what the service's state speaks of has happened to its tasks.
         service = call("GET", "/services/" + name)
