@@ -515,9 +515,7 @@ impl Cx<'_> {
         let local: Vec<(String, IpAddr)> = local.collect();
         let services = slice.services.values();
         let mut vips = services.flat_map(|service| &service.vips);
-        let is_plain = !slice.ingress && !vips.any(|vip| Family::of(*vip) == family);
-        let mut subnets = slice.subnets.iter().map(|subnet| subnet.range);
-        let plain = subnets.find(|subnet| is_plain && subnet.contains(&gateway));
+        let plain = !slice.ingress && !vips.any(|vip| Family::of(*vip) == family);
         let mut table = ruleset::router(
             &self.params.prefix,
             &ruleset::Router {

@@ -92,9 +92,9 @@ pub struct Router<'a> {
     pub ipvs: bool,
     /// Whether the kernel can draw slots by the client's address.
     pub source_hash: bool,
-    /// The network, if nothing of it is asked by another address than its own: then its endpoints reach one another without a
-    /// record of their connections, which costs a stream some tenth of its rate.
-    pub plain: Option<IpNet>,
+    /// Whether every address is asked by its own name, none by a virtual one or a published port: then nothing is rewritten and
+    /// no connection recorded, which costs some tenth of the rate.
+    pub plain: bool,
     /// Gateway address: the source that a task sees when it reaches itself through a virtual address.
     pub gateway: IpAddr,
     /// The other nodes' underlay addresses.
@@ -110,8 +110,20 @@ pub fn router(name: &str, router: &Router<'_>) -> Table {
     let mut table = Table::new(family, name);
     table
         .set("peers", &[Part::Ether], SetData::None)
-        .set("hairpin", &[address, address], SetData::None)
-        .set("sources", &[Part::Interface, address], SetData::None);
+        .set("sources", &[Part::Interface, address], SetData::None)
+        .chain("raw", Some(RAW), who_may_send(family));
+    for peer in router.peers {
+        let Mac(mac) = naming::mac_of(*peer);
+        table.element("peers", mac.to_vec(), Element::Member);
+    }
+    for (port, address) in router.local {
+        let source = key(&[&interface(port), &lb::octets(*address)]);
+        table.element("sources", source, Element::Member);
+    }
+    if router.plain {
+        return table;
+    }
+    table.set("hairpin", &[address, address], SetData::None);
     let mut dnat = Vec::new();
     if router.ipvs {
         table.set(lb::VIP_MARK, &[address], SetData::Parts(vec![Part::Mark]));
@@ -207,7 +219,6 @@ pub fn router(name: &str, router: &Router<'_>) -> Table {
         table.chain("entry", Some(ENTRY), entry);
     }
     table
-        .chain("raw", Some(RAW), first(router))
         .chain("prerouting", Some(PRE_NAT), dnat)
         .chain(
             "postrouting",
@@ -215,19 +226,14 @@ pub fn router(name: &str, router: &Router<'_>) -> Table {
             vec![rule("a task reaches itself", itself), rule("way out", out)],
         )
         .chain("forward", Some(FORWARD), only_answers_and_published(UPLINK));
-    for peer in router.peers {
-        let mark = naming::peer_mark(*peer).to_ne_bytes();
+    for peer in router.peers.iter().filter(|_| router.ingress) {
         let Mac(mac) = naming::mac_of(*peer);
-        table.element("peers", mac.to_vec(), Element::Member);
-        if router.ingress {
-            table.element("entries", mac.to_vec(), Element::Value(mark.to_vec()));
-        }
+        let mark = naming::peer_mark(*peer).to_ne_bytes();
+        table.element("entries", mac.to_vec(), Element::Value(mark.to_vec()));
     }
-    for (port, address) in router.local {
+    for (_, address) in router.local {
         let address = lb::octets(*address);
         table.element("hairpin", key(&[&address, &address]), Element::Member);
-        let source = key(&[&interface(port), &address]);
-        table.element("sources", source, Element::Member);
     }
     table
 }
@@ -240,65 +246,40 @@ fn published_by(family: Family) -> &'static [&'static str] {
     }
 }
 
-/// Who may send at all, and what needs no record.
-fn first(router: &Router<'_>) -> Vec<RuleText> {
-    let family = router.family;
-    let by_peer = [came_by(VXLAN), vec![source_mac(0)]].concat();
-    let unrecorded = vec![Expr::Notrack, Expr::Accept];
-    let mut rules = Vec::new();
-    if let Some(network) = router.plain {
-        let of_peer = vec![Expr::InSet(0, "peers".into())];
-        let to_endpoint = net(family, End::Destination, network);
-        let of_container = vec![
-            Expr::Meta(Meta::InName, 0),
-            source(family, 4),
-            Expr::InSet(0, "sources".into()),
-        ];
-        rules.push(rule(
-            "what comes from another node's containers",
-            [by_peer.clone(), of_peer, unrecorded.clone()].concat(),
-        ));
-        rules.push(rule(
-            "what one container sends another",
-            [of_container, to_endpoint, unrecorded].concat(),
-        ));
-    }
-    let by_stranger = vec![Expr::NotInSet(0, "peers".into()), Expr::Drop];
-    rules.push(rule(
-        "only nodes of this cluster",
-        [by_peer, by_stranger].concat(),
-    ));
-    rules.push(only_own_source(family));
-    rules
-}
-
-/// A container sends from its own address and from no other's.
-fn only_own_source(family: Family) -> RuleText {
+/// Who may send at all: other nodes, and a container from its own address. What is usual is found first.
+fn who_may_send(family: Family) -> Vec<RuleText> {
     let is_other = |name: &str| Expr::IsNot(0, interface(name));
-    let mut does = vec![
+    let of_container = vec![
         Expr::Meta(Meta::InName, 0),
-        is_other(VXLAN),
+        source(family, 4),
+        Expr::InSet(0, "sources".into()),
+        Expr::Accept,
+    ];
+    let of_node = vec![source_mac(0), Expr::InSet(0, "peers".into()), Expr::Accept];
+    let mut from_elsewhere = vec![
+        Expr::Meta(Meta::InName, 0),
         is_other(UPLINK),
         is_other("lo"),
     ];
     if family == Family::V6 {
-        does.push(is_other(LOOPBACK6));
+        from_elsewhere.push(is_other(LOOPBACK6));
         // Neighbours are found by link-local addresses, which no router passes on.
-        does.push(Expr::Payload {
+        from_elsewhere.push(Expr::Payload {
             base: Base::Network,
             offset: source_offset(family),
             len: 2,
             to: 0,
         });
-        does.push(Expr::IsNot(0, vec![0xfe, 0x80]));
+        from_elsewhere.push(Expr::IsNot(0, vec![0xfe, 0x80]));
     }
-    does.extend([
-        Expr::Meta(Meta::InName, 0),
-        source(family, 4),
-        Expr::NotInSet(0, "sources".into()),
-        Expr::Drop,
-    ]);
-    rule("nobody sends under another's address", does)
+    from_elsewhere.push(Expr::Drop);
+    let by_tunnel = |does| [came_by(VXLAN), does].concat();
+    vec![
+        rule("nodes of this cluster", by_tunnel(of_node)),
+        rule("a container's own address", of_container),
+        rule("no other nodes", by_tunnel(vec![Expr::Drop])),
+        rule("nobody sends under another's address", from_elsewhere),
+    ]
 }
 
 const SOURCE: u32 = 12;

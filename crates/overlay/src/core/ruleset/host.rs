@@ -109,23 +109,23 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
         len: 4,
         to,
     };
+    let vxlan = || vxlan(host.vxlan_port);
     let vxlan_of = |set: &str| {
-        vec![
-            Expr::Meta(Meta::Protocol, 0),
-            Expr::Is(0, vec![lb::protocol_number(Protocol::Udp)]),
-            destination_port(0),
-            Expr::Is(0, host.vxlan_port.to_be_bytes().to_vec()),
-            identifier(0),
-            Expr::InSet(0, set.into()),
-        ]
+        let listed = vec![identifier(0), Expr::InSet(0, set.into())];
+        [vxlan(), listed].concat()
     };
-    let no_member = vec![
+    let of_member = vec![
         source(family, 0),
         identifier(width),
-        Expr::NotInSet(0, "members".into()),
-        Expr::Drop,
+        Expr::InSet(0, "members".into()),
+        Expr::Accept,
     ];
-    let stranger = [vxlan_of("vnis"), no_member].concat();
+    let by_members = rule(
+        "VXLAN from nodes of its network",
+        [vxlan(), of_member].concat(),
+    );
+    let stranger = [vxlan_of("vnis"), vec![Expr::Drop]].concat();
+    let by_nobody_else = rule("and from nobody else", stranger);
     let in_the_open = |side| {
         let elsewhere = vec![
             Expr::Meta(side, 0),
@@ -134,6 +134,19 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
         ];
         [vxlan_of("sealed"), elsewhere].concat()
     };
+    // Most packets of most hosts pass here: what is for encrypted networks alone is there with them.
+    let (mut incoming, mut leaving) = (Vec::new(), Vec::new());
+    if !host.sealed.is_empty() {
+        incoming.push(rule(
+            "encrypted networks come by the tunnel",
+            in_the_open(Meta::InName),
+        ));
+        leaving.push(rule(
+            "encrypted networks leave by the tunnel",
+            in_the_open(Meta::OutName),
+        ));
+    }
+    incoming.extend([by_members, by_nobody_else]);
     let way_out = [
         net(family, End::Source, host.subnet),
         vec![
@@ -174,25 +187,7 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
             .concat(),
         )
         .chain("raw_out", Some(RAW_OUT), untracked(host, End::Source))
-        .chain(
-            "input",
-            Some(INPUT),
-            vec![
-                rule(
-                    "encrypted networks come by the tunnel",
-                    in_the_open(Meta::InName),
-                ),
-                rule("VXLAN from nodes of its network only", stranger),
-            ],
-        )
-        .chain(
-            "leaves",
-            Some(LEAVES),
-            vec![rule(
-                "encrypted networks leave by the tunnel",
-                in_the_open(Meta::OutName),
-            )],
-        )
+        .chain("input", Some(INPUT), incoming)
         .chain(
             "prerouting",
             Some(PRE_NAT),
@@ -222,6 +217,9 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
                 .collect(),
         )
         .chain("forward", Some(FORWARD), guard(&leaves_by(host.bridge)));
+    if !leaving.is_empty() {
+        table.chain("leaves", Some(LEAVES), leaving);
+    }
     for vni in host.vnis {
         table.element("vnis", on_wire(*vni), Element::Member);
     }
@@ -256,15 +254,19 @@ fn untracked(host: &Host<'_>, end: End) -> Vec<RuleText> {
     let Some(own) = host.tunnels.filter(|own| Family::of(*own) == host.family) else {
         return Vec::new();
     };
-    let of_tunnel = vec![
+    let own = net(host.family, end, own.into());
+    let does = [vxlan(host.vxlan_port), own, vec![Expr::Notrack]].concat();
+    vec![rule("tunnels are not tracked", does)]
+}
+
+/// Ends the rule unless it is a packet of a tunnel.
+fn vxlan(port: u16) -> Vec<Expr> {
+    vec![
         Expr::Meta(Meta::Protocol, 0),
         Expr::Is(0, vec![lb::protocol_number(Protocol::Udp)]),
         destination_port(0),
-        Expr::Is(0, host.vxlan_port.to_be_bytes().to_vec()),
-    ];
-    let own = net(host.family, end, own.into());
-    let does = [of_tunnel, own, vec![Expr::Notrack]].concat();
-    vec![rule("tunnels are not tracked", does)]
+        Expr::Is(0, port.to_be_bytes().to_vec()),
+    ]
 }
 
 /// An identifier as VXLAN carries it.
