@@ -27,6 +27,9 @@ pub(super) struct Net<'a> {
     between: Vec<u32>,
     /// Namespaces that were made on hosts; their files stay when a host goes.
     made: Vec<String>,
+    /// Whether the ends of traffic share one processor. On two of them what decides about a request is where the scheduler
+    /// wakes its other end, and one way differs from itself by a third between two rounds; on one, what the way costs.
+    pub(super) on_one_processor: bool,
 }
 
 impl Drop for Net<'_> {
@@ -72,6 +75,7 @@ impl<'a> Net<'a> {
             started: Vec::new(),
             between: Vec::new(),
             made: Vec::new(),
+            on_one_processor: false,
         })
     }
 
@@ -133,15 +137,25 @@ impl<'a> Net<'a> {
     pub(super) fn serve(&mut self, at: &Place, port: u16) -> Result<()> {
         let traffic = traffic();
         let address = format!("0.0.0.0:{port}");
-        let words = [enter(at), vec![&traffic, "traffic", "serve", &address]].concat();
+        let serve = vec![&traffic, "traffic", "serve", &address];
+        let words = [enter(at), self.processors(), serve].concat();
         self.start(at.host, &words, true)
+    }
+
+    /// Words that keep one end of traffic where it belongs.
+    fn processors(&self) -> Vec<&'static str> {
+        match self.on_one_processor {
+            true => vec!["taskset", "--cpu-list", "0"],
+            false => Vec::new(),
+        }
     }
 
     /// Measures one kind of traffic: operations per second, and per second of processor time of both ends
     /// and of what is between them.
     pub(super) fn measure(&self, from: &Place, kind: &str, to: &str) -> Result<(f64, f64)> {
         let traffic = traffic();
-        let words = [enter(from), vec![&traffic, "traffic", kind, to, MEASURE_S]].concat();
+        let ask = vec![&traffic, "traffic", kind, to, MEASURE_S];
+        let words = [enter(from), self.processors(), ask].concat();
         let before = self.spent_between()?;
         let told = self.on(from.host, &words)?;
         let numbers: Vec<f64> = told

@@ -36,7 +36,8 @@ const CONNECTIONS_OF_DIRECT_MIN: f64 = 0.85;
 
 /// Two hosts with a cluster and a container on each.
 fn ours<'a>(bench: &'a Bench, nodes: u8) -> Result<(Net<'a>, [Place; 2], String)> {
-    let net = Net::up(bench, LAB, nodes, SUBNET)?;
+    let mut net = Net::up(bench, LAB, nodes, SUBNET)?;
+    net.on_one_processor = true;
     net.line("n1", "shoal swarm init --advertise-addr 198.18.60.11")?;
     let token = net.line("n1", "shoal swarm join-token -q worker")?;
     let join = format!(
