@@ -28,18 +28,30 @@ const RAW: i32 = -300;
 
 /// The table that leads `address`:`port` to the sockets that listen on `udp` and `tcp` of the same address.
 pub fn table(address: Ipv4Addr, port: u16, udp: u16, tcp: u16) -> Table {
-    let mut rules = Vec::new();
+    let address_at = |place| Expr::Payload {
+        base: Base::Network,
+        offset: place,
+        len: 4,
+        to: 0,
+    };
+    let resolver = address.octets().to_vec();
+    // Nearly everything that a container sends: it passes by one rule.
+    let mut rules = vec![RuleText {
+        why: "neither",
+        does: vec![
+            address_at(SOURCE_ADDRESS),
+            Expr::IsNot(0, resolver.clone()),
+            address_at(DESTINATION_ADDRESS),
+            Expr::IsNot(0, resolver.clone()),
+            Expr::Accept,
+        ],
+    }];
     for (protocol, listens, checksum) in [(UDP, udp, UDP_CHECKSUM), (TCP, tcp, TCP_CHECKSUM)] {
         let rewrite = |why, at, place, from: u16, to: u16| RuleText {
             why,
             does: vec![
-                Expr::Payload {
-                    base: Base::Network,
-                    offset: at,
-                    len: 4,
-                    to: 0,
-                },
-                Expr::Is(0, address.octets().to_vec()),
+                address_at(at),
+                Expr::Is(0, resolver.clone()),
                 Expr::Meta(Meta::Protocol, 0),
                 Expr::Is(0, vec![protocol]),
                 Expr::Payload {

@@ -181,8 +181,8 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
             "raw",
             Some(RAW),
             [
-                vec![rule("loopback is not for containers", not_for_containers)],
                 untracked(host, End::Destination),
+                vec![rule("loopback is not for containers", not_for_containers)],
             ]
             .concat(),
         )
@@ -255,7 +255,12 @@ fn untracked(host: &Host<'_>, end: End) -> Vec<RuleText> {
         return Vec::new();
     };
     let own = net(host.family, end, own.into());
-    let does = [vxlan(host.vxlan_port), own, vec![Expr::Notrack]].concat();
+    let does = [
+        vxlan(host.vxlan_port),
+        own,
+        vec![Expr::Notrack, Expr::Accept],
+    ]
+    .concat();
     vec![rule("tunnels are not tracked", does)]
 }
 
