@@ -12,6 +12,7 @@ pub mod core {
     mod names;
     pub mod records;
     pub mod resolv_conf;
+    mod short;
     pub mod wire;
 }
 pub mod io {

@@ -1,9 +1,14 @@
 //! Names of a network with what is known of each, found in the same time however many there are.
+//!
+//! With more names than a processor's caches hold, what a question costs is the places of memory that it reads one after the
+//! other: the index, and an entry in which the name and its first records lie themselves.
+
+use super::short::Bytes;
 
 /// A table that is made once and never changes: entries, and an index by hash with open addressing.
 #[derive(Debug, Clone)]
 pub(super) struct Names<T> {
-    entries: Vec<(Box<[u8]>, T)>,
+    entries: Vec<(Bytes, T)>,
     /// At most half of it is in use.
     index: Box<[Slot]>,
 }
@@ -26,7 +31,9 @@ impl<T> Default for Names<T> {
 impl<T> Names<T> {
     /// A table of these names, as labels in lower case, each of which comes once.
     pub(super) fn new(entries: impl Iterator<Item = (Box<[u8]>, T)>) -> Self {
-        let entries: Vec<_> = entries.collect();
+        let entries: Vec<_> = entries
+            .map(|(name, value)| (Bytes::from(&name[..]), value))
+            .collect();
         let size = (entries.len() * 2).next_power_of_two();
         let mut index = vec![Slot::default(); size].into_boxed_slice();
         for (number, (name, _)) in (1u32..).zip(&entries) {

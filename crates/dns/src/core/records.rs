@@ -236,12 +236,10 @@ impl Draft {
     }
 
     fn encode(self, network: &str, internal: bool, subnets: Vec<IpNet>) -> Zone {
-        // A copy of each name, made when its records are: both come to lie side by side, and are fetched together when
-        // there are more names than a processor's caches hold.
         let mut names: BTreeMap<_, _> = self
             .names
-            .iter()
-            .map(|(name, addresses)| (name.clone(), Sets::of(addresses)))
+            .into_iter()
+            .map(|(name, addresses)| (name, Sets::of(&addresses)))
             .collect();
         for (name, data) in self.ports {
             names.entry(name).or_default().srv =

@@ -3,6 +3,8 @@
 //! Only the header, the question and the OPT record of a query are parsed. Everything else in a packet is passed on
 //! untouched or ignored.
 
+use super::short::Bytes;
+
 /// Bytes of the fixed header.
 pub const HEADER_BYTES: usize = 12;
 /// Longest name on the wire, the root's zero included (RFC 1035 §2.3.4).
@@ -299,7 +301,7 @@ pub fn write_error(packet: &[u8], code: Rcode, out: &mut Vec<u8>) {
 /// Their owner is a pointer to the question (RFC 1035 §4.1.4), so the same bytes answer it in every spelling.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RrSet {
-    bytes: Box<[u8]>,
+    bytes: Bytes,
     ends: Ends,
 }
 
@@ -342,7 +344,7 @@ impl RrSet {
             .zip(1..)
             .all(|(end, count)| u64::from(*end) == u64::from(every) * count);
         Self {
-            bytes: bytes.into(),
+            bytes: Bytes::from(&bytes[..]),
             ends: if alike {
                 Ends::Every(every)
             } else {
