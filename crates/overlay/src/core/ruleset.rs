@@ -73,6 +73,8 @@ const RAW_OUT: Hook = Hook {
 pub(crate) const ESTABLISHED_OR_RELATED: u32 = 2 | 4;
 const NEW: u32 = 8;
 pub(crate) const DESTINATION_REWRITTEN: u32 = 0x20;
+/// Types of destinations (`linux/rtnetlink.h`): what is sent on, and what is the host's own.
+pub(crate) const UNICAST: u32 = 1;
 pub(crate) const LOCAL: u32 = 2;
 const REPLY: u8 = 1;
 

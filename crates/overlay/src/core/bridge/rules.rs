@@ -95,9 +95,10 @@ pub(super) fn table(view: &BridgeView, name: &str, family: Family) -> Table {
             [enters(), vec![Expr::Drop]].concat(),
         ),
     ];
+    // The address first: all that comes to the host passes here, and nothing else has such a one.
     let not_for_containers = [
-        in_set(Meta::InName, "bridges"),
         loopback(family, End::Destination),
+        in_set(Meta::InName, "bridges"),
         vec![Expr::Drop],
     ];
     let raw = rule(

@@ -6,13 +6,13 @@ use ipnet::IpNet;
 use shoal_api::network::Protocol;
 
 use super::{
-    End, FORWARD, INPUT, LEAVES, LOCAL, OUT_NAT, POST_NAT, PRE_NAT, RAW, RAW_OUT, came_by,
+    End, FORWARD, INPUT, LEAVES, LOCAL, OUT_NAT, POST_NAT, PRE_NAT, RAW, RAW_OUT, UNICAST, came_by,
     destination, destination_port, guard, interface, leaves_by, loopback, map, net,
     protocol_and_port, registers, rule, source,
 };
 use crate::core::{
     lb::{self, key},
-    nft::{Base, Element, Expr, Meta, Part, RuleText, SetData, Table},
+    nft::{Base, Element, Expr, Meta, Part, SetData, Table},
     state::Family,
 };
 
@@ -114,18 +114,6 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
         let listed = vec![identifier(0), Expr::InSet(0, set.into())];
         [vxlan(), listed].concat()
     };
-    let of_member = vec![
-        source(family, 0),
-        identifier(width),
-        Expr::InSet(0, "members".into()),
-        Expr::Accept,
-    ];
-    let by_members = rule(
-        "VXLAN from nodes of its network",
-        [vxlan(), of_member].concat(),
-    );
-    let stranger = [vxlan_of("vnis"), vec![Expr::Drop]].concat();
-    let by_nobody_else = rule("and from nobody else", stranger);
     let in_the_open = |side| {
         let elsewhere = vec![
             Expr::Meta(side, 0),
@@ -134,19 +122,14 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
         ];
         [vxlan_of("sealed"), elsewhere].concat()
     };
-    // Most packets of most hosts pass here: what is for encrypted networks alone is there with them.
-    let (mut incoming, mut leaving) = (Vec::new(), Vec::new());
-    if !host.sealed.is_empty() {
-        incoming.push(rule(
-            "encrypted networks come by the tunnel",
-            in_the_open(Meta::InName),
-        ));
-        leaving.push(rule(
-            "encrypted networks leave by the tunnel",
-            in_the_open(Meta::OutName),
-        ));
-    }
-    incoming.extend([by_members, by_nobody_else]);
+    let incoming = rule(
+        "encrypted networks come by the tunnel",
+        in_the_open(Meta::InName),
+    );
+    let leaving = rule(
+        "encrypted networks leave by the tunnel",
+        in_the_open(Meta::OutName),
+    );
     let way_out = [
         net(family, End::Source, host.subnet),
         vec![
@@ -157,11 +140,41 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
     ]
     .concat();
     let not_for_containers = [
-        came_by(host.bridge),
         loopback(End::Destination),
+        came_by(host.bridge),
         vec![Expr::Drop],
     ]
     .concat();
+    // Tunnels' packets need no record of connections: the packets inside have theirs.
+    let own = host.tunnels.filter(|own| Family::of(*own) == family);
+    let own_end = |end| own.map_or(Vec::new(), |own| net(family, end, own.into()));
+    let unrecorded = own.map_or(Vec::new(), |_| vec![Expr::Notrack]);
+    let of_member = vec![
+        source(family, 0),
+        identifier(width),
+        Expr::InSet(0, "members".into()),
+    ];
+    let of_member = [
+        vxlan(),
+        own_end(End::Destination),
+        of_member,
+        unrecorded.clone(),
+        vec![Expr::Accept],
+    ];
+    // What is only passed on is not for us to judge.
+    let for_this_host = vec![
+        Expr::DestinationType(0),
+        Expr::IsNot(0, UNICAST.to_ne_bytes().to_vec()),
+    ];
+    let of_stranger = [vxlan_of("vnis"), for_this_host, vec![Expr::Drop]];
+    let first = vec![
+        rule("VXLAN from nodes of its network", of_member.concat()),
+        rule("VXLAN from nobody else", of_stranger.concat()),
+        rule("loopback is not for containers", not_for_containers),
+    ];
+    let untracked = [vxlan(), own_end(End::Source), unrecorded];
+    let untracked = own.map(|_| rule("tunnels are not tracked", untracked.concat()));
+    let untracked = untracked.into_iter().collect();
     let back_by = host.loopback.map_or(host.bridge, |(link, _)| link);
     let unanswerable = [
         leaves_by(back_by),
@@ -177,17 +190,8 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
     };
     let asks_itself = host.ingress.iter().map(asks_itself);
     table
-        .chain(
-            "raw",
-            Some(RAW),
-            [
-                untracked(host, End::Destination),
-                vec![rule("loopback is not for containers", not_for_containers)],
-            ]
-            .concat(),
-        )
-        .chain("raw_out", Some(RAW_OUT), untracked(host, End::Source))
-        .chain("input", Some(INPUT), incoming)
+        .chain("raw", Some(RAW), first)
+        .chain("raw_out", Some(RAW_OUT), untracked)
         .chain(
             "prerouting",
             Some(PRE_NAT),
@@ -217,8 +221,12 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
                 .collect(),
         )
         .chain("forward", Some(FORWARD), guard(&leaves_by(host.bridge)));
-    if !leaving.is_empty() {
-        table.chain("leaves", Some(LEAVES), leaving);
+    if !host.sealed.is_empty() {
+        table.chain("input", Some(INPUT), vec![incoming]).chain(
+            "leaves",
+            Some(LEAVES),
+            vec![leaving],
+        );
     }
     for vni in host.vnis {
         table.element("vnis", on_wire(*vni), Element::Member);
@@ -247,21 +255,6 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
         table.element("published_at", at, router);
     }
     table
-}
-
-/// Tunnels' packets need no record of connections: the packets inside have theirs.
-fn untracked(host: &Host<'_>, end: End) -> Vec<RuleText> {
-    let Some(own) = host.tunnels.filter(|own| Family::of(*own) == host.family) else {
-        return Vec::new();
-    };
-    let own = net(host.family, end, own.into());
-    let does = [
-        vxlan(host.vxlan_port),
-        own,
-        vec![Expr::Notrack, Expr::Accept],
-    ]
-    .concat();
-    vec![rule("tunnels are not tracked", does)]
 }
 
 /// Ends the rule unless it is a packet of a tunnel.
