@@ -31,6 +31,7 @@ const OF_PROXY_MIN: f64 = 1.0;
 
 fn ingress(bench: &Bench) -> Result<()> {
     let mut net = Net::up(bench, LAB, 3, SUBNET)?;
+    net.on_one_processor = true;
     net.line("n1", "shoal swarm init --advertise-addr 198.18.61.11")?;
     let token = net.line("n1", "shoal swarm join-token -q worker")?;
     let join = format!(
@@ -68,11 +69,9 @@ fn ingress(bench: &Bench) -> Result<()> {
          listen mesh\n  bind :{PROXY}\n  server one 198.18.61.12:{BEHIND_PROXY}\n"
     );
     fs::write(&file, configuration)?;
-    net.start(
-        "n1",
-        &["haproxy", "-db", "-f", &file.to_string_lossy()],
-        false,
-    )?;
+    let file = file.to_string_lossy();
+    let proxy = [net.processors(), vec!["haproxy", "-db", "-f", &file]].concat();
+    net.start("n1", &proxy, false)?;
     net.count_last("haproxy")?;
     // A host beside the two is the client.
     let client = Place {

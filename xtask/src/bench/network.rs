@@ -27,8 +27,9 @@ pub(super) struct Net<'a> {
     between: Vec<u32>,
     /// Namespaces that were made on hosts; their files stay when a host goes.
     made: Vec<String>,
-    /// Whether the ends of traffic share one processor. On two of them what decides about a request is where the scheduler
-    /// wakes its other end, and one way differs from itself by a third between two rounds; on one, what the way costs.
+    /// Whether the ends of traffic, and what is between, share one processor. On two of them what decides about a request
+    /// is where the scheduler wakes its other end, and one way differs from itself by a third between two rounds; on one,
+    /// what the way costs.
     pub(super) on_one_processor: bool,
 }
 
@@ -142,8 +143,8 @@ impl<'a> Net<'a> {
         self.start(at.host, &words, true)
     }
 
-    /// Words that keep one end of traffic where it belongs.
-    fn processors(&self) -> Vec<&'static str> {
+    /// Words that keep one end of traffic, or what is between, where it belongs.
+    pub(super) fn processors(&self) -> Vec<&'static str> {
         match self.on_one_processor {
             true => vec!["taskset", "--cpu-list", "0"],
             false => Vec::new(),
