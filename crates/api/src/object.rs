@@ -10,8 +10,8 @@ use crate::{
     Timestamp, Words,
     network::Subnet,
     spec::{
-        ClusterSpec, ConfigSpec, EndpointSpec, Labels, NetworkSpec, NodeRole, NodeSpec, Platform,
-        PortConfig, Resources, SecretSpec, ServiceSpec, TaskSpec,
+        ClusterSpec, ConfigSpec, EndpointSpec, NetworkSpec, NodeRole, NodeSpec, Platform,
+        PortConfig, Resources, SecretSpec, ServiceSpec, SharedLabels, TaskSpec,
     },
     tunnel::TunnelKey,
 };
@@ -266,15 +266,15 @@ pub struct Task {
     /// Name, labels and endpoint of the service at that version. Writer: orchestrator.
     pub service_name: Arc<str>,
     /// Labels of the service at its birth, if it may name them in templates; else empty. Writer: orchestrator.
-    pub service_labels: Labels,
+    pub service_labels: SharedLabels,
     /// What it should be, never lowered. Writer: orchestrator.
     pub desired_state: TaskState,
     /// What it is. Each state has one writer, see [`crate::may_move`].
     pub status: TaskStatus,
     /// Attachments, ingress first. Writer: allocator.
-    pub networks: Vec<TaskAttachment>,
+    pub networks: Box<[TaskAttachment]>,
     /// Ports published at the time of its birth, ingress ones numbered. Writer: allocator.
-    pub ports: Vec<PortConfig>,
+    pub ports: Box<[PortConfig]>,
     /// Earlier failures in this slot that count against the restart policy. Writer: orchestrator.
     pub attempts: u64,
     /// Not started before this time, set by a restart delay. Writer: orchestrator.
@@ -316,7 +316,7 @@ pub struct TaskStatus {
     /// The container, once there is one.
     pub container: Option<Box<ContainerStatus>>,
     /// Host-mode ports in force.
-    pub host_ports: Vec<PortConfig>,
+    pub host_ports: Box<[PortConfig]>,
     /// When it came to run, by the observer's clock; kept once it has ended. Updates judge early ends by it.
     #[serde(default)]
     pub running_since: Option<Timestamp>,

@@ -2,7 +2,7 @@
 //!
 //! Names and defaults are Swarm's; durations are [`Duration`]s, sizes bytes, CPUs billionths of a CPU.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, ops::Deref, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,32 @@ pub use host::{Dependency, DependencyCondition, Device, HostOptions, PullPolicy}
 
 /// Labels of an object.
 pub type Labels = BTreeMap<String, String>;
+
+/// Labels that many objects have in common and most have none of: a pointer, which copies share.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Labels", into = "Labels")]
+pub struct SharedLabels(Option<Arc<Labels>>);
+
+impl From<Labels> for SharedLabels {
+    fn from(labels: Labels) -> Self {
+        Self((!labels.is_empty()).then(|| Arc::new(labels)))
+    }
+}
+
+impl From<SharedLabels> for Labels {
+    fn from(shared: SharedLabels) -> Self {
+        shared.0.map(Arc::unwrap_or_clone).unwrap_or_default()
+    }
+}
+
+impl Deref for SharedLabels {
+    type Target = Labels;
+
+    fn deref(&self) -> &Labels {
+        static NONE: Labels = Labels::new();
+        self.0.as_deref().unwrap_or(&NONE)
+    }
+}
 
 /// Name and labels, common to all specs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -211,8 +211,8 @@ fn task(id: TaskId, service: &Service, slot: u64) -> Task {
             message: "pending task scheduling".into(),
             ..TaskStatus::default()
         },
-        networks: Vec::new(),
-        ports: Vec::new(),
+        networks: Box::default(),
+        ports: Box::default(),
         attempts: 0,
         start_after: None,
         job_iteration: None,

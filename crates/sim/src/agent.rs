@@ -108,7 +108,7 @@ struct Runner {
     /// The operation on its way, and its number.
     op: Option<(Op, u64)>,
     is_retrying: bool,
-    begun: (Vec<TaskAttachment>, Vec<PortConfig>),
+    begun: (Box<[TaskAttachment]>, Box<[PortConfig]>),
 }
 
 #[derive(Debug)]

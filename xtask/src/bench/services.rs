@@ -82,7 +82,15 @@ fn replicas(bench: &Bench) -> Result<()> {
     let (mut up, mut down) = (Vec::new(), Vec::new());
     for _ in 0..3 {
         let ours = round("shoal", &|words| sides.ours(words), &sides.our_api())?;
-        let theirs = round("docker", &|words| sides.theirs(words), &sides.their_api())?;
+        let theirs = match round("docker", &|words| sides.theirs(words), &sides.their_api()) {
+            Ok(theirs) => theirs,
+            // Seen with docker 20.10: one of its tasks is neither started nor given up. It would not be better next time.
+            Err(error) if !up.is_empty() => {
+                println!("  no more rounds, because docker {error:#}");
+                break;
+            }
+            Err(error) => return Err(error),
+        };
         up.push((ours.0, theirs.0));
         down.push((ours.1, theirs.1));
     }

@@ -56,7 +56,7 @@ impl Values {
             slot => slot.to_string(),
         };
         Self(json!({
-            "Service": {"ID": task.service.as_str(), "Name": &*task.service_name, "Labels": task.service_labels},
+            "Service": {"ID": task.service.as_str(), "Name": &*task.service_name, "Labels": *task.service_labels},
             "Node": {
                 "ID": node,
                 "Hostname": hostname,

@@ -6,6 +6,7 @@ use ipnet::IpNet;
 
 use crate::{
     ClusterId, ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId, Timestamp, Words,
+    spec::{Labels, SharedLabels},
     table::Table,
 };
 
@@ -277,6 +278,24 @@ impl<T: Field<W>, W> Field<Vec<W>> for Vec<T> {
             .enumerate()
             .map(|(i, item)| T::from_wire(item).map_err(|e| e.within(&format!("[{i}]"))))
             .collect()
+    }
+}
+
+impl<T: Field<W>, W> Field<Vec<W>> for Box<[T]> {
+    fn to_wire(&self) -> Vec<W> {
+        self.iter().map(Field::to_wire).collect()
+    }
+    fn from_wire(wire: Vec<W>) -> Result<Self, DecodeError> {
+        Vec::from_wire(wire).map(Self::from)
+    }
+}
+
+impl Field<Labels> for SharedLabels {
+    fn to_wire(&self) -> Labels {
+        Labels::clone(self)
+    }
+    fn from_wire(wire: Labels) -> Result<Self, DecodeError> {
+        Ok(wire.into())
     }
 }
 

@@ -260,6 +260,18 @@ impl Sample for Duration {
     }
 }
 
+impl<T: Sample> Sample for Box<[T]> {
+    fn sample(g: &mut Generator) -> Self {
+        Vec::sample(g).into()
+    }
+}
+
+impl Sample for SharedLabels {
+    fn sample(g: &mut Generator) -> Self {
+        Labels::sample(g).into()
+    }
+}
+
 impl Sample for Arc<str> {
     fn sample(g: &mut Generator) -> Self {
         String::sample(g).into()

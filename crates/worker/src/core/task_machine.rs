@@ -134,7 +134,7 @@ pub fn on_result(task: &Task, op: Op, out: Result<OpOutput, ExecError>, now: Tim
             host_ports,
         }) => {
             status.container = Some(Box::new(container));
-            status.host_ports = host_ports;
+            status.host_ports = host_ports.into();
         }
         OpOutput::Exited(Exit { container, .. }) => {
             status.container = Some(Box::new(container));

@@ -19,8 +19,8 @@ pub(crate) fn task(id: &str, state: TaskState, desired: TaskState) -> Task {
             state,
             ..TaskStatus::default()
         },
-        networks: Vec::new(),
-        ports: Vec::new(),
+        networks: Box::default(),
+        ports: Box::default(),
         attempts: 0,
         start_after: None,
         job_iteration: None,

@@ -109,8 +109,8 @@ impl State {
                     })),
                     ..TaskStatus::default()
                 },
-                networks: Vec::new(),
-                ports: Vec::new(),
+                networks: Box::default(),
+                ports: Box::default(),
                 attempts: 0,
                 start_after: None,
                 job_iteration: None,

@@ -79,7 +79,7 @@ pub(super) fn allocate_attachments(
 
 fn allocated(task: &Task, networks: Vec<TaskAttachment>, cx: &Ctx<'_>) -> Task {
     let mut task = task.clone();
-    task.networks = networks;
+    task.networks = networks.into();
     task.status = TaskStatus {
         state: TaskState::Pending,
         at: cx.now,

@@ -124,8 +124,8 @@ pub fn create_attachment(
             message: "created".into(),
             ..TaskStatus::default()
         },
-        networks: Vec::new(),
-        ports: Vec::new(),
+        networks: Box::default(),
+        ports: Box::default(),
         attempts: 0,
         start_after: None,
         job_iteration: None,

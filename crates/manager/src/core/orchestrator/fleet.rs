@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use shoal_api::{
     NodeId, TaskId, TaskState, Timestamp,
     object::{Node, Object, Service, Task, TaskStatus},
-    spec::{EndpointSpec, Labels, PortConfig, PublishMode, TaskSpec},
+    spec::{EndpointSpec, PortConfig, PublishMode, SharedLabels, TaskSpec},
     template::task::names_labels,
 };
 
@@ -355,9 +355,9 @@ fn age(task: &Task) -> (Timestamp, u64, &TaskId) {
 /// A task of a service as it is now, in no slot yet and meant to run.
 pub(in crate::core) fn born(service: &Service, spec: Arc<TaskSpec>, cx: &mut Ctx<'_>) -> Task {
     let labels = if names_labels(&service.spec.task.container) {
-        service.spec.annotations.labels.clone()
+        service.spec.annotations.labels.clone().into()
     } else {
-        Labels::new()
+        SharedLabels::default()
     };
     Task {
         id: cx.ids.next(),
@@ -380,8 +380,8 @@ pub(in crate::core) fn born(service: &Service, spec: Arc<TaskSpec>, cx: &mut Ctx
             message: "created".into(),
             ..TaskStatus::default()
         },
-        networks: Vec::new(),
-        ports: Vec::new(),
+        networks: Box::default(),
+        ports: Box::default(),
         attempts: 0,
         start_after: None,
         job_iteration: service.job.map(|job| job.iteration),

@@ -28,7 +28,7 @@ pub fn foresee(state: &State, services: &[ServiceId], cx: &mut Ctx<'_>) -> Vec<F
         .map(|service| {
             let needs = TaskNeeds::of_service(state, service);
             let mut task = born(service, Arc::new(service.spec.task.clone()), cx);
-            task.ports = service.spec.endpoint.ports.clone();
+            task.ports = service.spec.endpoint.ports.as_slice().into();
             let mut placing = Placing {
                 needs,
                 task: Arc::new(task),

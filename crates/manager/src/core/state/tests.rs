@@ -170,11 +170,12 @@ fn a_field_is_changed_by_its_owner_alone() {
     check(
         Actor::Orchestrator,
         |task| {
-            task.networks.push(shoal_api::object::TaskAttachment {
+            task.networks = [shoal_api::object::TaskAttachment {
                 network: "net".parse().unwrap(),
                 addresses: Vec::new(),
                 aliases: Vec::new(),
-            })
+            }]
+            .into();
         },
         "networks",
     );

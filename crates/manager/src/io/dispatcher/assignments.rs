@@ -231,7 +231,7 @@ impl Touched {
     }
 }
 
-type AsEndpoint = Option<(Option<NodeId>, Vec<TaskAttachment>, Option<String>, bool)>;
+type AsEndpoint = Option<(Option<NodeId>, Box<[TaskAttachment]>, Option<String>, bool)>;
 
 fn as_endpoint(task: &Task) -> AsEndpoint {
     let is_live = (TaskState::Assigned..=TaskState::Running).contains(&task.status.state);

@@ -26,8 +26,8 @@ pub(crate) fn task(id: &str, state: TaskState, desired: TaskState) -> Task {
             message: "before".into(),
             ..TaskStatus::default()
         },
-        networks: Vec::new(),
-        ports: Vec::new(),
+        networks: Box::default(),
+        ports: Box::default(),
         attempts: 0,
         start_after: None,
         job_iteration: None,
