@@ -111,13 +111,15 @@ impl Passing {
 }
 
 /// A task as people see it: where it has come to, also where that is not written down. What is written of it and still
-/// holds, for instance why it waits, stays.
+/// holds, for instance why it waits, stays; one that starts waits for nothing any more.
 pub fn seen(task: &Task, passing: Option<&TaskStatus>) -> TaskStatus {
     match passing.filter(|passing| passing.state > task.status.state) {
-        Some(passing) if passing.err.is_empty() => TaskStatus {
-            err: task.status.err.clone(),
-            ..passing.clone()
-        },
+        Some(passing) if passing.err.is_empty() && passing.state < TaskState::Starting => {
+            TaskStatus {
+                err: task.status.err.clone(),
+                ..passing.clone()
+            }
+        }
         Some(passing) => passing.clone(),
         None => task.status.clone(),
     }

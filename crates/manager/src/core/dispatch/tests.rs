@@ -591,6 +591,14 @@ fn states_that_a_task_passes_through_are_kept_and_not_written() {
         TaskState::Starting,
         "what comes late is not older news"
     );
+    let mut waits = Task::clone(&task);
+    waits.status.err = "waiting for db".into();
+    for (state, err) in [
+        (TaskState::Ready, "waiting for db"),
+        (TaskState::Starting, ""),
+    ] {
+        assert_eq!(seen(&waits, Some(&report(state))).err, err, "{state}");
+    }
 
     let batch = say(&mut passing, &world, TaskState::Running).unwrap();
     let before = world.state.index();
