@@ -1,7 +1,7 @@
 //! A process in a task, asked for at one host and running on another.
 
 use std::{
-    io::Write,
+    io::{BufRead, BufReader, Write},
     process::{Command, Stdio},
 };
 
@@ -37,6 +37,26 @@ fn with_input(
         text(&output.stdout),
         text(&output.stderr),
     ))
+}
+
+/// Types Ctrl-C at a terminal on a host to what has been started there in a task, and would end by nothing else; returns
+/// its exit code.
+fn interrupted(lab: &TestLab, host: &str, task: &str) -> Result<Option<i32>> {
+    let waits = "trap \"exit 6\" INT; echo ready; while true; do sleep 0.1; done";
+    let line = format!("exec shoal service exec -it {task} sh -c '{waits}'");
+    let mut child = Command::new(program())
+        .args(["lab", "exec", "--name", lab.name(), host, "--"])
+        .args(["script", "-qec", &line, "/dev/null"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut stdin = child.stdin.take().context("no standard input")?;
+    let output = BufReader::new(child.stdout.take().context("no output")?);
+    let mut lines = output.lines();
+    let ready = lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("ready")));
+    ready.context("nothing was started")??;
+    stdin.write_all(b"\x03")?;
+    Ok(child.wait()?.code())
 }
 
 #[test]
@@ -104,18 +124,22 @@ fn a_process_runs_in_a_task_of_another_host() -> Result<()> {
     let (_, out, err) = exec("n1", &words, b"")?;
     assert_eq!(out, "b /tmp user\n", "{err}");
 
-    // A terminal of the right size, in which Ctrl-C ends what runs.
-    let size = "stty rows 31 cols 77; exec shoal service exec -it box.n3 sh -c 'sleep 0.3; stty size; tty'";
-    let seen = wait("a terminal of 31 rows and 77 columns", || {
-        let output = lab.output("n1", &["script", "-qec", size, "/dev/null"])?;
-        let out = String::from_utf8_lossy(&output.stdout).into_owned();
-        Ok(if out.contains("31 77") {
-            Ok(out)
-        } else {
-            Err(out)
-        })
-    })?;
-    assert!(seen.contains("/dev/pts/"), "{seen}");
+    // A terminal of the right size, whose process has an exit code as well.
+    let size = "stty rows 31 cols 77; exec shoal service exec -it box.n3 sh -c 'sleep 0.3; stty size; tty; exit 9'";
+    for from in ["n1", "n2"] {
+        let (code, seen) = wait("a terminal of 31 rows and 77 columns", || {
+            let output = lab.output(from, &["script", "-qec", size, "/dev/null"])?;
+            let out = String::from_utf8_lossy(&output.stdout).into_owned();
+            Ok(if out.contains("31 77") {
+                Ok((output.status.code(), out))
+            } else {
+                Err(out)
+            })
+        })?;
+        assert!(seen.contains("/dev/pts/"), "{seen}");
+        assert_eq!(code, Some(9), "{from}: {seen}");
+    }
+    assert_eq!(interrupted(&lab, "n2", "box.n3")?, Some(6));
 
     // Who is asked for must be there; workers cannot ask.
     let (code, said) = lab.refused("n1", &["service", "exec", "box.n9", "true"])?;

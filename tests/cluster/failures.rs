@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
 use shoal_tests::{
-    busybox::{self, BUSYBOX},
     lab::{TestLab, text},
     wait,
 };
@@ -175,33 +174,4 @@ fn an_ended_task_is_replaced_in_its_slot_after_the_delay_that_nobody_named() -> 
     let waited = began - ended;
     assert!((5.0..10.0).contains(&waited), "{waited} s");
     Ok(())
-}
-
-#[test]
-fn a_task_is_stopped_by_the_signal_that_its_service_names() -> Result<()> {
-    let lab = TestLab::up(1, 1)?;
-    busybox::load(&lab, &["n1"])?;
-    let words = "service create --detach --no-resolve-image --stop-signal SIGUSR1 --stop-grace-period 60s --name heeds";
-    let traps = "trap 'exit 7' USR1; trap 'exit 8' TERM; echo ready; sleep 100000 & wait";
-    let words: Vec<&str> = words
-        .split(' ')
-        .chain([BUSYBOX, "sh", "-c", traps])
-        .collect();
-    lab.on("n1", &words)?;
-    wait("the process to listen", || {
-        let said = lab.on("n1", &["service", "logs", "--raw", "heeds"])?;
-        Ok(if said == "ready\n" { Ok(()) } else { Err(said) })
-    })?;
-    let id = lab.on("n1", &["ps", "-q", "--no-trunc"])?;
-    lab.on("n1", &["service", "update", "--detach", "--force", "heeds"])?;
-    // The container of a task that is over stays until its task is forgotten.
-    wait("the task to end by that signal", || {
-        let format = "{{.State.Status}} {{.State.ExitCode}}";
-        let seen = lab.on("n1", &["inspect", "--format", format, id.trim()])?;
-        Ok(if seen == "exited 7\n" {
-            Ok(())
-        } else {
-            Err(seen)
-        })
-    })
 }

@@ -180,6 +180,14 @@ fn every_option_of_a_service_takes_effect_in_its_task() -> Result<()> {
         ),
         (["--isolation", "hyperv"], "\"hyperv\" is not linux's"),
         (["--credential-spec", "file://spec.json"], "Privileges"),
+        (
+            ["--mount", "type=cluster,source=a,target=/a"],
+            "\"cluster\" is not one of volume, bind, tmpfs",
+        ),
+        (
+            ["--mount", "type=image,source=a,target=/a"],
+            "\"image\" is not one of volume, bind, tmpfs",
+        ),
     ] {
         let words = [
             &["service", "create", "--name", "no"],

@@ -222,6 +222,29 @@ fn a_stack_of_debian_images_is_pulled_by_digest_and_answers() -> Result<()> {
         "{said}"
     );
 
+    // A node asks again what a name means that it has already only where it is told to.
+    lab.on("n1", &["tag", pinned.trim(), &app])?;
+    let id = |image: &str| {
+        let words = ["image", "inspect", "--format", "{{.Id}}", image];
+        lab.on("n1", &words)
+    };
+    let (old, new) = (id(&app)?, id(&nginx)?);
+    assert_ne!(old, new);
+    let create = "service create -q --detach --no-resolve-image --with-registry-auth --constraint node.hostname==n1";
+    let create: Vec<&str> = create.split(' ').collect();
+    for (policy, want) in [("missing", &old), ("always", &new)] {
+        let label = format!("shoal.pull-policy={policy}");
+        let more = ["--entrypoint", "sleep 100000", "--name", policy];
+        let words = [&create[..], &more, &["--label", &label, &app]].concat();
+        with_credentials(&words)?;
+        lab.wait_running(policy, 1)?;
+        let filter = format!("label=com.docker.swarm.service.name={policy}");
+        let container = lab.on("n1", &["ps", "-q", "--filter", &filter])?;
+        let words = ["inspect", "--format", "{{.Image}}", container.trim()];
+        assert_eq!(lab.on("n1", &words)?, *want, "{policy}");
+        lab.on("n1", &["service", "rm", policy])?;
+    }
+
     // The cluster keeps the credentials: a host that never had the image gets it when its turn comes.
     let redis = format!("{registry_addr}/redis");
     let home = lab.wait_running("shop_redis", 1)?.remove(0).1;
@@ -234,9 +257,24 @@ fn a_stack_of_debian_images_is_pulled_by_digest_and_answers() -> Result<()> {
         Ok(if now != home { Ok(()) } else { Err(now) })
     })?;
     lab.on("n1", &["node", "update", "--availability", "active", &home])?;
+    // An image that its registry does not know is refused before anything is made, or changed.
+    let inspect = ["service", "inspect", "shop_redis"];
+    let before = lab.on("n1", &inspect)?;
+    let words = [
+        "service",
+        "update",
+        "--detach",
+        "--image",
+        &missing,
+        "shop_redis",
+    ];
+    let said = format!("{:#}", with_credentials(&words).unwrap_err());
+    assert!(
+        said.contains(&format!("image {missing} does not exist")),
+        "{said}"
+    );
+    assert_eq!(lab.on("n1", &inspect)?, before);
     lab.on("n1", &["stack", "rm", "shop"])?;
-
-    // An image that its registry does not know is refused before anything is made.
     let said = with_credentials(&["service", "create", "--detach", "--name", "none", &missing]);
     let said = format!("{:#}", said.unwrap_err());
     assert!(

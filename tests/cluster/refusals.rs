@@ -207,6 +207,14 @@ const SERVICES: &[(&[&str], &str)] = &[
         "key 'node.rolle' is unknown",
     ),
     (
+        &["--constraint", "node.role==manger", IMAGE],
+        "value 'manger' of node.role is invalid: expected manager or worker",
+    ),
+    (
+        &["--constraint", "node.ip==10.0.0.300", IMAGE],
+        "value '10.0.0.300' of node.ip is invalid: expected an address or a range",
+    ),
+    (
         &["--placement-pref", "spread=node.role", IMAGE],
         "invalid placement preference 'node.role'",
     ),
@@ -322,6 +330,67 @@ const SERVICES: &[(&[&str], &str)] = &[
 ];
 
 const IMAGE: &str = "shoal-demo:latest";
+
+/// What must be refused of the service `good` that runs, by its words after `service update`, and docker's complaint.
+const UPDATES: &[(&[&str], &str)] = &[
+    (
+        &[
+            "--update-order",
+            "start-first",
+            "--publish-add",
+            "mode=host,target=80,published=8090",
+        ],
+        "a port published in host mode can't be used with the update order start-first by 1 replicas on 1 nodes",
+    ),
+    (
+        &["--constraint-add", "node.rolle==a"],
+        "key 'node.rolle' is unknown",
+    ),
+    (
+        &["--constraint-add", "node.role==manger"],
+        "value 'manger' of node.role is invalid",
+    ),
+    (&["--secret-add", "nothing"], "secret not found: nothing"),
+    (
+        &["--env-add", "A={{.Nothing}}"],
+        "can't evaluate field Nothing",
+    ),
+    (
+        &["--config-add", "colour"],
+        "expanding config colour failed: template: can't evaluate field Colour",
+    ),
+    (
+        &[
+            "--config-add",
+            "source=one,target=/x",
+            "--mount-add",
+            "type=tmpfs,target=/x",
+        ],
+        "ContainerSpec: duplicate mount point: /x",
+    ),
+    (
+        &[
+            "--secret-add",
+            "source=one,target=x",
+            "--secret-add",
+            "source=two,target=x",
+        ],
+        "have a conflicting target: 'x'",
+    ),
+    (
+        &["--label-add", "shoal.depends-on=good"],
+        "dependency cycle detected: good -> good",
+    ),
+    (
+        &["--label-add", "shoal.security-opt=no-new-privilege"],
+        "label 'shoal.security-opt' has the invalid value 'no-new-privilege'",
+    ),
+    (
+        &["--image", "not/A/Name:x"],
+        "is not a valid repository/tag",
+    ),
+    (&["--limit-memory", "1m"], "Must be at least 4MiB"),
+];
 
 /// Compose files that must be refused, and the complaint; the first two are no YAML that anybody may guess at.
 const FILES: &[(&str, &str)] = &[
@@ -439,25 +508,9 @@ fn what_cannot_be_is_refused_before_anything_changes() -> Result<()> {
         let (code, said) = lab.refused("n1", &[&create[..], &["bad"], words].concat())?;
         assert!(code == 1 && said.contains(complaint), "{words:?}: {said}");
     }
-    for (words, complaint) in [
-        (
-            ["--constraint-add", "node.rolle==a"],
-            "key 'node.rolle' is unknown",
-        ),
-        (["--secret-add", "nothing"], "secret not found: nothing"),
-        (
-            ["--env-add", "A={{.Nothing}}"],
-            "can't evaluate field Nothing",
-        ),
-        (
-            ["--config-add", "colour"],
-            "expanding config colour failed: template: can't evaluate field Colour",
-        ),
-        (["--image", "not/A/Name:x"], "is not a valid repository/tag"),
-        (["--limit-memory", "1m"], "Must be at least 4MiB"),
-    ] {
+    for (words, complaint) in UPDATES {
         let update = ["service", "update", "--detach", "--no-resolve-image"];
-        let (_, said) = lab.refused("n1", &[&update[..], &words, &["good"]].concat())?;
+        let (_, said) = lab.refused("n1", &[&update[..], words, &["good"]].concat())?;
         assert!(said.contains(complaint), "{words:?}: {said}");
     }
     for (text, complaint) in FILES {
@@ -477,6 +530,32 @@ fn what_cannot_be_is_refused_before_anything_changes() -> Result<()> {
             let (_, said) = lab.refused("n1", &words)?;
             assert!(said.contains(complaint), "{text}: {said}");
         }
+    }
+    // What only managers can tell, and only when it is made: what was made before it is gone again.
+    let large = "x".repeat(1_024_000);
+    for (text, complaint) in [
+        (
+            // The range of ingress.
+            "services: {web: {image: x, networks: [a, b]}}\n\
+             networks: {a: {}, b: {ipam: {config: [{subnet: 10.0.0.0/25}]}}}\n"
+                .to_owned(),
+            "overlap",
+        ),
+        (
+            format!(
+                "services: {{web: {{image: x, configs: [a, b]}}}}\n\
+                 configs: {{a: {{content: y}}, b: {{content: {large}}}}}\n"
+            ),
+            "config data must be larger than 0 and less than 1024000 bytes",
+        ),
+    ] {
+        let file = folder.path().join("stack.yml");
+        fs::write(&file, text)?;
+        let file = file.to_string_lossy();
+        let deploy = ["stack", "deploy", "--resolve-image", "never", "-c"];
+        let (_, said) = lab.refused("n1", &[&deploy[..], &[&file, "bad"]].concat())?;
+        assert!(said.contains(complaint), "{said}");
+        assert_eq!(everything()?, there, "{complaint}");
     }
     assert_eq!(everything()?, there);
     assert_eq!(good()?, before);

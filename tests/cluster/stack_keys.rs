@@ -31,6 +31,12 @@ const DEVICES: [(&str, &str); 2] = [
     ),
 ];
 
+/// A profile of system calls without those that make symbolic links.
+const CALLS: &str = r#"{
+    "defaultAction": "SCMP_ACT_ALLOW",
+    "syscalls": [{"names": ["symlink", "symlinkat"], "action": "SCMP_ACT_ERRNO"}]
+}"#;
+
 /// Keys by their service, and where they are seen.
 const KEYS: [(&str, &[(&str, Seen)]); 6] = [
     (
@@ -212,7 +218,10 @@ const KEYS: [(&str, &[(&str, Seen)]); 6] = [
             ),
             (
                 "security_opt",
-                Inside("awk '/NoNewPrivs/ {print $2}' /proc/1/status", "1"),
+                Inside(
+                    "awk '/NoNewPrivs/ {print $2}' /proc/1/status; ln -s to /tmp/no 2>&1 | grep -c 'not permitted'",
+                    "1\n1",
+                ),
             ),
             (
                 "shm_size",
@@ -259,6 +268,13 @@ const KEYS: [(&str, &[(&str, Seen)]); 6] = [
                 Inside(
                     "grep -c ' /flat/' /proc/self/mountinfo; grep ' /flat ' /proc/self/mountinfo | grep -c ' master:'",
                     "0\n1",
+                ),
+            ),
+            (
+                "volumes, bind.recursive",
+                Inside(
+                    "awk '$5 ~ \"^/upper(/below)?$\" {print $5, substr($6, 1, 2)}' /proc/self/mountinfo",
+                    "/upper ro\n/upper/below rw",
                 ),
             ),
             (
@@ -461,6 +477,7 @@ fn every_key_of_a_stack_takes_effect_or_is_warned_of() -> Result<()> {
         ("app.env", "FROM_FILE=yes\n"),
         ("app.labels", "from.file=yes\n"),
         ("key.txt", "of a file"),
+        ("calls.json", CALLS),
         ("site/page", "page\n"),
         ("secret", "secret of others"),
         ("config", "config of others"),

@@ -1,11 +1,19 @@
 //! Stacks: planned, deployed and waited for, pruned, removed; what is in them reaches the tasks.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use shoal_tests::{
     busybox::{self, BUSYBOX},
-    lab::TestLab,
+    lab::{TestLab, program},
+    wait,
 };
 
 use crate::services::moment;
@@ -67,16 +75,16 @@ fn running(lab: &TestLab) -> Result<BTreeSet<String>> {
     Ok(lab.on("n1", &words)?.lines().map(str::to_owned).collect())
 }
 
-/// When the containers of a service were made, started, and when they ended, on both hosts.
-fn spans(lab: &TestLab, service: &str) -> Result<Vec<[String; 3]>> {
+/// When the containers of a service were started, and when they ended, on both hosts.
+fn spans(lab: &TestLab, service: &str) -> Result<Vec<[String; 2]>> {
     let filter = format!("label=com.docker.swarm.service.name={service}");
-    let format = "{{.Created}} {{.State.StartedAt}} {{.State.FinishedAt}}";
+    let format = "{{.State.StartedAt}} {{.State.FinishedAt}}";
     let mut spans = Vec::new();
     for host in ["n1", "n2"] {
         for id in lab.on(host, &["ps", "-aq", "--filter", &filter])?.lines() {
             let times = lab.on(host, &["inspect", "--format", format, id])?;
             let times: Vec<String> = times.split_whitespace().map(moment).collect();
-            spans.push(times.try_into().expect("three times"));
+            spans.push(times.try_into().expect("two times"));
         }
     }
     Ok(spans)
@@ -122,13 +130,13 @@ fn a_stack_is_planned_deployed_and_changed_without_needless_restarts() -> Result
         ],
     )?;
     let web = lab.wait_running("shop_web", 2)?;
-    // Each began when that on which it depends was as far as it asks for: on its way to run, healthy, or done.
+    // Each began when that on which it depends was as far as it asks for: started, healthy, or done.
     let [db, migrate, served] =
         ["shop_db", "shop_migrate", "shop_web"].map(|service| spans(&lab, service));
     let (db, migrate, served) = (db?, migrate?, served?);
     assert_eq!((db.len(), migrate.len(), served.len()), (1, 1, 2));
-    let [made, started, _] = &db[0];
-    assert!(*made <= migrate[0][1], "{db:?} {migrate:?}");
+    let [started, _] = &db[0];
+    assert!(*started <= migrate[0][0], "{db:?} {migrate:?}");
     let healthy = lab.wait_running("shop_db", 1)?;
     let words = [
         "inspect",
@@ -138,9 +146,9 @@ fn a_stack_is_planned_deployed_and_changed_without_needless_restarts() -> Result
     ];
     let healthy = moment(&lab.on("n1", &words)?);
     assert!(*started < healthy, "{db:?} {healthy}");
-    for [_, started, _] in &served {
+    for [started, _] in &served {
         assert!(*started >= healthy, "{started} {healthy}");
-        assert!(*started >= migrate[0][2], "{started} {migrate:?}");
+        assert!(*started >= migrate[0][1], "{started} {migrate:?}");
     }
     let inside = |command: &str| {
         lab.on(
@@ -158,7 +166,10 @@ fn a_stack_is_planned_deployed_and_changed_without_needless_restarts() -> Result
         inside("stat -c '%u %g %a' /run/secrets/key; cat /run/secrets/key")?,
         "1000 2000 440\nhunter2"
     );
-    assert!(inside("grep ' /run/secrets/key ' /proc/mounts")?.contains("tmpfs"));
+    for path in ["/run/secrets/key", "/etc/site.conf"] {
+        let mount = inside(&format!("grep ' {path} ' /proc/mounts"))?;
+        assert!(mount.contains("tmpfs"), "{mount}");
+    }
     assert_eq!(
         inside("cat /etc/site.conf")?,
         "key=hunter2 level=info slot=2 tier=front"
@@ -460,70 +471,81 @@ volumes: {data: {}, kept: {external: true, name: kept}}
     Ok(())
 }
 
+/// Someone who listens to events on the first host.
+struct Listener {
+    child: Child,
+    heard: Arc<Mutex<Vec<String>>>,
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = self.child.kill(); // it may have ended
+        let _ = self.child.wait();
+    }
+}
+
+impl Listener {
+    fn begin(lab: &TestLab, filters: &[&str]) -> Result<Self> {
+        let format = "{{.Type}} {{.Action}} {{.Actor.Attributes.name}} {{.Actor.Attributes.err}}";
+        let mut child = Command::new(program())
+            .args(["lab", "exec", "--name", lab.name(), "n1", "--"])
+            .args(["shoal", "system", "events", "--format", format])
+            .args(filters.iter().flat_map(|filter| ["--filter", filter]))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let lines = BufReader::new(child.stdout.take().context("it is piped")?).lines();
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&heard);
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                kept.lock().expect("nobody panics here").push(line);
+            }
+        });
+        Ok(Self { child, heard })
+    }
+
+    /// Waits for an event that begins and ends so; `again` is done before each look.
+    fn hears(&self, begins: &str, ends: &str, again: impl Fn() -> Result<()>) -> Result<()> {
+        wait(&format!("{begins} … {ends}"), || {
+            again()?;
+            let heard = self.heard.lock().expect("nobody panics there");
+            let is_it = |line: &&String| line.starts_with(begins) && line.ends_with(ends);
+            Ok(match heard.iter().find(is_it) {
+                Some(_) => Ok(()),
+                None => Err(heard.join("\n")),
+            })
+        })
+    }
+}
+
 #[test]
 fn events_tell_what_happens_to_the_clusters_objects() -> Result<()> {
     let lab = TestLab::up(1, 1)?;
     busybox::load(&lab, &["n1"])?;
-    let listen = |more: &[&str], until: &str| -> Result<String> {
-        let mut words = vec![
-            "system",
-            "events",
-            "--until",
-            until,
-            "--format",
-            "{{.Type}} {{.Action}} {{.Actor.Attributes.name}} {{.Actor.Attributes.err}}",
-        ];
-        words.extend(more);
-        lab.on("n1", &words)
-    };
-    let until = lab.output("n1", &["date", "-d", "+8 seconds", "+%s"])?;
-    let until = String::from_utf8_lossy(&until.stdout).trim().to_owned();
-    let (swarm, tasks) = std::thread::scope(|scope| -> Result<(String, String)> {
-        let swarm = scope.spawn(|| {
-            listen(
-                &[
-                    "--filter",
-                    "scope=swarm",
-                    "--filter",
-                    "type=service",
-                    "--filter",
-                    "type=node",
-                    "--filter",
-                    "type=network",
-                ],
-                &until,
-            )
-        });
-        let tasks = scope.spawn(|| listen(&["--filter", "type=task"], &until));
-        std::thread::sleep(std::time::Duration::from_secs(1));
-        lab.on("n1", &["network", "create", "-d", "overlay", "net"])?;
-        lab.on(
-            "n1",
-            &[
-                "service",
-                "create",
-                "-q",
-                "--detach",
-                "--name",
-                "web",
-                "shoal-demo:latest",
-                "idle",
-            ],
-        )?;
-        lab.wait_running("web", 1)?;
-        lab.on("n1", &["service", "scale", "--detach", "web=2"])?;
-        lab.wait_running("web", 2)?;
-        lab.on("n1", &["node", "update", "--label-add", "a=b", "n1"])?;
-        let ends =
-            "service create -q --detach --name ends --restart-condition none shoal-busybox:latest";
-        let ends: Vec<&str> = ends.split(' ').chain(["sh", "-c", "exit 7"]).collect();
-        lab.on("n1", &ends)?;
-        lab.on("n1", &["service", "rm", "web"])?;
-        Ok((
-            swarm.join().expect("no panic")?,
-            tasks.join().expect("no panic")?,
-        ))
-    })?;
+    let on = |line: &str| -> Result<()> { lab.on("n1", &words(line)).map(drop) };
+    let no = || Ok(());
+    let of_swarm = ["scope=swarm", "type=service", "type=node", "type=network"];
+    let swarm = Listener::begin(&lab, &of_swarm)?;
+    let tasks = Listener::begin(&lab, &["type=task"])?;
+    // They listen when they hear of something that happens again and again.
+    let create = "service create -q --detach --name";
+    on(&format!("{create} probe shoal-demo:latest idle"))?;
+    let again = || on("service update -q --detach --force probe");
+    swarm.hears("service update probe", "", again)?;
+    tasks.hears("task ", "", again)?;
+
+    on("network create -d overlay net")?;
+    on(&format!("{create} web shoal-demo:latest idle"))?;
+    lab.wait_running("web", 1)?;
+    on("service scale --detach web=2")?;
+    lab.wait_running("web", 2)?;
+    on("node update --label-add a=b n1")?;
+    // Why a task ended is in its event.
+    let ends = format!("{create} ends --restart-condition none {BUSYBOX} sh -c");
+    lab.on("n1", &[&words(&ends)[..], &["exit 7"]].concat())?;
+    tasks.hears("task failed ends.1.", "task: non-zero exit (7)", no)?;
+    on("service rm web")?;
     for line in [
         "network create net",
         "service create web",
@@ -531,23 +553,14 @@ fn events_tell_what_happens_to_the_clusters_objects() -> Result<()> {
         "node update n1",
         "service remove web",
     ] {
-        assert!(
-            swarm.lines().any(|seen| seen.starts_with(line)),
-            "{line} is missing in\n{swarm}"
-        );
+        swarm.hears(line, "", no)?;
     }
-    // Why a task ended is in its event.
-    let told = |seen: &str| {
-        seen.starts_with("task failed ends.1.") && seen.ends_with("task: non-zero exit (7)")
-    };
-    assert!(tasks.lines().any(told), "{tasks}");
     for state in ["assigned", "running", "shutdown"] {
-        assert!(
-            tasks
-                .lines()
-                .any(|seen| seen.starts_with(&format!("task {state} web."))),
-            "{state} is missing in\n{tasks}"
-        );
+        tasks.hears(&format!("task {state} web."), "", no)?;
     }
     Ok(())
+}
+
+fn words(line: &str) -> Vec<&str> {
+    line.split_whitespace().collect()
 }

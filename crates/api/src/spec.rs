@@ -11,8 +11,8 @@ mod endpoint;
 mod host;
 pub mod labels;
 
-pub use crate::network::Protocol;
 use crate::{ConfigId, NetworkId, SecretId};
+pub use crate::{container::ReadOnlyDepth, network::Protocol};
 pub use endpoint::{Affinity, EndpointMode, EndpointSpec, FixedAddress, PortConfig, PublishMode};
 pub use host::{Dependency, DependencyCondition, Device, HostOptions, PullPolicy};
 
@@ -220,6 +220,8 @@ pub struct Mount {
     pub create_source: bool,
     /// `bind`: without the mounts below the host path.
     pub non_recursive: bool,
+    /// `bind`: how far down it is read-only, if it is.
+    pub read_only_depth: ReadOnlyDepth,
     /// `volume`: do not copy the image's content into a new volume.
     pub no_copy: bool,
     /// `volume`: mount this path inside the volume.

@@ -5,6 +5,7 @@ pub(crate) mod mount;
 pub(crate) mod network;
 pub(crate) mod port;
 pub(crate) mod quantity;
+pub(crate) mod security;
 
 use anyhow::{Result, bail};
 

@@ -372,20 +372,24 @@ impl Controller for TaskController {
     async fn start(&self) -> Result<Started, ExecError> {
         let task = self.task();
         self.node.networks.expect_task(task.id.clone());
-        let mut events = self.events();
         match self.node.engine.start(&self.name).await {
             Ok(()) | Err(EngineError::NotModified(_)) => {}
             // The text of a failed start is what `service ps` shows; it needs no introduction.
             Err(error) => return Err(ExecError::fatal(error.report())),
         }
+        Ok(started(&self.there().await?, &task))
+    }
+
+    async fn become_healthy(&self) -> Result<(), ExecError> {
+        let mut events = self.events();
         loop {
             let container = self.there().await?;
             if !container.state.status.is_up() {
                 // It ended already; that it did and how is for `wait` to tell.
-                return Ok(started(&container, &task));
+                return Ok(());
             }
             match container.state.health.as_ref().map(|health| health.status) {
-                None | Some(HealthStatus::Healthy) => return Ok(started(&container, &task)),
+                None | Some(HealthStatus::Healthy) => return Ok(()),
                 Some(HealthStatus::Unhealthy) => {
                     return Err(ExecError::fatal(
                         "task: non-zero exit (1): dockerexec: unhealthy container",
@@ -503,6 +507,9 @@ fn started(container: &ContainerInspect, task: &Task) -> Started {
     Started {
         container: status_of(container),
         host_ports: host_ports.collect(),
+        is_checked: container.state.status.is_up()
+            && (container.state.health.as_ref())
+                .is_some_and(|health| health.status != HealthStatus::Healthy),
     }
 }
 

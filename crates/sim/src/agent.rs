@@ -499,7 +499,7 @@ impl Agent {
             let stops = runner.is_removed || must_stop(&runner.order);
             let drops = runner.is_retrying
                 || match op {
-                    Op::Prepare | Op::Start => stops,
+                    Op::Prepare | Op::Start | Op::BecomeHealthy => stops,
                     Op::Wait => {
                         let begun = (&runner.begun.0, &runner.begun.1);
                         stops || begun != (&runner.order.networks, &runner.order.ports)
@@ -548,7 +548,7 @@ impl Agent {
                     let runs = container.is_some_and(Container::runs);
                     let delay = match op {
                         Op::Prepare => env.rng.range(MS, 300 * MS),
-                        Op::Start => env.rng.range(MS, 200 * MS),
+                        Op::Start | Op::BecomeHealthy => env.rng.range(MS, 200 * MS),
                         Op::Wait if runs => return, // until it exits
                         Op::Shutdown if runs => {
                             let task = &runner.held;

@@ -1,6 +1,7 @@
 //! An executor that only pretends: containers are rows, and images say by their names how they behave.
 //!
-//! `bad:…` cannot be prepared, `exits:…` ends soon after its start, everything else runs until it is stopped.
+//! `bad:…` cannot be prepared, `exits:…` ends soon after its start, `checked:…` becomes healthy some time after it,
+//! everything else runs until it is stopped.
 
 use std::sync::Arc;
 
@@ -69,8 +70,10 @@ pub fn perform(
             Ok(OpOutput::Started(Started {
                 container: status(0),
                 host_ports: Vec::new(),
+                is_checked: image.starts_with("checked:"),
             }))
         }
+        Op::BecomeHealthy => Ok(OpOutput::Done),
         Op::Wait => {
             let container = body.containers.get(&task.id).ok_or_else(missing)?;
             match container.exit {

@@ -331,7 +331,7 @@ impl User {
         match rng.index(8) {
             0..3 => self.scale(id, spec, rng),
             3 => {
-                let kind = *rng.pick(&["demo", "demo", "bad", "exits"]);
+                let kind = *rng.pick(&["demo", "checked", "bad", "exits"]);
                 spec.task.container.image = format!("{kind}:{number}");
             }
             4 => self.attach(spec, rng),

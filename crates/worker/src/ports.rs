@@ -88,8 +88,13 @@ pub trait Controller: Send + Sync {
     /// The network view that names the task's endpoints has been handed to [`NetworkPlane`] before.
     async fn prepare(&self, files: &TaskFiles) -> Result<(), ExecError>;
 
-    /// Starts the process and waits until it is healthy, where that is checked. Fatal if it becomes unhealthy.
+    /// Starts the process.
     async fn start(&self) -> Result<Started, ExecError>;
+
+    /// Waits until the process is healthy, or over. Fatal if it becomes unhealthy. Asked of what is checked alone.
+    async fn become_healthy(&self) -> Result<(), ExecError> {
+        Ok(())
+    }
 
     /// Waits for the end of the process. A container that turns unhealthy is stopped, and says so as its reason.
     async fn wait(&self) -> Result<Exit, ExecError>;
@@ -108,6 +113,8 @@ pub struct Started {
     pub container: ContainerStatus,
     /// Host-mode ports in force.
     pub host_ports: Vec<PortConfig>,
+    /// Whether its health is checked and not known yet, so that it does not count as running.
+    pub is_checked: bool,
 }
 
 /// How a process ended.

@@ -112,6 +112,27 @@ pub(super) const ALL: Given = &[
             "1\n0",
         ),
     ),
+    // How far down a read-only mount is so: not below itself, or all the way.
+    (
+        &[
+            "--mount",
+            "type=bind,source=/run,target=/upper,readonly,bind-recursive=writable",
+        ],
+        Inside(
+            "awk '$5 ~ \"^/upper(/shared)?$\" {print $5, substr($6, 1, 2)}' /proc/self/mountinfo",
+            "/upper ro\n/upper/shared rw",
+        ),
+    ),
+    (
+        &[
+            "--mount",
+            "type=bind,source=/run,target=/lower,readonly,bind-propagation=rprivate,bind-recursive=readonly",
+        ],
+        Inside(
+            "awk '$5 ~ \"^/lower(/shared)?$\" {print $5, substr($6, 1, 2)}' /proc/self/mountinfo",
+            "/lower ro\n/lower/shared ro",
+        ),
+    ),
     (
         &["--constraint", "node.hostname==n1"],
         Service(

@@ -44,7 +44,7 @@ pub const KNOWN: [(&str, &str, &str); 25] = [
     ),
     (
         "shoal.security-opt",
-        "OPTION,…",
+        "no-new-privileges|seccomp=unconfined|seccomp={PROFILE}|apparmor=NAME|label=NAME,…",
         "as docker run --security-opt",
     ),
     ("shoal.shm-size", "BYTES[b|k|m|g]", "size of /dev/shm"),
@@ -241,7 +241,13 @@ impl ServiceSpec {
                     return Err(wrong());
                 }
             }
-            "shoal.security-opt" => host.security_opt = list(),
+            "shoal.security-opt" => {
+                host.security_opt = list();
+                let mut options = host.security_opt.iter();
+                if !options.all(|option| value::is_security_option(option)) {
+                    return Err(wrong());
+                }
+            }
             "shoal.shm-size" => {
                 let size = value::bytes(text).filter(|size| *size > 0);
                 host.shm_size_bytes = size.ok_or_else(wrong)?;
@@ -473,6 +479,8 @@ mod tests {
             label 'shoal.shm-size' has the invalid value '12 pounds': expected BYTES[b|k|m|g]
             label 'shoal.depends-on' has the invalid value 'db:healthy': expected SERVICE[:CONDITION][:optional],…
             label 'shoal.update.progress-deadline' has the invalid value '10': expected DURATION
+            label 'shoal.security-opt' has the invalid value 'no-new-privilege': expected no-new-privileges|seccomp=unconfined|seccomp={PROFILE}|apparmor=NAME|label=NAME,…
+            label 'shoal.security-opt' has the invalid value 'seccomp=profile.json': expected no-new-privileges|seccomp=unconfined|seccomp={PROFILE}|apparmor=NAME|label=NAME,…
             label 'shoal.cpuset' has the invalid value '3-': expected 0-3,5
             label 'shoal.pid' has the invalid value 'container:x': expected host
             label 'shoal.ip' has the invalid value '10.0.5.9': expected NETWORK=ADDRESS,…
@@ -484,6 +492,8 @@ mod tests {
                 refused("shoal.shm-size", "12 pounds"),
                 refused("shoal.depends-on", "db:healthy"),
                 refused("shoal.update.progress-deadline", "10"),
+                refused("shoal.security-opt", "no-new-privilege"),
+                refused("shoal.security-opt", "seccomp=profile.json"),
                 refused("shoal.cpuset", "3-"),
                 refused("shoal.pid", "container:x"),
                 refused("shoal.ip", "10.0.5.9"),

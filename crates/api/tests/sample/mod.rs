@@ -99,6 +99,7 @@ enums! {
     Protocol { |_| Self::Tcp, |_| Self::Udp, |_| Self::Sctp }
     PublishMode { |_| Self::Ingress, |_| Self::Host }
     PullPolicy { |_| Self::Auto, |_| Self::Always, |_| Self::Missing, |_| Self::Never }
+    ReadOnlyDepth { |_| Self::AsPossible, |_| Self::Itself, |_| Self::All }
     RestartCondition { |_| Self::None, |_| Self::OnFailure, |_| Self::Any }
     UpdateOrder { |_| Self::StopFirst, |_| Self::StartFirst }
     UpdateState {
@@ -150,7 +151,7 @@ structs! {
     Dependency { service, condition, required }
     Mount {
         kind, source, target, read_only, propagation, create_source, no_copy, subpath, labels, driver,
-        tmpfs_size_bytes, tmpfs_mode, non_recursive, tmpfs_options,
+        tmpfs_size_bytes, tmpfs_mode, non_recursive, tmpfs_options, read_only_depth,
     }
     Driver { name, options }
     HealthConfig { test, interval, timeout, retries, start_period, start_interval }

@@ -439,7 +439,8 @@ impl Flags {
         put_list(&mut host, "GroupAdd", &self.group_add);
         put_list(&mut host, "CapAdd", &flags::capabilities(&self.cap_add));
         put_list(&mut host, "CapDrop", &flags::capabilities(&self.cap_drop));
-        put_list(&mut host, "SecurityOpt", &self.security_opt);
+        let security = flags::security::options(&self.security_opt)?;
+        put_list(&mut host, "SecurityOpt", &security);
         put_list(&mut host, "Ulimits", &self.ulimit);
         self.rare.apply(&mut host)?;
         put(&mut host, "Init", self.init);

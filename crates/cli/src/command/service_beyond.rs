@@ -1,8 +1,11 @@
 //! Flags of services for which Swarm's API has no field: they become labels, which every client keeps.
 
+use anyhow::Result;
 use clap::Args;
 use serde_json::Value;
 use shoal_api::spec::labels::list;
+
+use crate::flags::security;
 
 /// Options of `run` that Swarm does not have for services, and some that nobody has
 #[derive(Args, Default)]
@@ -71,7 +74,10 @@ pub(crate) struct Beyond {
 
 impl Beyond {
     /// Writes what was said into a service's labels. An empty value takes a label away.
-    pub(crate) fn apply(&self, spec: &mut Value) {
+    ///
+    /// # Errors
+    /// A profile that is named cannot be read.
+    pub(crate) fn apply(&self, spec: &mut Value) -> Result<()> {
         let flag = |set: &Option<bool>| set.map(|set| set.to_string());
         // `vendor/class=name` is no path.
         let (paths, cdi): (Vec<_>, Vec<_>) = self
@@ -85,7 +91,10 @@ impl Beyond {
             ("shoal.devices", many(&paths)),
             ("shoal.cdi-devices", many(&cdi)),
             ("shoal.device-cgroup-rules", many(&self.device_cgroup_rule)),
-            ("shoal.security-opt", many(&self.security_opt)),
+            (
+                "shoal.security-opt",
+                many(&security::options(&self.security_opt)?),
+            ),
             ("shoal.shm-size", self.shm_size.clone()),
             ("shoal.ipc", self.ipc.clone()),
             ("shoal.pid", self.pid.clone()),
@@ -114,6 +123,7 @@ impl Beyond {
                 labels[label] = value.into();
             }
         }
+        Ok(())
     }
 }
 
@@ -135,7 +145,7 @@ mod tests {
         let line = "x --privileged --device /dev/a --device v.com/c=0 --shm-size 1m --pid= --memory-swap -1 --depends-on db:service_healthy";
         let line = Line::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{error}"));
         let mut spec = json!({"Labels": {"a": "b", "shoal.pid": "host"}});
-        line.beyond.apply(&mut spec);
+        line.beyond.apply(&mut spec).unwrap();
         assert_eq!(
             spec["Labels"],
             json!({"a": "b", "shoal.privileged": "true", "shoal.devices": "/dev/a", "shoal.cdi-devices": "v.com/c=0",

@@ -271,7 +271,7 @@ pub(crate) fn at<'a>(value: &'a mut Value, path: &[&str]) -> &'a mut Value {
 impl Settings {
     /// Writes what was said into a spec.
     pub(crate) fn apply(&self, spec: &mut Value) -> Result<()> {
-        self.beyond.apply(spec);
+        self.beyond.apply(spec)?;
         let mut set = |path: &[&str], value: Option<Value>| {
             if let Some(value) = value {
                 *at(spec, path) = value;

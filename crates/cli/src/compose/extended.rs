@@ -8,6 +8,7 @@ use super::{
     read::Fields,
     yaml::{Node, Yaml},
 };
+use crate::flags::security;
 
 /// Keys whose text is the label's value, with the words that make sense; no words is any text.
 const TEXTS: [(&str, &str, &[&str]); 9] = [
@@ -108,7 +109,18 @@ pub(super) fn labels(
         }
     }
     let rules = fields.all("device_cgroup_rules", Node::texts)?;
-    let options = fields.all("security_opt", Node::texts)?;
+    let mut options = Vec::new();
+    if let Some(node) = fields.take("security_opt") {
+        for option in node.texts()? {
+            let place = |path: &str| scope.host_path(&node.place, path);
+            options.push(if scope.dry {
+                option
+            } else {
+                security::option(&option, place)
+                    .map_err(|error| node.problem(format!("is wrong: {error:#}")))?
+            });
+        }
+    }
     for (label, items) in [
         ("shoal.devices", devices),
         ("shoal.device-cgroup-rules", rules),

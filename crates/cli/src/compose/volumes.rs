@@ -131,7 +131,7 @@ fn is_path(source: &str) -> bool {
 fn short(
     item: &Node,
     volumes: &BTreeMap<String, Volume>,
-    scope: &Scope<'_>,
+    scope: &mut Scope<'_>,
 ) -> Result<Value, Problem> {
     let text = item.text()?;
     let mut parts = text.split(':');
@@ -155,7 +155,10 @@ fn short(
                 bind["Propagation"] = option.into()
             }
             // SELinux labels and consistency: of no meaning here.
-            "z" | "Z" | "cached" | "delegated" | "consistent" => {}
+            "z" | "Z" | "cached" | "delegated" | "consistent" => {
+                let problem = format!("has the option {option}, which has no effect in a stack");
+                scope.warnings.push(item.problem(problem).to_string());
+            }
             other => return Err(item.problem(format!("has an unknown option {other:?}"))),
         }
     }
@@ -166,6 +169,10 @@ fn short(
         bind["CreateMountpoint"] = true.into();
         mount["BindOptions"] = bind;
         return Ok(mount);
+    }
+    if bind != json!({}) {
+        let problem = "has a propagation, which only a path of the host can have";
+        return Err(item.problem(problem));
     }
     name_volume(&mut mount, source, item, volumes)?;
     Ok(mount)
@@ -248,10 +255,11 @@ fn long(
             {
                 "enabled" => {}
                 "disabled" => mount["BindOptions"]["NonRecursive"] = true.into(),
-                _ => {
-                    let problem = node.problem("has no effect in a stack");
-                    scope.warnings.push(problem.to_string());
+                said if mount["ReadOnly"].is_null() => {
+                    return Err(node.problem(format!("cannot be {said} without read_only")));
                 }
+                "writable" => mount["BindOptions"]["ReadOnlyNonRecursive"] = true.into(),
+                _ => mount["BindOptions"]["ReadOnlyForceRecursive"] = true.into(),
             }
         }
         scope.without_effect(&mut inner, &["selinux"]);

@@ -493,6 +493,22 @@ fn read_blkio(f: &mut Fields) -> ApiResult<BTreeMap<String, Vec<String>>> {
     Ok(limits)
 }
 
+/// How far down a bind mount is read-only; inside, why that cannot be.
+pub(super) fn read_only_depth(bind: &mut Fields) -> ApiResult<Result<ReadOnlyDepth, &'static str>> {
+    let said = (
+        bind.get("ReadOnlyNonRecursive")?,
+        bind.get("ReadOnlyForceRecursive")?,
+    );
+    Ok(match said {
+        (false, false) => Ok(ReadOnlyDepth::AsPossible),
+        (true, false) => Ok(ReadOnlyDepth::Itself),
+        (false, true) => Ok(ReadOnlyDepth::All),
+        (true, true) => {
+            Err("mount options conflict: ReadOnlyNonRecursive && ReadOnlyForceRecursive")
+        }
+    })
+}
+
 fn read_mount(mut f: Fields) -> ApiResult<MountSpec> {
     let source = f.text("Source")?;
     let said = f.text("Type")?.unwrap_or_default();
@@ -512,19 +528,7 @@ fn read_mount(mut f: Fields) -> ApiResult<MountSpec> {
             propagation: bind.word("Propagation", &PROPAGATIONS)?,
             non_recursive: bind.get("NonRecursive")?,
             create_source: bind.get("CreateMountpoint")?,
-            read_only_depth: match (
-                bind.get("ReadOnlyNonRecursive")?,
-                bind.get("ReadOnlyForceRecursive")?,
-            ) {
-                (false, false) => ReadOnlyDepth::AsPossible,
-                (true, false) => ReadOnlyDepth::Itself,
-                (false, true) => ReadOnlyDepth::All,
-                (true, true) => {
-                    return Err(refused(
-                        "mount options conflict: ReadOnlyNonRecursive && ReadOnlyForceRecursive",
-                    ));
-                }
-            },
+            read_only_depth: read_only_depth(&mut bind)?.map_err(refused)?,
         },
         "volume" => {
             let mut driver = volume.object_or_empty("DriverConfig")?;

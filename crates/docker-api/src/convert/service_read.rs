@@ -12,6 +12,7 @@ use shoal_api::{
     },
 };
 
+use super::container_create::read_only_depth;
 use crate::{
     backend::{ApiError, ApiResult, LocalNetwork},
     fields::Fields,
@@ -508,6 +509,7 @@ fn read_mount(mut f: Fields) -> ApiResult<Mount> {
         propagation: bind.get("Propagation")?,
         create_source: bind.get("CreateMountpoint")?,
         non_recursive: bind.get("NonRecursive")?,
+        read_only_depth: read_only_depth(&mut bind)?.map_err(ApiError::invalid)?,
         no_copy: volume.get("NoCopy")?,
         subpath: volume.get("Subpath")?,
         labels: volume.get("Labels")?,

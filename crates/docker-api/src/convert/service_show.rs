@@ -9,7 +9,8 @@ use shoal_api::{
     spec::{
         ContainerTaskSpec, Driver, EndpointMode, EndpointSpec, FailureAction, FileTarget,
         GenericResource, HealthConfig, Mount, MountKind, NetworkTarget, PortConfig, PublishMode,
-        Resources, RestartCondition, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
+        ReadOnlyDepth, Resources, RestartCondition, ServiceMode, ServiceSpec, TaskSpec,
+        UpdateConfig, UpdateOrder,
     },
 };
 
@@ -478,6 +479,12 @@ fn mount(mount: &Mount) -> Value {
     if mount.non_recursive {
         bind.insert("NonRecursive".to_owned(), json!(true));
     }
+    let depth = match mount.read_only_depth {
+        ReadOnlyDepth::AsPossible => None,
+        ReadOnlyDepth::Itself => Some("ReadOnlyNonRecursive"),
+        ReadOnlyDepth::All => Some("ReadOnlyForceRecursive"),
+    };
+    bind.extend(depth.map(|depth| (depth.to_owned(), json!(true))));
     let mut volume = Map::new();
     if mount.no_copy {
         volume.insert("NoCopy".to_owned(), json!(true));

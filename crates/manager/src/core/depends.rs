@@ -143,10 +143,7 @@ fn shortfall(state: &State, service: &Service, condition: DependencyCondition) -
             DependencyCondition::CompletedSuccessfully => observed == TaskState::Complete,
             // What has ended well has started.
             _ if service.job.is_some() && observed == TaskState::Complete => true,
-            DependencyCondition::Started => {
-                (TaskState::Starting..=TaskState::Running).contains(&observed)
-                    && desired <= TaskState::Complete
-            }
+            DependencyCondition::Started => has_started(task) && desired <= TaskState::Complete,
             DependencyCondition::Healthy => {
                 observed == TaskState::Running && desired <= TaskState::Complete
             }
@@ -165,6 +162,15 @@ fn shortfall(state: &State, service: &Service, condition: DependencyCondition) -
         DependencyCondition::CompletedSuccessfully => "completed",
     };
     (have < wanted).then(|| format!("{have} of {wanted} tasks {done}"))
+}
+
+/// Whether a task's process runs, healthy or not. Where its health is checked, it is the container that tells.
+pub fn has_started(task: &Task) -> bool {
+    match task.status.state {
+        TaskState::Running => true,
+        TaskState::Starting => task.status.container.is_some(),
+        _ => false,
+    }
 }
 
 /// How many slots a service shall fill.

@@ -21,7 +21,7 @@ mod tests;
 use shoal_api::{Actor, ServiceId, TaskState, object::Service, spec::ServiceMode};
 
 use super::{
-    depends::names_service,
+    depends::{has_started, names_service},
     reconcile::{Ctx, Plan, Reconciler},
     state::{Event, State},
 };
@@ -55,7 +55,9 @@ impl Reconciler for Orchestrator {
                 let id = &delta.any().service;
                 let mut keys = match state.service(id) {
                     Some(service)
-                        if delta.changed(|task| (task.status.state, task.desired_state)) =>
+                        if delta.changed(|task| {
+                            (task.status.state, task.desired_state, has_started(task))
+                        }) =>
                     {
                         dependents(state, service)
                     }

@@ -317,7 +317,7 @@ impl World {
     }
 
     /// Each agent moves each of its tasks by one step.
-    fn agents(&mut self) -> bool {
+    pub(crate) fn agents(&mut self) -> bool {
         let mut moved = false;
         for node in self.heard_nodes() {
             let tasks = dispatch::assignment_set(&self.state, &node).tasks;
@@ -383,7 +383,15 @@ impl World {
                 _ => S::Ready,
             },
             S::Ready if desired >= S::Running => S::Starting,
-            S::Starting if self.behaviour(task) != Behaviour::Starts => S::Running,
+            // Its process was started, and it does not become healthy.
+            S::Starting if self.behaviour(task) == Behaviour::Starts => {
+                return task.status.container.is_none().then(|| TaskStatus {
+                    at: self.now,
+                    container: Some(Box::default()),
+                    ..task.status.clone()
+                });
+            }
+            S::Starting => S::Running,
             S::Running if self.exit_at(task).is_some_and(|at| at <= self.now) => {
                 match self.behaviour(task) {
                     Behaviour::Exits(_, 0) => S::Complete,

@@ -133,7 +133,7 @@ fn mount_spec(mount: &spec::Mount) -> Result<MountSpec, ContainerError> {
             propagation: propagation(&mount.propagation)?,
             non_recursive: mount.non_recursive,
             create_source: mount.create_source,
-            read_only_depth: Default::default(),
+            read_only_depth: mount.read_only_depth,
         },
         spec::MountKind::Volume => MountKind::Volume {
             name: (!source.is_empty()).then_some(source),

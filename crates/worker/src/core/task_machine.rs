@@ -32,8 +32,10 @@ pub enum Step {
 pub enum Op {
     /// Make everything ready.
     Prepare,
-    /// Start and wait until healthy.
+    /// Start.
     Start,
+    /// Wait until it is healthy, where that is checked.
+    BecomeHealthy,
     /// Wait for the end.
     Wait,
     /// Stop.
@@ -45,7 +47,7 @@ pub enum Op {
 /// What an operation gave.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OpOutput {
-    /// Nothing but success: prepare, shutdown, remove.
+    /// Nothing but success: prepare, become healthy, shutdown, remove.
     Done,
     /// Of start.
     Started(Started),
@@ -93,6 +95,8 @@ pub fn next_step(task: &Task, now: Timestamp) -> Step {
         // A replacement waits here, ready, until the task before it is gone.
         S::Ready if task.desired_state < S::Running => Step::Idle,
         S::Ready => Step::Report(moved(task, S::Starting, "starting", now)),
+        // With a container its process was started, and only its health is waited for.
+        S::Starting if task.status.container.is_some() => Step::Run(Op::BecomeHealthy),
         S::Starting => Step::Run(Op::Start),
         S::Running => Step::Run(Op::Wait),
         // Over; what is left is kept for its logs until the task is deleted.
@@ -114,7 +118,11 @@ pub fn on_result(task: &Task, op: Op, out: Result<OpOutput, ExecError>, now: Tim
     };
     let mut status = match op {
         Op::Prepare => moved(task, TaskState::Ready, "prepared", now),
-        Op::Start => TaskStatus {
+        // Others may wait for the start alone, so this is told; what it is called stays.
+        Op::Start if matches!(&out, OpOutput::Started(started) if started.is_checked) => {
+            moved(task, TaskState::Starting, "starting", now)
+        }
+        Op::Start | Op::BecomeHealthy => TaskStatus {
             running_since: Some(now),
             ..moved(task, TaskState::Running, "started", now)
         },
@@ -132,6 +140,7 @@ pub fn on_result(task: &Task, op: Op, out: Result<OpOutput, ExecError>, now: Tim
         OpOutput::Started(Started {
             container,
             host_ports,
+            ..
         }) => {
             status.container = Some(Box::new(container));
             status.host_ports = host_ports.into();

@@ -162,6 +162,7 @@ impl Runner {
                 controller.prepare(files).await.map(|()| OpOutput::Done)
             }
             Op::Start => controller.start().await.map(OpOutput::Started),
+            Op::BecomeHealthy => controller.become_healthy().await.map(|()| OpOutput::Done),
             Op::Wait => {
                 controller.update(&self.held).await?;
                 controller.wait().await.map(OpOutput::Exited)
@@ -190,7 +191,7 @@ async fn preempted(orders: &mut watch::Receiver<Arc<Order>>, begun: &Order, op: 
     let changed = orders.wait_for(|order| {
         let stop = order.removed || must_stop(&order.task);
         match op {
-            Op::Prepare | Op::Start => stop,
+            Op::Prepare | Op::Start | Op::BecomeHealthy => stop,
             Op::Wait => {
                 stop || order.task.networks != begun.task.networks
                     || order.task.ports != begun.task.ports

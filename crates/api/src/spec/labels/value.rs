@@ -105,6 +105,18 @@ pub(super) fn dependency(text: &str) -> Option<Dependency> {
     })
 }
 
+/// An option as nodes know them; a profile of system calls is JSON here, nobody reads files for a label.
+pub(super) fn is_security_option(text: &str) -> bool {
+    // The colon is docker's old separator.
+    match text.split_once('=').or_else(|| text.split_once(':')) {
+        None => ["no-new-privileges", "disable"].contains(&text),
+        Some(("no-new-privileges", value)) => flag(value).is_some(),
+        Some(("seccomp", "" | "builtin" | "unconfined")) => true,
+        Some(("seccomp", profile)) => profile.starts_with('{'),
+        Some((key, _)) => ["apparmor", "label"].contains(&key),
+    }
+}
+
 /// `c 10:200 rwm`, numbers may be `*`.
 pub(super) fn is_device_rule(text: &str) -> bool {
     let words: Vec<&str> = text.split_whitespace().collect();

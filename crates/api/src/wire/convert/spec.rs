@@ -9,9 +9,9 @@ use crate::{
         EndpointMode, EndpointSpec, FailureAction, FileTarget, FixedAddress, GenericResource,
         HealthConfig, HostOptions, IpamConfig, Mount, MountKind, NetworkAttachmentSpec,
         NetworkSpec, NetworkTarget, NodeRole, NodeSpec, Placement, Platform, PortConfig, Protocol,
-        PublishMode, PullAuth, PullPolicy, ResourceRequirements, Resources, RestartCondition,
-        RestartPolicy, SecretReference, SecretSpec, ServiceMode, ServiceSpec, TaskSpec, Ulimit,
-        UpdateConfig, UpdateOrder,
+        PublishMode, PullAuth, PullPolicy, ReadOnlyDepth, ResourceRequirements, Resources,
+        RestartCondition, RestartPolicy, SecretReference, SecretSpec, ServiceMode, ServiceSpec,
+        TaskSpec, Ulimit, UpdateConfig, UpdateOrder,
     },
     wire,
 };
@@ -27,6 +27,7 @@ enums! {
     Protocol { Tcp, Udp, Sctp }
     PublishMode { Ingress, Host }
     PullPolicy { Auto, Always, Missing, Never }
+    ReadOnlyDepth { AsPossible, Itself, All }
     RestartCondition { None, OnFailure, Any }
     UpdateOrder { StopFirst, StartFirst }
 }
@@ -51,7 +52,7 @@ messages! {
     Dependency { service, condition, required }
     Mount {
         kind, source, target, read_only, propagation, create_source, no_copy, subpath, labels, driver,
-        tmpfs_size_bytes, tmpfs_mode, non_recursive, tmpfs_options,
+        tmpfs_size_bytes, tmpfs_mode, non_recursive, tmpfs_options, read_only_depth,
     }
     Driver { name, options }
     HealthConfig { test, interval, timeout, retries, start_period, start_interval }

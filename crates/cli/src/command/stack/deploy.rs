@@ -309,11 +309,11 @@ impl Deploy {
             .transpose()?;
         let timeout = timeout.map(|nanos| Duration::from_nanos(nanos.unsigned_abs()));
         let opened = self.files.open()?;
-        let (stack, known) = prepare(name, &opened, client).await?;
+        let (mut stack, known) = prepare(name, &opened, client).await?;
         let mut ids = known_ids(&stack, &known);
         check::services(&stack.services, &ids, &known, client).await?;
         let mut finished = Vec::new();
-        for spec in stack.services {
+        for spec in std::mem::take(&mut stack.services) {
             let (spec, found) = self.shape.finish(spec, &known, &ids, client).await?;
             finished.push((spec, found));
         }
@@ -321,24 +321,7 @@ impl Deploy {
         for (kind, list) in [("secret", &stack.secrets), ("config", &stack.configs)] {
             relabel(kind, list, &known, client).await?;
         }
-        for wanted in &stack.networks {
-            if let (Some(body), false) = (&wanted.create, ids.networks.contains_key(&wanted.name)) {
-                let made = create("network", &wanted.name, body, client).await?;
-                ids.networks.insert(wanted.name.clone(), made);
-            }
-        }
-        for (kind, list, ids) in [
-            ("secret", &stack.secrets, &mut ids.secrets),
-            ("config", &stack.configs, &mut ids.configs),
-        ] {
-            for wanted in list {
-                if let (Some(body), None) = (&wanted.create, named(known.data(kind), &wanted.name))
-                {
-                    let made = create(kind, &wanted.name, body, client).await?;
-                    ids.insert(wanted.name.clone(), made);
-                }
-            }
-        }
+        make(&stack, &known, &mut ids, client).await?;
         let mut services = Vec::new();
         for (mut spec, found) in finished {
             // Of what has been made meanwhile.
@@ -445,6 +428,52 @@ async fn prune(known: &Known, services: &[(String, String)], client: &Client) ->
         }
     }
     output::fail_with(errors)
+}
+
+/// Makes what services refer to and what there is not yet. Where one is refused, those before it are removed again.
+async fn make(stack: &Stack, known: &Known, ids: &mut Ids, client: &Client) -> Result<()> {
+    let mut made = Vec::new();
+    let all = make_all(stack, known, ids, &mut made, client).await;
+    if all.is_err() {
+        for (kind, name, id) in made.iter().rev() {
+            output::line(format!("Removing {kind} {name}"));
+            let target = Target::new(&format!("/{kind}s/{{}}"), &[id]);
+            if let Err(error) = client.delete(target).await {
+                output::note(format!("failed to remove {kind} {name}: {error:#}"));
+            }
+        }
+    }
+    all
+}
+
+/// Makes them in the order in which they are listed; notes kind, name and id of each in `made`.
+async fn make_all(
+    stack: &Stack,
+    known: &Known,
+    ids: &mut Ids,
+    made: &mut Vec<(&'static str, String, String)>,
+    client: &Client,
+) -> Result<()> {
+    for wanted in &stack.networks {
+        if let (Some(body), false) = (&wanted.create, ids.networks.contains_key(&wanted.name)) {
+            let id = create("network", &wanted.name, body, client).await?;
+            made.push(("network", wanted.name.clone(), id.clone()));
+            ids.networks.insert(wanted.name.clone(), id);
+        }
+    }
+    for (kind, list, ids) in [
+        ("secret", &stack.secrets, &mut ids.secrets),
+        ("config", &stack.configs, &mut ids.configs),
+    ] {
+        for wanted in list {
+            if let (Some(body), None) = (&wanted.create, named(known.data(kind), &wanted.name)) {
+                let id = create(kind, &wanted.name, body, client).await?;
+                made.push((kind, wanted.name.clone(), id.clone()));
+                ids.insert(wanted.name.clone(), id);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Makes a network, secret or config; returns its id.

@@ -21,6 +21,21 @@ fn what_services_do_not_have_is_refused_in_its_place() {
         let text = format!("services:\n  web:\n    image: a\n    volumes: [{mount}]\n");
         assert_eq!(stack(&text).unwrap_err().to_string(), problem);
     }
+    for (volume, problem) in [
+        (
+            "'v:/v:rslave'",
+            "demo.yml:4: services.web.volumes[0] has a propagation, which only a path of the host can have",
+        ),
+        (
+            "{type: bind, source: /a, target: /a, bind: {recursive: writable}}",
+            "demo.yml:4: services.web.volumes[0].bind.recursive cannot be writable without read_only",
+        ),
+    ] {
+        let text = format!(
+            "services:\n  web:\n    image: a\n    volumes: [{volume}]\nvolumes: {{v: {{}}}}\n"
+        );
+        assert_eq!(stack(&text).unwrap_err().to_string(), problem);
+    }
     let text = "services:\n  web:\n    image: a\n    tmpfs: '/run:uid=somebody'\n";
     assert_eq!(
         stack(text).unwrap_err().to_string(),

@@ -206,8 +206,13 @@ const INNER_WITHOUT_EFFECT: &[(&str, &str, &str)] = &[
     ),
     (
         "volumes",
-        "[{type: bind, source: /e, target: /e, bind: {recursive: writable}}]",
-        "volumes[0].bind.recursive",
+        "['/e:/e:ro,z']",
+        "volumes[0] has the option z, which",
+    ),
+    (
+        "volumes",
+        "['v:/e:cached']",
+        "volumes[0] has the option cached, which",
     ),
     (
         "env_file",

@@ -9,14 +9,10 @@ use std::collections::BTreeMap;
 use shoal_api::{
     NodeId, TaskId, TaskState, Timestamp,
     object::{Batch, Task, TaskStatus},
-    spec::DependencyCondition,
 };
 
 use super::status::{latest_of, merge_status, reported};
-use crate::core::{
-    depends::names_service,
-    state::{Event, State},
-};
+use crate::core::state::{Event, State};
 
 /// What agents said of tasks that are on their way to running.
 #[derive(Debug, Default)]
@@ -45,7 +41,7 @@ impl Passing {
             let Some(status) = merge_status(task, report, now) else {
                 continue;
             };
-            if Self::is_decisive(state, task, &status) {
+            if Self::is_decisive(task, &status) {
                 written.push((task.clone(), status));
                 continue;
             }
@@ -59,16 +55,16 @@ impl Passing {
     }
 
     /// Whether something is decided by this status of a task, so that the next leader has to know of it as well.
-    fn is_decisive(state: &State, task: &Task, status: &TaskStatus) -> bool {
+    fn is_decisive(task: &Task, status: &TaskStatus) -> bool {
         let says_more = !status.err.is_empty()
             || status.container != task.status.container
             || status.host_ports != task.status.host_ports;
         says_more
             || match status.state {
-                TaskState::Accepted | TaskState::Preparing => false,
+                // Without a container, it is only about to be started.
+                TaskState::Accepted | TaskState::Preparing | TaskState::Starting => false,
                 // Where it is to wait, prepared, it is what its slot waits for.
                 TaskState::Ready => task.desired_state < TaskState::Running,
-                TaskState::Starting => starts_others(state, task),
                 _ => true,
             }
     }
@@ -115,27 +111,16 @@ impl Passing {
 }
 
 /// A task as people see it: where it has come to, also where that is not written down. What is written of it and still
-/// holds, for instance why it waits, stays.
+/// holds, for instance why it waits, stays; one that starts waits for nothing any more.
 pub fn seen(task: &Task, passing: Option<&TaskStatus>) -> TaskStatus {
     match passing.filter(|passing| passing.state > task.status.state) {
-        Some(passing) if passing.err.is_empty() => TaskStatus {
-            err: task.status.err.clone(),
-            ..passing.clone()
-        },
+        Some(passing) if passing.err.is_empty() && passing.state < TaskState::Starting => {
+            TaskStatus {
+                err: task.status.err.clone(),
+                ..passing.clone()
+            }
+        }
         Some(passing) => passing.clone(),
         None => task.status.clone(),
     }
-}
-
-/// Whether other services wait for tasks of this one to be started.
-fn starts_others(state: &State, task: &Task) -> bool {
-    let Some(service) = state.service(&task.service) else {
-        return false;
-    };
-    let waits = |other: &shoal_api::spec::ServiceSpec| {
-        let mut wanted = other.depends_on.iter();
-        wanted.any(|wanted| wanted.condition == DependencyCondition::Started)
-            && names_service(other, service)
-    };
-    state.services().any(|other| waits(&other.spec))
 }

@@ -1,7 +1,7 @@
 //! Placement constraints: `key==value` or `key!=value` on what is known of a node.
 //!
-//! Grammar and comparison as in SwarmKit's `manager/constraint/constraint.go`, with one difference: a key that can never
-//! match is refused when the service is made, instead of leaving its tasks without a node for ever.
+//! Grammar and comparison as in SwarmKit's `manager/constraint/constraint.go`, with one difference: a key or
+//! value that no node can have is refused when the service is made, instead of leaving its tasks without a node for ever.
 
 use std::net::IpAddr;
 
@@ -123,6 +123,16 @@ pub enum InvalidConstraint {
     /// The value is empty or has characters that no value has.
     #[error("value '{0}' is invalid")]
     Value(String),
+    /// The value is one that the fact never has.
+    #[error("value '{value}' of {key} is invalid: expected {expected}")]
+    Never {
+        /// The fact.
+        key: NodeAttribute,
+        /// Its value.
+        value: String,
+        /// What would be right.
+        expected: &'static str,
+    },
 }
 
 impl std::str::FromStr for Constraint {
@@ -149,6 +159,25 @@ impl std::str::FromStr for Constraint {
         }
         let attribute = NodeAttribute::parse(key)
             .ok_or_else(|| InvalidConstraint::UnknownKey(key.to_owned()))?;
+        let (possible, expected) = match attribute {
+            NodeAttribute::Role => {
+                let roles = ["manager", "worker"];
+                let is_role = roles.iter().any(|role| role.eq_ignore_ascii_case(value));
+                (is_role, "manager or worker")
+            }
+            NodeAttribute::Ip => {
+                let is_address = value.parse::<IpAddr>().is_ok() || value.parse::<IpNet>().is_ok();
+                (is_address, "an address or a range like 10.0.0.0/24")
+            }
+            _ => (true, ""),
+        };
+        if !possible {
+            return Err(InvalidConstraint::Never {
+                key: attribute,
+                value: value.to_owned(),
+                expected,
+            });
+        }
         Ok(Self {
             attribute,
             equal,
@@ -236,6 +265,15 @@ mod tests {
             ("no de==manager", "key 'no de' is invalid"),
             ("node.role==", "value '' is invalid"),
             ("node.role==a;b", "value 'a;b' is invalid"),
+            (
+                "node.role==manger",
+                "value 'manger' of node.role is invalid: expected manager or worker",
+            ),
+            (
+                "node.ip!=10.0.0.300",
+                "value '10.0.0.300' of node.ip is invalid: expected an address",
+            ),
+            ("node.ip==10.0.0.0/33", "value '10.0.0.0/33' of node.ip"),
         ] {
             let refused = text.parse::<Constraint>().unwrap_err().to_string();
             assert!(refused.starts_with(reason), "{text}: {refused}");

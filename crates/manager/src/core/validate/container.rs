@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
-use shoal_api::spec::{ContainerTaskSpec, FileTarget, HealthConfig, Mount, MountKind};
+use shoal_api::spec::{
+    ContainerTaskSpec, FileTarget, HealthConfig, Mount, MountKind, ReadOnlyDepth,
+};
 
 use super::{Refusal, image::is_reference};
 
@@ -144,9 +146,18 @@ fn mounts(mounts: &[Mount]) -> Result<(), Refusal> {
                     "invalid mount {target}: only a tmpfs has tmpfs options"
                 )));
             }
-            MountKind::Volume | MountKind::Tmpfs if mount.non_recursive => {
+            MountKind::Volume | MountKind::Tmpfs
+                if mount.non_recursive || mount.read_only_depth != ReadOnlyDepth::AsPossible =>
+            {
                 return Err(Refusal::invalid(format!(
                     "invalid mount {target}: only a bind mount is recursive or not"
+                )));
+            }
+            MountKind::Bind
+                if !mount.read_only && mount.read_only_depth != ReadOnlyDepth::AsPossible =>
+            {
+                return Err(Refusal::invalid(format!(
+                    "invalid mount {target}: only a read-only mount is so up to some depth"
                 )));
             }
             _ => {}

@@ -149,6 +149,25 @@ fn success_moves_a_task_forward() {
         started,
         &expect![[r#"running "started" "" code=0"#]],
     );
+    let checked = Ok(OpOutput::Started(Started {
+        is_checked: true,
+        ..Started::default()
+    }));
+    check(
+        S::Starting,
+        Op::Start,
+        checked,
+        &expect![[r#"starting "starting" "" code=0"#]],
+    );
+    let mut checked = task("t1", S::Starting, S::Running);
+    checked.status.container = Some(Box::default());
+    assert_eq!(next_step(&checked, NOW), Step::Run(Op::BecomeHealthy));
+    check(
+        S::Starting,
+        Op::BecomeHealthy,
+        Ok(OpOutput::Done),
+        &expect![[r#"running "started" """#]],
+    );
     check(
         S::Running,
         Op::Wait,

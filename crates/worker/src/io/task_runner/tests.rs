@@ -36,6 +36,9 @@ struct Scripted {
 
 struct Hand(Arc<Scripted>);
 
+/// What a start exits with whose health is to be waited for.
+const CHECKED: i64 = 1;
+
 #[async_trait]
 impl Executor for Scripted {
     async fn describe(&self) -> Result<NodeDescription, ExecError> {
@@ -87,7 +90,14 @@ impl Controller for Hand {
         self.play("prepare").await.map(drop)
     }
     async fn start(&self) -> Result<Started, ExecError> {
-        self.play("start").await.map(|_| Started::default())
+        let is_checked = self.play("start").await? == CHECKED;
+        Ok(Started {
+            is_checked,
+            ..Started::default()
+        })
+    }
+    async fn become_healthy(&self) -> Result<(), ExecError> {
+        self.play("become_healthy").await.map(drop)
     }
     async fn wait(&self) -> Result<Exit, ExecError> {
         let exit_code = self.play("wait").await?;
@@ -206,6 +216,22 @@ async fn a_task_is_walked_to_its_end() {
 }
 
 #[tokio::test]
+async fn a_start_is_told_before_the_health_that_is_waited_for() {
+    let checked = ("start", &[Does::Exit(CHECKED)][..]);
+    let mut healthy = bench(TaskState::Running, &[checked]);
+    healthy.until("ready").await;
+    let told = healthy.until("running").await;
+    assert_eq!(told, ["starting", "starting", "running"]);
+    healthy.called("wait").await;
+    assert_eq!(healthy.calls(), "prepare start become_healthy wait");
+
+    let fails = [Does::Fail(ExecErrorKind::Fatal)];
+    let mut ill = bench(TaskState::Running, &[checked, ("become_healthy", &fails)]);
+    ill.until("failed").await;
+    assert_eq!(ill.calls(), "prepare start become_healthy");
+}
+
+#[tokio::test]
 async fn a_replacement_is_made_ready_and_waits_for_its_turn() {
     let mut bench = bench(TaskState::Ready, &[]);
     bench.until("ready").await;
@@ -260,9 +286,15 @@ async fn stopping_goes_before_everything_else() {
     for (op, script) in [
         ("prepare", "prepare"),
         ("start", "prepare start"),
+        ("become_healthy", "prepare start become_healthy"),
         ("wait", "prepare start wait"),
     ] {
-        let mut bench = bench(TaskState::Running, &[(op, &[Does::Hang])]);
+        let start: &[Does] = match op {
+            "start" => &[Does::Hang],
+            "become_healthy" => &[Does::Exit(CHECKED)],
+            _ => &[Does::Succeed],
+        };
+        let mut bench = bench(TaskState::Running, &[(op, &[Does::Hang]), ("start", start)]);
         bench.called(op).await;
         bench.order(|order| order.task.desired_state = TaskState::Shutdown);
         bench.until("shutdown").await;

@@ -85,6 +85,30 @@ fn a_service_starts_when_another_one_is_healthy_and_a_job_has_completed() {
 }
 
 #[test]
+fn a_start_is_that_of_the_process_not_what_leads_to_it() {
+    let opens = |behaviour, state| {
+        let mut world = World::new(&["n1"]);
+        world.behaviours.insert("db".into(), behaviour);
+        let db = world.create(other("db"));
+        let id = world.create(web(vec![on("db", DependencyCondition::Started, true)]));
+        let mut seen = Vec::new();
+        while seen.last().is_none_or(|(_, _, is_open)| !is_open) {
+            while world.pass() {}
+            let status = world.runnable(&db)[0].status.clone();
+            let mut tasks = world.runnable(&id).into_iter();
+            let is_open = tasks.any(|task| task.desired_state == TaskState::Running);
+            seen.push((status.state, status.container.is_some(), is_open));
+            world.agents();
+        }
+        let on_its_way = (TaskState::Starting, false, false);
+        assert_eq!(seen[seen.len() - 2..], [on_its_way, state], "{seen:?}");
+    };
+    opens(Behaviour::Starts, (TaskState::Starting, true, true));
+    // Without a health check nothing is told but that it runs.
+    opens(Behaviour::Runs, (TaskState::Running, false, true));
+}
+
+#[test]
 fn what_has_started_once_does_not_wait_again() {
     let mut world = World::new(&["n1", "n2"]);
     let db = world.create(other("db"));
