@@ -1,6 +1,6 @@
 //! What was read and done before, so that it need not be read again.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     diff::{Change, IpvsStep, NetOp, forget_objects},
@@ -98,7 +98,7 @@ impl Known {
                             elements: table.elements.clone(),
                         };
                         let key = (table.family, table.name.clone());
-                        known.found.tables.insert(key, made);
+                        known.found.tables.insert(key, Arc::new(made));
                     }
                 }
                 Change::RemoveTable(family, name) => {
@@ -115,6 +115,7 @@ impl Known {
                     if let Some(known) = self.spaces.get_mut(space)
                         && let Some(found) = known.found.tables.get_mut(&(*family, table.clone()))
                     {
+                        let found = Arc::make_mut(found);
                         for edit in remove {
                             if let Some(set) = found.elements.get_mut(&edit.set) {
                                 set.remove(&edit.key);
