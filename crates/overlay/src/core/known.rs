@@ -134,9 +134,11 @@ impl Known {
                 }
                 // It is read every time.
                 Change::Tunnel(..) => {}
-                Change::CreateSpace | Change::UpdateLink(..) => {
-                    if let Some(known) = self.spaces.get_mut(space) {
-                        known.links_current = false;
+                Change::CreateSpace => self.forget_links(space),
+                Change::UpdateLink(_, link) => {
+                    self.forget_links(space);
+                    if let LinkKind::Veth { peer } = &link.kind {
+                        self.forget_links(&peer.space);
                     }
                 }
                 Change::Address(..)
@@ -149,6 +151,12 @@ impl Known {
                     }
                 }
             }
+        }
+    }
+
+    fn forget_links(&mut self, space: &Space) {
+        if let Some(known) = self.spaces.get_mut(space) {
+            known.links_current = false;
         }
     }
 
