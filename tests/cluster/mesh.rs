@@ -31,17 +31,19 @@ while (my $c = $s->accept) {
     close $c;
 }"#;
 
-/// A program of the host in the namespace of a service's only task.
-struct Server(Child);
+/// A program of the host in the namespace of a container.
+pub(crate) struct Server(Child);
 
 impl Server {
+    /// In that of a service's only task.
     fn begin(lab: &TestLab, host: &str, service: &str, script: &str) -> Result<Self> {
         let task = line(lab, host, &format!("ps -q --filter name={service}."))?;
-        let pid = line(
-            lab,
-            host,
-            &format!("inspect -f {{{{.State.Pid}}}} {}", task.trim()),
-        )?;
+        Self::inside(lab, host, task.trim(), script)
+    }
+
+    /// A script of perl's.
+    pub(crate) fn inside(lab: &TestLab, host: &str, who: &str, script: &str) -> Result<Self> {
+        let pid = line(lab, host, &format!("inspect -f {{{{.State.Pid}}}} {who}"))?;
         let mut command = Command::new(shoal_program());
         command
             .args(["lab", "exec", "--name", lab.name(), host, "--"])

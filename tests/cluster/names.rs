@@ -8,11 +8,11 @@
 //! | 1 | the client's address is lost in the mesh | `stack::a_stack_answers_on_every_host_with_the_clients_address`, overlay's `net::a_published_port_answers_on_every_host_and_keeps_the_client`, `ipv6::a_published_port_answers_on_every_host_and_keeps_the_client` |
 //! | 2 | names and virtual addresses lead to dead tasks | [`names_tell_the_truth_through_kills_and_scaling`], overlay's `net::an_endpoint_that_stops_serving_gets_no_new_connection`, `heal::every_kind_of_damage_is_repaired_by_itself` |
 //! | 3 | updates cut connections; UDP flows stay with a task that is gone | overlay's `isolation::a_thousand_connections_are_spread_evenly_and_running_ones_are_kept`, `net::a_datagram_flow_leaves_a_backend_that_stops_serving` |
-//! | 5 | addresses run out without a word, and leak | [`a_full_subnet_is_said_and_addresses_come_back`], overlay's `isolation::networks_that_come_and_go_leave_nothing` |
+//! | 5 | addresses run out without a word, and leak | [`a_full_subnet_is_said_and_addresses_come_back`], `churn::five_hundred_networks_come_and_go_and_leave_nothing`, overlay's `isolation::networks_that_come_and_go_leave_nothing` |
 //! | 16 | no IPv6 in overlays and in the mesh | overlay's `ipv6`, all of it |
 //! | 18 | encryption that fails open | nothing is sent in clear text, with and without the tunnel: overlay's `tests/encrypted.rs` |
 //! | 19 | networks are broken after a reboot | `reboot::a_host_that_lost_power_carries_its_networks_again_and_nothing_stale`, overlay's `net::a_restarted_daemon_adopts_what_it_finds` |
-//! | 20 | a wrong MTU, a blocked port | [`the_doctor_names_the_way_that_is_blocked_and_the_one_that_is_narrow`], overlay's `isolation::the_mtu_follows_the_underlay_and_full_packets_pass` |
+//! | 20 | a wrong MTU, a blocked port | [`the_doctor_names_the_way_that_is_blocked_and_the_one_that_is_narrow`], overlay's `isolation::the_mtu_follows_the_underlay_and_full_packets_pass`, `heal::interfaces_follow_when_the_underlay_becomes_narrow_or_wide` |
 
 use std::{
     collections::BTreeSet,

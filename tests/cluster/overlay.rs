@@ -1,10 +1,26 @@
 //! The cluster's networks as users see them: plain containers in them, addresses, names, ways out.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Result, ensure};
 use shoal_tests::{
     lab::{TestLab, text},
     wait,
 };
+
+use crate::{mesh::Server, names::told};
+
+/// A name server by which every name leads to whoever asks: an answer repeats the question, and has the one address.
+const MIRROR: &str = r#"use IO::Socket::INET;
+my $s = IO::Socket::INET->new(LocalPort => 53, Proto => "udp") or die $@;
+while (defined $s->recv(my $m, 512)) {
+    my $end = 12;
+    while (my $length = ord substr $m, $end, 1) { $end += $length + 1 }
+    my $asked = substr $m, 12, $end - 7;
+    my $answers = unpack("n", substr $asked, -4) == 1;
+    my $answer = $answers ? pack("n3Nn", 0xc00c, 1, 1, 1, 4) . $s->peeraddr : "";
+    $s->send(substr($m, 0, 2) . pack("n5", 0x8180, 1, $answers ? 1 : 0, 0, 0) . $asked . $answer);
+}"#;
 
 /// Starts a container of the demo image, which answers on port 80.
 fn run(lab: &TestLab, host: &str, name: &str, more: &[&str]) -> Result<()> {
@@ -243,5 +259,46 @@ fn what_a_network_was_made_with_is_in_force_and_shown_on_every_node() -> Result<
         );
     }
     reaches(&lab, "n1", "one", "two")?;
+    Ok(())
+}
+
+#[test]
+fn a_name_server_in_a_network_of_the_cluster_is_asked_from_there() -> Result<()> {
+    let lab = TestLab::up(2, 1)?;
+    let create = "network create -d overlay --attachable ov";
+    lab.on("n1", &create.split(' ').collect::<Vec<_>>())?;
+    run(&lab, "n2", "server", &["--network", "ov"])?;
+    let _server = Server::inside(&lab, "n2", "server", MIRROR)?;
+    let server = address(&lab, "n2", "server", "ov")?;
+    run(
+        &lab,
+        "n1",
+        "asks",
+        &["--network", "ov", "--dns", server.as_str()],
+    )?;
+    // The host has no way there, so an answer alone says much; that it names the container says the rest.
+    let own = BTreeSet::from([address(&lab, "n1", "asks", "ov")?]);
+    wait("the server to be asked by the container itself", || {
+        let told = told(&lab, "n1", "asks", "who.example");
+        Ok(if told == own {
+            Ok(())
+        } else {
+            Err(format!("{told:?}, not {own:?}"))
+        })
+    })?;
+    // A service says it by the same flag.
+    let words = format!(
+        "service create --detach --name asked --network ov --constraint node.hostname==n1 --dns {server} shoal-demo:latest"
+    );
+    lab.on("n1", &words.split(' ').collect::<Vec<_>>())?;
+    lab.wait_running("asked", 1)?;
+    let task = lab.on("n1", &["ps", "-q", "--filter", "name=asked."])?;
+    let format = "{{(index .NetworkSettings.Networks \"ov\").IPAddress}}";
+    let own = lab.on("n1", &["inspect", "--format", format, task.trim()])?;
+    let told = told(&lab, "n1", task.trim(), "who.example");
+    ensure!(
+        told == BTreeSet::from([own.trim().to_owned()]),
+        "{told:?}, not {own}"
+    );
     Ok(())
 }

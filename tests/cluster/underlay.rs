@@ -81,7 +81,8 @@ fn the_data_path_has_its_own_address_and_port() -> Result<()> {
     )?;
     ensure!(said.contains("80") && said.contains("1024"), "{said}");
     let first = format!(
-        "--advertise-addr {} --data-path-addr 10.250.0.11 --data-path-port 7789",
+        "--advertise-addr {} --data-path-addr 10.250.0.11 --data-path-port 7789 --default-addr-pool 10.99.0.0/16 \
+         --default-addr-pool-mask-length 26",
         lab.addr("n1")
     );
     let second = "--data-path-addr 10.250.0.12";
@@ -98,6 +99,11 @@ fn the_data_path_has_its_own_address_and_port() -> Result<()> {
             "{host}: {shown}"
         );
         ensure!(shown.contains(&format!("dst {other}")), "{host}: {shown}");
+    }
+    // Subnets are of the pool and the size that were said.
+    for (network, subnet) in [("ingress", "10.99.0.0/26"), ("ov", "10.99.0.64/26")] {
+        let shown = verbose(&lab, network)?;
+        ensure!(shown["IPAM"]["Config"][0]["Subnet"] == subnet, "{shown}");
     }
     // The usual address is not one of a tunnel's: without the other there is no way.
     let link = link(&lab, "n2")?;

@@ -10,6 +10,7 @@ pub mod executor;
 pub mod lab;
 mod listeners;
 pub mod network;
+mod patience;
 pub mod plane;
 
 /// Of everything that holds a daemon. The C library's own is a tenth of the cost of a write to the cluster's state.

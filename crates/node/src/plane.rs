@@ -23,11 +23,13 @@ pub(crate) const REPAIR_PAUSE: Duration = Duration::from_millis(200);
 pub(crate) const REPAIR_RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the plane was last told.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Wanted {
     me: Option<NodeId>,
     view: Arc<NetworkView>,
     local: LocalNamespaces,
+    /// Counts what was told.
+    number: u64,
 }
 
 /// The one writer of overlay's kernel state and of the published names.
@@ -36,8 +38,9 @@ pub struct ClusterPlane {
     /// `None` on a kernel that cannot carry overlay networks; then there is no cluster to have any.
     overlay: Option<Plane>,
     dns: Arc<Dns>,
-    /// Held while converging, so that two callers never work at once and the later one sees the newer wish.
-    turn: tokio::sync::Mutex<()>,
+    /// Held while converging, so that two callers never work at once and the later one sees the newer wish. Number of the
+    /// newest wish that is in force.
+    turn: tokio::sync::Mutex<u64>,
     wanted: Mutex<Wanted>,
     names: Mutex<Names>,
     /// Told of every new view.
@@ -118,7 +121,7 @@ impl ClusterPlane {
         let none = |what| std::io::Error::new(std::io::ErrorKind::NotFound, what);
         let overlay = self.overlay.as_ref();
         let overlay = overlay.ok_or_else(|| none("this kernel carries no cluster networks"))?;
-        let (me, view, _) = self
+        let (me, Wanted { view, .. }) = self
             .latest()
             .ok_or_else(|| none("this node is in no cluster"))?;
         let own = view.peers.get(&me).map(|peer| peer.underlay);
@@ -142,16 +145,17 @@ impl ClusterPlane {
         task: TaskId,
         netns: PathBuf,
     ) -> Result<(), Vec<shoal_overlay::PlaneError>> {
-        self.wanted().local.insert(task, netns);
-        self.bring_about().await
+        self.bring_about(|wanted| drop(wanted.local.insert(task, netns)))
+            .await
     }
 
     /// Takes a task's namespace from all networks.
     pub async fn detach(&self, task: &TaskId) -> Result<(), Vec<shoal_overlay::PlaneError>> {
-        if self.wanted().local.remove(task).is_none() {
+        if !self.wanted().local.contains_key(task) {
             return Ok(());
         }
-        self.bring_about().await
+        self.bring_about(|wanted| drop(wanted.local.remove(task)))
+            .await
     }
 
     /// Namespaces that outlived an earlier daemon. Nothing is converged: the next view does that.
@@ -159,19 +163,34 @@ impl ClusterPlane {
         self.wanted().local.insert(task, netns.to_owned());
     }
 
-    /// Brings the kernel to the latest wish.
-    async fn bring_about(&self) -> Result<(), Vec<shoal_overlay::PlaneError>> {
-        let _turn = self.turn.lock().await;
-        match (&self.overlay, self.latest()) {
-            (Some(overlay), Some((me, view, local))) => overlay.converge(&view, &me, &local).await,
-            _ => Ok(()),
+    /// Brings the kernel to a wish, and to all others that there are by then.
+    ///
+    /// Who gets the turn when somebody before has seen to it has nothing left to do: many callers at once need two rounds,
+    /// not one each.
+    async fn bring_about(
+        &self,
+        wish: impl FnOnce(&mut Wanted),
+    ) -> Result<(), Vec<shoal_overlay::PlaneError>> {
+        let wish = {
+            let mut wanted = self.wanted();
+            wish(&mut wanted);
+            wanted.number += 1;
+            wanted.number
+        };
+        let mut in_force = self.turn.lock().await;
+        if *in_force < wish
+            && let (Some(overlay), Some((me, wanted))) = (&self.overlay, self.latest())
+        {
+            let Wanted { view, local, .. } = &wanted;
+            overlay.converge(view, &me, local).await?;
+            *in_force = wanted.number;
         }
+        Ok(())
     }
 
-    fn latest(&self) -> Option<(NodeId, Arc<NetworkView>, LocalNamespaces)> {
+    fn latest(&self) -> Option<(NodeId, Wanted)> {
         let wanted = self.wanted();
-        let me = wanted.me.clone()?;
-        Some((me, Arc::clone(&wanted.view), wanted.local.clone()))
+        Some((wanted.me.clone()?, wanted.clone()))
     }
 
     /// Repairs what somebody else changes in the kernel, as soon as the kernel tells. Never ends.
@@ -188,10 +207,10 @@ impl ClusterPlane {
                 () = due(&mut keys) => true,
             };
             let turn = self.turn.lock().await;
-            let (me, view, local) = match self.latest() {
+            let (me, Wanted { view, local, .. }) = match self.latest() {
                 Some(latest) => latest,
                 // A node's key is replaced whether it is in a cluster or not.
-                None if is_key_due => (nobody(), Arc::default(), LocalNamespaces::new()),
+                None if is_key_due => (nobody(), Wanted::default()),
                 None => continue,
             };
             let repaired = if is_key_due {
@@ -214,7 +233,14 @@ impl ClusterPlane {
     /// Forgets the cluster and takes all of its networks from the kernel.
     pub async fn leave(&self) -> Result<(), Vec<shoal_overlay::PlaneError>> {
         let _turn = self.turn.lock().await;
-        *self.wanted() = Wanted::default();
+        {
+            let mut wanted = self.wanted();
+            let number = wanted.number + 1;
+            *wanted = Wanted {
+                number,
+                ..Wanted::default()
+            };
+        }
         self.set_names(|names| {
             names.cluster = Records::default();
             names.view = Arc::default();
@@ -241,9 +267,12 @@ impl ClusterPlane {
 #[async_trait]
 impl NetworkPlane for ClusterPlane {
     async fn converge(&self, want: &Arc<NetworkView>) -> Result<(), Vec<PlaneError>> {
-        self.wanted().view = Arc::clone(want);
-        self.viewed.notify_waiters();
-        let done = self.bring_about().await;
+        let done = self
+            .bring_about(|wanted| {
+                wanted.view = Arc::clone(want);
+                self.viewed.notify_waiters();
+            })
+            .await;
         done.map_err(|errors| {
             errors
                 .into_iter()

@@ -455,10 +455,10 @@ fn fulfilled(want: &KernelState) -> Observed {
             .map(|(key, table)| {
                 (
                     key.clone(),
-                    ObservedTable {
+                    Arc::new(ObservedTable {
                         outline: table.outline(),
                         elements: table.elements.clone(),
-                    },
+                    }),
                 )
             })
             .collect();

@@ -64,6 +64,9 @@ async fn every_kind_of_damage_is_repaired_by_itself() {
         (router, "ip link del vx0"),
         (router, "ip link set vx0 down"),
         (router, "ip link set vx0 mtu 600"),
+        // Of this the kernel says no more than that it is so.
+        (router, "ip link set vx0 mtu 1300"),
+        (router, "ip link set vx0 address 02:42:c0:00:02:77"),
         (router, "ip link set up0 down"),
         (router, "ip addr flush dev lo"),
         (router, "ip route flush table main"),
@@ -130,5 +133,69 @@ async fn what_the_plane_does_itself_disturbs_nobody() {
         }
         lab.converge(&view).await;
         assert!(!lab.is_disturbed(0).await, "serving: {serving}");
+    }
+}
+
+/// Gives links of a place an MTU, where they are there.
+fn set_mtu(lab: &Lab, place: &str, mtu: u32) {
+    for link in ["br0", "h1", "h2", "client", "eth0"] {
+        let _ = lab.run(place, "ip", &["link", "set", link, "mtu", &mtu.to_string()]);
+    }
+}
+
+/// Whether a packet of so many bytes passes in one piece.
+fn passes(lab: &Lab, from: &str, to: &str, bytes: u32) -> bool {
+    // 20 bytes of IP and 8 of ICMP.
+    let payload = format!("-s{}", bytes - 28);
+    lab.run(from, "ping", &["-c1", "-W2", "-Mdo", &payload, to])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn interfaces_follow_when_the_underlay_becomes_narrow_or_wide() {
+    let mut lab = match lab().await {
+        Ok(lab) => lab,
+        Err(missing) => return eprintln!("skipped, because {missing}"),
+    };
+    for (task, host) in [("t1", 0), ("t2", 1)] {
+        lab.container(task, host);
+    }
+    let view = view();
+    lab.converge(&view).await;
+    let guards = [lab.guard(0, &view), lab.guard(1, &view)];
+    let follows = async |task: &str, underlay: u32| {
+        let (began, expected) = (Instant::now(), format!("mtu {} ", underlay - 50));
+        loop {
+            let link = lab.text(task, "ip", &["-o", "link", "show", "eth1"]);
+            if link.contains(&expected) {
+                return;
+            }
+            assert!(
+                began.elapsed() < REPAIRED_WITHIN,
+                "{link} without {expected}"
+            );
+            tokio::task::yield_now().await;
+        }
+    };
+    let ways = [("t1", "10.0.1.12"), ("t2", "10.0.1.11")];
+    for underlay in [1400, 9000, 1500] {
+        for place in ["switch", "h1", "h2", "client"] {
+            set_mtu(&lab, place, underlay);
+        }
+        for (from, to) in ways {
+            follows(from, underlay).await;
+            assert!(passes(&lab, from, to, underlay - 50), "{underlay}: {from}");
+            assert!(!passes(&lab, from, to, underlay - 49), "{underlay}: {from}");
+        }
+    }
+    // One host alone has less: what is too large for it is dropped, all else goes both ways.
+    set_mtu(&lab, "h2", 1300);
+    follows("t2", 1300).await;
+    for (from, to) in ways {
+        assert!(passes(&lab, from, to, 1250), "{from}");
+        assert!(!passes(&lab, from, to, 1450), "{from}");
+    }
+    for guard in guards {
+        guard.abort();
+        assert!(guard.await.unwrap_err().is_cancelled());
     }
 }

@@ -101,39 +101,47 @@ async fn a_local_port_is_answered_by_the_nodes_of_its_tasks_alone() {
 
 #[tokio::test]
 async fn a_port_with_an_address_listens_only_there() {
-    let at: IpAddr = [192, 0, 2, 11].into();
-    let mut lab = or_skip!(lab().await);
-    for (task, host) in [("t1", 0), ("t2", 1), ("t3", 0)] {
-        lab.container(task, host);
-        lab.serve(task, "0.0.0.0:80");
-    }
-    assert!(lab.run("h1", "ip", &["addr", "add", "192.0.2.11/24", "dev", "eth0"]));
-    let mut view = view();
-    let ingress = view.networks.get_mut("ingress").unwrap();
-    Arc::make_mut(ingress.services.get_mut("web").unwrap()).ports[0].host_ip = Some(at);
-    lab.converge(&view).await;
-    for from in ["client", "h1", "h2"] {
-        let answers = lab.count(from, "192.0.2.11:8080", ROUND);
-        assert_eq!(who(&answers).len(), 3, "{from}: {answers:?}");
-    }
-    for (from, to) in [
-        ("client", "192.0.2.1:8080"),
-        ("client", "192.0.2.2:8080"),
-        ("h1", "127.0.0.1:8080"),
+    for (at, net, elsewhere) in [
+        (
+            "192.0.2.11:8080",
+            "192.0.2.11/24",
+            ["192.0.2.1:8080", "192.0.2.2:8080", "127.0.0.1:8080"],
+        ),
+        (
+            "[fd99::11]:8080",
+            "fd99::11/64",
+            ["[fd99::1]:8080", "[fd99::2]:8080", "[::1]:8080"],
+        ),
     ] {
-        let refused = lab.ask(from, to).unwrap_err();
-        assert_eq!(
-            refused.kind(),
-            std::io::ErrorKind::ConnectionRefused,
-            "{from} asked {to}"
-        );
+        let address = at.parse::<SocketAddr>().unwrap().ip();
+        let published = published(dual(), |port| port.host_ip = Some(address)).await;
+        let (mut lab, view) = or_skip!(published);
+        let mut add = vec!["addr", "add", net, "dev", "eth0"];
+        add.extend(address.is_ipv6().then_some("nodad"));
+        assert!(lab.run("h1", "ip", &add));
+        lab.converge(&view).await;
+        for task in ["t1", "t2", "t3"] {
+            lab.serve(task, "[::]:80");
+        }
+        for from in ["client", "h1", "h2"] {
+            let answers = lab.count(from, at, ROUND);
+            assert_eq!(who(&answers).len(), 3, "{from}: {answers:?}");
+        }
+        for (from, to) in ["client", "client", "h1"].into_iter().zip(elsewhere) {
+            let refused = lab.ask(from, to).unwrap_err();
+            assert_eq!(
+                refused.kind(),
+                std::io::ErrorKind::ConnectionRefused,
+                "{from} asked {to}"
+            );
+        }
+        let held = |host: &str| lab.text(host, "ss", &["-Hltn", "sport", "=", ":8080"]);
+        let (here, there) = (held("h1"), held("h2"));
+        assert_eq!(here.lines().count(), 1, "{here}");
+        assert!(here.contains(at), "{here}");
+        assert_eq!(there, "", "the address is another node's");
+        assert!(lab.plan(0, &view).await.is_empty());
     }
-    let held = |host: &str| lab.text(host, "ss", &["-Hltn", "sport", "=", ":8080"]);
-    let (here, there) = (held("h1"), held("h2"));
-    assert_eq!(here.lines().count(), 1, "{here}");
-    assert!(here.contains("192.0.2.11:8080"), "{here}");
-    assert_eq!(there, "", "the address is another node's");
-    assert!(lab.plan(0, &view).await.is_empty());
 }
 
 #[tokio::test]
@@ -325,7 +333,7 @@ async fn a_client_stays_with_its_task_by_whichever_node_it_comes() {
         let address = format!("192.0.2.{last}/24");
         assert!(lab.run("client", "ip", &["addr", "add", &address, "dev", "eth0"]));
     }
-    let mut view = view();
+    let mut view = dual();
     for network in view.networks.values_mut() {
         let web = Arc::make_mut(network.services.get_mut("web").unwrap());
         web.affinity = Affinity::Source;
@@ -351,8 +359,8 @@ async fn a_client_stays_with_its_task_by_whichever_node_it_comes() {
         assert!((20..=60).contains(&clients), "{task} has {clients} of 120");
     }
     // A virtual address keeps its clients, too.
-    lab.serve("t2", "0.0.0.0:80");
-    lab.serve("t3", "0.0.0.0:80");
+    lab.serve("t2", "[::]:80");
+    lab.serve("t3", "[::]:80");
     set_serving(&mut view, "t1", false);
     lab.converge(&view).await;
     let after = chosen(&lab, "192.0.2.1:5300");
@@ -363,7 +371,9 @@ async fn a_client_stays_with_its_task_by_whichever_node_it_comes() {
         );
         assert_ne!(after[client], "t1");
     }
-    assert_eq!(lab.count("t1", "10.0.1.2:80", ROUND).len(), 1);
+    for at in ["10.0.1.2:80", "[fd00:1::2]:80"] {
+        assert_eq!(lab.count("t1", at, ROUND).len(), 1, "{at}");
+    }
     set_serving(&mut view, "t1", true);
     lab.converge(&view).await;
     assert_eq!(

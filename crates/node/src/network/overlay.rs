@@ -12,12 +12,12 @@ use shoal_api::{
 use shoal_docker_api::backend::{LocalNetwork, NetworkMember, VXLAN_IDS};
 use shoal_engine::io::network::{NetworkError, NetworkRequest};
 use shoal_overlay::core::naming;
-use tokio::time::timeout;
 
 use super::{NodeNetworks, all};
 use crate::{
     attachments::Attachments,
     bridges::{BridgesError, Joining},
+    patience::within,
 };
 
 /// How long the view with a place that was given may take; it is on its way already.
@@ -158,7 +158,7 @@ impl NodeNetworks {
         let seen = self.plane.wait_for(|view| {
             place_in(view, place).map(|(id, slice, _)| (id.clone(), slice.clone()))
         });
-        let (id, slice) = timeout(VIEW_TIMEOUT, seen).await.map_err(|_| {
+        let (id, slice) = within(VIEW_TIMEOUT, seen).await.ok_or_else(|| {
             NetworkError::Failed(
                 "the cluster did not tell this node of the place in time".to_owned(),
             )

@@ -1,6 +1,6 @@
 //! What was read and done before, so that it need not be read again.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     diff::{Change, IpvsStep, NetOp, forget_objects},
@@ -98,7 +98,7 @@ impl Known {
                             elements: table.elements.clone(),
                         };
                         let key = (table.family, table.name.clone());
-                        known.found.tables.insert(key, made);
+                        known.found.tables.insert(key, Arc::new(made));
                     }
                 }
                 Change::RemoveTable(family, name) => {
@@ -115,6 +115,7 @@ impl Known {
                     if let Some(known) = self.spaces.get_mut(space)
                         && let Some(found) = known.found.tables.get_mut(&(*family, table.clone()))
                     {
+                        let found = Arc::make_mut(found);
                         for edit in remove {
                             if let Some(set) = found.elements.get_mut(&edit.set) {
                                 set.remove(&edit.key);
@@ -133,9 +134,11 @@ impl Known {
                 }
                 // It is read every time.
                 Change::Tunnel(..) => {}
-                Change::CreateSpace | Change::UpdateLink(..) => {
-                    if let Some(known) = self.spaces.get_mut(space) {
-                        known.links_current = false;
+                Change::CreateSpace => self.forget_links(space),
+                Change::UpdateLink(_, link) => {
+                    self.forget_links(space);
+                    if let LinkKind::Veth { peer } = &link.kind {
+                        self.forget_links(&peer.space);
                     }
                 }
                 Change::Address(..)
@@ -148,6 +151,12 @@ impl Known {
                     }
                 }
             }
+        }
+    }
+
+    fn forget_links(&mut self, space: &Space) {
+        if let Some(known) = self.spaces.get_mut(space) {
+            known.links_current = false;
         }
     }
 

@@ -2,9 +2,16 @@
 //!
 //! Numbers are those of `linux/rtnetlink.h`, `linux/netfilter/nfnetlink.h` and `nf_tables.h`.
 
-use std::{collections::BTreeSet, ops::RangeInclusive};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+};
 
-use super::netlink::{Received, attribute, native_u32, text};
+use super::{
+    naming::Mac,
+    netlink::{Received, attribute, native_u32, text},
+    state::{KernelState, LinkKind, Space},
+};
 
 /// Netlink ports of our own sockets; those that the kernel chooses are process ids or negative.
 pub const OWN_PORTS: RangeInclusive<u32> = 0x5ba1_0000..=0x5ba1_ffff;
@@ -44,16 +51,57 @@ pub struct Scope {
     pub neighbours: BTreeSet<u32>,
     /// Interfaces of others on which ours depend.
     pub watched: BTreeSet<String>,
+    /// What all these should be, or were found to be.
+    pub shapes: BTreeMap<String, Shape>,
     /// Whose routes and rules.
     pub protocol: u8,
     /// Name of the nftables tables.
     pub table: String,
 }
 
+/// What can be changed of an interface while it is up; `None` where it does not matter.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Shape {
+    /// Ethernet address.
+    pub mac: Option<Mac>,
+    /// MTU in bytes.
+    pub mtu: Option<u32>,
+}
+
+impl Shape {
+    /// Whether an interface with these attributes has another one.
+    fn differs(&self, attrs: &[u8]) -> bool {
+        let mac = || attribute(attrs, 1).map(<[u8]>::to_vec);
+        let mtu = || attribute(attrs, 4).and_then(native_u32);
+        self.mac
+            .is_some_and(|wanted| mac() != Some(wanted.0.into()))
+            || self.mtu.is_some_and(|wanted| mtu() != Some(wanted))
+    }
+}
+
+/// What the interfaces of every namespace should be, by their names.
+pub fn shapes(want: &KernelState) -> BTreeMap<Space, BTreeMap<String, Shape>> {
+    let mut shapes: BTreeMap<Space, BTreeMap<String, Shape>> = BTreeMap::new();
+    let mut note = |space: &Space, name: &String, mac, mtu| {
+        let of_space = shapes.entry(space.clone()).or_default();
+        of_space.insert(name.clone(), Shape { mac, mtu });
+    };
+    for (space, wanted) in &want.spaces {
+        for (name, link) in &wanted.links {
+            note(space, name, link.mac, link.mtu);
+            if let LinkKind::Veth { peer } = &link.kind {
+                note(&peer.space, &peer.name, Some(peer.mac), peer.mtu);
+            }
+        }
+    }
+    shapes
+}
+
 /// Whether a message of rtnetlink says that somebody else changed what is ours.
 ///
 /// What the kernel does by itself (port 0) counts only where it takes something away: links come up, and learn their
-/// link-local addresses, without anybody's doing.
+/// link-local addresses, without anybody's doing. Of links it never says who has changed them, so that what they are must
+/// be compared with what they should be.
 pub fn route_concerns(message: Received<'_>, ours: &Scope) -> bool {
     if OWN_PORTS.contains(&message.port) {
         return false;
@@ -64,14 +112,13 @@ pub fn route_concerns(message: Received<'_>, ours: &Scope) -> bool {
     let is_ours = |index: Option<u32>| index.is_some_and(|index| ours.indices.contains(&index));
     match message.kind {
         NEWLINK | DELLINK => {
-            let name = body
-                .get(16..)
-                .and_then(|attrs| attribute(attrs, 3))
-                .map(text);
-            let name = name.as_deref().unwrap_or_default();
+            let attrs = body.get(16..).unwrap_or_default();
+            let name = attribute(attrs, 3).map(text).unwrap_or_default();
             let up = index(8).is_some_and(|flags| flags & UP != 0);
-            let known = ours.links.contains(name) || is_ours(index(4));
-            (known || ours.watched.contains(name)) && (message.kind == DELLINK || !by_kernel || !up)
+            let known = ours.links.contains(&name) || is_ours(index(4));
+            let differs = || ours.shapes.get(&name).is_some_and(|s| s.differs(attrs));
+            (known || ours.watched.contains(&name))
+                && (message.kind == DELLINK || !by_kernel || !up || differs())
         }
         NEWADDR => !by_kernel && is_ours(index(4)),
         DELADDR => is_ours(index(4)),
@@ -96,10 +143,12 @@ pub fn route_concerns(message: Received<'_>, ours: &Scope) -> bool {
 /// Whether a message of rtnetlink may be the kernel's own consequence of steps of ours.
 ///
 /// Permanent neighbours are an exception: the kernel drops them when an interface goes down, a moment later than it
-/// tells of that, and only steps of others bring our interfaces down. So are settings of all interfaces: we write them
-/// once and then look once more, while one that somebody else wrote meanwhile would be missed for ever.
+/// tells of that, and only steps of others bring our interfaces down, or make others of them. So are settings of all
+/// interfaces: we write them once and then look once more, while one that somebody else wrote meanwhile would be missed
+/// for ever.
 pub fn may_follow_from_ours(message: Received<'_>) -> bool {
-    message.port == 0 && message.kind != DELNEIGH && !is_setting_of_all(message)
+    let by_others = [NEWLINK, DELNEIGH].contains(&message.kind) || is_setting_of_all(message);
+    message.port == 0 && !by_others
 }
 
 fn is_setting_of_all(message: Received<'_>) -> bool {
@@ -133,9 +182,36 @@ mod tests {
             indices: [7].into(),
             neighbours: [7].into(),
             watched: ["eth0".to_owned()].into(),
+            shapes: [
+                ("eth0".to_owned(), wide(None)),
+                ("vx0".to_owned(), wide(Some(Mac([2; 6])))),
+            ]
+            .into(),
             protocol: 83,
             table: "shoal".to_owned(),
         }
+    }
+
+    fn wide(mac: Option<Mac>) -> Shape {
+        let mtu = Some(1500);
+        Shape { mac, mtu }
+    }
+
+    /// Whether the kernel's word of an interface that is up concerns us.
+    fn is_other(name: &str, index: u32, mtu: u32, mac: u8) -> bool {
+        let message = Message::new(NEWLINK, 0, &link(index, UP)).text(3, name);
+        let bytes = message.u32(4, mtu).attr(1, &[mac; 6]).finish(1, 0);
+        route_concerns(messages(&bytes).next().expect("one message"), &ours())
+    }
+
+    #[test]
+    fn the_kernel_says_what_a_link_is_and_not_who_has_made_it_so() {
+        assert!(!is_other("vx0", 7, 1500, 2), "as it should be");
+        assert!(is_other("vx0", 7, 1400, 2), "its MTU");
+        assert!(is_other("vx0", 7, 1500, 3), "its address");
+        assert!(!is_other("eth0", 2, 1500, 3), "whatever its address");
+        assert!(is_other("eth0", 2, 9000, 3), "the underlay's MTU");
+        assert!(!is_other("other", 9, 1400, 3), "nobody's");
     }
 
     /// Whether a message of this kind from this port concerns us.
@@ -165,7 +241,7 @@ mod tests {
             &link(7, 0),
             Some("vx0")
         ));
-        assert!(!route(NEWLINK, 0, &link(7, UP), Some("vx0")));
+        assert!(!route(NEWLINK, 0, &link(7, UP), Some("e1")));
         assert!(!route(NEWLINK, 4711, &link(9, UP), Some("other")));
     }
 
@@ -175,7 +251,6 @@ mod tests {
         assert!(route(DELLINK, 0, &link(7, 0), Some("vx0")));
         assert!(route(NEWLINK, 0, &link(7, 0), Some("vx0")), "it went down");
         assert!(route(NEWLINK, 4711, &link(7, UP), Some("renamed")));
-        assert!(route(NEWLINK, 4711, &link(2, UP), Some("eth0")), "its MTU");
         assert!(route(DELADDR, 4711, &[2, 32, 0, 0, 7, 0, 0, 0], None));
         let with_protocol = |protocol| [2, 0, 0, 0, 254, protocol, 0, 0, 0, 0, 0, 0];
         assert!(route(DELROUTE, 4711, &with_protocol(83), None));

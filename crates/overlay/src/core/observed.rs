@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use shoal_api::{TaskId, tunnel::PublicKey};
@@ -31,8 +32,8 @@ pub struct ObservedSpace {
     pub links: BTreeMap<String, ObservedLink>,
     /// Addresses of interfaces, routes and rules of ours, permanent neighbours, forwarding entries, settings asked for.
     pub objects: Objects,
-    /// Our nftables tables.
-    pub tables: BTreeMap<(Family, String), ObservedTable>,
+    /// Our nftables tables, shared by all who know of them: they may have an element per backend of the cluster.
+    pub tables: BTreeMap<(Family, String), Arc<ObservedTable>>,
     /// Services of IPVS.
     pub ipvs: BTreeMap<ServiceKey, Service>,
     /// Seconds after which IPVS forgets a silent TCP connection, where there is IPVS.

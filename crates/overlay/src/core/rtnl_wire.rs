@@ -116,6 +116,11 @@ fn one_queue(message: Message) -> Message {
     message.u32(31, 1).u32(32, 1)
 }
 
+/// Sets an interface's MTU.
+pub fn set_mtu(index: u32, mtu: u32) -> Message {
+    Message::new(NEWLINK, 0, &link_header(0, index, 0)).u32(4, mtu)
+}
+
 /// Brings a link to the wanted MTU, bridge and state; its kind stays.
 pub fn update_link(index: u32, link: &Link, master: Option<u32>) -> Message {
     let m = Message::new(NEWLINK, 0, &link_header(0, index, UP));

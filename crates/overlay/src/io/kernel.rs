@@ -282,10 +282,17 @@ impl<'a> Kernel<'a> {
                 let route = &mut self.handle(space)?.route;
                 route.request(rtnl_wire::update_link(index, link, master))?;
                 if link.master.is_some() {
-                    route.request(rtnl_wire::port_mode(index, link))
-                } else {
-                    Ok(())
+                    route.request(rtnl_wire::port_mode(index, link))?;
                 }
+                let LinkKind::Veth { peer } = &link.kind else {
+                    return Ok(());
+                };
+                self.learn(&peer.space, &peer.name)?;
+                if let (Some(mtu), Some(index)) = (peer.mtu, self.index(&peer.space, &peer.name)) {
+                    let route = &mut self.handle(&peer.space)?.route;
+                    route.request(rtnl_wire::set_mtu(index, mtu))?;
+                }
+                Ok(())
             }
             Change::Set(path, value) => self.set(space, path, value),
             Change::ReplaceTable(table) => {

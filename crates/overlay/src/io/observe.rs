@@ -5,6 +5,7 @@ use std::{
     fs, io,
     net::IpAddr,
     path::Path,
+    sync::Arc,
 };
 
 use nix::errno::Errno;
@@ -113,7 +114,7 @@ pub(crate) fn table(
     handle: &mut Handle,
     family: Family,
     name: &str,
-) -> io::Result<Option<ObservedTable>> {
+) -> io::Result<Option<Arc<ObservedTable>>> {
     let Some(socket) = &mut handle.netfilter else {
         return Ok(None);
     };
@@ -145,7 +146,7 @@ pub(crate) fn table(
             nft_wire::read_elements(body, elements)
         })?;
     }
-    Ok(Some(found))
+    Ok(Some(Arc::new(found)))
 }
 
 /// Reads the services of IPVS that are known by marks; all of them are ours, for the namespace is.

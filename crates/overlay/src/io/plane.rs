@@ -40,7 +40,7 @@ use crate::core::{
     keyring::Keyring,
     known::Known,
     lb, naming,
-    notice::Scope,
+    notice::{self, Scope, Shape},
     observed::{Facts, Observed, ObservedSpace},
     state::{Family, KernelState, OVERLAY_PROTOCOL, Space},
     tunnel::Tunnel,
@@ -364,12 +364,14 @@ impl Worker {
                     .err(),
             );
         }
+        let mut shapes = notice::shapes(&want);
         let scopes = want
             .spaces
             .keys()
             .filter(|space| !matches!(space, Space::Container(_)))
             .map(|space| {
-                let scope = self.scope(inputs, &kernel, &want, &read, space);
+                let shapes = shapes.remove(space).unwrap_or_default();
+                let scope = self.scope(inputs, &kernel, shapes, &read, space);
                 (space.clone(), scope)
             });
         let scopes: BTreeMap<Space, Scope> = scopes.collect();
@@ -427,18 +429,22 @@ impl Worker {
         &self,
         (view, me, _): Inputs<'_>,
         kernel: &Kernel<'_>,
-        want: &KernelState,
+        mut shapes: BTreeMap<String, Shape>,
         read: &BTreeMap<Space, (u64, ObservedSpace)>,
         space: &Space,
     ) -> Scope {
-        let mut links: BTreeSet<String> = want.spaces[space].links.keys().cloned().collect();
+        let links: BTreeSet<String> = shapes.keys().cloned().collect();
         let mut watched = BTreeSet::new();
         if *space == Space::Host {
             let underlay = view.peers.get(me).map(|peer| peer.underlay);
             let host = read.get(&Space::Host).map(|(_, host)| host);
-            watched.extend(host.and_then(|host| underlay_link(host, underlay?).cloned()));
-        } else {
-            links.extend([naming::UPLINK, naming::LOOPBACK6].map(str::to_owned));
+            if let Some(host) = host
+                && let Some(name) = underlay.and_then(|at| underlay_link(host, at))
+            {
+                watched.insert(name.clone());
+                let mtu = host.links.get(name).map(|link| link.mtu);
+                shapes.insert(name.clone(), Shape { mac: None, mtu });
+            }
         }
         let loopback = naming::loopback6_link(&self.config.prefix);
         let with_neighbours = [
@@ -467,6 +473,7 @@ impl Worker {
             indices,
             neighbours,
             watched,
+            shapes,
             protocol: OVERLAY_PROTOCOL,
             table: self.config.prefix.clone(),
         }
