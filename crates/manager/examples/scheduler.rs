@@ -403,6 +403,8 @@ fn apply(state: &mut State, actor: Actor, changes: Vec<Change>) -> Vec<Event> {
 /// Time that this thread has been on a processor, which other programs do not lengthen (Linux,
 /// `Documentation/scheduler/sched-stats.rst`).
 fn on_cpu() -> Duration {
+    // The kernel counts at its ticks, some milliseconds apart, and whenever a thread gives way.
+    std::thread::yield_now();
     let stat = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux has /proc");
     let nanos = stat.split_whitespace().next();
     Duration::from_nanos(nanos.and_then(|n| n.parse().ok()).expect("a number"))

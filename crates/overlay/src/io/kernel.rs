@@ -221,7 +221,8 @@ impl<'a> Kernel<'a> {
         failures
     }
 
-    /// Ends datagram flows in a router that lead to these backends, so that the next datagram finds another.
+    /// Ends datagram flows in a router that lead to these backends, so that the next datagram finds another, and what is kept
+    /// of connections that are not open.
     pub(crate) fn end_flows(
         &mut self,
         space: &Space,
