@@ -61,7 +61,9 @@ for strategy in [
 with Network() as network:
     served = DockerContainer("busybox:test").with_command(SERVE).with_network(network).with_network_aliases("site")
     served = served.waiting_for(LogMessageWaitStrategy("serving"))
-    asks = DockerContainer("busybox:test").with_network(network).with_command(["wget", "-qO-", "http://site/page"])
+    # It stays: of one that has ended the library looks at nothing that it said.
+    asks = ["sh", "-c", "wget -qO- http://site/page; sleep 1000"]
+    asks = DockerContainer("busybox:test").with_network(network).with_command(asks)
     with served, asks.waiting_for(LogMessageWaitStrategy("hello")):
         pass
 
