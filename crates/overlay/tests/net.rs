@@ -10,8 +10,6 @@ mod lab;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::Read,
-    net::TcpStream,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -401,52 +399,6 @@ async fn a_datagram_flow_leaves_a_backend_that_stops_serving() {
     }
     lab.converge(&view).await;
     assert_ne!(ask(), first);
-}
-
-#[tokio::test]
-async fn an_attempt_to_connect_leaves_a_backend_that_stops_serving() {
-    const PATIENCE: Duration = Duration::from_secs(10);
-    let mut lab = or_skip!(three_tasks().await);
-    lab.serve("t3", "0.0.0.0:80");
-    // It hears questions, and its answers go nowhere: as of one whose host has lost power.
-    assert!(lab.run("t2", "ip", &["route", "add", "blackhole", "10.0.1.11/32"]));
-    let mut view = view();
-    let serves = |view: &mut NetworkView, task: &str, serving| {
-        let endpoints = &mut view.networks.get_mut("n1").unwrap().endpoints;
-        Arc::make_mut(endpoints.get_mut(task).unwrap()).serving = serving;
-    };
-    serves(&mut view, "t1", false);
-    serves(&mut view, "t3", false);
-    lab.converge(&view).await;
-    let place = lab.place("t1");
-    let connect = || {
-        let mut connection = TcpStream::connect_timeout(&"10.0.1.2:80".parse().unwrap(), PATIENCE)?;
-        let mut answer = String::new();
-        connection.read_to_string(&mut answer).map(|_| answer)
-    };
-    let asked = std::thread::spawn(move || netns::run_in(&place, connect).unwrap());
-    let began = Instant::now();
-    let is_sent = |lab: &Lab| {
-        !lab.text("t1", "ss", &["-Hnt", "state", "syn-sent"])
-            .is_empty()
-    };
-    while !is_sent(&lab) {
-        assert!(began.elapsed() < PATIENCE, "nothing was sent");
-    }
-    serves(&mut view, "t3", true);
-    if lab.lb_driver(0) == "IPVS" {
-        let endpoints = &mut view.networks.get_mut("n1").unwrap().endpoints;
-        endpoints.remove("t2").unwrap();
-    } else {
-        serves(&mut view, "t2", false);
-    }
-    lab.converge(&view).await;
-    let answer = asked.join().unwrap();
-    assert_eq!(
-        answer.unwrap(),
-        "t3 sees 10.0.1.11",
-        "asked again, another one answers"
-    );
 }
 
 #[tokio::test]

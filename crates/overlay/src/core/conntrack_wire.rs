@@ -1,9 +1,7 @@
-//! Connection tracking over netlink: which flows still lead to backends that have gone.
+//! Connection tracking over netlink: which datagram flows still lead to backends that have gone.
 //!
 //! A UDP flow keeps its backend for as long as the client goes on sending; unlike with TCP, nobody would ever notice
-//! that it is dead. So does an attempt to connect by TCP, each time that it is repeated, and a connection that is over for
-//! the next one from the same port. Numbers are those of `linux/netfilter/nfnetlink_conntrack.h` and
-//! `nf_conntrack_tcp.h`.
+//! that it is dead. Numbers are those of `linux/netfilter/nfnetlink_conntrack.h`.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -20,13 +18,6 @@ const DELETE: u16 = SUBSYSTEM | 2;
 const GET_STATS: u16 = SUBSYSTEM | 5;
 const ORIGINAL: u16 = 1;
 const REPLY: u16 = 2;
-const PROTOCOL_INFO: u16 = 4;
-
-/// States of TCP in which there is no connection, only one that was asked for or has been.
-const SYN_SENT: u8 = 1;
-const TIME_WAIT: u8 = 7;
-const CLOSE: u8 = 8;
-const SYN_SENT_BY_BOTH: u8 = 9;
 
 /// Which end of a direction.
 #[derive(Clone, Copy)]
@@ -53,24 +44,15 @@ pub fn list(family: Family) -> Message {
     Message::new(GET, flags::DUMP, &header(family))
 }
 
-/// The removal of a connection from an answer to [`list`], if it was led to one of `gone` and is a UDP flow, or none of TCP
-/// that is open.
+/// The removal of a connection from an answer to [`list`], if it is a UDP flow that was led to one of `gone`.
 pub fn removal(family: Family, body: &[u8], gone: &BTreeSet<IpAddr>) -> Option<Message> {
     let attrs = body.get(4..)?;
     let (original, reply) = (attribute(attrs, ORIGINAL)?, attribute(attrs, REPLY)?);
     let backend = address(reply, End::Source)?;
     let led = backend != address(original, End::Destination)? && gone.contains(&backend);
-    let protocol = attribute(attribute(reply, 2)?, 1)?;
-    let is_over = protocol == [protocol_number(Protocol::Udp)]
-        || tcp_state(attrs)
-            .is_some_and(|state| [SYN_SENT, TIME_WAIT, CLOSE, SYN_SENT_BY_BOTH].contains(&state));
+    let udp = attribute(attribute(reply, 2)?, 1)? == [protocol_number(Protocol::Udp)];
     let message = Message::new(DELETE, 0, &header(family));
-    (led && is_over).then(|| message.attr(ORIGINAL | flags::NESTED, original))
-}
-
-fn tcp_state(attrs: &[u8]) -> Option<u8> {
-    let tcp = attribute(attribute(attrs, PROTOCOL_INFO)?, 1)?;
-    attribute(tcp, 1)?.first().copied()
+    (led && udp).then(|| message.attr(ORIGINAL | flags::NESTED, original))
 }
 
 fn header(family: Family) -> [u8; 4] {

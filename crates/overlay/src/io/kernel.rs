@@ -221,8 +221,7 @@ impl<'a> Kernel<'a> {
         failures
     }
 
-    /// Ends datagram flows in a router that lead to these backends, so that the next datagram finds another, and what is kept
-    /// of connections that are not open.
+    /// Ends datagram flows in a router that lead to these backends, so that the next datagram finds another.
     pub(crate) fn end_flows(
         &mut self,
         space: &Space,
