@@ -174,8 +174,6 @@ pub enum Expr {
     And(u32, u32),
     /// Ends the rule unless the set has the key.
     InSet(u32, String),
-    /// Ends the rule if the set has the key.
-    NotInSet(u32, String),
     /// Loads a map's value; ends the rule if there is none.
     Map {
         /// First register of the key.

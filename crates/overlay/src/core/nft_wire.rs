@@ -407,9 +407,6 @@ fn expression(list: Message, family: Family, expr: &Expr) -> Message {
                 .nest(5, |v| v.attr(1, &[0; 4]))
         }),
         Expr::InSet(key, set) => named("lookup", &|m| m.text(1, set).be32(2, reg(key))),
-        Expr::NotInSet(key, set) => {
-            named("lookup", &|m| m.text(1, set).be32(2, reg(key)).be32(5, 1))
-        }
         Expr::Map { key, map, to } => named("lookup", &|m| {
             m.text(1, map).be32(2, reg(key)).be32(3, reg(to))
         }),
