@@ -17,13 +17,26 @@ use anyhow::{Context, Result};
 const LOADERS: usize = 32;
 /// How long a request may take; longer than any stall of a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// What takes so long was lost on its way and sent again: the kernel waits a second for an answer to a SYN (RFC 6298 §2).
+const SLOW: Duration = Duration::from_millis(950);
 
 /// Requests at a steady rate until it is stopped, each on a connection of its own.
 pub struct Load {
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
-    failures: Arc<Mutex<Vec<String>>>,
+    seen: Arc<Mutex<Seen>>,
     loaders: Vec<JoinHandle<()>>,
+}
+
+/// What is to be told of requests, each with number, address and time.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// Requests that were made.
+    pub requests: u64,
+    /// Those that failed, with the reason.
+    pub failed: Vec<String>,
+    /// Those that took so long that a packet must have been lost.
+    pub slow: Vec<String>,
 }
 
 impl Load {
@@ -32,15 +45,15 @@ impl Load {
         let load = Self {
             stop: Arc::default(),
             sent: Arc::default(),
-            failures: Arc::default(),
+            seen: Arc::default(),
             loaders: Vec::new(),
         };
         let began = Instant::now();
         let loaders = (0..LOADERS).map(|_| {
-            let (stop, sent, failures) = (
+            let (stop, sent, seen) = (
                 Arc::clone(&load.stop),
                 Arc::clone(&load.sent),
-                Arc::clone(&load.failures),
+                Arc::clone(&load.seen),
             );
             let addresses = addresses.to_vec();
             thread::spawn(move || {
@@ -49,17 +62,17 @@ impl Load {
                     let due = began + Duration::from_nanos(number * 1_000_000_000 / rate);
                     thread::sleep(due.saturating_duration_since(Instant::now()));
                     let (asked, place) = (began.elapsed(), number as usize % addresses.len());
-                    if let Err(problem) = ask(addresses[place]) {
-                        let what = format!(
-                            "request {number} to {} at {} ms failed after {} ms: {problem:#}",
-                            addresses[place],
-                            asked.as_millis(),
-                            (began.elapsed() - asked).as_millis(),
-                        );
-                        failures
-                            .lock()
-                            .unwrap_or_else(PoisonError::into_inner)
-                            .push(what);
+                    let address = addresses[place];
+                    let answer = ask(address);
+                    let took = began.elapsed() - asked;
+                    let what = format!("request {number} to {address} at {} ms", asked.as_millis());
+                    let seen = || seen.lock().unwrap_or_else(PoisonError::into_inner);
+                    let took_ms = took.as_millis();
+                    if let Err(problem) = answer {
+                        let what = format!("{what} failed after {took_ms} ms: {problem:#}");
+                        seen().failed.push(what);
+                    } else if took >= SLOW {
+                        seen().slow.push(format!("{what} took {took_ms} ms"));
                     }
                 }
             })
@@ -68,14 +81,15 @@ impl Load {
         Self { loaders, ..load }
     }
 
-    /// Stops and returns how many requests there were, and those that failed.
-    pub fn end(self) -> (u64, Vec<String>) {
+    /// Stops and returns what was seen.
+    pub fn end(self) -> Seen {
         self.stop.store(true, Ordering::Relaxed);
         for loader in self.loaders {
             loader.join().expect("a loader does not panic");
         }
-        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        (self.sent.load(Ordering::Relaxed), failures.clone())
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.requests = self.sent.load(Ordering::Relaxed);
+        std::mem::take(&mut seen)
     }
 }
 

@@ -7,7 +7,11 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{lab::TestLab, load::Load, wait, wait_within};
+use crate::{
+    lab::TestLab,
+    load::{Load, Seen},
+    wait, wait_within,
+};
 
 /// Whoever is asked says when he can answer, and whoever asks waits for that.
 const STACK: &str = "
@@ -37,12 +41,10 @@ const ASKED_MIN: f64 = 0.9;
 /// What became of the requests of one way.
 #[derive(Debug)]
 pub struct Asked {
-    /// All requests.
-    pub requests: u64,
+    /// The requests.
+    pub seen: Seen,
     /// How long they were made.
     pub lasted: Duration,
-    /// Those that failed, with number, time and reason.
-    pub failed: Vec<String>,
 }
 
 /// What was asked through the virtual address, and through the published port of all hosts in turn.
@@ -64,20 +66,21 @@ impl Told {
             ("virtual address", &self.inside),
             ("published port", &self.outside),
         ] {
-            if !asked.failed.is_empty() {
-                let some: Vec<&str> = asked.failed.iter().take(20).map(String::as_str).collect();
+            let Seen {
+                requests, failed, ..
+            } = &asked.seen;
+            if !failed.is_empty() {
+                let some: Vec<&str> = failed.iter().take(20).map(String::as_str).collect();
                 bail!(
-                    "{way}: {} of {} requests failed:\n{}",
-                    asked.failed.len(),
-                    asked.requests,
+                    "{way}: {} of {requests} requests failed:\n{}",
+                    failed.len(),
                     some.join("\n")
                 );
             }
             let due = RATE as f64 * asked.lasted.as_secs_f64();
-            if (asked.requests as f64) < ASKED_MIN * due {
+            if (*requests as f64) < ASKED_MIN * due {
                 bail!(
-                    "{way}: only {} requests in {:.1} s, {due:.0} were due",
-                    asked.requests,
+                    "{way}: only {requests} requests in {:.1} s, {due:.0} were due",
                     asked.lasted.as_secs_f64()
                 );
             }
@@ -108,8 +111,11 @@ pub fn story(lab: &TestLab, rounds: usize, drained: usize) -> Result<Told> {
 
     let told = trouble(lab, rounds, drained);
     let lasted = asked_outside.elapsed();
-    let (requests, failed) = outside.end();
+    let seen = outside.end();
     told.with_context(|| {
+        let Seen {
+            requests, failed, ..
+        } = &seen;
         let first = failed.iter().take(5).cloned().collect::<Vec<_>>();
         let (lost, first) = (failed.len(), first.join("\n"));
         format!("{lost} of {requests} requests from outside were lost so far:\n{first}")
@@ -120,11 +126,7 @@ pub fn story(lab: &TestLab, rounds: usize, drained: usize) -> Result<Told> {
     let inside = said_inside(lab, asked_inside.elapsed())?;
     Ok(Told {
         inside,
-        outside: Asked {
-            requests,
-            lasted,
-            failed,
-        },
+        outside: Asked { seen, lasted },
     })
 }
 
@@ -195,13 +197,16 @@ fn said_inside(lab: &TestLab, lasted: Duration) -> Result<Asked> {
     let requests = last
         .and_then(|line| line.strip_prefix("requests=")?.split_once(' '))
         .and_then(|(requests, _)| requests.parse().ok());
-    Ok(Asked {
-        requests: requests.context("a number of requests")?,
-        lasted,
-        failed: said
-            .lines()
-            .filter(|line| line.starts_with("request ") && line.contains(" failed: "))
+    let lines = |what: &str| {
+        said.lines()
+            .filter(|line| line.starts_with("request ") && line.contains(what))
             .map(str::to_owned)
-            .collect(),
-    })
+            .collect()
+    };
+    let seen = Seen {
+        requests: requests.context("a number of requests")?,
+        failed: lines(" failed: "),
+        slow: lines(" took "),
+    };
+    Ok(Asked { seen, lasted })
 }

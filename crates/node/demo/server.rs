@@ -19,6 +19,8 @@ use std::{
 
 /// How long a request may take; longer than any stall of a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// What takes so long was lost on its way and sent again: the kernel waits a second for an answer to a SYN (RFC 6298 §2).
+const SLOW_MS: u128 = 950;
 /// Pause between two questions for a name that is watched.
 const WATCH_PAUSE: Duration = Duration::from_millis(10);
 /// Requests under way at once, so that a slow one does not hold up the others.
@@ -107,9 +109,9 @@ fn fail(problem: &str) -> ! {
 }
 
 /// Asks at a steady rate, each request on a connection of its own but those of one loader, which keeps its connection as
-/// browsers and proxies do; says which failed and when.
+/// browsers and proxies do; says which failed and when, and which took so long that a packet must have been lost.
 fn load(target: &str, rate: u64, seconds: u64) -> ! {
-    let (next, failed) = (AtomicU64::new(0), AtomicU64::new(0));
+    let (next, failed, slow) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     let (began, total) = (Instant::now(), rate * seconds);
     let ask = |keeps: bool| {
         let mut kept = None;
@@ -123,7 +125,7 @@ fn load(target: &str, rate: u64, seconds: u64) -> ! {
             }
             let due = began + Duration::from_nanos(number * 1_000_000_000 / rate);
             thread::sleep(due.saturating_duration_since(Instant::now()));
-            let asked = began.elapsed().as_millis();
+            let asked = began.elapsed();
             if number % (rate * 5) == 0 {
                 println!("asked {number}");
             }
@@ -132,9 +134,14 @@ fn load(target: &str, rate: u64, seconds: u64) -> ! {
             } else {
                 fetch(target).map(drop)
             };
+            let took = (began.elapsed() - asked).as_millis();
+            let asked = asked.as_millis();
             if let Err(problem) = answer {
                 failed.fetch_add(1, Ordering::Relaxed);
                 println!("request {number} of {target} at {asked} ms failed: {problem}");
+            } else if took >= SLOW_MS {
+                slow.fetch_add(1, Ordering::Relaxed);
+                println!("request {number} of {target} at {asked} ms took {took} ms");
             }
         }
     };
@@ -144,9 +151,9 @@ fn load(target: &str, rate: u64, seconds: u64) -> ! {
         }
     });
     // The last number of each loader was not asked.
-    let (asked, failed) = (next.into_inner(), failed.into_inner());
+    let (asked, failed, slow) = (next.into_inner(), failed.into_inner(), slow.into_inner());
     let asked = if total > 0 { total } else { asked };
-    println!("requests={asked} failed={failed}");
+    println!("requests={asked} failed={failed} slow={slow}");
     process::exit(i32::from(failed > 0))
 }
 

@@ -120,6 +120,7 @@ fn wanted_with(
         gwbridge_subnet6: Some("fd53::/64".parse().unwrap()),
         ipvs: None,
         source_hash: true,
+        zones: true,
     };
     desired(view, &"h1".parse().unwrap(), &facts, &params)
 }

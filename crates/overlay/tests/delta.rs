@@ -108,6 +108,7 @@ fn params(ipvs: bool) -> Params {
         gwbridge_subnet6: Some("fd01::/64".parse().unwrap()),
         ipvs: ipvs.then_some("mh"),
         source_hash: true,
+        zones: true,
     }
 }
 

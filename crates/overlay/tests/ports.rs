@@ -8,13 +8,16 @@ mod lab;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::{Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsRawFd,
     sync::Arc,
     time::Duration,
 };
 
-use lab::{Lab, Traffic, alone_on_ingress, bridged_packets_pass_rules, dual, id, lab, view};
+use lab::{
+    Lab, Traffic, alone_on_ingress, bridged_packets_pass_rules, dual, id, lab, lab_of, peer, view,
+};
 use shoal_api::{
     network::{IngressPort, NetworkView, Protocol},
     spec::Affinity,
@@ -181,6 +184,74 @@ async fn a_container_on_ingress_alone_is_answered_at_published_ports_of_every_ho
 }
 
 /// Answers each connection with what the header says of the client and the node, and with the first line that follows.
+/// A connection from this port, which others may use, too.
+fn connect_from(port: u16, to: SocketAddr) -> std::io::Result<TcpStream> {
+    use nix::sys::socket::{
+        AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
+    };
+    let SocketAddr::V4(to) = to else {
+        unreachable!("the addresses of the hosts are of IPv4");
+    };
+    let kind = (SockType::Stream, SockFlag::SOCK_CLOEXEC);
+    let connection = socket(AddressFamily::Inet, kind.0, kind.1, None)?;
+    setsockopt(&connection, sockopt::ReuseAddr, &true)?;
+    let patience = PATIENCE.as_secs().try_into().expect("a few seconds");
+    let patience = nix::sys::time::TimeVal::new(patience, 0);
+    setsockopt(&connection, sockopt::SendTimeout, &patience)?;
+    setsockopt(&connection, sockopt::ReceiveTimeout, &patience)?;
+    let fd = connection.as_raw_fd();
+    bind(fd, &SockaddrIn::new(0, 0, 0, 0, port))?;
+    connect(fd, &SockaddrIn::from(to))?;
+    Ok(TcpStream::from(connection))
+}
+
+#[tokio::test]
+async fn a_client_may_ask_every_node_from_one_port_at_once() {
+    let mut view = view();
+    view.peers.insert(id("h3"), peer(3));
+    let ingress = view.networks.get_mut("ingress").unwrap();
+    let web = Arc::make_mut(ingress.services.get_mut("web").unwrap());
+    web.ports.push(IngressPort {
+        protocol: Protocol::Udp,
+        published: 5300,
+        target: 53,
+        ..IngressPort::default()
+    });
+    // One task, and two nodes of entry that are not its own.
+    set_serving(&mut view, "t1", false);
+    set_serving(&mut view, "t3", false);
+    let mut lab = or_skip!(lab_of(3).await);
+    for (task, host) in [("t1", 0), ("t2", 1), ("t3", 0)] {
+        lab.container(task, host);
+    }
+    lab.converge(&view).await;
+    lab.serve_lines("t2", "0.0.0.0:80");
+    lab.serve_datagrams("t2", "0.0.0.0:53");
+    let hosts = [1, 3, 2];
+    let (streams, datagrams) = lab.within("client", move || {
+        let open = hosts.map(|host| connect_from(4000, ([192, 0, 2, host], 8080).into()));
+        let streams = open.map(|connection| {
+            let connection = connection?;
+            writeln!(&connection, "?")?;
+            let mut answer = String::new();
+            BufReader::new(&connection).read_line(&mut answer)?;
+            Ok::<_, std::io::Error>(answer)
+        });
+        let socket = UdpSocket::bind("0.0.0.0:4000").unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let datagrams = hosts.map(|host| {
+            socket.send_to(b"?", SocketAddr::from(([192, 0, 2, host], 5300)))?;
+            socket.recv_from(&mut [0; 16]).map(|(_, from)| from)
+        });
+        (streams, datagrams)
+    });
+    for (host, (stream, from)) in hosts.into_iter().zip(streams.into_iter().zip(datagrams)) {
+        assert_eq!(stream.unwrap(), "t2\n", "asked h{host}");
+        assert_eq!(from.unwrap(), SocketAddr::from(([192, 0, 2, host], 5300)));
+    }
+    assert!(lab.plan(1, &view).await.is_empty());
+}
+
 fn serve_with_header(lab: &Lab, task: &str) {
     let listener = lab
         .within(task, || TcpListener::bind("0.0.0.0:80"))

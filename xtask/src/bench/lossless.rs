@@ -23,13 +23,20 @@ const DRAINED: usize = 10;
 fn lost(bench: &Bench) -> Result<()> {
     let lab = TestLab::up_in(Place::take(), bench.shoal.clone(), (3, 1), &[])?;
     let told = lossless::story(&lab, ROUNDS, DRAINED)?;
-    println!(
-        "lost requests in {ROUNDS} updates, a drain and a scale-down: {} of {} through the virtual address, {} of {} \
-         through the published port",
-        told.inside.failed.len(),
-        told.inside.requests,
-        told.outside.failed.len(),
-        told.outside.requests,
-    );
+    for (way, asked) in [
+        ("virtual address", &told.inside),
+        ("published port", &told.outside),
+    ] {
+        let seen = &asked.seen;
+        println!(
+            "{way}: {} of {} requests lost in {ROUNDS} updates, a drain and a scale-down; {} took about a second or more",
+            seen.failed.len(),
+            seen.requests,
+            seen.slow.len(),
+        );
+        for slow in &seen.slow {
+            println!("  {slow}");
+        }
+    }
     told.check()
 }

@@ -48,6 +48,8 @@ pub struct Params {
     pub ipvs: Option<&'static str>,
     /// Whether the kernel can keep a client with its backend.
     pub source_hash: bool,
+    /// Whether the kernel can keep apart what nodes of entry send under one client's address and port.
+    pub zones: bool,
 }
 
 /// Why no state can be computed.
@@ -523,6 +525,7 @@ impl Cx<'_> {
                 ingress: slice.ingress,
                 ipvs: self.params.ipvs.is_some(),
                 source_hash: self.params.source_hash,
+                zones: self.params.zones,
                 plain,
                 gateway,
                 peers: &peers,

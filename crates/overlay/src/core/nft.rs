@@ -191,6 +191,8 @@ pub enum Expr {
     Ct(Ct, u32),
     /// Sets the connection's mark.
     SetCtMark(u32),
+    /// Has packets that begin a connection compared with those of this zone alone, two bytes; answers are of none.
+    SetZone(u32),
     /// Rewrites the destination: register of the address, register of the port if that changes too.
     Dnat(u32, Option<u32>),
     /// Rewrites the source.

@@ -418,6 +418,8 @@ fn expression(list: Message, family: Family, expr: &Expr) -> Message {
         }),
         Expr::Ct(key, to) => named("ct", &|m| m.be32(2, *key as u32).be32(1, reg(to))),
         Expr::SetCtMark(from) => named("ct", &|m| m.be32(2, 3).be32(4, reg(from))),
+        // Key 17 is the zone, direction 0 the original one.
+        Expr::SetZone(from) => named("ct", &|m| m.be32(2, 17).attr(3, &[0]).be32(4, reg(from))),
         Expr::Dnat(address, port) => named("nat", &|m| {
             let m = m
                 .be32(1, 1)

@@ -17,7 +17,7 @@ use super::{
 
 pub use balance::hashing;
 use balance::{port_by_source, port_class, vip_by_source, vip_class};
-pub use everything::everything;
+pub use everything::{everything, zoned};
 pub use host::{Host, host};
 
 pub(crate) const PRE_NAT: Hook = Hook {
@@ -94,6 +94,8 @@ pub struct Router<'a> {
     pub ipvs: bool,
     /// Whether the kernel can draw slots by the client's address.
     pub source_hash: bool,
+    /// Whether the kernel can keep apart what nodes of entry send under one client's address and port.
+    pub zones: bool,
     /// Whether every address is asked by its own name, none by a virtual one or a published port: then nothing is rewritten and
     /// no connection recorded, which costs some tenth of the rate.
     pub plain: bool,
@@ -113,7 +115,7 @@ pub fn router(name: &str, router: &Router<'_>) -> Table {
     table
         .set("peers", &[Part::Ether], SetData::None)
         .set("sources", &[Part::Interface, address], SetData::None)
-        .chain("raw", Some(RAW), who_may_send(family));
+        .chain("raw", Some(RAW), who_may_send(router));
     for peer in router.peers {
         let Mac(mac) = naming::mac_of(*peer);
         table.element("peers", mac.to_vec(), Element::Member);
@@ -249,7 +251,8 @@ fn published_by(family: Family) -> &'static [&'static str] {
 }
 
 /// Who may send at all: other nodes, and a container from its own address. What is usual is found first.
-fn who_may_send(family: Family) -> Vec<RuleText> {
+fn who_may_send(router: &Router<'_>) -> Vec<RuleText> {
+    let family = router.family;
     let is_other = |name: &str| Expr::IsNot(0, interface(name));
     let of_container = vec![
         Expr::Meta(Meta::InName, 0),
@@ -257,7 +260,11 @@ fn who_may_send(family: Family) -> Vec<RuleText> {
         Expr::InSet(0, "sources".into()),
         Expr::Accept,
     ];
-    let of_node = vec![source_mac(0), Expr::InSet(0, "peers".into()), Expr::Accept];
+    let mut of_node = vec![source_mac(0), Expr::InSet(0, "peers".into())];
+    if router.ingress && router.zones {
+        of_node.extend(zone_of_entry());
+    }
+    of_node.push(Expr::Accept);
     let mut from_elsewhere = vec![
         Expr::Meta(Meta::InName, 0),
         is_other(UPLINK),
@@ -282,6 +289,19 @@ fn who_may_send(family: Family) -> Vec<RuleText> {
         rule("no other nodes", by_tunnel(vec![Expr::Drop])),
         rule("nobody sends under another's address", from_elsewhere),
     ]
+}
+
+/// Connections of each node of entry are a zone of their own, for a client may ask two nodes from one port and be led to one
+/// task by both. Answers are of no zone, so that connection tracking has to give one of the two another port. The zone is
+/// the end of the node's Ethernet address: nodes of one network of 65,536 addresses have different ones.
+fn zone_of_entry() -> [Expr; 2] {
+    let end_of_mac = Expr::Payload {
+        base: Base::Link,
+        offset: 10,
+        len: 2,
+        to: 0,
+    };
+    [end_of_mac, Expr::SetZone(0)]
 }
 
 const SOURCE: u32 = 12;

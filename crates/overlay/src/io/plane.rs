@@ -108,6 +108,7 @@ impl Plane {
             ports: HeldPorts::default(),
             ipv6: false,
             source_hash: false,
+            zones: false,
             families: Families::default(),
             by_source: None,
             tunnel: None,
@@ -228,6 +229,7 @@ struct Worker {
     ipv6: bool,
     /// Whether the kernel can choose a backend by the client's address.
     source_hash: bool,
+    zones: bool,
     /// Numbers of families of generic netlink.
     families: Families,
     /// The scheduler by which IPVS keeps clients with their backends; `None` where nftables distributes connections.
@@ -276,12 +278,19 @@ impl Worker {
         }
         self.ipv6 = abilities.ipv6;
         self.source_hash = abilities.source_hash;
+        self.zones = abilities.zones;
         self.families = abilities.families;
         self.begin_keys();
         if !abilities.source_hash {
             tracing::warn!(
                 "this kernel lacks CONFIG_NFT_HASH: with nftables, services with the label shoal.affinity=source are \
                  balanced like others here"
+            );
+        }
+        if !abilities.zones {
+            tracing::warn!(
+                "this kernel lacks CONFIG_NF_CONNTRACK_ZONES: a client that asks two nodes from one port at once may be \
+                 answered by one of them alone"
             );
         }
         let driver = self.config.lb_driver;
@@ -400,6 +409,7 @@ impl Worker {
             gwbridge_subnet: self.config.gwbridge_subnet,
             ipvs: self.by_source,
             source_hash: self.source_hash,
+            zones: self.zones,
             gwbridge_subnet6: self.ipv6.then_some(self.config.gwbridge_subnet6),
         }
     }

@@ -28,6 +28,8 @@ pub(crate) struct Abilities {
     pub(crate) ipv6: bool,
     /// Choosing a backend by the client's address.
     pub(crate) source_hash: bool,
+    /// Keeping apart connections of equal addresses and ports.
+    pub(crate) zones: bool,
     /// Numbers of families of generic netlink.
     pub(crate) families: Families,
     /// Schedulers of IPVS, of those that are used.
@@ -84,10 +86,11 @@ pub(crate) fn probe() -> Result<Abilities, PlaneError> {
         wireguard: family(wireguard_wire::FAMILY)
             .filter(|_| ipv6 && make("wireguard", LinkKind::Wireguard).is_ok()),
     };
-    let hashing = nft_wire::replace(&ruleset::hashing("hash"));
+    let mut takes = |table: Table| netfilter.transaction(nft_wire::replace(&table)).is_ok();
     Ok(Abilities {
         ipv6,
-        source_hash: netfilter.transaction(hashing).is_ok(),
+        source_hash: takes(ruleset::hashing("hash")),
+        zones: takes(ruleset::zoned("zones")),
         schedulers: families.ipvs.map(schedulers).unwrap_or_default(),
         families,
     })

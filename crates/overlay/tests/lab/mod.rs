@@ -28,7 +28,7 @@ use shoal_overlay::{
     netns,
 };
 
-const HOSTS: [&str; 2] = ["h1", "h2"];
+const HOSTS: [&str; 3] = ["h1", "h2", "h3"];
 /// How long a packet that must not arrive is waited for: long enough for the second try of one that was dropped while
 /// the kernel had not opened a new link yet.
 const LOST: Duration = Duration::from_millis(1300);
@@ -36,7 +36,8 @@ const LOST: Duration = Duration::from_millis(1300);
 pub struct Lab {
     dir: PathBuf,
     planes: Vec<Plane>,
-    local: [LocalNamespaces; 2],
+    local: [LocalNamespaces; HOSTS.len()],
+    hosts: usize,
     /// How long keys last for planes that are started from now on.
     pub key_times: KeyTimes,
 }
@@ -92,11 +93,6 @@ pub fn view() -> NetworkView {
             services: web(n),
         }
     };
-    let peer = |last: u8| Peer {
-        underlay: [192, 0, 2, last].into(),
-        hostname: format!("h{last}"),
-        tunnel_keys: Vec::new(),
-    };
     let tasks = [("t1", 0), ("t2", 1), ("t3", 0)];
     NetworkView {
         version: 1,
@@ -108,6 +104,15 @@ pub fn view() -> NetworkView {
             (id("n2"), network(2, &[("t4", 0)])),
             (id("n3"), network(3, &[("t5", 0), ("t6", 1)])),
         ]),
+    }
+}
+
+/// How other nodes know the host h`last`.
+pub fn peer(last: u8) -> Peer {
+    Peer {
+        underlay: [192, 0, 2, last].into(),
+        hostname: format!("h{last}"),
+        tunnel_keys: Vec::new(),
     }
 }
 
@@ -154,7 +159,7 @@ pub fn bridged_packets_pass_rules(lab: &Lab, family: Family) -> impl Iterator<It
     };
     let set = move |value: u8| {
         let word = format!("net.bridge.bridge-nf-call-{name}={value}");
-        let mut hosts = HOSTS.iter();
+        let mut hosts = lab.hosts().iter();
         hosts.all(|host| lab.run(host, "sysctl", &["-qw", &word]))
     };
     let ways = [(1, "by the rules"), (0, "past the rules")];
@@ -165,8 +170,13 @@ pub fn bridged_packets_pass_rules(lab: &Lab, family: Family) -> impl Iterator<It
         .chain((!possible).then_some("without br_netfilter"))
 }
 
-/// Makes the underlay and the planes, or says what the machine lacks.
+/// Makes the underlay and the planes of h1 and h2, or says what the machine lacks.
 pub async fn lab() -> Result<Lab, String> {
+    lab_of(2).await
+}
+
+/// The same with so many hosts.
+pub async fn lab_of(hosts: usize) -> Result<Lab, String> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     if !nix::unistd::geteuid().is_root() {
         return Err("network namespaces need root".into());
@@ -180,13 +190,15 @@ pub async fn lab() -> Result<Lab, String> {
         dir: std::env::temp_dir().join(unique),
         planes: vec![],
         local: Default::default(),
+        hosts,
         key_times: KeyTimes::default(),
     };
-    for place in ["switch", "h1", "h2", "client"] {
+    for place in ["switch", "client"].iter().chain(&HOSTS[..hosts]) {
         netns::create(&lab.place(place)).unwrap();
     }
     lab.ip("switch", "link add br0 up type bridge");
-    for (place, last) in [("h1", 1), ("h2", 2), ("client", 99)] {
+    let places = HOSTS.into_iter().zip(1..).take(hosts);
+    for (place, last) in places.chain([("client", 99)]) {
         lab.ip(
             "switch",
             &format!("link add {place} up master br0 type veth peer name u0"),
@@ -339,6 +351,10 @@ impl Traffic for Lab {
 }
 
 impl Lab {
+    fn hosts(&self) -> &'static [&'static str] {
+        &HOSTS[..self.hosts]
+    }
+
     /// Makes an empty container namespace for a task.
     pub fn container(&mut self, task: &str, host: usize) {
         netns::create(&self.place(task)).unwrap();
@@ -364,7 +380,7 @@ impl Lab {
     }
 
     pub async fn converge(&mut self, view: &NetworkView) {
-        for host in 0..2 {
+        for host in 0..self.hosts {
             if let Err(errors) = self.try_converge(host, view).await {
                 let chains = errors
                     .iter()
@@ -473,7 +489,7 @@ impl Lab {
     /// Restarts the planes with IPVS asked for, and returns what the kernel has.
     pub fn open_with_ipvs(&mut self) -> BTreeMap<String, bool> {
         self.planes.clear();
-        for (host, name) in HOSTS.iter().enumerate() {
+        for (host, name) in self.hosts().iter().enumerate() {
             let mut config = PlaneConfig::new(self.run_dir(host));
             config.lb_driver = "ipvs".parse().unwrap();
             config.host_netns = Some(self.place(name));
@@ -511,7 +527,7 @@ impl Lab {
 
     fn restart_planes_or(&mut self, missing: impl Fn(&PlaneError) -> String) -> Result<(), String> {
         self.planes.clear();
-        for (host, name) in HOSTS.iter().enumerate() {
+        for (host, name) in self.hosts().iter().enumerate() {
             let mut config = PlaneConfig::new(self.run_dir(host));
             if let Ok(driver) = std::env::var("SHOAL_LB_DRIVER") {
                 config.lb_driver = driver.parse().unwrap();

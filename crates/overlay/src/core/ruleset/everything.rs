@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use super::{Host, Router, host, router};
+use super::{Host, RAW, Router, host, router, rule, zone_of_entry};
 use crate::core::{nft::Table, state::Family};
 
 /// A table that uses every expression of the others: what a kernel must be able to load.
@@ -20,6 +20,7 @@ pub fn everything(family: Family, name: &str) -> Table {
             ingress: true,
             ipvs: false,
             source_hash: false,
+            zones: false,
             plain: false,
             gateway: none,
             peers: &[],
@@ -49,5 +50,13 @@ pub fn everything(family: Family, name: &str) -> Table {
     let chains = more.chains.into_iter();
     table.chains.extend(chains.filter(|chain| own(&chain.name)));
     table.sets.extend(more.sets);
+    table
+}
+
+/// A table that puts connections into zones, which not every kernel can.
+pub fn zoned(name: &str) -> Table {
+    let mut table = Table::new(Family::V4, name);
+    let rules = vec![rule("zone", zone_of_entry().to_vec())];
+    table.chain("raw", Some(RAW), rules);
     table
 }
