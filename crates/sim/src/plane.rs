@@ -25,6 +25,7 @@ pub fn check(host: HostId, view: &NetworkView, env: &mut Env) -> bool {
         gwbridge_subnet6: Some("fd53::/64".parse().expect("a subnet")),
         ipvs: None,
         source_hash: true,
+        zones: true,
     };
     let facts = Facts {
         underlay_mtu: 1_500,
