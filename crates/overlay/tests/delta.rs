@@ -1,6 +1,10 @@
 //! The steps between two views lead to the very state that is computed from the second.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use proptest::prelude::*;
 use shoal_api::network::{
@@ -10,6 +14,7 @@ use shoal_overlay::core::{
     delta::{Delta, Index, Steps},
     desired::{Params, desired},
     diff::{Change, IpvsStep},
+    flows::Ending,
     ipvs_wire::Edit,
     observed::Facts,
     rtnl_wire::Verb,
@@ -201,9 +206,17 @@ fn an_endpoint_of_another_node_that_stops_serving_or_goes_is_no_reason_to_comput
             panic!("{spot:?} is more than a few steps")
         };
         let with_ipvs = delta(&old, &new, true);
-        assert!(matches!(with_ipvs, Delta::Steps(_)), "{with_ipvs:?}");
-        let gone: Vec<_> = steps.gone.iter().flat_map(|(_, gone)| gone).collect();
-        assert_eq!(gone.len(), 4, "its two addresses in two networks: {gone:?}");
+        let Delta::Steps(with_ipvs) = with_ipvs else {
+            panic!("{with_ipvs:?}")
+        };
+        let left = if spot.is_none() { 4 } else { 0 };
+        let all = |steps: &Steps, which: fn(&Ending) -> &BTreeSet<IpAddr>| {
+            steps.endings.values().flat_map(which).count()
+        };
+        let idle = all(&steps, |ending| &ending.idle);
+        assert_eq!(idle, 4, "its two addresses in two networks");
+        assert_eq!(all(&steps, |ending| &ending.left), left, "{spot:?}");
+        assert_eq!(all(&with_ipvs, |ending| &ending.left), left, "{spot:?}");
     }
     // Its own containers' interfaces, a first endpoint of a node, another subnet.
     let mut own = all.clone();

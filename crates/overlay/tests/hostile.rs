@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use shoal_overlay::core::{
-    conntrack_wire, generic_wire, ipvs_wire,
+    conntrack_wire,
+    flows::Ending,
+    generic_wire, ipvs_wire,
     netlink::{Message, attributes, messages},
     nft::Outline,
     nft_wire,
@@ -35,10 +37,13 @@ fn read_all(body: &[u8]) {
     device.take(body);
     let _ = device.tunnel();
     let _ = ipvs_wire::read_service(body);
-    let gone = BTreeSet::from(["10.0.0.1".parse().unwrap()]);
+    let ending = Ending {
+        idle: BTreeSet::from(["10.0.0.1".parse().unwrap()]),
+        left: BTreeSet::from(["10.0.0.2".parse().unwrap()]),
+    };
     for family in Family::ALL {
         let _ = ipvs_wire::read_destination(family, body);
-        let _ = conntrack_wire::removal(family, body, &gone);
+        let _ = conntrack_wire::removal(family, body, &ending);
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsRawFd,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use lab::{
@@ -22,7 +22,7 @@ use shoal_api::{
     network::{IngressPort, NetworkView, Protocol},
     spec::Affinity,
 };
-use shoal_overlay::core::state::Family;
+use shoal_overlay::{core::state::Family, netns};
 
 const ROUND: usize = 12;
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -250,6 +250,93 @@ async fn a_client_may_ask_every_node_from_one_port_at_once() {
         assert_eq!(from.unwrap(), SocketAddr::from(([192, 0, 2, host], 5300)));
     }
     assert!(lab.plan(1, &view).await.is_empty());
+}
+
+fn leave(view: &mut NetworkView, task: &str) {
+    view.version += 1;
+    for network in view.networks.values_mut() {
+        network.endpoints.remove(task);
+    }
+}
+
+/// The view in which of `web` t2 alone serves.
+fn served_by_t2() -> NetworkView {
+    let mut view = view();
+    set_serving(&mut view, "t1", false);
+    set_serving(&mut view, "t3", false);
+    view
+}
+
+#[tokio::test]
+async fn a_port_whose_connection_was_reset_is_led_to_a_task_that_is_there() {
+    let mut lab = or_skip!(lab().await);
+    for (task, host) in [("t1", 0), ("t2", 1), ("t3", 0)] {
+        lab.container(task, host);
+    }
+    let mut view = served_by_t2();
+    lab.converge(&view).await;
+    let at = SocketAddr::from(([192, 0, 2, 1], 8080));
+    let listener = lab.within("t2", || TcpListener::bind("0.0.0.0:80").unwrap());
+    let mut first = lab
+        .within("client", move || connect_from(4000, at))
+        .unwrap();
+    first.write_all(b"never read").unwrap();
+    let (served, _) = listener.accept().unwrap();
+    served.peek(&mut [0]).unwrap();
+    set_serving(&mut view, "t3", true);
+    set_serving(&mut view, "t2", false);
+    lab.converge(&view).await;
+    // What is unread when a connection is closed resets it (RFC 2525 §2.17).
+    drop((served, listener));
+    let reset = first.read(&mut [0]).unwrap_err();
+    assert_eq!(reset.kind(), std::io::ErrorKind::ConnectionReset);
+    drop(first);
+    leave(&mut view, "t2");
+    lab.converge(&view).await;
+    lab.serve("t3", "0.0.0.0:80");
+    let second = lab.within("client", move || connect_from(4000, at));
+    let mut answer = String::new();
+    second.unwrap().read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "t3 sees 192.0.2.99");
+}
+
+#[tokio::test]
+async fn an_attempt_to_connect_leaves_a_task_that_has_left() {
+    let mut lab = or_skip!(lab().await);
+    for (task, host) in [("t1", 0), ("t2", 1), ("t3", 0)] {
+        lab.container(task, host);
+    }
+    let mut view = served_by_t2();
+    lab.converge(&view).await;
+    lab.serve("t3", "0.0.0.0:80");
+    // It hears questions, and its answers go nowhere: as of one whose host has lost power.
+    assert!(lab.run("t2", "ip", &["route", "add", "blackhole", "10.0.1.11/32"]));
+    let place = lab.place("t1");
+    let asked = std::thread::spawn(move || {
+        let connect = || {
+            let mut connection = connect_from(4000, ([10, 0, 1, 2], 80).into())?;
+            let mut answer = String::new();
+            connection.read_to_string(&mut answer).map(|_| answer)
+        };
+        netns::run_in(&place, connect).unwrap()
+    });
+    let began = Instant::now();
+    let is_sent = |lab: &Lab| {
+        let sent = lab.text("t1", "ss", &["-Hnt", "state", "syn-sent"]);
+        !sent.is_empty()
+    };
+    while !is_sent(&lab) {
+        assert!(began.elapsed() < PATIENCE, "nothing was sent");
+    }
+    set_serving(&mut view, "t3", true);
+    leave(&mut view, "t2");
+    lab.converge(&view).await;
+    let answer = asked.join().unwrap();
+    assert_eq!(
+        answer.unwrap(),
+        "t3 sees 10.0.1.11",
+        "asked again, another one answers"
+    );
 }
 
 fn serve_with_header(lab: &Lab, task: &str) {

@@ -1,11 +1,14 @@
-//! Connection tracking over netlink: which datagram flows still lead to backends that have gone.
+//! Connection tracking over netlink: which flows still lead to backends that are no longer to be asked.
 //!
 //! A UDP flow keeps its backend for as long as the client goes on sending; unlike with TCP, nobody would ever notice
-//! that it is dead. Numbers are those of `linux/netfilter/nfnetlink_conntrack.h`.
+//! that it is dead. An attempt to connect is repeated to the backend that it was led to at first; and a connection that the
+//! backend has reset is remembered for ten seconds, in which another one from the same port is led there, too. Numbers are
+//! those of `linux/netfilter/nfnetlink_conntrack.h`.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::net::IpAddr;
 
 use super::{
+    flows::Ending,
     lb::protocol_number,
     netlink::{Message, attribute, flags},
     state::Family,
@@ -44,15 +47,20 @@ pub fn list(family: Family) -> Message {
     Message::new(GET, flags::DUMP, &header(family))
 }
 
-/// The removal of a connection from an answer to [`list`], if it is a UDP flow that was led to one of `gone`.
-pub fn removal(family: Family, body: &[u8], gone: &BTreeSet<IpAddr>) -> Option<Message> {
+/// The removal of a connection from an answer to [`list`], if it was led to a backend that has left, or is a UDP flow to an idle
+/// one.
+///
+/// It is removed by what the backend answers, not by what the client asks: the client may have begun another one meanwhile,
+/// which leads elsewhere.
+pub fn removal(family: Family, body: &[u8], ending: &Ending) -> Option<Message> {
     let attrs = body.get(4..)?;
     let (original, reply) = (attribute(attrs, ORIGINAL)?, attribute(attrs, REPLY)?);
     let backend = address(reply, End::Source)?;
-    let led = backend != address(original, End::Destination)? && gone.contains(&backend);
+    let led = backend != address(original, End::Destination)?;
     let udp = attribute(attribute(reply, 2)?, 1)? == [protocol_number(Protocol::Udp)];
+    let ends = ending.left.contains(&backend) || udp && ending.idle.contains(&backend);
     let message = Message::new(DELETE, 0, &header(family));
-    (led && udp).then(|| message.attr(ORIGINAL | flags::NESTED, original))
+    (led && ends).then(|| message.attr(REPLY | flags::NESTED, reply))
 }
 
 fn header(family: Family) -> [u8; 4] {

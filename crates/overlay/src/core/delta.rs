@@ -6,7 +6,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     sync::Arc,
 };
 
@@ -19,6 +18,7 @@ use shoal_api::{
 use super::{
     desired::{self, Balance, IpvsBalance, Params},
     diff::{Change, NetOp, element_edits, ipvs_changes},
+    flows::{self, Ending, Endings},
     lb::{self, Elements},
     rtnl_wire::Verb,
     state::{Family, MAIN_TABLE, Space},
@@ -40,8 +40,8 @@ pub enum Delta {
 pub struct Steps {
     /// In their order.
     pub ops: Vec<NetOp>,
-    /// Backends to which routers no longer lead.
-    pub gone: Vec<(Space, BTreeSet<IpAddr>)>,
+    /// Backends that are no longer to be asked.
+    pub endings: Endings,
     /// The endpoints that differ, for [`Index::follow`].
     pub moved: Vec<Moved>,
 }
@@ -265,7 +265,7 @@ impl Network<'_> {
         let families = Family::ALL.into_iter();
         let families =
             families.filter(|family| can(*family) && desired::gateway(self.new, *family).is_some());
-        let mut gone = BTreeSet::new();
+        let mut idle = BTreeSet::new();
         for family in families {
             self.routes(family, &space, steps);
             if let Some(by_source) = self.params.ipvs {
@@ -290,9 +290,9 @@ impl Network<'_> {
             }
             let before = self.elements(self.old, &services, family);
             let after = self.elements(self.new, &services, family);
-            gone.extend(lb::backends(family, &before));
+            idle.extend(lb::backends(family, &before));
             for stays in lb::backends(family, &after) {
-                gone.remove(&stays);
+                idle.remove(&stays);
             }
             let sets: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
             let (remove, add) = element_edits(sets.into_iter(), &after, &before);
@@ -308,8 +308,9 @@ impl Network<'_> {
             }
         }
         // An address is one endpoint's, and an endpoint of one service: no other leads to it.
-        if !gone.is_empty() {
-            steps.gone.push((space, gone));
+        let left = flows::left(self.old, self.new);
+        if !idle.is_empty() || !left.is_empty() {
+            steps.endings.insert(space, Ending { idle, left });
         }
         true
     }

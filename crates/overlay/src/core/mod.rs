@@ -5,6 +5,7 @@ pub mod conntrack_wire;
 pub mod delta;
 pub mod desired;
 pub mod diff;
+pub mod flows;
 pub mod generic_wire;
 pub mod ipam;
 pub mod ipvs_wire;

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fs, io,
-    net::IpAddr,
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::fs::MetadataExt,
@@ -21,6 +20,7 @@ use super::{
 use crate::core::{
     conntrack_wire,
     diff::{Change, IpvsStep, NetOp},
+    flows::Ending,
     ipvs_wire::{self, Edit},
     naming,
     netlink::Message,
@@ -221,12 +221,8 @@ impl<'a> Kernel<'a> {
         failures
     }
 
-    /// Ends datagram flows in a router that lead to these backends, so that the next datagram finds another.
-    pub(crate) fn end_flows(
-        &mut self,
-        space: &Space,
-        gone: &BTreeSet<IpAddr>,
-    ) -> Result<(), Failure> {
+    /// Forgets flows in a router that lead to these backends, so that what comes next finds others.
+    pub(crate) fn end_flows(&mut self, space: &Space, ending: &Ending) -> Result<(), Failure> {
         let mut end = || {
             let socket = self.tables(space)?;
             let mut flows = None;
@@ -237,10 +233,11 @@ impl<'a> Kernel<'a> {
                 return Ok(());
             }
             let mut removals = Vec::new();
-            let families: BTreeSet<Family> = gone.iter().map(|gone| Family::of(*gone)).collect();
+            let backends = ending.idle.iter().chain(&ending.left);
+            let families: BTreeSet<Family> = backends.map(|one| Family::of(*one)).collect();
             for family in families {
                 socket.dump(conntrack_wire::list(family), |body| {
-                    removals.extend(conntrack_wire::removal(family, body, gone))
+                    removals.extend(conntrack_wire::removal(family, body, ending))
                 })?;
             }
             socket

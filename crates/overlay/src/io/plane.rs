@@ -9,7 +9,6 @@ mod ways;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
-    net::IpAddr,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
@@ -36,10 +35,11 @@ use crate::core::{
     delta::{Delta, Index},
     desired::{Params, desired},
     diff::{NetOp, diff},
+    flows::endings,
     ipvs_wire,
     keyring::Keyring,
     known::Known,
-    lb, naming,
+    naming,
     notice::{self, Scope, Shape},
     observed::{Facts, Observed, ObservedSpace},
     state::{Family, KernelState, OVERLAY_PROTOCOL, Space},
@@ -256,8 +256,6 @@ struct Planned<'a> {
     ops: Vec<NetOp>,
     /// What of it all is ours, by namespace.
     want: KernelState,
-    /// Backends that each router no longer leads to.
-    gone: Vec<(Space, BTreeSet<IpAddr>)>,
 }
 
 impl Worker {
@@ -351,7 +349,6 @@ impl Worker {
             have,
             ops,
             want,
-            gone,
         }) = self.plan(inputs, Some(&mut watch), &mut errors)
         else {
             return Err(errors);
@@ -365,10 +362,11 @@ impl Worker {
                 .into_iter()
                 .map(PlaneError::from),
         );
-        for (space, gone) in &gone {
+        let before = self.asked.as_ref().map(|(view, ..)| &**view);
+        for (space, ending) in &endings((&want, &have), before, inputs.0) {
             errors.extend(
                 kernel
-                    .end_flows(space, gone)
+                    .end_flows(space, ending)
                     .map_err(PlaneError::from)
                     .err(),
             );
@@ -548,33 +546,12 @@ impl Worker {
         };
         self.only_ours(&mut have);
         let ops = diff(&want, &have);
-        let gone = want
-            .spaces
-            .iter()
-            .filter_map(|(space, wanted)| {
-                Some((space, wanted.tables.values(), have.spaces.get(space)?))
-            })
-            .map(|(space, wanted, found)| {
-                let stay: BTreeSet<_> = wanted
-                    .flat_map(|table| lb::backends(table.family, &table.elements))
-                    .collect();
-                let mut gone: BTreeSet<_> = found
-                    .tables
-                    .iter()
-                    .flat_map(|((family, _), held)| lb::backends(*family, &held.elements))
-                    .collect();
-                gone.retain(|backend| !stay.contains(backend));
-                (space.clone(), gone)
-            })
-            .filter(|(_, gone)| !gone.is_empty())
-            .collect();
         Some(Planned {
             kernel,
             read,
             have,
             ops,
             want,
-            gone,
         })
     }
 

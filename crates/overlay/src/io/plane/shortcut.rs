@@ -89,8 +89,8 @@ impl Worker {
             tracing::debug!(view.version = view.version, step = %op, "network step");
         }
         let mut failed = !kernel.execute_at(&steps.ops, indices).is_empty();
-        for (space, gone) in &steps.gone {
-            failed |= kernel.end_flows(space, gone).is_err();
+        for (space, ending) in &steps.endings {
+            failed |= kernel.end_flows(space, ending).is_err();
         }
         watch.settle_steps();
         for (space, handle) in kernel.into_handles() {
