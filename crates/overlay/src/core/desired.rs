@@ -313,6 +313,8 @@ impl Cx<'_> {
         let mut router = SpaceState::default();
         let settings = [
             ("ipv4/ip_forward", "1"),
+            // What a router passes on is for no socket of its own: nobody need look for one.
+            ("ipv4/ip_early_demux", "0"),
             ("ipv4/conf/all/rp_filter", "0"),
             ("ipv4/conf/default/rp_filter", "0"),
             ("ipv4/conf/all/accept_redirects", "0"),
