@@ -330,6 +330,8 @@ async fn an_attempt_to_connect_leaves_a_task_that_has_left() {
     }
     set_serving(&mut view, "t3", true);
     leave(&mut view, "t2");
+    // A daemon that was away knows by what the kernel holds who has left.
+    lab.restart_planes();
     lab.converge(&view).await;
     let answer = asked.join().unwrap();
     assert_eq!(

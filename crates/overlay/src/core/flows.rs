@@ -5,12 +5,13 @@ use std::{
     net::IpAddr,
 };
 
-use shoal_api::network::{NetworkSlice, NetworkView};
+use shoal_api::network::NetworkSlice;
 
 use super::{
-    lb,
+    desired::host_route,
+    lb::{self, Elements},
     observed::Observed,
-    state::{KernelState, Space},
+    state::{Family, KernelState, Objects, Space},
 };
 
 /// Backends of a router that are no longer to be asked.
@@ -25,40 +26,42 @@ pub struct Ending {
 /// Those of all routers.
 pub type Endings = BTreeMap<Space, Ending>;
 
-/// The backends to which each router leads, and is to lead no longer; and with the view before, who has left.
-pub fn endings(
-    (want, have): (&KernelState, &Observed),
-    before: Option<&NetworkView>,
-    view: &NetworkView,
-) -> Endings {
-    let mut endings = Endings::new();
-    for (space, wanted) in &want.spaces {
-        let Some(found) = have.spaces.get(space) else {
-            continue;
+/// What each router leads to by what the kernel holds, and is to lead to no longer.
+pub fn endings(want: &KernelState, have: &Observed) -> Endings {
+    let spaces = want.spaces.iter();
+    let endings = spaces.filter_map(|(space, wanted)| {
+        let found = have.spaces.get(space)?;
+        let held = || {
+            let tables = found.tables.iter();
+            tables.map(|((family, _), table)| (*family, &table.elements))
         };
-        let held = found.tables.iter();
-        let mut idle: BTreeSet<_> = held
-            .flat_map(|((family, _), held)| lb::backends(*family, &held.elements))
-            .collect();
-        for table in wanted.tables.values() {
-            for stays in lb::backends(table.family, &table.elements) {
-                idle.remove(&stays);
-            }
-        }
-        if !idle.is_empty() {
-            endings.entry(space.clone()).or_default().idle = idle;
-        }
-    }
-    for (network, slice) in &view.networks {
-        let before = before.and_then(|before| before.networks.get(network));
-        let left = before.map(|before| left(before, slice)).unwrap_or_default();
-        if !left.is_empty() {
-            let space = Space::Router(network.clone());
-            endings.entry(space).or_default().left = left;
-        }
-    }
-    endings.retain(|space, _| want.spaces.contains_key(space));
-    endings
+        let wanted_tables = || {
+            let tables = wanted.tables.values();
+            tables.map(|table| (table.family, &table.elements))
+        };
+        let backends = |(family, elements)| lb::backends(family, elements);
+        let idle: BTreeSet<_> = held().flat_map(backends).collect();
+        let stay = wanted_tables().flat_map(backends).collect();
+        let left = endpoints(&found.objects, held());
+        let ending = Ending {
+            idle: &idle - &stay,
+            left: &left - &endpoints(&wanted.objects, wanted_tables()),
+        };
+        let is_some = !ending.idle.is_empty() || !ending.left.is_empty();
+        is_some.then(|| (space.clone(), ending))
+    });
+    endings.collect()
+}
+
+/// Endpoints that a router knows: those of other nodes have routes. Routes of a node's own may go with their containers.
+fn endpoints<'a>(
+    objects: &Objects,
+    tables: impl Iterator<Item = (Family, &'a Elements)>,
+) -> BTreeSet<IpAddr> {
+    let routes = objects.routes.iter();
+    let routes = routes.filter(|route| !route.local && route.to == host_route(route.to.addr()));
+    let local = tables.flat_map(|(family, elements)| lb::local(family, elements));
+    routes.map(|route| route.to.addr()).chain(local).collect()
 }
 
 /// Addresses that no endpoint has any more.

@@ -59,6 +59,8 @@ pub const PORT: &str = "port";
 pub const VIP_SLOTS: &str = "vip_slots";
 /// The same for published ports.
 pub const PORT_SLOTS: &str = "port_slots";
+/// Name of the set of the node's own endpoints, each from its address to its address.
+pub const HAIRPIN: &str = "hairpin";
 
 /// Name of the map from the numbers that classes count to slots.
 pub const TURNS: &str = "turns";
@@ -226,19 +228,29 @@ pub fn add_port(
 /// All backends of virtual addresses and published ports.
 pub fn backends(family: Family, elements: &Elements) -> BTreeSet<IpAddr> {
     let slots = [VIP_SLOTS, PORT_SLOTS].map(|name| elements.get(name));
-    let address = |value: &[u8]| match family {
-        Family::V4 => value.first_chunk::<4>().map(|bytes| IpAddr::from(*bytes)),
-        Family::V6 => value.first_chunk::<16>().map(|bytes| IpAddr::from(*bytes)),
-    };
     let values = slots
         .into_iter()
         .flatten()
         .flat_map(BTreeMap::values)
         .filter_map(|element| match element {
-            Element::Value(value) => address(value),
+            Element::Value(value) => address_of(family, value),
             Element::Member | Element::Goto(_) => None,
         });
     values.collect()
+}
+
+/// Addresses of the node's own endpoints.
+pub fn local(family: Family, elements: &Elements) -> BTreeSet<IpAddr> {
+    let keys = elements.get(HAIRPIN).into_iter().flat_map(BTreeMap::keys);
+    keys.filter_map(|key| address_of(family, key)).collect()
+}
+
+/// The address with which a key or value begins.
+fn address_of(family: Family, bytes: &[u8]) -> Option<IpAddr> {
+    match family {
+        Family::V4 => bytes.first_chunk::<4>().map(|bytes| IpAddr::from(*bytes)),
+        Family::V6 => bytes.first_chunk::<16>().map(|bytes| IpAddr::from(*bytes)),
+    }
 }
 
 /// An address as packets carry it.

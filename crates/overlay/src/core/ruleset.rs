@@ -127,7 +127,7 @@ pub fn router(name: &str, router: &Router<'_>) -> Table {
     if router.plain {
         return table;
     }
-    table.set("hairpin", &[address, address], SetData::None);
+    table.set(lb::HAIRPIN, &[address, address], SetData::None);
     let mut dnat = Vec::new();
     if router.ipvs {
         table.set(lb::VIP_MARK, &[address], SetData::Parts(vec![Part::Mark]));
@@ -213,7 +213,7 @@ pub fn router(name: &str, router: &Router<'_>) -> Table {
     let itself = vec![
         source(family, 0),
         destination(family, width),
-        Expr::InSet(0, "hairpin".into()),
+        Expr::InSet(0, lb::HAIRPIN.into()),
         Expr::Load(0, lb::octets(router.gateway)),
         Expr::Snat(0),
     ];
@@ -237,7 +237,7 @@ pub fn router(name: &str, router: &Router<'_>) -> Table {
     }
     for (_, address) in router.local {
         let address = lb::octets(*address);
-        table.element("hairpin", key(&[&address, &address]), Element::Member);
+        table.element(lb::HAIRPIN, key(&[&address, &address]), Element::Member);
     }
     table
 }

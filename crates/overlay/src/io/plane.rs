@@ -362,8 +362,7 @@ impl Worker {
                 .into_iter()
                 .map(PlaneError::from),
         );
-        let before = self.asked.as_ref().map(|(view, ..)| &**view);
-        for (space, ending) in &endings((&want, &have), before, inputs.0) {
+        for (space, ending) in &endings(&want, &have) {
             errors.extend(
                 kernel
                     .end_flows(space, ending)
