@@ -121,6 +121,7 @@ fn wanted_with(
         ipvs: None,
         source_hash: true,
         zones: true,
+        direct: true,
     };
     desired(view, &"h1".parse().unwrap(), &facts, &params)
 }
@@ -473,8 +474,13 @@ fn fulfilled(want: &KernelState) -> Observed {
                 LinkKind::Veth { .. } => ("veth", None),
             };
             let master = link.master.as_ref().map(|_| 1);
+            let is_tunnel = vxlan.is_some();
             let observed = ObservedLink {
-                index,
+                index: if is_tunnel {
+                    naming::VXLAN_INDEX
+                } else {
+                    index
+                },
                 kind: kind.to_owned(),
                 vxlan,
                 mac: link.mac,

@@ -26,6 +26,7 @@ pub fn check(host: HostId, view: &NetworkView, env: &mut Env) -> bool {
         ipvs: None,
         source_hash: true,
         zones: true,
+        direct: true,
     };
     let facts = Facts {
         underlay_mtu: 1_500,

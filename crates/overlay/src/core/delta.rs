@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -20,7 +21,10 @@ use super::{
     diff::{Change, NetOp, element_edits, ipvs_changes},
     flows::{self, Ending, Endings},
     lb::{self, Elements},
+    naming,
+    nft_wire::ElementEdit,
     rtnl_wire::Verb,
+    ruleset::direct,
     state::{Family, MAIN_TABLE, Space},
 };
 
@@ -326,6 +330,11 @@ impl Network<'_> {
             if let Some(peer) = self.view.peers.get(&one.node)
                 && let Some(address) = desired::of_family(&one.addresses, family)
             {
+                if self.params.direct && desired::is_plain(self.new, family) {
+                    steps
+                        .ops
+                        .push(self.hop(family, space, verb, address.addr(), peer.underlay));
+                }
                 let to = desired::host_route(address.addr());
                 let route = desired::by_peer(family, MAIN_TABLE, to, peer.underlay);
                 let change = Change::Route(verb, route);
@@ -333,6 +342,35 @@ impl Network<'_> {
                 steps.ops.push(NetOp { space, change });
             }
         }
+    }
+
+    /// The step for the short way to an endpoint of another node.
+    fn hop(
+        &self,
+        family: Family,
+        space: &Space,
+        verb: Verb,
+        endpoint: IpAddr,
+        peer: IpAddr,
+    ) -> NetOp {
+        let (key, element) = direct::hop(endpoint, peer);
+        let edit = ElementEdit {
+            set: direct::HOPS.to_owned(),
+            key,
+            element,
+        };
+        let (remove, add) = match verb {
+            Verb::Add => (vec![], vec![edit]),
+            Verb::Remove => (vec![edit], vec![]),
+        };
+        let change = Change::EditElements {
+            family,
+            table: naming::entry_table(&self.params.prefix, family),
+            remove,
+            add,
+        };
+        let space = space.clone();
+        NetOp { space, change }
     }
 
     /// The endpoints of these services in one of the two views.

@@ -20,7 +20,7 @@ use super::{
     naming::{self, LOOPBACK6, UPLINK, VXLAN},
     nft::Table,
     observed::Facts,
-    ruleset,
+    ruleset::{self, direct},
     state::{
         Family, KernelState, LOCAL_TABLE, Link, LinkKind, MAIN_TABLE, OVERLAY_PROTOCOL,
         RULE_PRIORITY, Route, Rule, Space, SpaceState,
@@ -50,6 +50,8 @@ pub struct Params {
     pub source_hash: bool,
     /// Whether the kernel can keep apart what nodes of entry send under one client's address and port.
     pub zones: bool,
+    /// Whether the kernel can send a packet on from where it enters.
+    pub direct: bool,
 }
 
 /// Why no state can be computed.
@@ -218,6 +220,13 @@ struct Place<'a> {
 pub(super) fn of_family(addresses: &[IpNet], family: Family) -> Option<IpNet> {
     let mut addresses = addresses.iter().copied();
     addresses.find(|net| Family::of(net.addr()) == family)
+}
+
+/// Whether no address of a network is virtual, and none of its services has a published port.
+pub(super) fn is_plain(slice: &NetworkSlice, family: Family) -> bool {
+    let services = slice.services.values();
+    let mut vips = services.flat_map(|service| &service.vips);
+    !slice.ingress && !vips.any(|vip| Family::of(*vip) == family)
 }
 
 pub(super) fn gateway(slice: &NetworkSlice, family: Family) -> Option<IpAddr> {
@@ -491,6 +500,18 @@ impl Cx<'_> {
             let mac = naming::mac_of(*peer);
             objects.neighbours.insert((VXLAN.to_owned(), hop), mac);
         }
+        if self.params.direct && is_plain(slice, family) {
+            let mut table = direct::direct(family, &self.params.prefix);
+            for endpoint in slice.endpoints.values() {
+                if let Some(peer) = self.peers.get(&endpoint.node)
+                    && let Some(address) = of_family(&endpoint.addresses, family)
+                {
+                    let (key, hop) = direct::hop(address.addr(), *peer);
+                    table.element(direct::HOPS, key, hop);
+                }
+            }
+            router.tables.insert((family, table.name.clone()), table);
+        }
         let table = self.router_table(slice, family, gateway, involved);
         if let Some(by_source) = self.params.ipvs {
             self.ipvs(router, slice, family, by_source);
@@ -517,9 +538,7 @@ impl Cx<'_> {
                 Some((naming::endpoint_port(task), address))
             });
         let local: Vec<(String, IpAddr)> = local.collect();
-        let services = slice.services.values();
-        let mut vips = services.flat_map(|service| &service.vips);
-        let plain = !slice.ingress && !vips.any(|vip| Family::of(*vip) == family);
+        let plain = is_plain(slice, family);
         let mut table = ruleset::router(
             &self.params.prefix,
             &ruleset::Router {

@@ -239,7 +239,7 @@ fn same_device(link: &Link, found: &ObservedLink) -> bool {
         LinkKind::Vxlan { vni, port, local } => {
             // Any address is told as none.
             let local = (!local.is_unspecified()).then_some(*local);
-            found.vxlan == Some((*vni, *port, local))
+            found.index == naming::VXLAN_INDEX && found.vxlan == Some((*vni, *port, local))
         }
     }
 }

@@ -11,6 +11,9 @@ use super::state::Family;
 
 /// VXLAN device inside a router namespace.
 pub const VXLAN: &str = "vx0";
+
+/// Its number there, which rules that send by it must name: ASCII "Shoa", so that no other has it.
+pub const VXLAN_INDEX: u32 = 0x5368_6f61;
 /// Port of a router namespace on the host's gateway bridge.
 pub const UPLINK: &str = "up0";
 /// Port of the ingress router on a link of its own to the host: the way of what the host asks at `::1`.
@@ -94,6 +97,28 @@ pub fn peer_hop(family: Family, underlay: IpAddr) -> IpAddr {
 /// Whether an address is one by which routers know each other.
 pub fn is_peer_hop(address: Ipv6Addr) -> bool {
     matches!(address.segments(), [0xfe80, 0, 0, 0, 0, PEER_HOP_TAG, ..])
+}
+
+/// Name of the table of what is done to packets where they enter by an interface. Tables of this name are of the family
+/// `netdev`, which has no addresses of its own.
+pub fn entry_table(prefix: &str, family: Family) -> String {
+    match family {
+        Family::V4 => format!("{prefix}-4"),
+        Family::V6 => format!("{prefix}-6"),
+    }
+}
+
+/// Whether a table is one of these.
+pub fn is_entry_table(name: &str) -> bool {
+    name.ends_with("-4") || name.ends_with("-6")
+}
+
+/// Whether a table is ours, of whatever family.
+pub fn is_own_table(prefix: &str, name: &str) -> bool {
+    name == prefix
+        || Family::ALL
+            .iter()
+            .any(|family| name == entry_table(prefix, *family))
 }
 
 /// Name of an endpoint's port in its router namespace.

@@ -57,6 +57,8 @@ pub enum HookPoint {
     Output = 3,
     /// After the routing decision.
     Postrouting = 4,
+    /// Where a packet enters by the interface whose name the chain has.
+    Entry = 5,
 }
 
 /// A rule: why it is there, and its expressions.
@@ -199,6 +201,9 @@ pub enum Expr {
     Snat(u32),
     /// Rewrites the source to the address of the interface it leaves by.
     Masquerade,
+    /// Sends the packet on by an interface to a neighbour there, one hop further: registers of the interface's number and of the
+    /// neighbour's address.
+    SendBy(u32, u32),
     /// Loads the type of the destination address (2 is local).
     DestinationType(u32),
     /// Draws offset + 0, 1, … modulus − 1 in turn.
@@ -239,6 +244,8 @@ pub enum Expr {
 /// Properties of a packet, numbered as in `linux/netfilter/nf_tables.h`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Meta {
+    /// Protocol that an Ethernet frame carries.
+    EtherType = 1,
     /// Mark.
     Mark = 3,
     /// Name of the interface it came by, 16 bytes.

@@ -6,8 +6,9 @@
 use std::collections::BTreeMap;
 
 use super::{
+    naming,
     netlink::{Message, attribute, attributes, flags, text},
-    nft::{Base, Chain, Element, Expr, Outline, Part, SetData, SetKind, Table},
+    nft::{Base, Chain, Element, Expr, HookPoint, Outline, Part, SetData, SetKind, Table},
     state::Family,
 };
 
@@ -15,6 +16,8 @@ const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const GOTO: i32 = -4;
+/// `NFPROTO_NETDEV`: packets as they enter by an interface.
+const NETDEV: u8 = 5;
 const VERDICT_REGISTER: u32 = 0;
 /// `NFT_REG32_00`: the kernel's number of our register 0.
 const FIRST_REGISTER: u32 = 8;
@@ -56,7 +59,12 @@ pub struct ElementEdit {
 pub fn replace(table: &Table) -> Vec<Message> {
     let mut batch = vec![begin()];
     batch.extend(table_removal(table.family, &table.name));
-    batch.push(message(Command::NewTable, table.family, flags::CREATE).text(1, &table.name));
+    batch.push(message(
+        Command::NewTable,
+        table.family,
+        &table.name,
+        flags::CREATE,
+    ));
     batch.extend(table.chains.iter().map(|chain| new_chain(table, chain)));
     batch.extend(
         table
@@ -119,31 +127,29 @@ pub fn edit(
     batch
 }
 
-/// Asks for all tables of a family.
-pub fn list_tables(family: Family) -> Message {
-    message(Command::GetTable, family, flags::DUMP)
+/// Asks for all tables of the family of `table`.
+pub fn list_tables(family: Family, table: &str) -> Message {
+    message(Command::GetTable, family, table, flags::DUMP)
 }
 
-/// Asks for all chains of a family.
-pub fn list_chains(family: Family) -> Message {
-    message(Command::GetChain, family, flags::DUMP)
+/// Asks for all chains of the family of `table`.
+pub fn list_chains(family: Family, table: &str) -> Message {
+    message(Command::GetChain, family, table, flags::DUMP)
 }
 
 /// Asks for the rules of a table.
 pub fn list_rules(family: Family, table: &str) -> Message {
-    message(Command::GetRule, family, flags::DUMP).text(1, table)
+    message(Command::GetRule, family, table, flags::DUMP)
 }
 
 /// Asks for the sets of a table.
 pub fn list_sets(family: Family, table: &str) -> Message {
-    message(Command::GetSet, family, flags::DUMP).text(1, table)
+    message(Command::GetSet, family, table, flags::DUMP)
 }
 
 /// Asks for the elements of a set.
 pub fn list_elements(family: Family, table: &str, set: &str) -> Message {
-    message(Command::GetElement, family, flags::DUMP)
-        .text(1, table)
-        .text(2, set)
+    message(Command::GetElement, family, table, flags::DUMP).text(2, set)
 }
 
 /// Name of a table in an answer to [`list_tables`].
@@ -227,12 +233,13 @@ fn end() -> Message {
     Message::new(BATCH_END, 0, &[0, 0, high, low])
 }
 
-fn message(command: Command, family: Family, flags: u16) -> Message {
-    Message::new(
-        (SUBSYSTEM << 8) | command as u16,
-        flags,
-        &[family_number(family), 0, 0, 0],
-    )
+/// A message about a table, which is of the family that its name says.
+fn message(command: Command, family: Family, table: &str, flags: u16) -> Message {
+    let number = match naming::is_entry_table(table) {
+        true => NETDEV,
+        false => family_number(family),
+    };
+    Message::new((SUBSYSTEM << 8) | command as u16, flags, &[number, 0, 0, 0]).text(1, table)
 }
 
 fn family_number(family: Family) -> u8 {
@@ -245,19 +252,22 @@ fn family_number(family: Family) -> u8 {
 fn table_removal(family: Family, name: &str) -> [Message; 2] {
     // Made first so that removing it cannot fail.
     [Command::NewTable, Command::DeleteTable]
-        .map(|command| message(command, family, flags::CREATE).text(1, name))
+        .map(|command| message(command, family, name, flags::CREATE))
 }
 
 fn new_chain(table: &Table, chain: &Chain) -> Message {
-    let new = message(Command::NewChain, table.family, flags::CREATE)
-        .text(1, &table.name)
-        .text(3, &chain.name);
+    let new =
+        message(Command::NewChain, table.family, &table.name, flags::CREATE).text(3, &chain.name);
     match chain.hook {
         None => new,
         Some(hook) => new
-            .nest(4, |m| {
-                m.be32(1, hook.at as u32)
+            .nest(4, |m| match hook.at {
+                // The only one but that of leaving packets, and number 0 in this family.
+                HookPoint::Entry => m
+                    .be32(1, 0)
                     .attr(2, &hook.priority.to_be_bytes())
+                    .text(3, &chain.name),
+                at => m.be32(1, at as u32).attr(2, &hook.priority.to_be_bytes()),
             })
             .text(7, hook.kind)
             .be32(5, 1),
@@ -272,8 +282,7 @@ fn new_set(table: &Table, name: &str, kind: &SetKind, id: u32) -> Message {
     } else {
         Vec::new()
     };
-    let new = message(Command::NewSet, table.family, flags::CREATE)
-        .text(1, &table.name)
+    let new = message(Command::NewSet, table.family, &table.name, flags::CREATE)
         .text(2, name)
         .be32(3, is_map)
         .be32(4, datatype(&kind.key))
@@ -307,8 +316,8 @@ fn padded_length(parts: &[Part]) -> u32 {
 fn new_rule(table: &Table, chain: &Chain, does: &[Expr], comment: &str) -> Message {
     let length = u8::try_from(comment.len() + 1).expect("comments are short texts of ours");
     let userdata: Vec<u8> = [&[0, length], comment.as_bytes(), &[0]].concat();
-    message(Command::NewRule, table.family, flags::CREATE | 0x800)
-        .text(1, &table.name)
+    let flags = flags::CREATE | 0x800;
+    message(Command::NewRule, table.family, &table.name, flags)
         .text(2, &chain.name)
         .nest(4, |m| {
             does.iter()
@@ -334,8 +343,7 @@ fn element_messages(
     });
     chunks
         .map(|(set, chunk)| {
-            message(command, family, flags::CREATE)
-                .text(1, table)
+            message(command, family, table, flags::CREATE)
                 .text(2, set)
                 .nest(3, |list| {
                     chunk.iter().fold(list, |list, edit| {
@@ -433,6 +441,11 @@ fn expression(list: Message, family: Family, expr: &Expr) -> Message {
                 .be32(3, reg(address))
         }),
         Expr::Masquerade => named("masq", &|m| m),
+        Expr::SendBy(device, address) => named("fwd", &|m| {
+            m.be32(1, reg(device))
+                .be32(2, reg(address))
+                .be32(3, family_number(family).into())
+        }),
         Expr::DestinationType(to) => named("fib", &|m| m.be32(1, reg(to)).be32(2, 3).be32(3, 2)),
         Expr::Turn {
             modulus,

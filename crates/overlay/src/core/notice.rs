@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    naming::Mac,
+    naming::{self, Mac},
     netlink::{Received, attribute, native_u32, text},
     state::{KernelState, LinkKind, Space},
 };
@@ -168,7 +168,8 @@ pub fn netfilter_concerns(message: Received<'_>, ours: &Scope) -> bool {
         .get(4..)
         .and_then(|attrs| attribute(attrs, 1))
         .map(text);
-    message.kind & 0xff00 == NFTABLES && table.as_deref() == Some(ours.table.as_str())
+    message.kind & 0xff00 == NFTABLES
+        && table.is_some_and(|table| naming::is_own_table(&ours.table, &table))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::{
-    naming::Mac,
+    naming::{self, Mac},
     netlink::{Message, attribute, flags, native_u16, native_u32, text},
     observed::ObservedLink,
     state::{Family, Link, LinkKind, Route, Rule},
@@ -66,7 +66,11 @@ pub fn create_link(name: &str, link: &Link, places: LinkPlaces) -> Message {
         LinkKind::Veth { .. } => 0,
         LinkKind::Bridge | LinkKind::Vxlan { .. } | LinkKind::Wireguard => UP,
     };
-    let mut m = Message::new(NEWLINK, MAKE, &link_header(0, 0, state)).text(3, name);
+    let index = match &link.kind {
+        LinkKind::Vxlan { .. } => naming::VXLAN_INDEX,
+        LinkKind::Bridge | LinkKind::Veth { .. } | LinkKind::Wireguard => 0,
+    };
+    let mut m = Message::new(NEWLINK, MAKE, &link_header(0, index, state)).text(3, name);
     m = link.mac.iter().fold(m, |m, mac| m.attr(1, &mac.0));
     m = link.mtu.iter().fold(m, |m, mtu| m.u32(4, *mtu));
     m = places.master.iter().fold(m, |m, index| m.u32(10, *index));

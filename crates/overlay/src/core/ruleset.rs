@@ -1,6 +1,7 @@
 //! The rules of router namespaces and of the host: few, fixed, fed by maps.
 
 mod balance;
+pub mod direct;
 mod everything;
 mod host;
 

@@ -119,14 +119,14 @@ pub(crate) fn table(
         return Ok(None);
     };
     let mut exists = false;
-    socket.dump(nft_wire::list_tables(family), |body| {
+    socket.dump(nft_wire::list_tables(family, name), |body| {
         exists |= nft_wire::read_table(body).as_deref() == Some(name)
     })?;
     if !exists {
         return Ok(None);
     }
     let mut outline = Outline::default();
-    socket.dump(nft_wire::list_chains(family), |body| {
+    socket.dump(nft_wire::list_chains(family, name), |body| {
         nft_wire::read_chain(body, name, &mut outline)
     })?;
     socket.dump(nft_wire::list_rules(family, name), |body| {

@@ -109,6 +109,7 @@ impl Plane {
             ipv6: false,
             source_hash: false,
             zones: false,
+            direct: false,
             families: Families::default(),
             by_source: None,
             tunnel: None,
@@ -230,6 +231,7 @@ struct Worker {
     /// Whether the kernel can choose a backend by the client's address.
     source_hash: bool,
     zones: bool,
+    direct: bool,
     /// Numbers of families of generic netlink.
     families: Families,
     /// The scheduler by which IPVS keeps clients with their backends; `None` where nftables distributes connections.
@@ -277,6 +279,7 @@ impl Worker {
         self.ipv6 = abilities.ipv6;
         self.source_hash = abilities.source_hash;
         self.zones = abilities.zones;
+        self.direct = abilities.direct;
         self.families = abilities.families;
         self.begin_keys();
         if !abilities.source_hash {
@@ -289,6 +292,11 @@ impl Worker {
             tracing::warn!(
                 "this kernel lacks CONFIG_NF_CONNTRACK_ZONES: a client that asks two nodes from one port at once may be \
                  answered by one of them alone"
+            );
+        }
+        if !abilities.direct {
+            tracing::info!(
+                "this kernel lacks CONFIG_NFT_FWD_NETDEV: packets between containers of two nodes are routed on both"
             );
         }
         let driver = self.config.lb_driver;
@@ -407,6 +415,7 @@ impl Worker {
             ipvs: self.by_source,
             source_hash: self.source_hash,
             zones: self.zones,
+            direct: self.direct,
             gwbridge_subnet6: self.ipv6.then_some(self.config.gwbridge_subnet6),
         }
     }
@@ -642,8 +651,10 @@ impl Worker {
             .filter(|family| *family == Family::V4 || self.ipv6);
         for family in families {
             let name = &self.config.prefix;
-            if let Some(table) = observe::table(kernel.handle(space)?, family, name)? {
-                found.tables.insert((family, name.clone()), table);
+            for name in [name.clone(), naming::entry_table(name, family)] {
+                if let Some(table) = observe::table(kernel.handle(space)?, family, &name)? {
+                    found.tables.insert((family, name), table);
+                }
             }
         }
         Ok(())

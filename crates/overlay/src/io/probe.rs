@@ -16,7 +16,7 @@ use crate::core::{
     nft::Table,
     nft_wire,
     rtnl_wire::{self, LinkPlaces},
-    ruleset,
+    ruleset::{self, direct},
     state::{Family, Link, LinkKind, Space, VethPeer},
     wireguard_wire,
 };
@@ -28,6 +28,8 @@ pub(crate) struct Abilities {
     pub(crate) ipv6: bool,
     /// Choosing a backend by the client's address.
     pub(crate) source_hash: bool,
+    /// Sending packets on from where they enter.
+    pub(crate) direct: bool,
     /// Keeping apart connections of equal addresses and ports.
     pub(crate) zones: bool,
     /// Numbers of families of generic netlink.
@@ -90,6 +92,11 @@ pub(crate) fn probe() -> Result<Abilities, PlaneError> {
     Ok(Abilities {
         ipv6,
         source_hash: takes(ruleset::hashing("hash")),
+        direct: takes({
+            let mut table = direct::direct(Family::V4, "probe");
+            direct::add_port(&mut table, "lo", local);
+            table
+        }),
         zones: takes(ruleset::zoned("zones")),
         schedulers: families.ipvs.map(schedulers).unwrap_or_default(),
         families,

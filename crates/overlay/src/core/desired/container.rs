@@ -13,6 +13,7 @@ use crate::core::{
     lb,
     naming::{self, ROUTER_HOP},
     observed::ContainerFacts,
+    ruleset::direct,
     state::{
         Family, KernelState, Link, LinkKind, MAIN_TABLE, OVERLAY_PROTOCOL, RULE_PRIORITY, Route,
         Rule, Space, SpaceState, VethPeer,
@@ -90,6 +91,10 @@ impl Cx<'_> {
                     continue;
                 };
                 self.port_family(router, &port, address);
+                let entry = naming::entry_table(&self.params.prefix, family);
+                if let Some(table) = router.tables.get_mut(&(family, entry)) {
+                    direct::add_port(table, &port, address.addr());
+                }
                 let is_way_out = !found.foreign_default.contains(&family)
                     && self.way_out(places, family) == Some(*id);
                 let place = Inside {

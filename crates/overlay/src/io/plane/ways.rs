@@ -14,6 +14,8 @@ impl Plane {
             ("VXLAN", true),
             ("nftables", true),
             ("IPv6", self.abilities.ipv6),
+            ("conntrack zones", self.abilities.zones),
+            ("nftables fwd", self.abilities.direct),
             ("IPVS", self.abilities.families.ipvs.is_some()),
             ("WireGuard", self.abilities.families.wireguard.is_some()),
         ];
