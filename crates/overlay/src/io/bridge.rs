@@ -407,7 +407,21 @@ impl Worker {
         Ok(())
     }
 
+    /// Brings the view about. A container may end between a look at its interface and a step there: what is wrong then is right
+    /// at the second look.
     fn bring_about(
+        &mut self,
+        before: &BridgeView,
+        container: Option<(&String, PathBuf)>,
+    ) -> Vec<PlaneError> {
+        let errors = self.attempt(before, container.clone());
+        if errors.is_empty() {
+            return errors;
+        }
+        self.attempt(before, container)
+    }
+
+    fn attempt(
         &mut self,
         before: &BridgeView,
         container: Option<(&String, PathBuf)>,
