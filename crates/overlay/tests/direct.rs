@@ -171,3 +171,17 @@ async fn endpoints_come_and_go_and_damage_is_repaired() {
         goes_directly(&lab);
     }
 }
+
+#[tokio::test]
+async fn containers_get_out_and_nobody_gets_in() {
+    let view = names_alone();
+    let lab = or_skip!(connected(&view).await);
+    lab.serve("client", "0.0.0.0:7000");
+    lab.serve("t3", "0.0.0.0:80");
+    for (task, seen) in [("t1", "192.0.2.1"), ("t2", "192.0.2.2")] {
+        let answer = lab.ask(task, "192.0.2.99:7000").unwrap();
+        assert_eq!(answer, format!("client sees {seen}"));
+    }
+    lab.route_into_overlay();
+    assert!(lab.ask("client", "10.0.1.13:80").is_err());
+}

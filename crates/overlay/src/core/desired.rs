@@ -538,7 +538,7 @@ impl Cx<'_> {
                 Some((naming::endpoint_port(task), address))
             });
         let local: Vec<(String, IpAddr)> = local.collect();
-        let plain = is_plain(slice, family);
+        let plain = self.params.direct && is_plain(slice, family);
         let mut table = ruleset::router(
             &self.params.prefix,
             &ruleset::Router {

@@ -97,8 +97,8 @@ pub struct Router<'a> {
     pub source_hash: bool,
     /// Whether the kernel can keep apart what nodes of entry send under one client's address and port.
     pub zones: bool,
-    /// Whether every address is asked by its own name, none by a virtual one or a published port: then nothing is rewritten and
-    /// no connection recorded, which costs some tenth of the rate.
+    /// Whether every address is asked by its own name, none by a virtual one or a published port, and containers send to other
+    /// nodes without being routed: then of connections with other nodes there is no record.
     pub plain: bool,
     /// Gateway address: the source that a task sees when it reaches itself through a virtual address.
     pub gateway: IpAddr,
@@ -124,9 +124,6 @@ pub fn router(name: &str, router: &Router<'_>) -> Table {
     for (port, address) in router.local {
         let source = key(&[&interface(port), &lb::octets(*address)]);
         table.element("sources", source, Element::Member);
-    }
-    if router.plain {
-        return table;
     }
     table.set(lb::HAIRPIN, &[address, address], SetData::None);
     let mut dnat = Vec::new();
@@ -264,6 +261,9 @@ fn who_may_send(router: &Router<'_>) -> Vec<RuleText> {
     let mut of_node = vec![source_mac(0), Expr::InSet(0, "peers".into())];
     if router.ingress && router.zones {
         of_node.extend(zone_of_entry());
+    }
+    if router.plain {
+        of_node.push(Expr::Notrack);
     }
     of_node.push(Expr::Accept);
     let mut from_elsewhere = vec![
