@@ -207,7 +207,8 @@ fn connect_from(port: u16, to: SocketAddr) -> std::io::Result<TcpStream> {
 
 #[tokio::test]
 async fn a_client_may_ask_every_node_from_one_port_at_once() {
-    let mut view = view();
+    // One task, and two nodes of entry that are not its own.
+    let mut view = served_by_t2();
     view.peers.insert(id("h3"), peer(3));
     let ingress = view.networks.get_mut("ingress").unwrap();
     let web = Arc::make_mut(ingress.services.get_mut("web").unwrap());
@@ -217,9 +218,6 @@ async fn a_client_may_ask_every_node_from_one_port_at_once() {
         target: 53,
         ..IngressPort::default()
     });
-    // One task, and two nodes of entry that are not its own.
-    set_serving(&mut view, "t1", false);
-    set_serving(&mut view, "t3", false);
     let mut lab = or_skip!(lab_of(3).await);
     if !lab.features()["conntrack zones"] {
         return eprintln!("skipped, because this kernel lacks CONFIG_NF_CONNTRACK_ZONES");
@@ -278,12 +276,7 @@ fn served_by_t2() -> NetworkView {
 
 #[tokio::test]
 async fn a_port_whose_connection_was_reset_is_led_to_a_task_that_is_there() {
-    let mut lab = or_skip!(lab().await);
-    for (task, host) in [("t1", 0), ("t2", 1), ("t3", 0)] {
-        lab.container(task, host);
-    }
-    let mut view = served_by_t2();
-    lab.converge(&view).await;
+    let (mut lab, mut view) = or_skip!(published(served_by_t2(), |_| ()).await);
     let at = SocketAddr::from(([192, 0, 2, 1], 8080));
     let listener = lab.within("t2", || TcpListener::bind("0.0.0.0:80").unwrap());
     let mut first = lab
@@ -311,12 +304,7 @@ async fn a_port_whose_connection_was_reset_is_led_to_a_task_that_is_there() {
 
 #[tokio::test]
 async fn an_attempt_to_connect_leaves_a_task_that_has_left() {
-    let mut lab = or_skip!(lab().await);
-    for (task, host) in [("t1", 0), ("t2", 1), ("t3", 0)] {
-        lab.container(task, host);
-    }
-    let mut view = served_by_t2();
-    lab.converge(&view).await;
+    let (mut lab, mut view) = or_skip!(published(served_by_t2(), |_| ()).await);
     lab.serve("t3", "0.0.0.0:80");
     // It hears questions, and its answers go nowhere: as of one whose host has lost power.
     assert!(lab.run("t2", "ip", &["route", "add", "blackhole", "10.0.1.11/32"]));

@@ -330,7 +330,7 @@ impl Network<'_> {
             if let Some(peer) = self.view.peers.get(&one.node)
                 && let Some(address) = desired::of_family(&one.addresses, family)
             {
-                if self.params.direct && desired::is_plain(self.new, family) {
+                if desired::goes_directly(self.params, self.new, family) {
                     steps
                         .ops
                         .push(self.hop(family, space, verb, address.addr(), peer.underlay));

@@ -222,11 +222,12 @@ pub(super) fn of_family(addresses: &[IpNet], family: Family) -> Option<IpNet> {
     addresses.find(|net| Family::of(net.addr()) == family)
 }
 
-/// Whether no address of a network is virtual, and none of its services has a published port.
-pub(super) fn is_plain(slice: &NetworkSlice, family: Family) -> bool {
+/// Whether what a network's containers send to those of other nodes is not routed: the kernel can, and no address is virtual
+/// and no port published.
+pub(super) fn goes_directly(params: &Params, slice: &NetworkSlice, family: Family) -> bool {
     let services = slice.services.values();
     let mut vips = services.flat_map(|service| &service.vips);
-    !slice.ingress && !vips.any(|vip| Family::of(*vip) == family)
+    params.direct && !slice.ingress && !vips.any(|vip| Family::of(*vip) == family)
 }
 
 pub(super) fn gateway(slice: &NetworkSlice, family: Family) -> Option<IpAddr> {
@@ -500,7 +501,7 @@ impl Cx<'_> {
             let mac = naming::mac_of(*peer);
             objects.neighbours.insert((VXLAN.to_owned(), hop), mac);
         }
-        if self.params.direct && is_plain(slice, family) {
+        if goes_directly(self.params, slice, family) {
             let mut table = direct::direct(family, &self.params.prefix);
             for endpoint in slice.endpoints.values() {
                 if let Some(peer) = self.peers.get(&endpoint.node)
@@ -538,7 +539,6 @@ impl Cx<'_> {
                 Some((naming::endpoint_port(task), address))
             });
         let local: Vec<(String, IpAddr)> = local.collect();
-        let plain = self.params.direct && is_plain(slice, family);
         let mut table = ruleset::router(
             &self.params.prefix,
             &ruleset::Router {
@@ -547,7 +547,7 @@ impl Cx<'_> {
                 ipvs: self.params.ipvs.is_some(),
                 source_hash: self.params.source_hash,
                 zones: self.params.zones,
-                plain,
+                direct: goes_directly(self.params, slice, family),
                 gateway,
                 peers: &peers,
                 local: &local,

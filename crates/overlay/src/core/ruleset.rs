@@ -99,7 +99,7 @@ pub struct Router<'a> {
     pub zones: bool,
     /// Whether every address is asked by its own name, none by a virtual one or a published port, and containers send to other
     /// nodes without being routed: then of connections with other nodes there is no record.
-    pub plain: bool,
+    pub direct: bool,
     /// Gateway address: the source that a task sees when it reaches itself through a virtual address.
     pub gateway: IpAddr,
     /// The other nodes' underlay addresses.
@@ -262,7 +262,7 @@ fn who_may_send(router: &Router<'_>) -> Vec<RuleText> {
     if router.ingress && router.zones {
         of_node.extend(zone_of_entry());
     }
-    if router.plain {
+    if router.direct {
         of_node.push(Expr::Notrack);
     }
     of_node.push(Expr::Accept);

@@ -651,7 +651,9 @@ impl Worker {
             .filter(|family| *family == Family::V4 || self.ipv6);
         for family in families {
             let name = &self.config.prefix;
-            for name in [name.clone(), naming::entry_table(name, family)] {
+            let of_router = matches!(space, Space::Router(_));
+            let entry = of_router.then(|| naming::entry_table(name, family));
+            for name in std::iter::once(name.clone()).chain(entry) {
                 if let Some(table) = observe::table(kernel.handle(space)?, family, &name)? {
                     found.tables.insert((family, name), table);
                 }

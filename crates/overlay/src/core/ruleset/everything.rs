@@ -21,7 +21,7 @@ pub fn everything(family: Family, name: &str) -> Table {
             ipvs: false,
             source_hash: false,
             zones: false,
-            plain: false,
+            direct: false,
             gateway: none,
             peers: &[],
             local: &[],
