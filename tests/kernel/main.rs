@@ -145,7 +145,7 @@ fn containers_are_held_by_control_groups_of_version_2() -> Result<()> {
 
 #[test]
 fn ipvs_is_chosen_by_itself_and_passes_the_tests_of_the_data_plane() -> Result<()> {
-    pass(&["features", "net", "ipv6", "ports"], &[], &[])
+    pass(&["features", "net", "flows", "ipv6", "ports"], &[], &[])
 }
 
 /// What a test of `isolation` needs is a kernel without WireGuard.
@@ -164,5 +164,5 @@ fn with_ipvs_damage_is_repaired_though_the_kernel_does_not_tell_of_it() -> Resul
 #[test]
 fn nftables_distributes_where_it_is_told_to_although_there_is_ipvs() -> Result<()> {
     let told = [("SHOAL_LB_DRIVER", "nft")];
-    pass(&["features", "net"], &[], &told)
+    pass(&["features", "net", "flows"], &[], &told)
 }

@@ -20,7 +20,7 @@ use shoal_overlay::core::{
     observed::{
         ContainerFacts, Facts, Observed, ObservedLink, ObservedSpace, ObservedTable, OwnKeys,
     },
-    state::{KernelState, LinkKind, Space},
+    state::{KernelState, LinkKind, RouteKind, Space},
     tunnel::{PrivateKey, address},
 };
 
@@ -163,10 +163,17 @@ fn render(state: &KernelState) -> String {
                 .via
                 .map(|via| format!(" via {via}"))
                 .unwrap_or_default();
+            let mtu = route.mtu.map(|mtu| format!(", mtu {mtu}"));
+            let end = match route.kind {
+                RouteKind::Unicast | RouteKind::Local => format!("{via} on {}", route.link),
+                RouteKind::Blackhole => " is nowhere".to_owned(),
+            };
             writeln!(
                 text,
-                "  table {}: {}{via} on {}",
-                route.table, route.to, route.link
+                "  table {}: {}{end}{}",
+                route.table,
+                route.to,
+                mtu.unwrap_or_default()
             )
             .unwrap();
         }
@@ -206,6 +213,7 @@ fn a_node_without_tasks_keeps_only_the_ingress_router() {
               link shoalub40d01a8: veth to up0 02:42:ac:12:10:02 in the router of network ingress
               address 172.18.0.1/16 on gwbr
               neighbour 172.18.16.2 is 02:42:ac:12:10:02
+              table 254: 172.18.16.2/32 on gwbr, mtu 1450
               1 elements in members
               1 elements in published
               1 elements in vnis
@@ -219,6 +227,7 @@ fn a_node_without_tasks_keeps_only_the_ingress_router() {
               table 254: 0.0.0.0/0 via 172.18.0.1 on up0
               table 3221225986: 0.0.0.0/0 via 192.0.2.2 on vx0
               table 255: 10.0.0.2/32 on lo
+              table 254: 10.0.0.0/24 is nowhere
               rule from None mark Some(c0000202) to table 3221225986
               1 elements in entries
               1 elements in peers
@@ -244,6 +253,7 @@ fn a_task_on_ingress_and_its_network_leaves_by_the_latter_and_answers_by_the_for
               address 172.18.0.1/16 on gwbr
               neighbour 172.18.16.2 is 02:42:ac:12:10:02
               neighbour 172.18.16.3 is 02:42:ac:12:10:03
+              table 254: 172.18.16.2/32 on gwbr, mtu 1450
               2 elements in members
               1 elements in published
               2 elements in vnis
@@ -260,6 +270,7 @@ fn a_task_on_ingress_and_its_network_leaves_by_the_latter_and_answers_by_the_for
               table 254: 10.0.0.12/32 via 192.0.2.2 on vx0
               table 3221225986: 0.0.0.0/0 via 192.0.2.2 on vx0
               table 255: 10.0.0.2/32 on lo
+              table 254: 10.0.0.0/24 is nowhere
               rule from None mark Some(c0000202) to table 3221225986
               1 elements in entries
               1 elements in hairpin
@@ -282,6 +293,7 @@ fn a_task_on_ingress_and_its_network_leaves_by_the_latter_and_answers_by_the_for
               table 254: 10.0.1.11/32 on e08c7ff07b56a
               table 254: 10.0.1.12/32 via 192.0.2.2 on vx0
               table 255: 10.0.1.2/32 on lo
+              table 254: 10.0.1.0/24 is nowhere
               1 elements in hairpin
               1 elements in peers
               1 elements in sources

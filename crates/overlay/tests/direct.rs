@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use lab::{Lab, Traffic, dual, lab};
 use shoal_api::network::NetworkView;
-use shoal_overlay::core::state::Family;
+use shoal_overlay::core::{naming, state::Family};
 
 const PINGS: u64 = 5;
 
@@ -184,4 +184,24 @@ async fn containers_get_out_and_nobody_gets_in() {
     }
     lab.route_into_overlay();
     assert!(lab.ask("client", "10.0.1.13:80").is_err());
+}
+
+#[tokio::test]
+async fn what_no_endpoint_has_leads_nowhere() {
+    for view in [names_alone(), dual()] {
+        let lab = or_skip!(connected(&view).await);
+        // As one that has been there, which its neighbours still know.
+        let port = naming::endpoint_port(&lab::id("t1"));
+        let link = lab.text(&lab.router(0, "n1"), "ip", &["-o", "link", "show", &port]);
+        let mac = link.split("link/ether ").nth(1).unwrap();
+        let mac = mac.split(' ').next().unwrap();
+        let neighbour = ["neigh", "add", "10.0.1.99", "lladdr", mac, "dev", "eth0"];
+        assert!(lab.run("t1", "ip", &neighbour));
+        for family in Family::ALL {
+            let to = address(family, 99);
+            let before = routed(&lab, family);
+            assert!(!lab.run("t1", "ping", &["-c3", "-i0.01", "-W1", &to]));
+            assert_eq!(routed(&lab, family), before, "{to}");
+        }
+    }
 }

@@ -57,6 +57,7 @@ async fn every_kind_of_damage_is_repaired_by_itself() {
         ("h1", "ip link del shoal_gwbridge"),
         ("h1", "ip link set shoal_gwbridge down"),
         ("h1", "ip addr flush dev shoal_gwbridge"),
+        ("h1", "ip route flush proto 83"),
         ("h1", "sysctl -qw net.ipv4.ip_forward=0"),
         (router, "nft flush ruleset"),
         (router, "nft flush chain ip shoal prerouting"),

@@ -7,6 +7,7 @@ use shoal_overlay::core::{
     conntrack_wire,
     flows::Ending,
     generic_wire, ipvs_wire,
+    lb::{Asked, Backend},
     netlink::{Message, attributes, messages},
     nft::Outline,
     nft_wire,
@@ -38,7 +39,11 @@ fn read_all(body: &[u8]) {
     let _ = device.tunnel();
     let _ = ipvs_wire::read_service(body);
     let ending = Ending {
-        idle: BTreeSet::from(["10.0.0.1".parse().unwrap()]),
+        opened: BTreeSet::from([Asked::Port(Family::V4, 53)]),
+        idle: BTreeSet::from([Backend {
+            address: "10.0.0.1".parse().unwrap(),
+            port: None,
+        }]),
         left: BTreeSet::from(["10.0.0.2".parse().unwrap()]),
     };
     for family in Family::ALL {

@@ -11,11 +11,10 @@ mod lab;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::{Duration, Instant},
 };
 
-use lab::{Lab, Traffic, id, lab, view};
-use shoal_api::network::{Endpoint, IngressPort, NetworkView, Protocol, ServiceSlice};
+use lab::{Lab, Traffic, id, lab, view, with_datagrams};
+use shoal_api::network::{Endpoint, NetworkView, Protocol, ServiceSlice};
 use shoal_overlay::{core::lb, netns};
 
 /// Asks as often as there are slots per round, so that every backend must have had its share.
@@ -151,20 +150,6 @@ fn each_has_its_share(lab: &Lab, from: &str, to: &str) {
     assert_eq!(shares, BTreeMap::from(even), "{from} asked {to}");
 }
 
-/// The usual view with port 5353/udp of all hosts leading to port 53 of `web`.
-fn view_with_datagrams() -> NetworkView {
-    let mut view = view();
-    let ingress = view.networks.get_mut("ingress").unwrap();
-    let web = Arc::make_mut(ingress.services.get_mut("web").unwrap());
-    web.ports.push(IngressPort {
-        protocol: Protocol::Udp,
-        published: 5353,
-        target: 53,
-        ..IngressPort::default()
-    });
-    view
-}
-
 #[tokio::test]
 async fn a_datagram_to_a_published_port_is_answered_from_a_socket_of_no_address() {
     let mut lab = or_skip!(lab().await);
@@ -172,7 +157,7 @@ async fn a_datagram_to_a_published_port_is_answered_from_a_socket_of_no_address(
     for (task, host) in tasks.into_iter().zip([0, 1, 0]) {
         lab.container(task, host);
     }
-    let view = view_with_datagrams();
+    let view = with_datagrams(view());
     lab.converge(&view).await;
     for task in tasks {
         // Its default route leads elsewhere.
@@ -324,81 +309,6 @@ async fn another_program_sees_what_ipvs_was_told_and_what_it_changes_is_taken_ba
         assert!(lab.plan(0, &view).await.is_empty(), "after {change:?}");
     }
     assert!(timeouts(&lab).contains(": 432000 "), "{}", timeouts(&lab));
-}
-
-/// How long a flow may go on to a backend that was replaced.
-const MOVED_WITHIN: Duration = Duration::from_secs(2);
-
-#[tokio::test]
-async fn a_datagram_flow_to_a_published_port_moves_when_its_backend_stops_serving() {
-    let mut lab = or_skip!(lab().await);
-    let tasks = [("t1", 0, 11), ("t2", 1, 12), ("t3", 0, 13)];
-    for (task, host, _) in tasks {
-        lab.container(task, host);
-    }
-    let mut view = view_with_datagrams();
-    lab.converge(&view).await;
-    for (task, ..) in tasks {
-        lab.serve_datagrams(task, "0.0.0.0:53");
-    }
-    let socket = lab.datagrams("client", "192.0.2.1:5353");
-    let ask = || {
-        let mut answer = [0; 16];
-        socket.send(b"?").unwrap();
-        let length = socket.recv(&mut answer)?;
-        Ok::<_, std::io::Error>(String::from_utf8(answer[..length].to_vec()).unwrap())
-    };
-    let first = ask().unwrap();
-    assert_eq!(ask().unwrap(), first, "a flow keeps its backend");
-    let known = |lab: &Lab| {
-        let (_, _, last) = tasks.iter().find(|(task, ..)| *task == first).unwrap();
-        let backend = format!("10.0.0.{last}");
-        let router = lab.router(0, "ingress");
-        let words = ["-L", "-p", "udp", "--reply-src", &backend];
-        lab.text(&router, "conntrack", &words)
-    };
-    assert!(known(&lab).contains("dport=5353"), "{}", known(&lab));
-    let ingress = view.networks.get_mut("ingress").unwrap();
-    let endpoint = ingress.endpoints.get_mut(first.as_str()).unwrap();
-    Arc::make_mut(endpoint).serving = false;
-    lab.converge(&view).await;
-    let began = Instant::now();
-    let next = loop {
-        // The first may be lost with the flow that it was of.
-        match ask() {
-            Ok(answer) if answer != first => break answer,
-            _ => assert!(began.elapsed() < MOVED_WITHIN, "it stays with {first}"),
-        }
-    };
-    assert_eq!(ask().unwrap(), next, "and stays there");
-    assert!(!known(&lab).contains("dport=5353"), "{}", known(&lab));
-}
-
-#[tokio::test]
-async fn a_datagram_flow_leaves_a_backend_that_stops_serving() {
-    let mut lab = or_skip!(three_tasks().await);
-    for task in ["t1", "t2", "t3"] {
-        lab.serve_datagrams(task, "0.0.0.0:53");
-    }
-    let socket = lab.datagrams("t1", "10.0.1.2:53");
-    let ask = || {
-        let mut answer = [0; 16];
-        socket.send(b"?").unwrap();
-        let length = socket.recv(&mut answer).unwrap();
-        String::from_utf8(answer[..length].to_vec()).unwrap()
-    };
-    let first = ask();
-    assert_eq!(ask(), first, "a flow keeps its backend");
-    let mut view = view();
-    let endpoints = &mut view.networks.get_mut("n1").unwrap().endpoints;
-    if lab.lb_driver(0) == "IPVS" {
-        // IPVS knows no protocols by mark: what a backend has it keeps until it is gone.
-        endpoints.remove(first.as_str()).unwrap();
-    } else {
-        Arc::make_mut(endpoints.get_mut(first.as_str()).unwrap()).serving = false;
-    }
-    lab.converge(&view).await;
-    assert_ne!(ask(), first);
 }
 
 #[tokio::test]

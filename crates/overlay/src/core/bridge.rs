@@ -16,7 +16,7 @@ use super::{
     observed::ContainerFacts,
     state::{
         BRIDGE_PROTOCOL, Family, KernelState, Link, LinkKind, MAIN_TABLE, RULE_PRIORITY, Route,
-        Rule, Space, SpaceState, VethPeer,
+        RouteKind, Rule, Space, SpaceState, VethPeer,
     },
 };
 
@@ -307,10 +307,11 @@ fn inside_family(
         Family::V6 => Ipv6Net::default().into(),
     };
     objects.routes.insert(Route {
-        local: false,
+        kind: RouteKind::Unicast,
         table,
         to: everything,
         via: Some(gateway),
+        mtu: None,
         link: attachment.ifname.clone(),
         protocol: BRIDGE_PROTOCOL,
     });

@@ -1,7 +1,7 @@
 //! Connection tracking over netlink: which flows still lead to backends that are no longer to be asked.
 //!
-//! A UDP flow keeps its backend for as long as the client goes on sending; unlike with TCP, nobody would ever notice
-//! that it is dead. An attempt to connect is repeated to the backend that it was led to at first; and a connection that the
+//! A UDP flow keeps its way for as long as the client goes on sending, also the way to nobody; unlike with TCP, nobody would
+//! ever notice that it is dead. An attempt to connect is repeated to the backend that it was led to at first; and a connection that the
 //! backend has reset is remembered for ten seconds, in which another one from the same port is led there, too. Numbers are
 //! those of `linux/netfilter/nfnetlink_conntrack.h`.
 
@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use super::{
     flows::Ending,
-    lb::protocol_number,
+    lb::{Asked, Backend, protocol_number},
     netlink::{Message, attribute, flags},
     state::Family,
 };
@@ -21,13 +21,6 @@ const DELETE: u16 = SUBSYSTEM | 2;
 const GET_STATS: u16 = SUBSYSTEM | 5;
 const ORIGINAL: u16 = 1;
 const REPLY: u16 = 2;
-
-/// Which end of a direction.
-#[derive(Clone, Copy)]
-enum End {
-    Source,
-    Destination,
-}
 
 /// Asks how many connections a namespace has. To go through them all takes time that grows with the host's table, which all
 /// namespaces share.
@@ -47,20 +40,30 @@ pub fn list(family: Family) -> Message {
     Message::new(GET, flags::DUMP, &header(family))
 }
 
-/// The removal of a connection from an answer to [`list`], if it was led to a backend that has left, or is a UDP flow to an idle
-/// one.
+/// The removal of a connection from an answer to [`list`], if it was led to a backend that has left, or is a UDP flow that would
+/// go another way if it began now.
 ///
 /// It is removed by what the backend answers, not by what the client asks: the client may have begun another one meanwhile,
 /// which leads elsewhere.
 pub fn removal(family: Family, body: &[u8], ending: &Ending) -> Option<Message> {
     let attrs = body.get(4..)?;
     let (original, reply) = (attribute(attrs, ORIGINAL)?, attribute(attrs, REPLY)?);
-    let backend = address(reply, End::Source)?;
-    let led = backend != address(original, End::Destination)?;
-    let udp = attribute(attribute(reply, 2)?, 1)? == [protocol_number(Protocol::Udp)];
-    let ends = ending.left.contains(&backend) || udp && ending.idle.contains(&backend);
+    let (asks, answers) = (Tuple::read(original)?, Tuple::read(reply)?);
+    let address = answers.source.0;
+    let ends = if address != asks.destination.0 {
+        let port = answers.source.1;
+        let idle = |port| ending.idle.contains(&Backend { address, port });
+        ending.left.contains(&address) || answers.is_udp && (idle(None) || idle(port))
+    } else {
+        let (address, port) = asks.destination;
+        let opened = |asked| ending.opened.contains(&asked);
+        let port = port.map(|port| Asked::Port(family, port));
+        let opened = opened(Asked::Address(address)) || port.is_some_and(opened);
+        // What goes elsewhere under the host's own address would get another one if it began again.
+        asks.is_udp && opened && answers.destination == asks.source
+    };
     let message = Message::new(DELETE, 0, &header(family));
-    (led && ends).then(|| message.attr(REPLY | flags::NESTED, reply))
+    ends.then(|| message.attr(REPLY | flags::NESTED, reply))
 }
 
 fn header(family: Family) -> [u8; 4] {
@@ -70,15 +73,31 @@ fn header(family: Family) -> [u8; 4] {
     }
 }
 
-fn address(tuple: &[u8], end: End) -> Option<IpAddr> {
-    let addresses = attribute(tuple, 1)?;
-    let (v4, v6) = match end {
-        End::Source => (1, 3),
-        End::Destination => (2, 4),
-    };
-    if let Some(bytes) = attribute(addresses, v4) {
-        return Some(<[u8; 4]>::try_from(bytes).ok()?.into());
+/// One direction of a connection. Not all protocols have ports.
+struct Tuple {
+    is_udp: bool,
+    source: (IpAddr, Option<u16>),
+    destination: (IpAddr, Option<u16>),
+}
+
+impl Tuple {
+    fn read(tuple: &[u8]) -> Option<Self> {
+        let (addresses, protocol) = (attribute(tuple, 1)?, attribute(tuple, 2)?);
+        let address = |v4, v6| match attribute(addresses, v4) {
+            Some(bytes) => Some(<[u8; 4]>::try_from(bytes).ok()?.into()),
+            None => {
+                let bytes: [u8; 16] = attribute(addresses, v6)?.try_into().ok()?;
+                Some(bytes.into())
+            }
+        };
+        let port = |kind| {
+            let bytes = attribute(protocol, kind)?.try_into().ok()?;
+            Some(u16::from_be_bytes(bytes))
+        };
+        Some(Self {
+            is_udp: attribute(protocol, 1)? == [protocol_number(Protocol::Udp)],
+            source: (address(1, 3)?, port(2)),
+            destination: (address(2, 4)?, port(3)),
+        })
     }
-    let bytes: [u8; 16] = attribute(addresses, v6)?.try_into().ok()?;
-    Some(bytes.into())
 }

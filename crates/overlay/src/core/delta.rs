@@ -20,7 +20,7 @@ use super::{
     desired::{self, Balance, IpvsBalance, Params},
     diff::{Change, NetOp, element_edits, ipvs_changes},
     flows::{self, Ending, Endings},
-    lb::{self, Elements},
+    lb::Elements,
     naming,
     nft_wire::ElementEdit,
     rtnl_wire::Verb,
@@ -269,7 +269,7 @@ impl Network<'_> {
         let families = Family::ALL.into_iter();
         let families =
             families.filter(|family| can(*family) && desired::gateway(self.new, *family).is_some());
-        let mut idle = BTreeSet::new();
+        let mut ending = Ending::default();
         for family in families {
             self.routes(family, &space, steps);
             if let Some(by_source) = self.params.ipvs {
@@ -294,10 +294,7 @@ impl Network<'_> {
             }
             let before = self.elements(self.old, &services, family);
             let after = self.elements(self.new, &services, family);
-            idle.extend(lb::backends(family, &before));
-            for stays in lb::backends(family, &after) {
-                idle.remove(&stays);
-            }
+            ending.add(family, &before, &after);
             let sets: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
             let (remove, add) = element_edits(sets.into_iter(), &after, &before);
             if !remove.is_empty() || !add.is_empty() {
@@ -312,9 +309,9 @@ impl Network<'_> {
             }
         }
         // An address is one endpoint's, and an endpoint of one service: no other leads to it.
-        let left = flows::left(self.old, self.new);
-        if !idle.is_empty() || !left.is_empty() {
-            steps.endings.insert(space, Ending { idle, left });
+        ending.left = flows::left(self.old, self.new);
+        if !ending.is_empty() {
+            steps.endings.insert(space, ending);
         }
         true
     }

@@ -23,7 +23,7 @@ use super::{
     ruleset::{self, direct},
     state::{
         Family, KernelState, LOCAL_TABLE, Link, LinkKind, MAIN_TABLE, OVERLAY_PROTOCOL,
-        RULE_PRIORITY, Route, Rule, Space, SpaceState,
+        RULE_PRIORITY, Route, RouteKind, Rule, Space, SpaceState,
     },
 };
 
@@ -238,10 +238,11 @@ pub(super) fn gateway(slice: &NetworkSlice, family: Family) -> Option<IpAddr> {
 /// The route to something on another node.
 pub(super) fn by_peer(family: Family, table: u32, to: IpNet, peer: IpAddr) -> Route {
     Route {
-        local: false,
+        kind: RouteKind::Unicast,
         table,
         to,
         via: Some(naming::peer_hop(family, peer)),
+        mtu: None,
         link: VXLAN.to_owned(),
         protocol: OVERLAY_PROTOCOL,
     }
@@ -391,10 +392,11 @@ impl Cx<'_> {
                     .insert((UPLINK.to_owned(), host.addr()), mac);
             }
             objects.routes.insert(Route {
-                local: false,
+                kind: RouteKind::Unicast,
                 table: MAIN_TABLE,
                 to: default_route(family),
                 via: Some(host.addr()),
+                mtu: None,
                 link: UPLINK.to_owned(),
                 protocol: OVERLAY_PROTOCOL,
             });
@@ -413,10 +415,11 @@ impl Cx<'_> {
         let mac = naming::mac_of(host);
         objects.neighbours.insert((link(), host), mac);
         objects.routes.insert(Route {
-            local: false,
+            kind: RouteKind::Unicast,
             table: MAIN_TABLE,
             to: host_route(host),
             via: None,
+            mtu: None,
             link: link(),
             protocol: OVERLAY_PROTOCOL,
         });
@@ -464,10 +467,24 @@ impl Cx<'_> {
         let vips = slice.services.values().flat_map(|service| &service.vips);
         let vips = vips.filter(|vip| Family::of(**vip) == family);
         objects.routes.extend(vips.map(|vip| Route {
-            local: true,
+            kind: RouteKind::Local,
             table: LOCAL_TABLE,
             to: host_route(*vip),
             via: None,
+            mtu: None,
+            link: "lo".to_owned(),
+            protocol: OVERLAY_PROTOCOL,
+        }));
+        // What no endpoint has is nowhere, and not out in the world, which the way out leads to. Nobody is told: an endpoint
+        // that comes, or another one that the sender is led to, may have it by the next attempt.
+        let subnets = slice.subnets.iter().map(|subnet| subnet.range);
+        let subnets = subnets.filter(|subnet| Family::of(subnet.addr()) == family);
+        objects.routes.extend(subnets.map(|subnet| Route {
+            kind: RouteKind::Blackhole,
+            table: MAIN_TABLE,
+            to: subnet.trunc(),
+            via: None,
+            mtu: None,
             link: "lo".to_owned(),
             protocol: OVERLAY_PROTOCOL,
         }));

@@ -1,4 +1,4 @@
-//! Which flows that connection tracking has lead to backends that are no longer to be asked.
+//! Which flows that connection tracking has go another way than the rules lead now.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,46 +9,79 @@ use shoal_api::network::NetworkSlice;
 
 use super::{
     desired::host_route,
-    lb::{self, Elements},
+    lb::{self, Asked, Backend, Elements},
     observed::Observed,
-    state::{Family, KernelState, Objects, Space},
+    state::{Family, KernelState, Objects, RouteKind, Space},
 };
 
-/// Backends of a router that are no longer to be asked.
+/// What no longer leads where it led, in one namespace.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ending {
+    /// What now leads somewhere, and has led nowhere.
+    pub opened: BTreeSet<Asked>,
     /// To which nothing new is led. What has begun may be finished.
-    pub idle: BTreeSet<IpAddr>,
+    pub idle: BTreeSet<Backend>,
     /// Which are in the network no more: nobody will answer.
     pub left: BTreeSet<IpAddr>,
 }
 
-/// Those of all routers.
+impl Ending {
+    /// Whether everything leads as it did.
+    pub fn is_empty(&self) -> bool {
+        self.opened.is_empty() && self.idle.is_empty() && self.left.is_empty()
+    }
+
+    /// Of which families flows may be that end.
+    pub fn families(&self) -> BTreeSet<Family> {
+        let opened = self.opened.iter().map(|asked| match asked {
+            Asked::Address(address) => Family::of(*address),
+            Asked::Port(family, _) => *family,
+        });
+        let backends = self.idle.iter().map(|backend| backend.address);
+        let backends = backends.chain(self.left.iter().copied());
+        opened.chain(backends.map(Family::of)).collect()
+    }
+
+    /// Adds what the elements of a table no longer lead to, and what they begin to lead somewhere.
+    pub fn add(&mut self, family: Family, before: &Elements, after: &Elements) {
+        let asked = &lb::asked(family, after) - &lb::asked(family, before);
+        self.opened.extend(asked);
+        let idle = &lb::backends(family, before) - &lb::backends(family, after);
+        self.idle.extend(idle);
+    }
+}
+
+/// Those of all namespaces that lead anything.
 pub type Endings = BTreeMap<Space, Ending>;
 
-/// What each router leads to by what the kernel holds, and is to lead to no longer.
+/// What the tables of each namespace lead elsewhere than those that the kernel holds.
 pub fn endings(want: &KernelState, have: &Observed) -> Endings {
+    let none = Elements::new();
     let spaces = want.spaces.iter();
     let endings = spaces.filter_map(|(space, wanted)| {
         let found = have.spaces.get(space)?;
-        let held = || {
-            let tables = found.tables.iter();
-            tables.map(|((family, _), table)| (*family, &table.elements))
-        };
-        let wanted_tables = || {
-            let tables = wanted.tables.values();
-            tables.map(|table| (table.family, &table.elements))
-        };
-        let backends = |(family, elements)| lb::backends(family, elements);
-        let idle: BTreeSet<_> = held().flat_map(backends).collect();
-        let stay = wanted_tables().flat_map(backends).collect();
-        let left = endpoints(&found.objects, held());
-        let ending = Ending {
-            idle: &idle - &stay,
-            left: &left - &endpoints(&wanted.objects, wanted_tables()),
-        };
-        let is_some = !ending.idle.is_empty() || !ending.left.is_empty();
-        is_some.then(|| (space.clone(), ending))
+        let mut ending = Ending::default();
+        for (key, table) in &wanted.tables {
+            let held = found.tables.get(key);
+            let elements = held.map_or(&none, |held| &held.elements);
+            ending.add(table.family, elements, &table.elements);
+            // Without one of its rules it may have led nobody.
+            if held.is_some_and(|held| held.outline != table.outline()) {
+                let all = lb::asked(table.family, &table.elements);
+                ending.opened.extend(all);
+            }
+        }
+        for (key, held) in &found.tables {
+            if !wanted.tables.contains_key(key) {
+                ending.add(key.0, &held.elements, &none);
+            }
+        }
+        let held = found.tables.iter();
+        let held = held.map(|((family, _), table)| (*family, &table.elements));
+        let tables = wanted.tables.values();
+        let tables = tables.map(|table| (table.family, &table.elements));
+        ending.left = &endpoints(&found.objects, held) - &endpoints(&wanted.objects, tables);
+        (!ending.is_empty()).then(|| (space.clone(), ending))
     });
     endings.collect()
 }
@@ -59,7 +92,9 @@ fn endpoints<'a>(
     tables: impl Iterator<Item = (Family, &'a Elements)>,
 ) -> BTreeSet<IpAddr> {
     let routes = objects.routes.iter();
-    let routes = routes.filter(|route| !route.local && route.to == host_route(route.to.addr()));
+    let routes = routes.filter(|route| {
+        route.kind == RouteKind::Unicast && route.to == host_route(route.to.addr())
+    });
     let local = tables.flat_map(|(family, elements)| lb::local(family, elements));
     routes.map(|route| route.to.addr()).chain(local).collect()
 }

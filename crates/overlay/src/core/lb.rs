@@ -59,6 +59,10 @@ pub const PORT: &str = "port";
 pub const VIP_SLOTS: &str = "vip_slots";
 /// The same for published ports.
 pub const PORT_SLOTS: &str = "port_slots";
+/// Name of the host's map from a published port to where it leads.
+pub const PUBLISHED: &str = "published";
+/// The same for ports that are published at one address.
+pub const PUBLISHED_AT: &str = "published_at";
 /// Name of the set of the node's own endpoints, each from its address to its address.
 pub const HAIRPIN: &str = "hairpin";
 
@@ -225,18 +229,83 @@ pub fn add_port(
     }
 }
 
-/// All backends of virtual addresses and published ports.
-pub fn backends(family: Family, elements: &Elements) -> BTreeSet<IpAddr> {
-    let slots = [VIP_SLOTS, PORT_SLOTS].map(|name| elements.get(name));
-    let values = slots
-        .into_iter()
-        .flatten()
-        .flat_map(BTreeMap::values)
-        .filter_map(|element| match element {
-            Element::Value(value) => address_of(family, value),
+/// What a client may send datagrams to, to be led elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Asked {
+    /// A virtual address, at any port.
+    Address(IpAddr),
+    /// A published port, at any address of a family.
+    Port(Family, u16),
+}
+
+/// Where datagrams are led.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Backend {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its port; `None` for all of them.
+    pub port: Option<u16>,
+}
+
+/// Where datagrams to virtual addresses and published ports are led.
+pub fn backends(family: Family, elements: &Elements) -> BTreeSet<Backend> {
+    let vips = entries(elements, VIP_SLOTS).filter_map(|(_, element)| match element {
+        Element::Value(to) => Some(Backend {
+            address: address_of(family, to)?,
+            port: None,
+        }),
+        Element::Member | Element::Goto(_) => None,
+    });
+    let address = family.width() as usize;
+    let ports = [(PORT_SLOTS, 0), (PUBLISHED, 0), (PUBLISHED_AT, address)];
+    let ports = ports.into_iter().flat_map(|(map, at)| {
+        let entries = entries(elements, map).map(move |(key, to)| (key.get(at..), to));
+        entries.filter_map(|(key, element)| match element {
+            Element::Value(to) => {
+                let asked = datagram_port(key?)?;
+                let own = to.get(address..).and_then(port_of);
+                Some(Backend {
+                    address: address_of(family, to)?,
+                    port: Some(own.unwrap_or(asked)),
+                })
+            }
             Element::Member | Element::Goto(_) => None,
-        });
-    values.collect()
+        })
+    });
+    vips.chain(ports).collect()
+}
+
+/// To what datagrams may be sent that are led elsewhere.
+pub fn asked(family: Family, elements: &Elements) -> BTreeSet<Asked> {
+    let vips = entries(elements, VIP).filter_map(|(key, _)| address_of(family, key));
+    let ports = [
+        (PORT, 0),
+        (PUBLISHED, 0),
+        (PUBLISHED_AT, family.width() as usize),
+    ];
+    let ports = ports.into_iter().flat_map(|(map, at)| {
+        entries(elements, map).filter_map(move |(key, _)| datagram_port(key.get(at..)?))
+    });
+    let vips = vips.map(Asked::Address);
+    let ports = ports.map(|port| Asked::Port(family, port));
+    vips.chain(ports).collect()
+}
+
+fn entries<'a>(
+    elements: &'a Elements,
+    map: &str,
+) -> impl Iterator<Item = (&'a Vec<u8>, &'a Element)> + use<'a> {
+    elements.get(map).into_iter().flatten()
+}
+
+/// The port of a key that begins with [`port_key`], if it is one for datagrams.
+fn datagram_port(key: &[u8]) -> Option<u16> {
+    let is_udp = key.first() == Some(&protocol_number(Protocol::Udp));
+    is_udp.then(|| port_of(key.get(4..)?))?
+}
+
+fn port_of(bytes: &[u8]) -> Option<u16> {
+    bytes.first_chunk().map(|bytes| u16::from_be_bytes(*bytes))
 }
 
 /// Addresses of the node's own endpoints.

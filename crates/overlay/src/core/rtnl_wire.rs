@@ -10,7 +10,7 @@ use super::{
     naming::{self, Mac},
     netlink::{Message, attribute, flags, native_u16, native_u32, text},
     observed::ObservedLink,
-    state::{Family, Link, LinkKind, Route, Rule},
+    state::{Family, Link, LinkKind, Route, RouteKind, Rule},
     wireguard_wire,
 };
 
@@ -32,10 +32,13 @@ const GETRULE: u16 = 34;
 
 const UP: u32 = 1;
 const BRIDGE_FAMILY: u8 = 7;
+/// Number of the loopback interface, the first of every namespace.
+const LOOPBACK_INDEX: u32 = 1;
 const PERMANENT: u16 = 0x80;
 const NTF_SELF: u8 = 2;
 const UNICAST: u8 = 1;
 const LOCAL: u8 = 2;
+const BLACKHOLE: u8 = 6;
 const NO_DUPLICATE_DETECTION: u32 = 2;
 const MAKE: u16 = flags::CREATE | flags::EXCL;
 
@@ -215,10 +218,15 @@ pub fn route(verb: Verb, index: u32, route: &Route) -> Message {
     const ONLINK: u32 = 4;
     const LINK_SCOPE: u8 = 253;
     const HOST_SCOPE: u8 = 254;
-    let scope = match (route.local, route.via) {
-        (true, _) if route.to.addr().is_ipv4() => HOST_SCOPE,
-        (false, None) if route.to.addr().is_ipv4() => LINK_SCOPE,
+    let scope = match (route.kind, route.via) {
+        (RouteKind::Local, _) if route.to.addr().is_ipv4() => HOST_SCOPE,
+        (RouteKind::Unicast, None) if route.to.addr().is_ipv4() => LINK_SCOPE,
         _ => 0,
+    };
+    let kind = match route.kind {
+        RouteKind::Unicast => UNICAST,
+        RouteKind::Local => LOCAL,
+        RouteKind::Blackhole => BLACKHOLE,
     };
     // Tables over 255 do not fit the header's byte; the attribute counts.
     let table = u8::try_from(route.table).unwrap_or(0);
@@ -232,15 +240,21 @@ pub fn route(verb: Verb, index: u32, route: &Route) -> Message {
             table,
             route.protocol,
             scope,
-            if route.local { LOCAL } else { UNICAST },
+            kind,
         ],
         &flags.to_ne_bytes()[..],
     ]
     .concat();
     let m = Message::new(pick(verb, NEWROUTE, DELROUTE), make(verb), &fixed)
         .u32(15, route.table)
-        .attr(1, &octets(route.to.network()))
-        .u32(4, index);
+        .attr(1, &octets(route.to.network()));
+    // IPv4 wants none for one that leads nowhere.
+    let m = match route.kind {
+        RouteKind::Unicast | RouteKind::Local => m.u32(4, index),
+        RouteKind::Blackhole => m,
+    };
+    let mtu = route.mtu.iter();
+    let m = mtu.fold(m, |m, mtu| m.nest(8, |metrics| metrics.u32(2, *mtu)));
     route.via.iter().fold(m, |m, via| m.attr(5, &octets(*via)))
 }
 
@@ -361,25 +375,35 @@ pub fn read_route(body: &[u8]) -> Option<(u32, Route)> {
         return None;
     };
     let attrs = body.get(12..)?;
-    if ![UNICAST, LOCAL].contains(&kind) {
-        return None;
-    }
+    let kind = match kind {
+        UNICAST => RouteKind::Unicast,
+        LOCAL => RouteKind::Local,
+        BLACKHOLE => RouteKind::Blackhole,
+        _ => return None,
+    };
     let to = match attribute(attrs, 1) {
         Some(bytes) => ip_address(bytes)?,
         None if family == 2 => IpAddr::from([0; 4]),
         None => IpAddr::from([0; 16]),
     };
     let route = Route {
-        local: kind == LOCAL,
+        kind,
         table: attribute(attrs, 15)
             .and_then(native_u32)
             .unwrap_or_else(|| table.into()),
         to: IpNet::new(to, prefix).ok()?,
         via: attribute(attrs, 5).and_then(ip_address),
+        mtu: attribute(attrs, 8)
+            .and_then(|metrics| attribute(metrics, 2))
+            .and_then(native_u32),
         link: String::new(),
         protocol,
     };
-    Some((attribute(attrs, 4).and_then(native_u32)?, route))
+    let index = match kind {
+        RouteKind::Unicast | RouteKind::Local => attribute(attrs, 4).and_then(native_u32)?,
+        RouteKind::Blackhole => LOOPBACK_INDEX,
+    };
+    Some((index, route))
 }
 
 /// Reads a permanent neighbour from an answer to [`list_neighbours`].

@@ -149,18 +149,31 @@ pub struct VethPeer {
 /// A route of ours.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Route {
-    /// Whether it leads to this host itself, rather than on.
-    pub local: bool,
+    /// Where it leads.
+    pub kind: RouteKind,
     /// Routing table; 254 is the main one.
     pub table: u32,
     /// Destination.
     pub to: IpNet,
     /// Next hop; taken to be on the link.
     pub via: Option<IpAddr>,
-    /// Interface.
+    /// Longest packet in bytes, where that is less than the interface takes.
+    pub mtu: Option<u32>,
+    /// Interface; that of loopback for one that leads nowhere.
     pub link: String,
     /// Whose it is.
     pub protocol: u8,
+}
+
+/// Kind of a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RouteKind {
+    /// Leads on.
+    Unicast,
+    /// Leads to this host itself.
+    Local,
+    /// Leads nowhere, and nobody is told.
+    Blackhole,
 }
 
 /// A policy rule of ours: which packets look into which table.

@@ -33,9 +33,10 @@ pub use crate::core::bridge::{
 use crate::core::{
     bridge,
     diff::{NetOp, diff},
+    flows::endings,
     notice::Scope,
     observed::{ContainerFacts, Observed},
-    state::{BRIDGE_PROTOCOL, Family, Space},
+    state::{BRIDGE_PROTOCOL, Family, KernelState, Space},
 };
 
 /// Host ports from which one is chosen when none is asked for.
@@ -445,7 +446,7 @@ impl Worker {
             let space = Space::Host;
             errors.push(PlaneError::Observe { space, source });
         }
-        let Some((have, ops)) = self.plan(&mut kernel, before, spaces, &mut errors) else {
+        let Some((want, have, ops)) = self.plan(&mut kernel, before, spaces, &mut errors) else {
             return errors;
         };
         for op in &ops {
@@ -457,6 +458,8 @@ impl Worker {
                 .into_iter()
                 .map(PlaneError::from),
         );
+        let unended = kernel.end_flows(&endings(&want, &have)).into_iter();
+        errors.extend(unended.map(PlaneError::from));
         let ours = self.scope(&kernel, &have);
         watch.settle(BTreeMap::from([(Space::Host, ours)]));
         let port = format!("{}v", self.prefix);
@@ -510,7 +513,7 @@ impl Worker {
         before: &BridgeView,
         spaces: impl Iterator<Item = Space>,
         errors: &mut Vec<PlaneError>,
-    ) -> Option<(Observed, Vec<NetOp>)> {
+    ) -> Option<(KernelState, Observed, Vec<NetOp>)> {
         let mut have = Observed::default();
         for space in spaces {
             let handle = kernel.handle(&space).map_err(PlaneError::from);
@@ -570,7 +573,7 @@ impl Worker {
         host.objects.neighbours.clear();
         host.objects.fdb.clear();
         let ops = diff(&want, &have);
-        Some((have, ops))
+        Some((want, have, ops))
     }
 
     fn publish(

@@ -20,14 +20,14 @@ use super::{
 use crate::core::{
     conntrack_wire,
     diff::{Change, IpvsStep, NetOp},
-    flows::Ending,
+    flows::{Ending, Endings},
     ipvs_wire::{self, Edit},
     naming,
     netlink::Message,
     nft_wire,
     observed::Observed,
     rtnl_wire::{self, LinkPlaces, Verb},
-    state::{Family, Link, LinkKind, Space},
+    state::{Link, LinkKind, Space},
     tunnel::TunnelStep,
     wireguard_wire,
 };
@@ -221,34 +221,37 @@ impl<'a> Kernel<'a> {
         failures
     }
 
-    /// Forgets flows in a router that lead to these backends, so that what comes next finds others.
-    pub(crate) fn end_flows(&mut self, space: &Space, ending: &Ending) -> Result<(), Failure> {
-        let mut end = || {
-            let socket = self.tables(space)?;
-            let mut flows = None;
-            socket.ask(conntrack_wire::count(), |body| {
-                flows = conntrack_wire::read_count(body);
-            })?;
-            if flows == Some(0) {
-                return Ok(());
-            }
-            let mut removals = Vec::new();
-            let backends = ending.idle.iter().chain(&ending.left);
-            let families: BTreeSet<Family> = backends.map(|one| Family::of(*one)).collect();
-            for family in families {
-                socket.dump(conntrack_wire::list(family), |body| {
-                    removals.extend(conntrack_wire::removal(family, body, ending))
-                })?;
-            }
-            socket
-                .requests(removals)
-                .into_iter()
-                .try_for_each(tolerate_absence)
+    /// Forgets flows that go another way than the rules lead now, so that what comes next is led anew.
+    pub(crate) fn end_flows(&mut self, endings: &Endings) -> Vec<Failure> {
+        let failed = |(space, ending)| {
+            let failure = |source| Failure {
+                step: format!("end flows that lead elsewhere now in the {space}"),
+                source,
+            };
+            self.end_flows_in(space, ending).map_err(failure).err()
         };
-        end().map_err(|source| Failure {
-            step: format!("end flows to backends that have gone in the {space}"),
-            source,
-        })
+        endings.iter().filter_map(failed).collect()
+    }
+
+    fn end_flows_in(&mut self, space: &Space, ending: &Ending) -> io::Result<()> {
+        let socket = self.tables(space)?;
+        let mut flows = None;
+        socket.ask(conntrack_wire::count(), |body| {
+            flows = conntrack_wire::read_count(body);
+        })?;
+        if flows == Some(0) {
+            return Ok(());
+        }
+        let mut removals = Vec::new();
+        for family in ending.families() {
+            socket.dump(conntrack_wire::list(family), |body| {
+                removals.extend(conntrack_wire::removal(family, body, ending))
+            })?;
+        }
+        socket
+            .requests(removals)
+            .into_iter()
+            .try_for_each(tolerate_absence)
     }
 
     fn step(&mut self, op: &NetOp) -> io::Result<()> {

@@ -370,14 +370,8 @@ impl Worker {
                 .into_iter()
                 .map(PlaneError::from),
         );
-        for (space, ending) in &endings(&want, &have) {
-            errors.extend(
-                kernel
-                    .end_flows(space, ending)
-                    .map_err(PlaneError::from)
-                    .err(),
-            );
-        }
+        let unended = kernel.end_flows(&endings(&want, &have)).into_iter();
+        errors.extend(unended.map(PlaneError::from));
         let mut shapes = notice::shapes(&want);
         let scopes = want
             .spaces

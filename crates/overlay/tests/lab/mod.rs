@@ -107,6 +107,19 @@ pub fn view() -> NetworkView {
     }
 }
 
+/// A view with port 5353/udp of all hosts leading to port 53 of `web`.
+pub fn with_datagrams(mut view: NetworkView) -> NetworkView {
+    let ingress = view.networks.get_mut("ingress").unwrap();
+    let web = Arc::make_mut(ingress.services.get_mut("web").unwrap());
+    web.ports.push(IngressPort {
+        protocol: Protocol::Udp,
+        published: 5353,
+        target: 53,
+        ..IngressPort::default()
+    });
+    view
+}
+
 /// How other nodes know the host h`last`.
 pub fn peer(last: u8) -> Peer {
     Peer {

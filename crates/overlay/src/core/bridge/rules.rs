@@ -27,8 +27,8 @@ pub(super) fn table(view: &BridgeView, name: &str, family: Family) -> Table {
         .set("bridges", &[Part::Interface], SetData::None)
         .set("internal", &[Part::Interface], SetData::None)
         .set("within", &[Part::Interface, Part::Interface], SetData::None)
-        .set("published", &[Part::Protocol, Part::Port], to.clone())
-        .set("published_at", &[address, Part::Protocol, Part::Port], to);
+        .set(lb::PUBLISHED, &[Part::Protocol, Part::Port], to.clone())
+        .set(lb::PUBLISHED_AT, &[address, Part::Protocol, Part::Port], to);
     let in_set = |meta, set: &str| vec![Expr::Meta(meta, 0), Expr::InSet(0, set.to_owned())];
     let enters = || in_set(Meta::OutName, "bridges");
     let rewritten = || {
@@ -148,11 +148,11 @@ fn publish(family: Family) -> Vec<RuleText> {
     let anywhere = local
         .into_iter()
         .chain(ruleset::protocol_and_port())
-        .chain(to("published"));
+        .chain(to(lb::PUBLISHED));
     vec![
         rule(
             "published at one address",
-            at.into_iter().chain(to("published_at")).collect(),
+            at.into_iter().chain(to(lb::PUBLISHED_AT)).collect(),
         ),
         rule("published at all addresses", anywhere.collect()),
     ]
@@ -171,9 +171,9 @@ fn port_element(table: &mut Table, port: &PublishedPort) {
     let to = key(&[&lb::octets(port.address), &port.port.to_be_bytes()]);
     let at = lb::port_key(port.protocol, port.host_port);
     if port.host_ip.is_unspecified() {
-        table.element("published", at, Element::Value(to));
+        table.element(lb::PUBLISHED, at, Element::Value(to));
     } else {
         let at = key(&[&lb::octets(port.host_ip), &at]);
-        table.element("published_at", at, Element::Value(to));
+        table.element(lb::PUBLISHED_AT, at, Element::Value(to));
     }
 }

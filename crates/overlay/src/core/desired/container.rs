@@ -16,7 +16,7 @@ use crate::core::{
     ruleset::direct,
     state::{
         Family, KernelState, Link, LinkKind, MAIN_TABLE, OVERLAY_PROTOCOL, RULE_PRIORITY, Route,
-        Rule, Space, SpaceState, VethPeer,
+        RouteKind, Rule, Space, SpaceState, VethPeer,
     },
 };
 
@@ -135,10 +135,11 @@ impl Cx<'_> {
             objects.addresses.insert((port.to_owned(), hop.into()));
         }
         objects.routes.insert(Route {
-            local: false,
+            kind: RouteKind::Unicast,
             table: MAIN_TABLE,
             to: host_route(address.addr()),
             via: None,
+            mtu: None,
             link: port.to_owned(),
             protocol: OVERLAY_PROTOCOL,
         });
@@ -155,10 +156,11 @@ impl Cx<'_> {
         let objects = &mut inside.objects;
         let link = || place.link.to_owned();
         let route = |table, to, via| Route {
-            local: false,
+            kind: RouteKind::Unicast,
             table,
             to,
             via: Some(via),
+            mtu: None,
             link: link(),
             protocol: OVERLAY_PROTOCOL,
         };

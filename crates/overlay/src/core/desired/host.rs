@@ -12,7 +12,7 @@ use crate::core::{
     naming::{self, LOOPBACK6, UPLINK},
     ruleset,
     state::{
-        Family, LOCAL_TABLE, Link, LinkKind, MAIN_TABLE, OVERLAY_PROTOCOL, Route, Space,
+        Family, LOCAL_TABLE, Link, LinkKind, MAIN_TABLE, OVERLAY_PROTOCOL, Route, RouteKind, Space,
         SpaceState, VethPeer,
     },
 };
@@ -68,14 +68,14 @@ impl Cx<'_> {
         if let Some((id, slice)) = ingress
             && self.families(slice).any(|(family, _)| family == Family::V6)
         {
-            self.loopback6(&mut host, id);
+            self.loopback6(&mut host, id, slice);
         }
         self.tunnel(&mut host, carried);
         let underlay = Family::of(self.underlay);
         let both = carried.iter().flat_map(|(_, slice)| self.families(slice));
         let families: BTreeSet<Family> = both.map(|(family, _)| family).collect();
         for family in &families {
-            self.host_family(&mut host, *family, uplinks);
+            self.host_family(&mut host, *family, carried, uplinks);
         }
         // Of which family tunnels are is not a matter of what travels in them; what must not travel in the open must not in
         // either.
@@ -94,6 +94,7 @@ impl Cx<'_> {
         &self,
         host: &mut SpaceState,
         family: Family,
+        carried: &[(&NetworkId, &NetworkSlice)],
         uplinks: &BTreeMap<NetworkId, Uplink>,
     ) {
         let Some(net) = self.bridge_address(family) else {
@@ -109,6 +110,21 @@ impl Cx<'_> {
                     .insert((bridge.clone(), address), mac);
             }
         }
+        // What the host itself asks at a published port is cut here, as for `::1`.
+        for (id, slice) in carried.iter().filter(|(_, slice)| slice.ingress) {
+            let uplink = uplinks.get(*id);
+            if let Some(address) = uplink.and_then(|uplink| uplink.address(family)) {
+                host.objects.routes.insert(Route {
+                    kind: RouteKind::Unicast,
+                    table: MAIN_TABLE,
+                    to: host_route(address),
+                    via: None,
+                    mtu: Some(self.mtu(slice)),
+                    link: bridge.clone(),
+                    protocol: OVERLAY_PROTOCOL,
+                });
+            }
+        }
         if family == Family::V6 {
             let settings = &mut host.objects.settings;
             settings.insert(naming::FORWARDING6.to_owned(), "1".to_owned());
@@ -117,22 +133,24 @@ impl Cx<'_> {
 
     /// The host's link to the ingress router alone. On the bridge, where `bridge-nf-call-ip6tables` is on, an answer's
     /// address is turned back to `::1` before IPv6 sees the packet, and IPv6 takes nothing for `::1` from outside.
-    fn loopback6(&self, host: &mut SpaceState, ingress: &NetworkId) {
+    fn loopback6(&self, host: &mut SpaceState, id: &NetworkId, ingress: &NetworkSlice) {
         let Some([own, router]) = self.loopback6_ends() else {
             return;
         };
         let name = naming::loopback6_link(&self.params.prefix);
+        // That what goes on by the tunnel is cut here: the router's word of what is too long finds nobody at `::1`.
+        let mtu = Some(self.mtu(ingress));
         let peer = VethPeer {
-            space: Space::Router(ingress.clone()),
+            space: Space::Router(id.clone()),
             name: LOOPBACK6.to_owned(),
             mac: naming::mac_of(router),
-            mtu: None,
+            mtu,
             ipv6: true,
         };
         let link = Link {
             kind: LinkKind::Veth { peer },
             mac: Some(naming::mac_of(own)),
-            mtu: None,
+            mtu,
             master: None,
             isolated: false,
             hairpin: false,
@@ -144,20 +162,21 @@ impl Cx<'_> {
         objects.addresses.insert((name.clone(), host_route(own)));
         let mac = naming::mac_of(router);
         objects.neighbours.insert((name.clone(), router), mac);
-        let mut route = |local, table, to| {
+        let mut route = |kind, table, to| {
             objects.routes.insert(Route {
-                local,
+                kind,
                 table,
                 to: host_route(to),
                 via: None,
+                mtu: None,
                 link: name.clone(),
                 protocol: OVERLAY_PROTOCOL,
             })
         };
-        route(false, MAIN_TABLE, router);
+        route(RouteKind::Unicast, MAIN_TABLE, router);
         // Answers are for loopback once their address is turned back; the kernel takes them only where a route of the
         // very interface by which they come says so.
-        route(true, LOCAL_TABLE, Ipv6Addr::LOCALHOST.into());
+        route(RouteKind::Local, LOCAL_TABLE, Ipv6Addr::LOCALHOST.into());
     }
 
     /// Rules of one family in the host's namespace.

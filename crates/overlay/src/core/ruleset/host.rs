@@ -54,12 +54,12 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
     let mut table = Table::new(family, name);
     table
         .set(
-            "published",
+            lb::PUBLISHED,
             &[Part::Protocol, Part::Port],
             SetData::Parts(vec![address]),
         )
         .set(
-            "published_at",
+            lb::PUBLISHED_AT,
             &[address, Part::Protocol, Part::Port],
             SetData::Parts(vec![address]),
         )
@@ -71,7 +71,7 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
         Expr::Is(0, LOCAL.to_ne_bytes().to_vec()),
     ];
     let publish = |why| {
-        let to_router = vec![map(0, "published", 0), Expr::Dnat(0, None)];
+        let to_router = vec![map(0, lb::PUBLISHED, 0), Expr::Dnat(0, None)];
         rule(
             why,
             [local.clone(), protocol_and_port(), to_router].concat(),
@@ -82,7 +82,7 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
             destination(family, 0),
             Expr::Meta(Meta::Protocol, width),
             destination_port(width + 1),
-            map(0, "published_at", 0),
+            map(0, lb::PUBLISHED_AT, 0),
         ]
     };
     let publish_at = |why| {
@@ -92,7 +92,7 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
     let loopback = |of: End| loopback(family, of);
     let from_loopback = |(_, router): &(&str, IpAddr)| {
         let ports = [
-            [protocol_and_port(), vec![map(0, "published", 0)]].concat(),
+            [protocol_and_port(), vec![map(0, lb::PUBLISHED, 0)]].concat(),
             at_one(),
         ];
         ports.map(|port| {
@@ -244,7 +244,7 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
     }
     for (protocol, port, router) in host.published {
         table.element(
-            "published",
+            lb::PUBLISHED,
             lb::port_key(*protocol, *port),
             Element::Value(lb::octets(*router)),
         );
@@ -252,7 +252,7 @@ pub fn host(name: &str, host: &Host<'_>) -> Table {
     for (at, protocol, port, router) in host.published_at {
         let at = [lb::octets(*at), lb::port_key(*protocol, *port)].concat();
         let router = Element::Value(lb::octets(*router));
-        table.element("published_at", at, router);
+        table.element(lb::PUBLISHED_AT, at, router);
     }
     table
 }

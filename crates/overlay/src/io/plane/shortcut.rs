@@ -89,9 +89,7 @@ impl Worker {
             tracing::debug!(view.version = view.version, step = %op, "network step");
         }
         let mut failed = !kernel.execute_at(&steps.ops, indices).is_empty();
-        for (space, ending) in &steps.endings {
-            failed |= kernel.end_flows(space, ending).is_err();
-        }
+        failed |= !kernel.end_flows(&steps.endings).is_empty();
         watch.settle_steps();
         for (space, handle) in kernel.into_handles() {
             let inode = inodes.get(&space).copied().unwrap_or_default();
