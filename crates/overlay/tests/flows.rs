@@ -140,6 +140,10 @@ async fn a_flow_follows_the_port_of_its_service() {
     serve(&lab, "0.0.0.0:54");
     datagram_target(&mut view, 54);
     lab.converge(&view).await;
+    if lab.lb_driver(0) == "IPVS" {
+        // It drops the first packet of a flow whose destination has gone (`expire_nodest_conn`).
+        clients.iter().for_each(|(_, socket)| drop(ask(socket)));
+    }
     are_answered(&clients);
 }
 
