@@ -18,6 +18,7 @@ use std::{
 use lab::{
     Lab, Traffic, alone_on_ingress, bridged_packets_pass_rules, dual, id, lab, lab_of, peer, view,
 };
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, socket};
 use shoal_api::{
     network::{IngressPort, NetworkView, Protocol},
     spec::Affinity,
@@ -336,6 +337,97 @@ async fn an_attempt_to_connect_leaves_a_task_that_has_left() {
         "t3 sees 10.0.1.11",
         "asked again, another one answers"
     );
+}
+
+/// SCTP's checksum (RFC 9260 Appendix A), bit by bit.
+fn crc32c(bytes: &[u8]) -> u32 {
+    let step = |crc: u32, _| (crc >> 1) ^ (0x82f6_3b78 * (crc & 1));
+    let byte = |crc: u32, byte: &u8| (0..8).fold(crc ^ u32::from(*byte), step);
+    !bytes.iter().fold(u32::MAX, byte)
+}
+
+const INIT: u8 = 1;
+const INIT_ACK: u8 = 2;
+const TAG: u32 = 7;
+
+/// An SCTP packet with which an association begins (RFC 9260 §3).
+fn sctp(ports: [u16; 2], tag: u32, chunk: u8) -> Vec<u8> {
+    let mut packet = ports.map(u16::to_be_bytes).concat();
+    packet.extend(tag.to_be_bytes());
+    packet.extend([0; 4]);
+    packet.extend([chunk, 0, 0, 20]);
+    packet.extend(TAG.to_be_bytes());
+    packet.extend([0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1]);
+    let checksum = crc32c(&packet).to_le_bytes();
+    packet[8..12].copy_from_slice(&checksum);
+    packet
+}
+
+/// A socket that sends SCTP packets and receives them with their IP headers, also where the kernel has no SCTP.
+fn sctp_socket(lab: &Lab, place: &str, at: [u8; 4]) -> UdpSocket {
+    let open = move || {
+        let protocol = Some(SockProtocol::Sctp);
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let opened = socket(AddressFamily::Inet, SockType::Raw, flags, protocol).unwrap();
+        let [a, b, c, d] = at;
+        bind(opened.as_raw_fd(), &SockaddrIn::new(a, b, c, d, 0)).unwrap();
+        opened
+    };
+    let socket = UdpSocket::from(lab.within(place, open));
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+/// Who sent the next packet to these ports, and what is in it.
+fn receive_sctp(socket: &UdpSocket, ports: [u16; 2]) -> (IpAddr, u8) {
+    const IP_HEADER: usize = 20;
+    let mut packet = [0; 128];
+    loop {
+        let (_, from) = socket.recv_from(&mut packet).unwrap();
+        let at = &packet[IP_HEADER..];
+        if at[..4] == ports.map(u16::to_be_bytes).concat() {
+            return (from.ip(), at[12]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn sctp_is_led_to_a_task_and_its_answers_come_back() {
+    let change = |port: &mut IngressPort| port.protocol = Protocol::Sctp;
+    let (lab, _) = or_skip!(published(served_by_t2(), change).await);
+    for (place, at, client_at, task_at, target) in [
+        (
+            "client",
+            [192, 0, 2, 1],
+            [192, 0, 2, 99],
+            [10, 0, 0, 12],
+            80,
+        ),
+        (
+            "client",
+            [192, 0, 2, 2],
+            [192, 0, 2, 99],
+            [10, 0, 0, 12],
+            80,
+        ),
+        ("t1", [10, 0, 1, 2], [10, 0, 1, 11], [10, 0, 1, 12], 8080),
+    ] {
+        let task = sctp_socket(&lab, "t2", task_at);
+        let client = sctp_socket(&lab, place, client_at);
+        let (at, client_at) = (IpAddr::from(at), IpAddr::from(client_at));
+        let port = 4000 + u16::from(at == IpAddr::from([192, 0, 2, 2]));
+        client
+            .send_to(&sctp([port, 8080], 0, INIT), (at, 0))
+            .unwrap();
+        assert_eq!(
+            receive_sctp(&task, [port, target]),
+            (client_at, INIT),
+            "{at}"
+        );
+        let answer = sctp([target, port], TAG, INIT_ACK);
+        task.send_to(&answer, (client_at, 0)).unwrap();
+        assert_eq!(receive_sctp(&client, [8080, port]), (at, INIT_ACK), "{at}");
+    }
 }
 
 fn serve_with_header(lab: &Lab, task: &str) {

@@ -12,9 +12,12 @@ use std::{
     sync::Arc,
 };
 
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, setsockopt, socket,
-    sockopt,
+use nix::{
+    errno::Errno,
+    sys::socket::{
+        AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, setsockopt, socket,
+        sockopt,
+    },
 };
 use shoal_api::network::Protocol;
 use tokio::sync::Notify;
@@ -367,7 +370,7 @@ impl Worker {
             // A port that somebody took meanwhile still leads to the container, which had it first.
             let sockets = ports
                 .iter()
-                .filter_map(|port| hold(port.host_ip, port.host_port, port.protocol).ok());
+                .filter_map(|port| hold(port.host_ip, port.host_port, port.protocol).ok()?);
             self.held.insert(container.clone(), sockets.collect());
         }
         self.change(None, |held| *held = view)
@@ -591,7 +594,7 @@ impl Worker {
                 let published = others.published.entry(container.to_owned());
                 published.or_default().push(port.clone());
                 chosen.push(port);
-                sockets.push(socket);
+                sockets.extend(socket);
             }
         }
         self.change(None, |view| {
@@ -606,7 +609,7 @@ impl Worker {
 fn choose(
     request: &PortRequest,
     view: &BridgeView,
-) -> Result<Vec<(PublishedPort, OwnedFd)>, BridgeError> {
+) -> Result<Vec<(PublishedPort, Option<OwnedFd>)>, BridgeError> {
     let protocol = request.protocol;
     let places = [(request.host_ip, request.address)];
     let places: Vec<(IpAddr, IpAddr)> = places.into_iter().chain(request.twin).collect();
@@ -641,8 +644,9 @@ fn choose(
     Err(refused.unwrap_or(BridgeError::PortAllocated { host_ip, host_port }))
 }
 
-/// Binds a port in the namespace of the calling thread, without listening on it.
-fn hold(ip: IpAddr, port: u16, protocol: Protocol) -> io::Result<OwnedFd> {
+/// Binds a port in the namespace of the calling thread, without listening on it. Without SCTP in the kernel nobody else can have
+/// one of its ports.
+fn hold(ip: IpAddr, port: u16, protocol: Protocol) -> io::Result<Option<OwnedFd>> {
     let (kind, number) = match protocol {
         Protocol::Tcp => (SockType::Stream, Some(SockProtocol::Tcp)),
         Protocol::Udp => (SockType::Datagram, Some(SockProtocol::Udp)),
@@ -652,12 +656,15 @@ fn hold(ip: IpAddr, port: u16, protocol: Protocol) -> io::Result<OwnedFd> {
         IpAddr::V4(_) => AddressFamily::Inet,
         IpAddr::V6(_) => AddressFamily::Inet6,
     };
-    let fd = socket(family, kind, SockFlag::SOCK_CLOEXEC, number)?;
+    let fd = match socket(family, kind, SockFlag::SOCK_CLOEXEC, number) {
+        Err(Errno::EPROTONOSUPPORT) if protocol == Protocol::Sctp => return Ok(None),
+        opened => opened?,
+    };
     if ip.is_ipv6() {
         // The same port of IPv4 is held by a socket of its own.
         setsockopt(&fd, sockopt::Ipv6V6Only, &true)?;
     }
     let address = SockaddrStorage::from(SocketAddr::new(ip, port));
     bind(fd.as_raw_fd(), &address)?;
-    Ok(fd)
+    Ok(Some(fd))
 }
