@@ -6,7 +6,7 @@
 
 mod lab;
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, time::Duration};
 
 use lab::{Lab, Traffic, lab, view};
 use shoal_api::network::Protocol;
@@ -438,6 +438,54 @@ async fn what_somebody_destroys_is_made_again_by_itself() {
     keeper.abort();
     // Nobody is at work any more when the lab is taken down.
     assert!(keeper.await.unwrap_err().is_cancelled());
+}
+
+#[tokio::test]
+async fn interfaces_keep_their_mtu_and_address() {
+    let (mut lab, bridges) = or_skip!(three_containers().await);
+    let narrow = BridgeSpec {
+        mtu: Some(1400),
+        ..spec(9)
+    };
+    bridges.create(narrow).await.unwrap();
+    let port = bridge_port("c4", "net9");
+    // As the first container of this daemon, and as one that comes beside others.
+    for container in ["c5", "c4"] {
+        lab.container(container, 0);
+        let last = if container == "c4" { 4 } else { 5 };
+        attach(&lab, &bridges, container, 9, last).await;
+    }
+    let shown = |name: &str| {
+        let line = lab.text("h1", "ip", &["-o", "link", "show", name]);
+        let word = |before: &str| {
+            let rest = line.split(before).nth(1).unwrap();
+            rest.split(' ').next().unwrap().to_owned()
+        };
+        (word("mtu "), word("link/ether "))
+    };
+    for (name, damage) in [
+        ("br-net9", "mtu 1300"),
+        ("br-net9", "address 02:00:00:00:00:77"),
+        (&*port, "mtu 1300"),
+    ] {
+        let before = shown(name);
+        assert_eq!(before.0, "1400", "{name}");
+        let mut words = vec!["link", "set", name];
+        words.extend(damage.split(' '));
+        while is_disturbed(&bridges).await {
+            bridges.converge().await.unwrap();
+        }
+        assert!(lab.run("h1", "ip", &words), "{name}: {damage}");
+        assert!(is_disturbed(&bridges).await, "{name}: {damage}");
+        bridges.converge().await.unwrap();
+        assert_eq!(shown(name), before, "{name}: {damage}");
+    }
+}
+
+/// Whether somebody has been at work, who is heard of at once.
+async fn is_disturbed(bridges: &Bridges) -> bool {
+    let heard = tokio::time::timeout(Duration::from_millis(500), bridges.disturbed());
+    heard.await.is_ok()
 }
 
 /// The host's end of an attachment.

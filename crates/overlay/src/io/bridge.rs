@@ -37,7 +37,7 @@ use crate::core::{
     bridge,
     diff::{NetOp, diff},
     flows::endings,
-    notice::Scope,
+    notice::{self, Scope},
     observed::{ContainerFacts, Observed},
     state::{BRIDGE_PROTOCOL, Family, KernelState, Space},
 };
@@ -463,7 +463,7 @@ impl Worker {
         );
         let unended = kernel.end_flows(&endings(&want, &have)).into_iter();
         errors.extend(unended.map(PlaneError::from));
-        let ours = self.scope(&kernel, &have);
+        let ours = self.scope(&kernel, &want, &have);
         watch.settle(BTreeMap::from([(Space::Host, ours)]));
         let port = format!("{}v", self.prefix);
         let ports = kernel.interfaces(&Space::Host);
@@ -487,14 +487,12 @@ impl Worker {
     }
 
     /// What nobody else should touch in the host's namespace.
-    fn scope(&self, kernel: &Kernel<'_>, have: &Observed) -> Scope {
-        let bridges = self.view.networks.values().map(|spec| spec.ifname.clone());
-        let ports = self.view.attachments.iter().flat_map(|(id, attachments)| {
-            let name = |at: &Attachment| bridge::port_name(&self.prefix, id, &at.network);
-            attachments.iter().map(name)
-        });
+    fn scope(&self, kernel: &Kernel<'_>, want: &KernelState, have: &Observed) -> Scope {
+        let shapes = notice::shapes(want).remove(&Space::Host);
+        let shapes = shapes.unwrap_or_default();
         let mut ours = Scope {
-            links: bridges.chain(ports).collect(),
+            links: shapes.keys().cloned().collect(),
+            shapes,
             protocol: BRIDGE_PROTOCOL,
             table: bridge::table_name(&self.prefix),
             ..Scope::default()

@@ -19,6 +19,7 @@ use crate::{
     core::{
         bridge::{self, port_name},
         diff::{NetOp, diff},
+        notice::Shape,
         observed::{ContainerFacts, Observed, ObservedSpace},
         rtnl_wire,
         state::{BRIDGE_PROTOCOL, Objects, Space},
@@ -84,6 +85,7 @@ impl Worker {
         watch.hold().amend(&Space::Host, |ours| {
             for port in &ports {
                 ours.links.remove(port);
+                ours.shapes.remove(port);
                 if let Some(index) = self.indices.remove(port) {
                     ours.indices.remove(&index);
                 }
@@ -176,13 +178,25 @@ impl Worker {
             .interfaces(&Space::Host)
             .map(|(name, index)| (name.clone(), index))
             .collect();
+        let mut shapes = BTreeMap::new();
+        for at in after {
+            let mtu = self
+                .view
+                .networks
+                .get(&at.network)
+                .and_then(|spec| spec.mtu);
+            let port = port_name(&self.prefix, container, &at.network);
+            shapes.insert(port, Shape { mac: None, mtu });
+        }
         watch.amend(&Space::Host, |ours| {
             for port in &old {
                 ours.links.remove(port);
+                ours.shapes.remove(port);
                 if let Some(index) = self.indices.remove(port) {
                     ours.indices.remove(&index);
                 }
             }
+            ours.shapes.extend(shapes);
             for port in new {
                 if let Some(index) = found.get(&port) {
                     ours.indices.insert(*index);
