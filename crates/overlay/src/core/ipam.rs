@@ -131,7 +131,7 @@ impl AddressPool6 {
             None => {
                 let mut all = self.range.hosts();
                 let free = all.find(|address| usable(address) && !self.taken.contains(address));
-                free.ok_or(IpamError::Full { subnet })?
+                free.ok_or_else(|| IpamError::Full { subnet })?
             }
         };
         self.taken.insert(address);
@@ -186,7 +186,7 @@ impl AddressPool {
                     .range
                     .hosts()
                     .find(|address| usable(address) && !self.taken.contains(address));
-                free.ok_or(IpamError::Full {
+                free.ok_or_else(|| IpamError::Full {
                     subnet: subnet.into(),
                 })?
             }

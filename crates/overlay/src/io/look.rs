@@ -218,7 +218,7 @@ fn listen(own: IpAddr) -> io::Result<Ears> {
     let mut vxlan = None;
     Socket::open(Kind::Route)?.dump(rtnl_wire::list_links(), |body| {
         let link = rtnl_wire::read_link(body).filter(|(name, _)| name == naming::VXLAN);
-        vxlan = vxlan.or(link.map(|(_, link)| (link.index, link.mtu)));
+        vxlan = vxlan.or_else(|| link.map(|(_, link)| (link.index, link.mtu)));
     })?;
     let (vxlan, mtu) = vxlan
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the tunnel is not there yet"))?;

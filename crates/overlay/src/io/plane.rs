@@ -294,6 +294,12 @@ impl Worker {
                  answered by one of them alone"
             );
         }
+        if !abilities.flows {
+            tracing::warn!(
+                "this kernel lacks CONFIG_NF_CT_NETLINK: datagrams of a client that goes on sending stay with a task that has \
+                 been replaced"
+            );
+        }
         if !abilities.direct {
             tracing::info!(
                 "this kernel lacks CONFIG_NFT_FWD_NETDEV: packets between containers of two nodes are routed on both"

@@ -10,7 +10,7 @@ use super::{
     socket::{Kind, Socket},
 };
 use crate::core::{
-    generic_wire,
+    conntrack_wire, generic_wire,
     ipvs_wire::{self, ServiceKey},
     naming,
     nft::Table,
@@ -32,6 +32,8 @@ pub(crate) struct Abilities {
     pub(crate) direct: bool,
     /// Keeping apart connections of equal addresses and ports.
     pub(crate) zones: bool,
+    /// Forgetting single connections.
+    pub(crate) flows: bool,
     /// Numbers of families of generic netlink.
     pub(crate) families: Families,
     /// Schedulers of IPVS, of those that are used.
@@ -88,9 +90,11 @@ pub(crate) fn probe() -> Result<Abilities, PlaneError> {
         wireguard: family(wireguard_wire::FAMILY)
             .filter(|_| ipv6 && make("wireguard", LinkKind::Wireguard).is_ok()),
     };
+    let flows = netfilter.ask(conntrack_wire::count(), |_| ()).is_ok();
     let mut takes = |table: Table| netfilter.transaction(nft_wire::replace(&table)).is_ok();
     Ok(Abilities {
         ipv6,
+        flows,
         source_hash: takes(ruleset::hashing("hash")),
         direct: takes({
             let mut table = direct::direct(Family::V4, "probe");

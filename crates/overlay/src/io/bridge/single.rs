@@ -9,7 +9,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use nix::errno::Errno;
@@ -153,12 +153,12 @@ impl Worker {
     fn bring_one(
         &mut self,
         container: &str,
-        netns: &PathBuf,
+        netns: &Path,
         before: Option<&[Attachment]>,
         after: &[Attachment],
     ) -> Result<(), PlaneError> {
         let space = Space::Container(container.to_owned());
-        let containers = [(container.to_owned(), netns.clone())].into();
+        let containers = [(container.to_owned(), netns.to_owned())].into();
         let mut kernel = Kernel::new(&self.home, PathBuf::new(), containers);
         let watch = self.watch.shared();
         let mut watch = watch.hold();

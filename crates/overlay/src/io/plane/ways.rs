@@ -14,6 +14,7 @@ impl Plane {
             ("VXLAN", true),
             ("nftables", true),
             ("IPv6", self.abilities.ipv6),
+            ("conntrack entries", self.abilities.flows),
             ("conntrack zones", self.abilities.zones),
             ("nftables fwd", self.abilities.direct),
             ("IPVS", self.abilities.families.ipvs.is_some()),
