@@ -227,7 +227,6 @@ fn a_node_without_tasks_keeps_only_the_ingress_router() {
               table 254: 0.0.0.0/0 via 172.18.0.1 on up0
               table 3221225986: 0.0.0.0/0 via 192.0.2.2 on vx0
               table 255: 10.0.0.2/32 on lo
-              table 254: 10.0.0.0/24 is nowhere
               rule from None mark Some(c0000202) to table 3221225986
               1 elements in entries
               1 elements in peers
@@ -270,7 +269,6 @@ fn a_task_on_ingress_and_its_network_leaves_by_the_latter_and_answers_by_the_for
               table 254: 10.0.0.12/32 via 192.0.2.2 on vx0
               table 3221225986: 0.0.0.0/0 via 192.0.2.2 on vx0
               table 255: 10.0.0.2/32 on lo
-              table 254: 10.0.0.0/24 is nowhere
               rule from None mark Some(c0000202) to table 3221225986
               1 elements in entries
               1 elements in hairpin

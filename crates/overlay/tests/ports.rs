@@ -339,6 +339,43 @@ async fn an_attempt_to_connect_leaves_a_task_that_has_left() {
     );
 }
 
+#[tokio::test]
+async fn a_client_in_a_network_with_the_addresses_of_ingress_is_answered() {
+    let (lab, _) = or_skip!(published(served_by_t2(), |_| ()).await);
+    lab.serve("t2", "0.0.0.0:80");
+    assert!(lab.run(
+        "client",
+        "ip",
+        &["addr", "add", "10.0.0.99/24", "dev", "eth0"]
+    ));
+    for (host, own) in [("h1", "10.0.0.201/24"), ("h2", "10.0.0.202/24")] {
+        assert!(lab.run(host, "ip", &["addr", "add", own, "dev", "eth0"]));
+        let at = format!("{}:8080", own.trim_end_matches("/24"));
+        assert_eq!(lab.ask("client", &at).unwrap(), "t2 sees 10.0.0.99", "{at}");
+    }
+}
+
+#[tokio::test]
+async fn a_task_that_resets_a_connection_behind_a_header_resets_the_client() {
+    let with_header = |port: &mut IngressPort| port.proxy_protocol = true;
+    let (lab, _) = or_skip!(published(served_by_t2(), with_header).await);
+    let listener = lab.within("t2", || TcpListener::bind("0.0.0.0:80").unwrap());
+    let at = SocketAddr::from(([192, 0, 2, 1], 8080));
+    let mut client = lab
+        .within("client", move || TcpStream::connect(at))
+        .unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (mut served, _) = listener.accept().unwrap();
+    served.write_all(b"half of an ans").unwrap();
+    let mut half = [0; 14];
+    client.read_exact(&mut half).unwrap();
+    // What is unread when a connection is closed resets it: here the header.
+    served.peek(&mut [0]).unwrap();
+    drop(served);
+    let ended = client.read(&mut [0]).unwrap_err();
+    assert_eq!(ended.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
 /// SCTP's checksum (RFC 9260 Appendix A), bit by bit.
 fn crc32c(bytes: &[u8]) -> u32 {
     let step = |crc: u32, _| (crc >> 1) ^ (0x82f6_3b78 * (crc & 1));

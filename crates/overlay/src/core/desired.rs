@@ -476,8 +476,10 @@ impl Cx<'_> {
             protocol: OVERLAY_PROTOCOL,
         }));
         // What no endpoint has is nowhere, and not out in the world, which the way out leads to. Nobody is told: an endpoint
-        // that comes, or another one that the sender is led to, may have it by the next attempt.
-        let subnets = slice.subnets.iter().map(|subnet| subnet.range);
+        // that comes, or another one that the sender is led to, may have it by the next attempt. Clients of published ports may
+        // be in a network of the same addresses as ingress.
+        let subnets = slice.subnets.iter().filter(|_| !slice.ingress);
+        let subnets = subnets.map(|subnet| subnet.range);
         let subnets = subnets.filter(|subnet| Family::of(subnet.addr()) == family);
         objects.routes.extend(subnets.map(|subnet| Route {
             kind: RouteKind::Blackhole,

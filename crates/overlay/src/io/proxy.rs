@@ -117,8 +117,11 @@ async fn pass_on(mut client: TcpStream, from: SocketAddr, router: SocketAddr) ->
     let begin = async {
         let to = client.local_addr()?;
         let mut task = timeout(CONNECT_MAX, TcpStream::connect(router)).await??;
-        client.set_nodelay(true)?;
-        task.set_nodelay(true)?;
+        for side in [&client, &task] {
+            side.set_nodelay(true)?;
+            // One whose host is gone would be held for ever.
+            setsockopt(side, sockopt::KeepAlive, &true)?;
+        }
         task.write_all(&header(from, to)).await?;
         Ok::<_, io::Error>(task)
     };
@@ -130,7 +133,13 @@ async fn pass_on(mut client: TcpStream, from: SocketAddr, router: SocketAddr) ->
             return Err(error);
         }
     };
-    copy_bidirectional(&mut client, &mut task).await.map(drop)
+    let passed = copy_bidirectional(&mut client, &mut task).await;
+    if passed.is_err() {
+        // Neither side takes what it has for all that there was.
+        reset(&client);
+        reset(&task);
+    }
+    passed.map(drop)
 }
 
 /// Lets the other side see a connection reset rather than an end of the answer.

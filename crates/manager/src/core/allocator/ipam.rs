@@ -76,14 +76,23 @@ fn subnets_in_use(state: &State) -> impl Iterator<Item = IpNet> {
     given.flat_map(|given| given.subnets.iter().map(|subnet| subnet.range))
 }
 
-/// The first subnet of the cluster's pools that overlaps none in use and none asked for.
+/// The first subnet of the cluster's pools that overlaps none in use and none asked for, and that no node has an address in,
+/// as long as there is such a one: containers would not reach it, and ingress would take its packets for those of a task.
 fn free_subnet(state: &State) -> Option<IpNet> {
+    let nodes = state.nodes();
+    let nodes = nodes.flat_map(|node| [node.status.addr, node.description.data_path_addr]);
+    let nodes: Vec<IpNet> = nodes.flatten().map(IpNet::from).collect();
+    free_beside(state, &nodes).or_else(|| free_beside(state, &[]))
+}
+
+fn free_beside(state: &State, others: &[IpNet]) -> Option<IpNet> {
     let defaults = ClusterSpec::default();
     let spec = state.cluster().map_or(&defaults, |cluster| &cluster.spec);
     let asked = state
         .networks()
         .flat_map(|network| network.spec.ipam.iter().filter_map(|ipam| ipam.subnet));
-    let mut used: Vec<IpNet> = subnets_in_use(state).chain(asked).collect();
+    let others = others.iter().copied();
+    let mut used: Vec<IpNet> = subnets_in_use(state).chain(asked).chain(others).collect();
     used.sort();
     used.dedup();
     for pool in &spec.default_address_pools {

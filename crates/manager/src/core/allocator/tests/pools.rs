@@ -101,6 +101,24 @@ fn subnets_are_cut_from_the_clusters_pools_in_the_size_that_was_said() {
 }
 
 #[test]
+fn subnets_in_which_nodes_are_come_last() {
+    // All nodes here have the address 192.0.2.1.
+    let spec = ClusterSpec {
+        default_address_pools: ["192.0.2.0/24", "10.20.0.0/24"]
+            .map(|pool| pool.parse().unwrap())
+            .into(),
+        subnet_size: 24,
+        ..ClusterSpec::default()
+    };
+    let mut world = World::with(&["n1"], spec);
+    let ingress = world.state.ingress_network().unwrap().id.clone();
+    assert_eq!(subnets(&world, &ingress)[0], "10.20.0.0/24 via 10.20.0.1");
+    let other = network(&mut world, "a", &[]);
+    world.settle();
+    assert_eq!(subnets(&world, &other), ["192.0.2.0/24 via 192.0.2.1"]);
+}
+
+#[test]
 fn networks_and_services_that_come_and_go_leave_nothing_allocated() {
     let mut world = World::new(&["n1", "n2"]);
     let ingress = world.state.ingress_network().unwrap().id.clone();
