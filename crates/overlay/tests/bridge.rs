@@ -4,25 +4,17 @@
 #![allow(clippy::print_stderr, reason = "tests say why they were skipped")]
 #![allow(unreachable_pub, reason = "a test is a crate without a surface")]
 
+#[macro_use]
 mod lab;
 
 use std::{net::Ipv4Addr, time::Duration};
 
-use lab::{Lab, Traffic, lab, view};
+use lab::{Lab, Traffic, ask_datagram, lab, view};
 use shoal_api::network::Protocol;
 use shoal_overlay::{
     Attachment, BridgeError, BridgeSpec, BridgeView, Bridges, BridgesConfig, DYNAMIC_PORTS,
     Ipv4Place, PortRequest,
 };
-
-macro_rules! or_skip {
-    ($lab:expr) => {
-        match $lab {
-            Ok(lab) => lab,
-            Err(missing) => return eprintln!("skipped, because {missing}"),
-        }
-    };
-}
 
 fn spec(n: u8) -> BridgeSpec {
     BridgeSpec {
@@ -156,6 +148,31 @@ async fn a_published_port_is_reached_from_everywhere() {
     }
     bridges.unpublish("c2").await.unwrap();
     assert!(lab.ask("client", "192.0.2.1:8081").is_err());
+}
+
+#[tokio::test]
+async fn datagrams_of_before_are_led_to_the_container_that_has_the_port() {
+    let (lab, bridges) = or_skip!(three_containers().await);
+    let clients = [("client", "192.0.2.1:5353"), ("h1", "127.0.0.1:5353")];
+    let clients = clients.map(|(place, at)| (at, lab.datagrams(place, at)));
+    for (at, socket) in &clients {
+        assert!(ask_datagram(socket).is_err(), "nobody is at {at}");
+    }
+    // The first one stays where it is, and only its port goes.
+    for (container, last) in [("c1", 2), ("c2", 3)] {
+        lab.serve_datagrams(container, "0.0.0.0:80");
+        let datagrams = PortRequest {
+            protocol: Protocol::Udp,
+            ..request([0; 4], 5353, [172, 21, 0, last])
+        };
+        bridges.publish(container, vec![datagrams]).await.unwrap();
+        for (at, socket) in &clients {
+            // An error of before may still be told.
+            let _ = socket.take_error();
+            assert_eq!(ask_datagram(socket).unwrap(), container, "at {at}");
+        }
+        bridges.unpublish(container).await.unwrap();
+    }
 }
 
 #[tokio::test]

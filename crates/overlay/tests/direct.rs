@@ -4,6 +4,7 @@
 #![allow(clippy::print_stderr, reason = "tests say why they were skipped")]
 #![allow(unreachable_pub, reason = "a test is a crate without a surface")]
 
+#[macro_use]
 mod lab;
 
 use std::sync::Arc;
@@ -75,15 +76,6 @@ fn goes_directly(lab: &Lab) {
         assert!(lab.run("t1", "ping", &[&count, "-i0.01", "-W2", &to]));
         assert_eq!(routed(lab, family) - before, PINGS, "{to}");
     }
-}
-
-macro_rules! or_skip {
-    ($lab:expr) => {
-        match $lab {
-            Ok(lab) => lab,
-            Err(missing) => return eprintln!("skipped, because {missing}"),
-        }
-    };
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 #![allow(clippy::print_stderr, reason = "tests say why they were skipped")]
 #![allow(unreachable_pub, reason = "a test is a crate without a surface")]
 
+#[macro_use]
 mod lab;
 
 use std::{
@@ -49,15 +50,6 @@ async fn ready() -> Result<(Lab, NetworkView), String> {
     let view = lab.with_keys(encrypted());
     lab.converge(&view).await;
     Ok((lab, view))
-}
-
-macro_rules! or_skip {
-    ($ready:expr) => {
-        match $ready {
-            Ok(ready) => ready,
-            Err(missing) => return eprintln!("skipped, because {missing}"),
-        }
-    };
 }
 
 /// Another program that sees everything that passes h1's link.

@@ -4,6 +4,7 @@
 #![allow(clippy::print_stderr, reason = "tests say why they were skipped")]
 #![allow(unreachable_pub, reason = "a test is a crate without a surface")]
 
+#[macro_use]
 mod lab;
 
 use std::{
@@ -12,23 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lab::{Lab, Traffic, dual, lab, view, with_datagrams};
+use lab::{Lab, Traffic, ask_datagram, dual, lab, view, with_datagrams};
 use shoal_api::network::{NetworkView, Protocol};
-use shoal_overlay::{
-    Attachment, BridgeSpec, BridgeView, Bridges, BridgesConfig, Ipv4Place, PortRequest,
-};
 
 /// How long a flow may go on to a backend that was replaced.
 const MOVED_WITHIN: Duration = Duration::from_secs(2);
-
-macro_rules! or_skip {
-    ($lab:expr) => {
-        match $lab {
-            Ok(lab) => lab,
-            Err(missing) => return eprintln!("skipped, because {missing}"),
-        }
-    };
-}
 
 const TASKS: [(&str, usize); 3] = [("t1", 0), ("t2", 1), ("t3", 0)];
 
@@ -41,14 +30,6 @@ async fn three_tasks(view: &NetworkView) -> Result<Lab, String> {
     Ok(lab)
 }
 
-/// Who answers a datagram.
-fn ask(socket: &UdpSocket) -> std::io::Result<String> {
-    let mut answer = [0; 16];
-    socket.send(b"?")?;
-    let length = socket.recv(&mut answer)?;
-    Ok(String::from_utf8(answer[..length].to_vec()).unwrap())
-}
-
 /// Clients that have asked in vain, each from a port that it goes on to ask from.
 fn clients(lab: &Lab) -> Vec<(&'static str, UdpSocket)> {
     let clients = [
@@ -59,7 +40,7 @@ fn clients(lab: &Lab) -> Vec<(&'static str, UdpSocket)> {
     ];
     let clients = clients.map(|(place, at)| (at, lab.datagrams(place, at)));
     for (at, socket) in &clients {
-        assert!(ask(socket).is_err(), "nobody is at {at}");
+        assert!(ask_datagram(socket).is_err(), "nobody is at {at}");
     }
     clients.into()
 }
@@ -69,7 +50,7 @@ fn are_answered(clients: &[(&str, UdpSocket)]) {
     for (at, socket) in clients {
         // An error of before may still be told.
         let _ = socket.take_error();
-        let answer = ask(socket).unwrap_or_else(|error| panic!("at {at}: {error}"));
+        let answer = ask_datagram(socket).unwrap_or_else(|error| panic!("at {at}: {error}"));
         assert!(answer.starts_with('t'), "at {at}: {answer}");
     }
 }
@@ -106,7 +87,7 @@ async fn a_flow_that_is_older_than_its_backends_finds_them() {
     serve(&lab, "0.0.0.0:53");
     let mut clients = clients(&lab);
     let vip = ("10.0.1.2:53", lab.datagrams("t1", "10.0.1.2:53"));
-    assert!(ask(&vip.1).is_err());
+    assert!(ask_datagram(&vip.1).is_err());
     clients.push(vip);
     set_serving(&mut view, true);
     lab.converge(&view).await;
@@ -128,7 +109,7 @@ async fn a_flow_that_is_older_than_its_published_port_is_led_when_that_is_there(
     lab.converge(&without).await;
     lab.serve_datagrams("h1", "0.0.0.0:5353");
     for (at, socket) in clients.iter().filter(|(at, _)| *at != "192.0.2.2:5353") {
-        assert_eq!(ask(socket).unwrap(), "h1", "at {at}");
+        assert_eq!(ask_datagram(socket).unwrap(), "h1", "at {at}");
     }
 }
 
@@ -142,7 +123,9 @@ async fn a_flow_follows_the_port_of_its_service() {
     lab.converge(&view).await;
     if lab.lb_driver(0) == "IPVS" {
         // It drops the first packet of a flow whose destination has gone (`expire_nodest_conn`).
-        clients.iter().for_each(|(_, socket)| drop(ask(socket)));
+        clients
+            .iter()
+            .for_each(|(_, socket)| drop(ask_datagram(socket)));
     }
     are_answered(&clients);
 }
@@ -164,65 +147,6 @@ async fn rules_that_were_gone_for_a_while_keep_no_flow_astray() {
 }
 
 #[tokio::test]
-async fn a_flow_to_a_port_of_the_host_is_led_to_the_container_that_has_it() {
-    let mut lab = or_skip!(lab().await);
-    let config = BridgesConfig {
-        prefix: "shoal".into(),
-        host_netns: Some(lab.place("h1")),
-    };
-    let bridges = Bridges::open(config, BridgeView::default()).await.unwrap();
-    let spec = BridgeSpec {
-        id: "net1".to_owned(),
-        ifname: "br-net1".to_owned(),
-        ipv4: Some(Ipv4Place {
-            subnet: "172.21.0.0/16".parse().unwrap(),
-            gateway: [172, 21, 0, 1].into(),
-        }),
-        internal: false,
-        mtu: None,
-        icc: true,
-        masquerade: true,
-        ipv6: None,
-    };
-    bridges.create(spec).await.unwrap();
-    let clients = [("client", "192.0.2.1:5353"), ("h1", "127.0.0.1:5353")];
-    let clients = clients.map(|(place, at)| (at, lab.datagrams(place, at)));
-    for (at, socket) in &clients {
-        assert!(ask(socket).is_err(), "nobody is at {at}");
-    }
-    for (container, last) in [("c1", 2), ("c2", 3)] {
-        lab.container(container, 0);
-        let attachment = Attachment {
-            network: "net1".to_owned(),
-            address: Some([172, 21, 0, last].into()),
-            mac: None,
-            ifname: "eth0".to_owned(),
-            ipv6: None,
-            link_local: Vec::new(),
-        };
-        let place = lab.place(container);
-        let attached = bridges.attach(container, place, attachment, usize::MAX);
-        attached.await.unwrap();
-        lab.serve_datagrams(container, "0.0.0.0:53");
-        let request = PortRequest {
-            host_ip: [0; 4].into(),
-            host_ports: 5353..=5353,
-            protocol: Protocol::Udp,
-            address: [172, 21, 0, last].into(),
-            port: 53,
-            twin: None,
-        };
-        bridges.publish(container, vec![request]).await.unwrap();
-        for (at, socket) in &clients {
-            let _ = socket.take_error();
-            assert_eq!(ask(socket).unwrap(), container, "at {at}");
-        }
-        // Its end of the way stays for a moment, as a container's does that has ended.
-        bridges.unpublish(container).await.unwrap();
-    }
-}
-
-#[tokio::test]
 async fn a_datagram_flow_to_a_published_port_moves_when_its_backend_stops_serving() {
     let mut lab = or_skip!(lab().await);
     let tasks = [("t1", 0, 11), ("t2", 1, 12), ("t3", 0, 13)];
@@ -235,14 +159,12 @@ async fn a_datagram_flow_to_a_published_port_moves_when_its_backend_stops_servin
         lab.serve_datagrams(task, "0.0.0.0:53");
     }
     let socket = lab.datagrams("client", "192.0.2.1:5353");
-    let ask = || {
-        let mut answer = [0; 16];
-        socket.send(b"?").unwrap();
-        let length = socket.recv(&mut answer)?;
-        Ok::<_, std::io::Error>(String::from_utf8(answer[..length].to_vec()).unwrap())
-    };
-    let first = ask().unwrap();
-    assert_eq!(ask().unwrap(), first, "a flow keeps its backend");
+    let first = ask_datagram(&socket).unwrap();
+    assert_eq!(
+        ask_datagram(&socket).unwrap(),
+        first,
+        "a flow keeps its backend"
+    );
     let known = |lab: &Lab| {
         let (_, _, last) = tasks.iter().find(|(task, ..)| *task == first).unwrap();
         let backend = format!("10.0.0.{last}");
@@ -258,12 +180,12 @@ async fn a_datagram_flow_to_a_published_port_moves_when_its_backend_stops_servin
     let began = Instant::now();
     let next = loop {
         // The first may be lost with the flow that it was of.
-        match ask() {
+        match ask_datagram(&socket) {
             Ok(answer) if answer != first => break answer,
             _ => assert!(began.elapsed() < MOVED_WITHIN, "it stays with {first}"),
         }
     };
-    assert_eq!(ask().unwrap(), next, "and stays there");
+    assert_eq!(ask_datagram(&socket).unwrap(), next, "and stays there");
     assert!(!known(&lab).contains("dport=5353"), "{}", known(&lab));
 }
 
@@ -274,14 +196,12 @@ async fn a_datagram_flow_leaves_a_backend_that_stops_serving() {
         lab.serve_datagrams(task, "0.0.0.0:53");
     }
     let socket = lab.datagrams("t1", "10.0.1.2:53");
-    let ask = || {
-        let mut answer = [0; 16];
-        socket.send(b"?").unwrap();
-        let length = socket.recv(&mut answer).unwrap();
-        String::from_utf8(answer[..length].to_vec()).unwrap()
-    };
-    let first = ask();
-    assert_eq!(ask(), first, "a flow keeps its backend");
+    let first = ask_datagram(&socket).unwrap();
+    assert_eq!(
+        ask_datagram(&socket).unwrap(),
+        first,
+        "a flow keeps its backend"
+    );
     let mut view = view();
     let endpoints = &mut view.networks.get_mut("n1").unwrap().endpoints;
     if lab.lb_driver(0) == "IPVS" {
@@ -291,7 +211,7 @@ async fn a_datagram_flow_leaves_a_backend_that_stops_serving() {
         Arc::make_mut(endpoints.get_mut(first.as_str()).unwrap()).serving = false;
     }
     lab.converge(&view).await;
-    assert_ne!(ask(), first);
+    assert_ne!(ask_datagram(&socket).unwrap(), first);
 }
 
 #[tokio::test]

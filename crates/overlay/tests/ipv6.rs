@@ -4,6 +4,7 @@
 #![allow(clippy::print_stderr, reason = "tests say why they were skipped")]
 #![allow(unreachable_pub, reason = "a test is a crate without a surface")]
 
+#[macro_use]
 mod lab;
 
 use std::collections::BTreeMap;
@@ -41,15 +42,6 @@ async fn three_tasks() -> Result<Lab, String> {
         while !lab.ping("client", host) {}
     }
     Ok(lab)
-}
-
-macro_rules! or_skip {
-    ($lab:expr) => {
-        match $lab {
-            Ok(lab) => lab,
-            Err(missing) => return eprintln!("skipped, because {missing}"),
-        }
-    };
 }
 
 /// Says on a link, as a router does, that it leads everywhere (RFC 4861 §4.2).

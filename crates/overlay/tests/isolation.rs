@@ -4,6 +4,7 @@
 #![allow(clippy::print_stderr, reason = "tests say why they were skipped")]
 #![allow(unreachable_pub, reason = "a test is a crate without a surface")]
 
+#[macro_use]
 mod lab;
 
 use std::sync::Arc;
@@ -13,15 +14,6 @@ use shoal_api::network::{Endpoint, NetworkView, Protocol};
 use shoal_overlay::{
     Attachment, BridgeSpec, BridgeView, Bridges, BridgesConfig, Ipv4Place, Ipv6Place, PortRequest,
 };
-
-macro_rules! or_skip {
-    ($lab:expr) => {
-        match $lab {
-            Ok(lab) => lab,
-            Err(missing) => return eprintln!("skipped, because {missing}"),
-        }
-    };
-}
 
 fn bridge(n: u8) -> BridgeSpec {
     BridgeSpec {

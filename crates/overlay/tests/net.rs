@@ -6,6 +6,7 @@
 #![allow(clippy::print_stderr, reason = "tests say why they were skipped")]
 #![allow(unreachable_pub, reason = "a test is a crate without a surface")]
 
+#[macro_use]
 mod lab;
 
 use std::{
@@ -13,21 +14,12 @@ use std::{
     sync::Arc,
 };
 
-use lab::{Lab, Traffic, id, lab, view, with_datagrams};
+use lab::{Lab, Traffic, ask_datagram, id, lab, view, with_datagrams};
 use shoal_api::network::{Endpoint, NetworkView, Protocol, ServiceSlice};
 use shoal_overlay::{core::lb, netns};
 
 /// Asks as often as there are slots per round, so that every backend must have had its share.
 const ROUND: usize = 12;
-
-macro_rules! or_skip {
-    ($lab:expr) => {
-        match $lab {
-            Ok(lab) => lab,
-            Err(missing) => return eprintln!("skipped, because {missing}"),
-        }
-    };
-}
 
 /// Two containers on h1, one on h2, all of service `web` with VIP 10.0.1.2 and published port 8080.
 async fn three_tasks() -> Result<Lab, String> {
@@ -169,10 +161,7 @@ async fn a_datagram_to_a_published_port_is_answered_from_a_socket_of_no_address(
         let mut answers: BTreeMap<String, usize> = BTreeMap::new();
         for _ in 0..ROUND {
             let socket = lab.datagrams("client", host);
-            let mut answer = [0; 16];
-            socket.send(b"?").unwrap();
-            let length = socket.recv(&mut answer).unwrap();
-            let who = String::from_utf8(answer[..length].to_vec()).unwrap();
+            let who = ask_datagram(&socket).unwrap();
             *answers.entry(who).or_default() += 1;
         }
         let even = tasks.map(|task| (task.to_owned(), ROUND / 3));

@@ -4,6 +4,7 @@
 #![allow(clippy::print_stderr, reason = "tests say why they were skipped")]
 #![allow(unreachable_pub, reason = "a test is a crate without a surface")]
 
+#[macro_use]
 mod lab;
 
 use std::{
@@ -17,6 +18,7 @@ use std::{
 
 use lab::{
     Lab, Traffic, alone_on_ingress, bridged_packets_pass_rules, dual, id, lab, lab_of, peer, view,
+    with_datagrams,
 };
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, socket};
 use shoal_api::{
@@ -27,15 +29,6 @@ use shoal_overlay::{core::state::Family, netns};
 
 const ROUND: usize = 12;
 const PATIENCE: Duration = Duration::from_secs(5);
-
-macro_rules! or_skip {
-    ($lab:expr) => {
-        match $lab {
-            Ok(lab) => lab,
-            Err(missing) => return eprintln!("skipped, because {missing}"),
-        }
-    };
-}
 
 /// The usual three tasks, the published port 8080 changed like this.
 async fn published(
@@ -209,16 +202,8 @@ fn connect_from(port: u16, to: SocketAddr) -> std::io::Result<TcpStream> {
 #[tokio::test]
 async fn a_client_may_ask_every_node_from_one_port_at_once() {
     // One task, and two nodes of entry that are not its own.
-    let mut view = served_by_t2();
+    let mut view = with_datagrams(served_by_t2());
     view.peers.insert(id("h3"), peer(3));
-    let ingress = view.networks.get_mut("ingress").unwrap();
-    let web = Arc::make_mut(ingress.services.get_mut("web").unwrap());
-    web.ports.push(IngressPort {
-        protocol: Protocol::Udp,
-        published: 5300,
-        target: 53,
-        ..IngressPort::default()
-    });
     let mut lab = or_skip!(lab_of(3).await);
     if !lab.features()["conntrack zones"] {
         return eprintln!("skipped, because this kernel lacks CONFIG_NF_CONNTRACK_ZONES");
@@ -248,14 +233,14 @@ async fn a_client_may_ask_every_node_from_one_port_at_once() {
         let socket = UdpSocket::bind("0.0.0.0:4000").unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         let datagrams = hosts.iter().map(|host| {
-            socket.send_to(b"?", SocketAddr::from(([192, 0, 2, *host], 5300)))?;
+            socket.send_to(b"?", SocketAddr::from(([192, 0, 2, *host], 5353)))?;
             socket.recv_from(&mut [0; 16]).map(|(_, from)| from)
         });
         (streams, datagrams.collect::<Vec<_>>())
     });
     for (host, (stream, from)) in hosts.iter().zip(streams.into_iter().zip(datagrams)) {
         assert_eq!(stream.unwrap(), "t2\n", "asked h{host}");
-        assert_eq!(from.unwrap(), SocketAddr::from(([192, 0, 2, *host], 5300)));
+        assert_eq!(from.unwrap(), SocketAddr::from(([192, 0, 2, *host], 5353)));
     }
     assert!(lab.plan(1, &view).await.is_empty());
 }
@@ -625,7 +610,7 @@ async fn a_client_stays_with_its_task_by_whichever_node_it_comes() {
         web.affinity = Affinity::Source;
         web.ports = vec![IngressPort {
             protocol: Protocol::Udp,
-            published: 5300,
+            published: 5353,
             target: 53,
             ..IngressPort::default()
         }];
@@ -634,10 +619,10 @@ async fn a_client_stays_with_its_task_by_whichever_node_it_comes() {
     for (task, at) in [("t1", 11), ("t2", 12), ("t3", 13)] {
         lab.serve_datagrams(task, &format!("10.0.0.{at}:53"));
     }
-    let before = chosen(&lab, "192.0.2.1:5300");
+    let before = chosen(&lab, "192.0.2.1:5353");
     assert_eq!(
         before,
-        chosen(&lab, "192.0.2.2:5300"),
+        chosen(&lab, "192.0.2.2:5353"),
         "every node chooses alike"
     );
     for task in ["t1", "t2", "t3"] {
@@ -649,7 +634,7 @@ async fn a_client_stays_with_its_task_by_whichever_node_it_comes() {
     lab.serve("t3", "[::]:80");
     set_serving(&mut view, "t1", false);
     lab.converge(&view).await;
-    let after = chosen(&lab, "192.0.2.1:5300");
+    let after = chosen(&lab, "192.0.2.1:5353");
     for (client, task) in &before {
         assert!(
             task == "t1" || after[client] == *task,
@@ -663,7 +648,7 @@ async fn a_client_stays_with_its_task_by_whichever_node_it_comes() {
     set_serving(&mut view, "t1", true);
     lab.converge(&view).await;
     assert_eq!(
-        chosen(&lab, "192.0.2.2:5300"),
+        chosen(&lab, "192.0.2.2:5353"),
         before,
         "who comes back has his clients again"
     );

@@ -16,7 +16,7 @@ use super::{
     observed::ContainerFacts,
     state::{
         BRIDGE_PROTOCOL, Family, KernelState, Link, LinkKind, MAIN_TABLE, RULE_PRIORITY, Route,
-        RouteKind, Rule, Space, SpaceState, VethPeer,
+        Rule, Space, SpaceState, VethPeer,
     },
 };
 
@@ -307,13 +307,10 @@ fn inside_family(
         Family::V6 => Ipv6Net::default().into(),
     };
     objects.routes.insert(Route {
-        kind: RouteKind::Unicast,
         table,
-        to: everything,
         via: Some(gateway),
-        mtu: None,
-        link: attachment.ifname.clone(),
         protocol: BRIDGE_PROTOCOL,
+        ..Route::on(&attachment.ifname, everything)
     });
     if !main {
         // What was asked by way of this network is answered by way of it, wherever the way out is.

@@ -1,9 +1,9 @@
-//! Connection tracking over netlink: which flows still lead to backends that are no longer to be asked.
+//! Connection tracking over netlink: which flows go another way than one that begins now would go.
 //!
 //! A UDP flow keeps its way for as long as the client goes on sending, also the way to nobody; unlike with TCP, nobody would
-//! ever notice that it is dead. An attempt to connect is repeated to the backend that it was led to at first; and a connection that the
-//! backend has reset is remembered for ten seconds, in which another one from the same port is led there, too. Numbers are
-//! those of `linux/netfilter/nfnetlink_conntrack.h`.
+//! ever notice that it is dead. An attempt to connect is repeated to the backend that it was led to at first; and a
+//! connection that the backend has reset is remembered for ten seconds, in which another one from the same port is led
+//! there, too. Numbers are those of `linux/netfilter/nfnetlink_conntrack.h`.
 
 use std::net::IpAddr;
 

@@ -22,8 +22,8 @@ use super::{
     observed::Facts,
     ruleset::{self, direct},
     state::{
-        Family, KernelState, LOCAL_TABLE, Link, LinkKind, MAIN_TABLE, OVERLAY_PROTOCOL,
-        RULE_PRIORITY, Route, RouteKind, Rule, Space, SpaceState,
+        Family, KernelState, Link, LinkKind, MAIN_TABLE, OVERLAY_PROTOCOL, RULE_PRIORITY, Route,
+        RouteKind, Rule, Space, SpaceState,
     },
 };
 
@@ -238,13 +238,9 @@ pub(super) fn gateway(slice: &NetworkSlice, family: Family) -> Option<IpAddr> {
 /// The route to something on another node.
 pub(super) fn by_peer(family: Family, table: u32, to: IpNet, peer: IpAddr) -> Route {
     Route {
-        kind: RouteKind::Unicast,
         table,
-        to,
         via: Some(naming::peer_hop(family, peer)),
-        mtu: None,
-        link: VXLAN.to_owned(),
-        protocol: OVERLAY_PROTOCOL,
+        ..Route::on(VXLAN, to)
     }
 }
 
@@ -392,13 +388,8 @@ impl Cx<'_> {
                     .insert((UPLINK.to_owned(), host.addr()), mac);
             }
             objects.routes.insert(Route {
-                kind: RouteKind::Unicast,
-                table: MAIN_TABLE,
-                to: default_route(family),
                 via: Some(host.addr()),
-                mtu: None,
-                link: UPLINK.to_owned(),
-                protocol: OVERLAY_PROTOCOL,
+                ..Route::on(UPLINK, default_route(family))
             });
         }
         router
@@ -414,15 +405,8 @@ impl Cx<'_> {
         objects.addresses.insert((link(), host_route(own)));
         let mac = naming::mac_of(host);
         objects.neighbours.insert((link(), host), mac);
-        objects.routes.insert(Route {
-            kind: RouteKind::Unicast,
-            table: MAIN_TABLE,
-            to: host_route(host),
-            via: None,
-            mtu: None,
-            link: link(),
-            protocol: OVERLAY_PROTOCOL,
-        });
+        let to_host = Route::on(LOOPBACK6, host_route(host));
+        objects.routes.insert(to_host);
     }
 
     /// From which address packets of tunnels leave: any, where the node's own is given by a router on the way.
@@ -466,15 +450,8 @@ impl Cx<'_> {
         // their number.
         let vips = slice.services.values().flat_map(|service| &service.vips);
         let vips = vips.filter(|vip| Family::of(**vip) == family);
-        objects.routes.extend(vips.map(|vip| Route {
-            kind: RouteKind::Local,
-            table: LOCAL_TABLE,
-            to: host_route(*vip),
-            via: None,
-            mtu: None,
-            link: "lo".to_owned(),
-            protocol: OVERLAY_PROTOCOL,
-        }));
+        let own = vips.map(|vip| Route::own("lo", host_route(*vip)));
+        objects.routes.extend(own);
         // What no endpoint has is nowhere, and not out in the world, which the way out leads to. Nobody is told: an endpoint
         // that comes, or another one that the sender is led to, may have it by the next attempt. Clients of published ports may
         // be in a network of the same addresses as ingress.
@@ -483,12 +460,7 @@ impl Cx<'_> {
         let subnets = subnets.filter(|subnet| Family::of(subnet.addr()) == family);
         objects.routes.extend(subnets.map(|subnet| Route {
             kind: RouteKind::Blackhole,
-            table: MAIN_TABLE,
-            to: subnet.trunc(),
-            via: None,
-            mtu: None,
-            link: "lo".to_owned(),
-            protocol: OVERLAY_PROTOCOL,
+            ..Route::on("lo", subnet.trunc())
         }));
         for endpoint in slice.endpoints.values() {
             if let Some(peer) = self.peers.get(&endpoint.node)

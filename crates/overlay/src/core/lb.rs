@@ -256,21 +256,17 @@ pub fn backends(family: Family, elements: &Elements) -> BTreeSet<Backend> {
         }),
         Element::Member | Element::Goto(_) => None,
     });
-    let address = family.width() as usize;
-    let ports = [(PORT_SLOTS, 0), (PUBLISHED, 0), (PUBLISHED_AT, address)];
-    let ports = ports.into_iter().flat_map(|(map, at)| {
-        let entries = entries(elements, map).map(move |(key, to)| (key.get(at..), to));
-        entries.filter_map(|(key, element)| match element {
-            Element::Value(to) => {
-                let asked = datagram_port(key?)?;
-                let own = to.get(address..).and_then(port_of);
-                Some(Backend {
-                    address: address_of(family, to)?,
-                    port: Some(own.unwrap_or(asked)),
-                })
-            }
-            Element::Member | Element::Goto(_) => None,
-        })
+    let ports = datagram_ports(family, elements, PORT_SLOTS);
+    let ports = ports.filter_map(|(asked, element)| match element {
+        Element::Value(to) => {
+            // The host's rules leave a port as it is.
+            let own = to.get(family.width() as usize..).and_then(port_of);
+            Some(Backend {
+                address: address_of(family, to)?,
+                port: Some(own.unwrap_or(asked)),
+            })
+        }
+        Element::Member | Element::Goto(_) => None,
     });
     vips.chain(ports).collect()
 }
@@ -278,17 +274,27 @@ pub fn backends(family: Family, elements: &Elements) -> BTreeSet<Backend> {
 /// To what datagrams may be sent that are led elsewhere.
 pub fn asked(family: Family, elements: &Elements) -> BTreeSet<Asked> {
     let vips = entries(elements, VIP).filter_map(|(key, _)| address_of(family, key));
-    let ports = [
-        (PORT, 0),
-        (PUBLISHED, 0),
-        (PUBLISHED_AT, family.width() as usize),
-    ];
-    let ports = ports.into_iter().flat_map(|(map, at)| {
-        entries(elements, map).filter_map(move |(key, _)| datagram_port(key.get(at..)?))
-    });
-    let vips = vips.map(Asked::Address);
-    let ports = ports.map(|port| Asked::Port(family, port));
-    vips.chain(ports).collect()
+    let ports = datagram_ports(family, elements, PORT);
+    let ports = ports.map(|(port, _)| Asked::Port(family, port));
+    vips.map(Asked::Address).chain(ports).collect()
+}
+
+/// Elements of a router's map by published ports, and of the host's, if they are for datagrams; each with its port.
+fn datagram_ports<'a>(
+    family: Family,
+    elements: &'a Elements,
+    of_router: &'static str,
+) -> impl Iterator<Item = (u16, &'a Element)> {
+    let address = family.width() as usize;
+    let maps = [(of_router, 0), (PUBLISHED, 0), (PUBLISHED_AT, address)];
+    maps.into_iter().flat_map(move |(map, at)| {
+        let entries = entries(elements, map);
+        entries.filter_map(move |(key, element)| {
+            let key = key.get(at..)?;
+            let is_udp = key.first() == Some(&protocol_number(Protocol::Udp));
+            Some((port_of(key.get(4..)?)?, element)).filter(|_| is_udp)
+        })
+    })
 }
 
 fn entries<'a>(
@@ -296,12 +302,6 @@ fn entries<'a>(
     map: &str,
 ) -> impl Iterator<Item = (&'a Vec<u8>, &'a Element)> + use<'a> {
     elements.get(map).into_iter().flatten()
-}
-
-/// The port of a key that begins with [`port_key`], if it is one for datagrams.
-fn datagram_port(key: &[u8]) -> Option<u16> {
-    let is_udp = key.first() == Some(&protocol_number(Protocol::Udp));
-    is_udp.then(|| port_of(key.get(4..)?))?
 }
 
 fn port_of(bytes: &[u8]) -> Option<u16> {

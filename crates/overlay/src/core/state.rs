@@ -165,6 +165,30 @@ pub struct Route {
     pub protocol: u8,
 }
 
+impl Route {
+    /// The main table's route of cluster networks to what an interface leads to.
+    pub fn on(link: &str, to: IpNet) -> Self {
+        Self {
+            kind: RouteKind::Unicast,
+            table: MAIN_TABLE,
+            to,
+            via: None,
+            mtu: None,
+            link: link.to_owned(),
+            protocol: OVERLAY_PROTOCOL,
+        }
+    }
+
+    /// The route that makes an address this host's own.
+    pub fn own(link: &str, to: IpNet) -> Self {
+        Self {
+            kind: RouteKind::Local,
+            table: LOCAL_TABLE,
+            ..Self::on(link, to)
+        }
+    }
+}
+
 /// Kind of a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RouteKind {

@@ -1,6 +1,6 @@
 //! Two hosts `h1` (192.0.2.1) and `h2` (192.0.2.2) with a network plane each, and an outside `client` (192.0.2.99).
 
-#![allow(dead_code, reason = "not every test needs all of it")]
+#![allow(dead_code, unused_macros, reason = "not every test needs all of it")]
 
 use std::{
     collections::BTreeMap,
@@ -27,6 +27,16 @@ use shoal_overlay::{
     core::{diff::NetOp, keyring::KeyTimes, state::Family},
     netns,
 };
+
+/// What is ready, or the end of the test with a line that says what is missing.
+macro_rules! or_skip {
+    ($ready:expr) => {
+        match $ready {
+            Ok(ready) => ready,
+            Err(missing) => return eprintln!("skipped, because {missing}"),
+        }
+    };
+}
 
 const HOSTS: [&str; 3] = ["h1", "h2", "h3"];
 /// How long a packet that must not arrive is waited for: long enough for the second try of one that was dropped while
@@ -270,6 +280,14 @@ impl Talk {
         self.0.read_line(&mut answer).unwrap();
         answer.trim_end().to_owned()
     }
+}
+
+/// Who answers a datagram.
+pub fn ask_datagram(socket: &UdpSocket) -> io::Result<String> {
+    let mut answer = [0; 16];
+    socket.send(b"?")?;
+    let length = socket.recv(&mut answer)?;
+    Ok(String::from_utf8(answer[..length].to_vec()).unwrap())
 }
 
 impl Traffic for Lab {

@@ -16,7 +16,7 @@ use crate::core::{
     ruleset::direct,
     state::{
         Family, KernelState, Link, LinkKind, MAIN_TABLE, OVERLAY_PROTOCOL, RULE_PRIORITY, Route,
-        RouteKind, Rule, Space, SpaceState, VethPeer,
+        Rule, Space, SpaceState, VethPeer,
     },
 };
 
@@ -134,15 +134,8 @@ impl Cx<'_> {
             let hop = Ipv6Net::new_assert(ROUTER_HOP, 64);
             objects.addresses.insert((port.to_owned(), hop.into()));
         }
-        objects.routes.insert(Route {
-            kind: RouteKind::Unicast,
-            table: MAIN_TABLE,
-            to: host_route(address.addr()),
-            via: None,
-            mtu: None,
-            link: port.to_owned(),
-            protocol: OVERLAY_PROTOCOL,
-        });
+        let to_container = Route::on(port, host_route(address.addr()));
+        objects.routes.insert(to_container);
     }
 
     /// The container's side of an endpoint in one family.
@@ -156,13 +149,9 @@ impl Cx<'_> {
         let objects = &mut inside.objects;
         let link = || place.link.to_owned();
         let route = |table, to, via| Route {
-            kind: RouteKind::Unicast,
             table,
-            to,
             via: Some(via),
-            mtu: None,
-            link: link(),
-            protocol: OVERLAY_PROTOCOL,
+            ..Route::on(place.link, to)
         };
         // IPv4's neighbours are all answered for by the router; with IPv6 everything goes to the router outright.
         let (address, via) = match family {

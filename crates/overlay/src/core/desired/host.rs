@@ -11,10 +11,7 @@ use super::{Cx, Uplink, gateway, host_route};
 use crate::core::{
     naming::{self, LOOPBACK6, UPLINK},
     ruleset,
-    state::{
-        Family, LOCAL_TABLE, Link, LinkKind, MAIN_TABLE, OVERLAY_PROTOCOL, Route, RouteKind, Space,
-        SpaceState, VethPeer,
-    },
+    state::{Family, Link, LinkKind, Route, Space, SpaceState, VethPeer},
 };
 
 impl Cx<'_> {
@@ -75,7 +72,7 @@ impl Cx<'_> {
         let both = carried.iter().flat_map(|(_, slice)| self.families(slice));
         let families: BTreeSet<Family> = both.map(|(family, _)| family).collect();
         for family in &families {
-            self.host_family(&mut host, *family, carried, uplinks);
+            self.host_family(&mut host, *family, ingress, uplinks);
         }
         // Of which family tunnels are is not a matter of what travels in them; what must not travel in the open must not in
         // either.
@@ -94,7 +91,7 @@ impl Cx<'_> {
         &self,
         host: &mut SpaceState,
         family: Family,
-        carried: &[(&NetworkId, &NetworkSlice)],
+        ingress: Option<&(&NetworkId, &NetworkSlice)>,
         uplinks: &BTreeMap<NetworkId, Uplink>,
     ) {
         let Some(net) = self.bridge_address(family) else {
@@ -111,19 +108,14 @@ impl Cx<'_> {
             }
         }
         // What the host itself asks at a published port is cut here, as for `::1`.
-        for (id, slice) in carried.iter().filter(|(_, slice)| slice.ingress) {
-            let uplink = uplinks.get(*id);
-            if let Some(address) = uplink.and_then(|uplink| uplink.address(family)) {
-                host.objects.routes.insert(Route {
-                    kind: RouteKind::Unicast,
-                    table: MAIN_TABLE,
-                    to: host_route(address),
-                    via: None,
-                    mtu: Some(self.mtu(slice)),
-                    link: bridge.clone(),
-                    protocol: OVERLAY_PROTOCOL,
-                });
-            }
+        if let Some((id, slice)) = ingress
+            && let Some(uplink) = uplinks.get(*id)
+            && let Some(address) = uplink.address(family)
+        {
+            host.objects.routes.insert(Route {
+                mtu: Some(self.mtu(slice)),
+                ..Route::on(bridge, host_route(address))
+            });
         }
         if family == Family::V6 {
             let settings = &mut host.objects.settings;
@@ -162,21 +154,12 @@ impl Cx<'_> {
         objects.addresses.insert((name.clone(), host_route(own)));
         let mac = naming::mac_of(router);
         objects.neighbours.insert((name.clone(), router), mac);
-        let mut route = |kind, table, to| {
-            objects.routes.insert(Route {
-                kind,
-                table,
-                to: host_route(to),
-                via: None,
-                mtu: None,
-                link: name.clone(),
-                protocol: OVERLAY_PROTOCOL,
-            })
-        };
-        route(RouteKind::Unicast, MAIN_TABLE, router);
+        let routes = &mut objects.routes;
+        routes.insert(Route::on(&name, host_route(router)));
         // Answers are for loopback once their address is turned back; the kernel takes them only where a route of the
         // very interface by which they come says so.
-        route(RouteKind::Local, LOCAL_TABLE, Ipv6Addr::LOCALHOST.into());
+        let loopback = host_route(Ipv6Addr::LOCALHOST.into());
+        routes.insert(Route::own(&name, loopback));
     }
 
     /// Rules of one family in the host's namespace.

@@ -15,9 +15,7 @@ use shoal_api::{
 use super::{Cx, host_route};
 use crate::core::{
     naming,
-    state::{
-        LOCAL_TABLE, Link, LinkKind, MAIN_TABLE, OVERLAY_PROTOCOL, Route, RouteKind, SpaceState,
-    },
+    state::{Link, LinkKind, Route, SpaceState},
     tunnel::{self, Tunnel, TunnelPeer},
 };
 
@@ -46,25 +44,12 @@ impl Cx<'_> {
         let current = tunnel::address(&keys.current.public);
         let own = host_route(current.into());
         objects.addresses.insert((name.clone(), own));
-        let route = |kind, table, to: IpNet| Route {
-            kind,
-            table,
-            to,
-            via: None,
-            mtu: None,
-            link: name.clone(),
-            protocol: OVERLAY_PROTOCOL,
-        };
         let everybody = IpNet::from(tunnel::subnet());
-        objects
-            .routes
-            .insert(route(RouteKind::Unicast, MAIN_TABLE, everybody));
+        objects.routes.insert(Route::on(&name, everybody));
         // Packets for the other key are taken, but none are sent from it: it is no address.
         if let Some(other) = &keys.other {
             let other = host_route(tunnel::address(other).into());
-            objects
-                .routes
-                .insert(route(RouteKind::Local, LOCAL_TABLE, other));
+            objects.routes.insert(Route::own(&name, other));
         }
         let involved = encrypted().flat_map(|(_, slice)| self.involved(slice));
         let involved: BTreeSet<IpAddr> = involved.collect();

@@ -19,7 +19,7 @@ use crate::{
     core::{
         bridge::{self, port_name},
         diff::{NetOp, diff},
-        notice::Shape,
+        notice::{Scope, Shape},
         observed::{ContainerFacts, Observed, ObservedSpace},
         rtnl_wire,
         state::{BRIDGE_PROTOCOL, Objects, Space},
@@ -29,6 +29,15 @@ use crate::{
 
 /// Group of the interfaces that go together.
 const LEAVING_GROUP: u32 = 0x5ba1_1ea0;
+
+/// What becomes of a port is nobody's concern any more.
+fn disown(ours: &mut Scope, indices: &mut BTreeMap<String, u32>, port: &str) {
+    ours.links.remove(port);
+    ours.shapes.remove(port);
+    if let Some(index) = indices.remove(port) {
+        ours.indices.remove(&index);
+    }
+}
 
 impl Worker {
     /// Connects a container to what `attachments` says, and to nothing else.
@@ -84,11 +93,7 @@ impl Worker {
         let watch = self.watch.shared();
         watch.hold().amend(&Space::Host, |ours| {
             for port in &ports {
-                ours.links.remove(port);
-                ours.shapes.remove(port);
-                if let Some(index) = self.indices.remove(port) {
-                    ours.indices.remove(&index);
-                }
+                disown(ours, &mut self.indices, port);
             }
         });
         self.leaving.extend(ports);
@@ -167,41 +172,24 @@ impl Worker {
             tracing::debug!(step = %op, "bridge step");
         }
         let failed = kernel.execute(&ops, &have).into_iter().next();
-        let ports = |attachments: &[Attachment]| -> Vec<String> {
-            let networks = attachments.iter().map(|at| &at.network);
-            networks
-                .map(|network| port_name(&self.prefix, container, network))
-                .collect()
-        };
-        let (old, new) = (ports(before.unwrap_or_default()), ports(after));
+        let port = |at: &Attachment| port_name(&self.prefix, container, &at.network);
         let found: BTreeMap<String, u32> = kernel
             .interfaces(&Space::Host)
             .map(|(name, index)| (name.clone(), index))
             .collect();
-        let mut shapes = BTreeMap::new();
-        for at in after {
-            let mtu = self
-                .view
-                .networks
-                .get(&at.network)
-                .and_then(|spec| spec.mtu);
-            let port = port_name(&self.prefix, container, &at.network);
-            shapes.insert(port, Shape { mac: None, mtu });
-        }
         watch.amend(&Space::Host, |ours| {
-            for port in &old {
-                ours.links.remove(port);
-                ours.shapes.remove(port);
-                if let Some(index) = self.indices.remove(port) {
-                    ours.indices.remove(&index);
-                }
+            for at in before.unwrap_or_default() {
+                disown(ours, &mut self.indices, &port(at));
             }
-            ours.shapes.extend(shapes);
-            for port in new {
+            for at in after {
+                let port = port(at);
                 if let Some(index) = found.get(&port) {
                     ours.indices.insert(*index);
                     self.indices.insert(port.clone(), *index);
                 }
+                let spec = self.view.networks.get(&at.network);
+                let mtu = spec.and_then(|spec| spec.mtu);
+                ours.shapes.insert(port.clone(), Shape { mac: None, mtu });
                 ours.links.insert(port);
             }
         });

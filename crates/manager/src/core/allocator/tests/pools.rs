@@ -21,6 +21,15 @@ fn named(name: &str, ipam: Vec<IpamConfig>) -> NetworkSpec {
     spec
 }
 
+/// A cluster whose networks have subnets of 24 bits from these.
+fn pools(pools: [&str; 2]) -> ClusterSpec {
+    ClusterSpec {
+        default_address_pools: pools.map(|pool| pool.parse().unwrap()).into(),
+        subnet_size: 24,
+        ..ClusterSpec::default()
+    }
+}
+
 fn remove(world: &mut World, id: &NetworkId) -> Result<(), String> {
     let removed = world.user(|state, cx| control::remove_network(state, cx, id));
     removed.map(drop).map_err(|refusal| refusal.to_string())
@@ -69,14 +78,7 @@ fn addresses_come_from_the_range_and_go_around_the_gateway_that_were_asked_for()
 
 #[test]
 fn subnets_are_cut_from_the_clusters_pools_in_the_size_that_was_said() {
-    let spec = ClusterSpec {
-        default_address_pools: ["10.20.0.0/23", "172.30.0.0/24"]
-            .map(|pool| pool.parse().unwrap())
-            .into(),
-        subnet_size: 24,
-        ..ClusterSpec::default()
-    };
-    let mut world = World::with(&["n1"], spec);
+    let mut world = World::with(&["n1"], pools(["10.20.0.0/23", "172.30.0.0/24"]));
     let ingress = world.state.ingress_network().unwrap().id.clone();
     assert_eq!(subnets(&world, &ingress)[0], "10.20.0.0/24 via 10.20.0.1");
     let ids = ["a", "b", "c"].map(|name| network(&mut world, name, &[]));
@@ -103,14 +105,7 @@ fn subnets_are_cut_from_the_clusters_pools_in_the_size_that_was_said() {
 #[test]
 fn subnets_in_which_nodes_are_come_last() {
     // All nodes here have the address 192.0.2.1.
-    let spec = ClusterSpec {
-        default_address_pools: ["192.0.2.0/24", "10.20.0.0/24"]
-            .map(|pool| pool.parse().unwrap())
-            .into(),
-        subnet_size: 24,
-        ..ClusterSpec::default()
-    };
-    let mut world = World::with(&["n1"], spec);
+    let mut world = World::with(&["n1"], pools(["192.0.2.0/24", "10.20.0.0/24"]));
     let ingress = world.state.ingress_network().unwrap().id.clone();
     assert_eq!(subnets(&world, &ingress)[0], "10.20.0.0/24 via 10.20.0.1");
     let other = network(&mut world, "a", &[]);
